@@ -1,0 +1,56 @@
+"""Leveret: an asyncio work queue on RabbitMQ, or on one SQLite file."""
+
+from leveret.app import App
+from leveret.errors import (
+    AppNotLoaded,
+    BrokerBlocked,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    ConfigurationError,
+    Dead,
+    EnqueueError,
+    EnqueueTimeout,
+    InvalidArguments,
+    LeaseLost,
+    LeveretError,
+    NotSerializable,
+    QueueFull,
+    QueueMismatch,
+    QueueNotFound,
+    StoreError,
+    TaskTooLarge,
+    UnknownTask,
+    UnreadableBody,
+)
+from leveret.model import Queue
+from leveret.task import Handle, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "AppNotLoaded",
+    "BrokerBlocked",
+    "BrokerError",
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "Dead",
+    "EnqueueError",
+    "EnqueueTimeout",
+    "Handle",
+    "InvalidArguments",
+    "LeaseLost",
+    "LeveretError",
+    "NotSerializable",
+    "Queue",
+    "QueueFull",
+    "QueueMismatch",
+    "QueueNotFound",
+    "StoreError",
+    "Task",
+    "TaskTooLarge",
+    "UnknownTask",
+    "UnreadableBody",
+]

@@ -1,0 +1,336 @@
+"""``App``: the registry of tasks, and where a program's producer comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
+
+from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
+from leveret.errors import AppNotLoaded, ConfigurationError, UnknownTask
+from leveret.model import DEFAULT_QUEUE, Queue
+from leveret.task import Acknowledge, P, R, Task, TaskOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from types import ModuleType
+    from typing import Self
+
+    from leveret.model import Envelope
+
+T = TypeVar("T")
+
+#: How long closing the synchronous door's connection may take (seconds).
+_CLOSE_TIMEOUT = 5.0
+_Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Producer]"
+#: The default limit of an encoded task (bytes).
+MAX_MESSAGE_SIZE = 1024 * 1024
+
+
+class App:
+    """An application: its tasks, its queues and the URL of its broker.
+
+    ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. ``queues``: those that want settings
+    of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds after which an
+    enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task.
+
+    ``async with app:`` opens the connection at once and closes it at the end; a first ``enqueue`` opens it too.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        queues: Sequence[Queue] = (),
+        enqueue_timeout: float = DEFAULT_TIMEOUT,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+    ) -> None:
+        if enqueue_timeout <= 0:
+            raise ConfigurationError(f"enqueue_timeout is {enqueue_timeout}; it must be more than 0 seconds")
+        self._url = url
+        self.enqueue_timeout = enqueue_timeout
+        self.max_message_size = max_message_size
+        self._queues = {queue.name: queue for queue in queues}
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._default_tasks: dict[str, str] = {}
+        self._producers: _Producers = weakref.WeakKeyDictionary()
+        self._door = _Door()
+        self._abandoned: list[object] = []
+        _after_fork(self)
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    @property
+    def url(self) -> str:
+        return resolve_url(self._url)
+
+    def connect_to(self, url: str) -> None:
+        """Use another broker from now on (the command line's ``--url``)."""
+        self._url = url
+
+    @property
+    def queues(self) -> Sequence[Queue]:
+        return tuple(self._queues.values())
+
+    @property
+    def tasks(self) -> Sequence[Task[..., Any]]:
+        return tuple(self._tasks.values())
+
+    @property
+    def default_tasks(self) -> dict[str, str]:
+        """The task of each queue that takes the messages without a task's name."""
+        return dict(self._default_tasks)
+
+    @overload
+    def task(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = ...,
+        acknowledge: Acknowledge = ...,
+        default: bool = ...,
+    ) -> _Decorator: ...
+
+    def task(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        acknowledge: Acknowledge = "after",
+        default: bool = False,
+    ) -> Any:
+        """Register a function as a task.
+
+        ``name``: what it is called on the wire (the function's name). ``queue``: where it is enqueued.
+        ``acknowledge="before"``: at most once, for tasks that must not run twice and may be lost.
+        ``default=True``: it takes the queue's messages that name no task, as foreign producers send them.
+        """
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            return self._register(function, name or function.__name__, TaskOptions(queue, acknowledge), default=default)
+
+        return register if function is None else register(function)
+
+    def find(self, name: str | None, queue: str) -> Task[..., Any]:
+        """The task for a message. Raises UnknownTask with what is known."""
+        wanted = name if name is not None else self._default_tasks.get(queue)
+        if wanted is None:
+            raise UnknownTask(
+                f"the message names no task (AMQP property 'type') and queue {queue!r} has no default task; "
+                "register one with @app.task(queue=..., default=True)"
+            )
+        task = self._tasks.get(wanted)
+        if task is None:
+            known = ", ".join(sorted(self._tasks)) or "none"
+            raise UnknownTask(f"no task is registered as {wanted!r}; known: {known}")
+        return task
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+        """Store tasks on this loop's connection, opening it first if need be."""
+        await self._producer().publish(envelopes)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T:
+        """The synchronous door: run a coroutine of this application (``enqueue_many``, ...) and return its result.
+
+        For code without an event loop, from any thread, before and after ``os.fork``. Inside a running loop it
+        raises RuntimeError, since it would block that loop.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._door.wait(coroutine)
+        coroutine.close()
+        raise RuntimeError("this thread runs an event loop: await the asynchronous method instead, it would be blocked")
+
+    async def __aenter__(self) -> Self:
+        await self._producer().declare()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close this loop's connection. A later enqueue opens it again."""
+        producer = self._producers.pop(asyncio.get_running_loop(), None)
+        if producer is not None:
+            await producer.broker.close()
+
+    def close_sync(self) -> None:
+        """Close the synchronous door's connection and its thread."""
+        self._door.close(self.close)
+
+    def _abandon_connections(self) -> None:
+        """Leave the parent process's connections alone: kept, so that they are never closed from here."""
+        self._abandoned.append((self._door, list(self._producers.items())))
+        self._producers = weakref.WeakKeyDictionary()
+        self._door = _Door()
+
+    def _register(
+        self, function: Callable[..., Any], name: str, options: TaskOptions, *, default: bool
+    ) -> Task[..., Any]:
+        if name in self._tasks:
+            raise ConfigurationError(f"two tasks are called {name!r}; give one another name with @app.task(name=...)")
+        if default and options.queue in self._default_tasks:
+            raise ConfigurationError(
+                f"queue {options.queue!r} has a default task already: {self._default_tasks[options.queue]!r}"
+            )
+        task: Task[..., Any] = Task(function, name, options, self)
+        self._queues.setdefault(options.queue, Queue(options.queue))
+        self._tasks[name] = task
+        if default:
+            self._default_tasks[options.queue] = name
+        return task
+
+    def _producer(self) -> _Producer:
+        loop = asyncio.get_running_loop()
+        producer = self._producers.get(loop)
+        if producer is None:
+            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
+            self._producers[loop] = producer
+        return producer
+
+
+class _Decorator(Protocol):
+    """The type of ``@app.task(...)``: keeps the parameters and gives the awaited result."""
+
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class _Producer:
+    """One loop's broker, and which queues it has declared."""
+
+    def __init__(self, broker: Broker, queues: dict[str, Queue]) -> None:
+        self.broker = broker
+        self._queues = queues
+        self._declared: set[str] = set()
+
+    async def declare(self) -> None:
+        await self._declare(self._queues)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        wanted = {envelope.queue for envelope in envelopes} - self._declared
+        if wanted:
+            await self._declare(wanted)
+        await self.broker.publish(envelopes)
+
+    async def _declare(self, names: Iterable[str]) -> None:
+        await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
+        self._declared.update(names)
+
+
+class _Door:
+    """A thread with a loop of its own, started at its first use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with self._lock:
+            opened, self._open = self._open, None
+        if opened is None:
+            return
+        loop, thread = opened
+        asyncio.run_coroutine_threadsafe(closer(), loop).result(_CLOSE_TIMEOUT)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._open is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="leveret-door", daemon=True)
+                thread.start()
+                self._open = loop, thread
+            return self._open[0]
+
+
+def _after_fork(app: App) -> None:
+    """In a forked child, have the application begin anew."""
+    reference = weakref.ref(app)
+
+    def renew() -> None:
+        app = reference()
+        if app is not None:
+            app._abandon_connections()  # noqa: SLF001 - one class in two parts
+
+    os.register_at_fork(after_in_child=renew)
+
+
+def _close_at_exit(reference: weakref.ref[App]) -> None:
+    app = reference()
+    if app is not None:
+        with suppress(Exception):
+            app.close_sync()
+
+
+def load_app(reference: str) -> App:
+    """Import the application of a ``MODULE:APP`` or ``FILE.py:APP``. Raises AppNotLoaded with the reason."""
+    module_name, separator, attribute = reference.rpartition(":")
+    if not separator or not module_name or not attribute:
+        raise AppNotLoaded(f"{reference!r} is not of the form MODULE:APP (as in tasks:app) or FILE.py:APP")
+    module = _load_file(module_name) if module_name.endswith(".py") else _load_module(module_name)
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        found = [name for name, value in vars(module).items() if isinstance(value, App)]
+        hint = f"it has: {', '.join(found)}" if found else "it has no leveret.App at its top level"
+        raise AppNotLoaded(f"{module_name!r} has no application {attribute!r}; {hint}")
+    return app
+
+
+def _load_module(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise AppNotLoaded(
+                f"there is no module {error.name!r} in {Path.cwd()} or in the installed packages"
+            ) from error
+        raise AppNotLoaded(f"importing {name!r} failed: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise AppNotLoaded(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _load_file(name: str) -> ModuleType:
+    path = Path(name).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise AppNotLoaded(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise AppNotLoaded(f"importing {path} failed: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,96 @@
+"""What a broker does for Leveret, and how a URL becomes one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from leveret.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from leveret.model import DeadLetter, Delivery, Envelope, Queue, QueueStats, Settlement
+
+DEFAULT_URL = "sqlite:///leveret.db"
+#: How long `publish` may take before it raises (seconds).
+DEFAULT_TIMEOUT = 30.0
+
+
+class Consumer(Protocol):
+    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
+
+    async def stop(self) -> None:
+        """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
+
+
+class Broker(Protocol):
+    """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
+
+    async def declare(self, queues: Sequence[Queue], /) -> None:
+        """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+
+    def consume(self, queues: Sequence[Queue], /, *, credit: int | None) -> AbstractAsyncContextManager[Consumer]:
+        """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
+
+        What is unsettled when the context is left goes back to its queue.
+        """
+
+    async def settle(self, settlements: Sequence[Settlement], /) -> None:
+        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done."""
+
+    async def stats(self, queues: Sequence[str] = (), /) -> Sequence[QueueStats]:
+        """Counts of the queues named, and of all the others that the broker can list by itself."""
+
+    async def dead_letters(self, queue: str, /, *, limit: int) -> Sequence[DeadLetter]:
+        """The oldest dead letters of a queue; they stay where they are."""
+
+    async def close(self) -> None:
+        """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
+
+
+def resolve_url(url: str | None) -> str:
+    """The URL given, else $LEVERET_URL, else an SQLite file in the working directory."""
+    return url or os.environ.get("LEVERET_URL") or DEFAULT_URL
+
+
+def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
+    """The broker for a URL: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...`` or ``memory://``.
+
+    Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        from leveret.brokers.sqlite import SQLiteBroker
+
+        return SQLiteBroker.from_url(url, timeout=timeout)
+    if scheme in ("amqp", "amqps"):
+        from leveret.brokers.rabbitmq import RabbitMQBroker
+
+        return RabbitMQBroker(url, timeout=timeout)
+    if scheme == "memory":
+        from leveret.brokers.memory import MemoryBroker
+
+        return MemoryBroker()
+    raise ConfigurationError(
+        f"{censor(url)!r} is not a broker's URL: use sqlite:///file.db, amqp://user:password@host/vhost or memory://"
+    )
+
+
+def censor(url: str) -> str:
+    """The URL without its password, for logs and errors."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return "(a URL that cannot be read)"
+    if password is None:
+        return url
+    return url.replace(f":{password}@", ":***@", 1)

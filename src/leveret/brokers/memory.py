@@ -1,0 +1,207 @@
+"""A broker in this process's memory: for tests, and the plainest statement of what a broker does.
+
+Nothing survives the process. Several brokers on one `MemoryStore` see the same queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.errors import LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.model import (
+    DeadLetter,
+    DeadLettered,
+    Delivery,
+    Envelope,
+    Outcome,
+    Queue,
+    QueueStats,
+    Released,
+    Retrying,
+    Settlement,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+
+class MemoryStore:
+    """The queues and who takes from them."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, _Stored] = {}
+        self.tokens = itertools.count(1)
+
+
+class _Stored:
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.ready: deque[_Waiting] = deque()
+        self.dead: list[DeadLetter] = []
+        #: In turn: whoever was dealt to last stands last.
+        self.takers: deque[_Taker] = deque()
+
+    def deal(self, tokens: itertools.count[int]) -> None:
+        """Hand ready tasks to takers with free credit, in turn."""
+        while self.ready:
+            taker = next((taker for taker in self.takers if taker.has_credit), None)
+            if taker is None:
+                return
+            self.takers.remove(taker)
+            self.takers.append(taker)
+            waiting = self.ready.popleft()
+            taker.give(Delivery(waiting.envelope, taker, next(tokens), waiting.returns))
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    envelope: Envelope
+    returns: int = 0
+
+
+class _Taker:
+    """One consumer's share of one queue; also the lease of what it was given."""
+
+    def __init__(self, consumer: _MemoryConsumer, credit: int | None) -> None:
+        self._consumer = consumer
+        self._credit = credit
+        self.held = True
+        self.holding: dict[int, Delivery] = {}
+
+    @property
+    def has_credit(self) -> bool:
+        return self.held and not self._consumer.stopped and (self._credit is None or len(self.holding) < self._credit)
+
+    def give(self, delivery: Delivery) -> None:
+        self.holding[delivery.tag] = delivery
+        self._consumer.give(delivery)
+
+
+class _MemoryConsumer:
+    def __init__(self) -> None:
+        self._batch: list[Delivery] = []
+        self._wake = asyncio.Event()
+        self.stopped = False
+
+    def give(self, delivery: Delivery) -> None:
+        self._batch.append(delivery)
+        self._wake.set()
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        while not self.stopped or self._batch:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._batch = self._batch, []
+            if batch:
+                yield batch
+
+    async def stop(self) -> None:
+        self.stopped = True
+        self._wake.set()
+
+
+class MemoryBroker:
+    """See `leveret.brokers.Broker`."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self._store = store or MemoryStore()
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        for queue in queues:
+            stored = self._store.queues.get(queue.name)
+            if stored is None and not queue.create:
+                raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
+            if stored is not None and queue.max_length not in (None, stored.queue.max_length):
+                raise QueueMismatch(
+                    queue.name,
+                    found={"max_length": stored.queue.max_length},
+                    wanted={"max_length": queue.max_length},
+                    remedy="use another name",
+                )
+        for queue in queues:
+            self._store.queues.setdefault(queue.name, _Stored(queue))
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        for name in {envelope.queue for envelope in envelopes}:
+            stored = self._store.queues.get(name)
+            mine = [envelope for envelope in envelopes if envelope.queue == name]
+            ids = [envelope.id for envelope in envelopes]
+            if stored is None:
+                raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
+            limit = stored.queue.max_length
+            if limit is not None and len(stored.ready) + len(mine) > limit:
+                raise QueueFull(f"queue {name!r} holds {len(stored.ready)} ready tasks of at most {limit}", ids)
+        for envelope in envelopes:
+            self._store.queues[envelope.queue].ready.append(_Waiting(envelope))
+        self._deal({envelope.queue for envelope in envelopes})
+
+    @asynccontextmanager
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[_MemoryConsumer]:
+        await self.declare(queues)
+        consumer = _MemoryConsumer()
+        takers = {queue.name: _Taker(consumer, credit) for queue in queues}
+        for name, taker in takers.items():
+            self._store.queues[name].takers.append(taker)
+        self._deal(takers)
+        try:
+            yield consumer
+        finally:
+            for name, taker in takers.items():
+                taker.held = False
+                stored = self._store.queues[name]
+                stored.takers.remove(taker)
+                back = [_Waiting(delivery.envelope, delivery.returns + 1) for delivery in taker.holding.values()]
+                stored.ready.extendleft(reversed(back))
+            self._deal(takers)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        lost = []
+        for delivery, outcome in settlements:
+            taker = delivery.lease
+            if isinstance(taker, _Taker) and taker.held and taker.holding.pop(delivery.tag, None) is not None:
+                self._settle(delivery, outcome)
+            else:
+                lost.append(delivery.envelope.id)
+        self._deal({delivery.envelope.queue for delivery, _ in settlements})
+        if lost:
+            raise LeaseLost(lost)
+
+    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+        del queues  # all are known
+        return [
+            QueueStats(
+                name=name,
+                ready=len(stored.ready),
+                running=sum(len(taker.holding) for taker in stored.takers),
+                dead=len(stored.dead),
+                consumers=len(stored.takers),
+            )
+            for name, stored in sorted(self._store.queues.items())
+        ]
+
+    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
+        stored = self._store.queues.get(queue)
+        return stored.dead[:limit] if stored else []
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        stored, envelope = self._store.queues[delivery.envelope.queue], delivery.envelope
+        if isinstance(outcome, Retrying):
+            again = msgspec.structs.replace(envelope, attempt=envelope.attempt + 1, last_error=outcome.error)
+            stored.ready.append(_Waiting(again))
+        elif isinstance(outcome, DeadLettered):
+            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time()))
+        elif isinstance(outcome, Released):
+            stored.ready.appendleft(_Waiting(envelope, delivery.returns))
+
+    def _deal(self, names: Sequence[str] | set[str] | dict[str, _Taker]) -> None:
+        for name in names:
+            self._store.queues[name].deal(self._store.tokens)

@@ -1,0 +1,201 @@
+"""The RabbitMQ broker, through aio-pika: RabbitMQ 3.10 to 4.3, no plugin, no second server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from leveret.brokers.backoff import backoff
+from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.census import Census, Tally
+from leveret.brokers.rabbitmq.codec import buried, retried, to_dead_letter, to_message
+from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
+from leveret.brokers.rabbitmq.declare import declare_dead, declare_tasks, message_count
+from leveret.brokers.rabbitmq.publisher import Publisher
+from leveret.brokers.rabbitmq.topology import dead_queue, hosts
+from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
+from leveret.model import DeadLettered, Queue, QueueStats, Released, Retrying
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from leveret.brokers.rabbitmq.codec import Message
+    from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
+
+T = TypeVar("T")
+
+log = logging.getLogger("leveret.rabbitmq")
+
+
+class RabbitMQBroker:
+    """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        self._urls = hosts(url)
+        self._timeout = timeout
+        self._publisher = Publisher(self._urls, timeout=timeout)
+        self._census = Census(self._publisher)
+        self._queues: dict[str, Queue] = {}
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        async def ask() -> None:
+            await declare_tasks(await self._publisher.connection(), queues)
+
+        await self._insist("declaring queues", ask)
+        self._queues.update((queue.name, queue) for queue in queues)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        messages = [to_message(envelope) for envelope in envelopes]
+        try:
+            await self._publisher.publish(messages)
+        except QueueNotFound as error:
+            # A queue that was deleted after it was declared is made again, unless it is the operator's to make.
+            lost = set(error.ids)
+            missing = [message for message in messages if message.id in lost]
+            await self.declare([self._known(name) for name in {message.queue for message in missing}])
+            await self._publisher.publish(missing)
+
+    @asynccontextmanager
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
+        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census)
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.close()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in settlements))
+        lost = [delivery.envelope.id for (delivery, _), is_kept in zip(settlements, kept, strict=True) if not is_kept]
+        if lost:
+            raise LeaseLost(lost)
+
+    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+        return await self._ask("counting", lambda: self._stats(queues))
+
+    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
+        return await self._ask("reading dead letters", lambda: self._dead_letters(queue, limit))
+
+    async def close(self) -> None:
+        await self._publisher.close()
+
+    def _known(self, name: str) -> Queue:
+        return self._queues.get(name, Queue(name, create=False))
+
+    async def _settle(self, delivery: Delivery, outcome: Outcome) -> bool:
+        """Record one outcome; False when the delivery is not the caller's any more."""
+        session = delivery.lease
+        if not isinstance(session, Session):
+            return False
+        try:
+            if isinstance(outcome, Released):
+                return await session.give_back(delivery.tag)
+            if isinstance(outcome, Retrying):
+                await self._store_copy(session, delivery, retried(delivery, outcome))
+            elif isinstance(outcome, DeadLettered):
+                await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
+            return await session.acknowledge(delivery.tag)
+        except QueueFull as error:
+            log.warning("task %s goes back uncounted: %s", delivery.envelope.id, error)
+            return await session.give_back(delivery.tag)
+        except amqp.CONNECTION_LOST:
+            return False
+
+    async def _store_copy(self, session: Session, delivery: Delivery, message: Message) -> None:
+        """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
+        for pause in backoff():
+            if not session.holds(delivery.tag):
+                return
+            try:
+                await self._publisher.publish([message])
+            except QueueFull:
+                # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
+                raise
+            except QueueNotFound:
+                await self._make_again(message.queue, delivery.envelope.queue)
+            except LeveretError as error:
+                log.warning("the outcome of task %s cannot be stored, trying again: %s", delivery.envelope.id, error)
+            else:
+                return
+            await asyncio.sleep(pause)
+
+    async def _make_again(self, missing: str, queue: str) -> None:
+        """A queue was deleted under a running task."""
+        with suppress(LeveretError, *amqp.CONNECTION_LOST):
+            if missing == dead_queue(queue):
+                await declare_dead(await self._publisher.connection(), [queue])
+            else:
+                await self.declare([self._queues.get(queue, Queue(queue))])
+
+    async def _stats(self, names: Sequence[str]) -> list[QueueStats]:
+        connection = await self._publisher.connection()
+        counts = {name: await _count(connection, name) for name in names}
+        expected = {name: count[1] for name, count in counts.items() if count is not None}
+        tally = await self._census.take(connection, expected)
+        for name in tally.running.keys() - counts.keys():
+            counts[name] = await _count(connection, name)
+        return [
+            await _queue_stats(connection, name, *count, tally)
+            for name, count in sorted(counts.items())
+            if count is not None
+        ]
+
+    async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
+        channel = await amqp.open_channel(await self._publisher.connection(), confirms=False)
+        letters: list[DeadLetter] = []
+        try:
+            while len(letters) < limit:
+                message = await channel.basic_get(dead_queue(queue))
+                if isinstance(message.delivery, amqp.GetEmpty):
+                    break
+                letters.append(to_dead_letter(message, queue))
+        except amqp.ChannelNotFoundEntity:
+            return []
+        await channel.close()  # returns them to where they stood
+        return letters
+
+    async def _insist(self, doing: str, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the broker answers or the time is over."""
+        last: BrokerUnavailable | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                for pause in backoff():
+                    try:
+                        return await self._ask(doing, question)
+                    except BrokerUnavailable as error:
+                        last = error
+                    await asyncio.sleep(pause)
+        except TimeoutError as error:
+            reason = last or "no answer"
+            raise BrokerUnavailable(f"{doing} was not possible within {self._timeout:g} s: {reason}") from error
+        raise AssertionError("backoff() never ends")
+
+    async def _ask(self, doing: str, question: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await question()
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"{doing}: no answer within {self._timeout:g} s") from error
+        except amqp.CONNECTION_LOST as error:
+            raise amqp.translate(error, doing) from error
+
+
+async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
+    """Ready messages and consumers. A quorum queue that is slow to answer says 0 and 0, so that is asked again."""
+    count = await message_count(connection, name)
+    return count if count != (0, 0) else await message_count(connection, name)
+
+
+async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
+    dead = await _count(connection, dead_queue(name))
+    return QueueStats(
+        name=name,
+        ready=ready,
+        running=tally.running.get(name, 0),
+        dead=dead[0] if dead else 0,
+        consumers=consumers,
+        silent_consumers=max(0, consumers - tally.consumers.get(name, 0)),
+    )

@@ -1,0 +1,192 @@
+"""The edge to aio-pika: opening connections and channels, and its exceptions as Leveret's.
+
+Plain connections under our own supervision, not the robust ones: see docs/adr/0003. Publishing and consuming use the
+aiormq channel beneath aio-pika, which its `get_underlay_channel` gives out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeAlias
+
+import aio_pika
+import aio_pika.abc
+import aiormq.channel
+from aio_pika.exceptions import AMQPChannelError, AMQPConnectionError, AMQPError, ChannelInvalidStateError
+from aiormq import spec
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import (
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    DeliveryError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+from yarl import URL
+
+from leveret.brokers import censor
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Connection: TypeAlias = aio_pika.abc.AbstractConnection
+Channel: TypeAlias = aiormq.channel.Channel
+Properties = spec.Basic.Properties
+Cancel = spec.Basic.Cancel
+GetEmpty = spec.Basic.GetEmpty
+
+__all__ = [
+    "CONNECTION_LOST",
+    "AMQPChannelError",
+    "AMQPError",
+    "Cancel",
+    "Channel",
+    "ChannelAccessRefused",
+    "ChannelLockedResource",
+    "ChannelNotFoundEntity",
+    "ChannelPreconditionFailed",
+    "Connection",
+    "DeliveredMessage",
+    "DeliveryError",
+    "GetEmpty",
+    "Properties",
+    "PublishError",
+    "close",
+    "connect",
+    "is_blocked",
+    "is_lost",
+    "lost",
+    "open_channel",
+    "translate",
+    "unblocked",
+]
+
+#: What an operation raises when its connection or channel goes away under it.
+CONNECTION_LOST = (AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
+#: Seconds. A dead peer is noticed after three missed heartbeats: (10 + 1) x 3 s, not aiormq's default 183 s.
+_HEARTBEAT = 10
+#: How long one try to connect may take (seconds).
+_CONNECT_TIMEOUT = 10.0
+#: How long an orderly close may take (seconds).
+_CLOSE_TIMEOUT = 3.0
+
+
+async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
+    """A connection to the first host that answers. Raises BrokerRefused, or BrokerUnavailable with every reason."""
+    failures: list[BrokerError] = []
+    for url in urls:
+        try:
+            return await aio_pika.connect(_with_defaults(url, purpose), timeout=_CONNECT_TIMEOUT)
+        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            failures.append(translate(error, f"cannot connect to {censor(url)}"))
+    refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)
+    if refused is not None:
+        raise refused
+    raise BrokerUnavailable("; ".join(str(failure) for failure in failures)) from failures[-1].__cause__
+
+
+async def open_channel(connection: Connection, *, confirms: bool) -> Channel:
+    """A channel as aiormq has it. A message that no queue takes raises PublishError instead of counting as stored."""
+    channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+    await channel.initialize()
+    underlay = await channel.get_underlay_channel()
+    assert isinstance(underlay, Channel)
+    return underlay
+
+
+def is_lost(connection: Connection) -> bool:
+    """Whether the connection is closed, by whichever side."""
+    return connection.transport is None or connection.transport.connection.is_closed
+
+
+async def lost(connection: Connection, channel: Channel) -> None:
+    """Wait until the connection or the channel is closed, by whichever side."""
+    transport = connection.transport
+    if transport is None:
+        return
+    closings = [transport.connection.closing, channel.closing]
+    try:
+        await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for closing in closings:
+            _forget(closing)
+
+
+async def close(connection: Connection) -> None:
+    """Close the connection; one that is lost, or does not answer, is let go all the same."""
+    closing = asyncio.ensure_future(connection.close())
+    done, _ = await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
+    if not done:
+        closing.cancel()
+    elif not closing.cancelled():
+        closing.exception()
+
+
+async def unblocked(connection: Connection) -> None:
+    """Wait until the server lets the connection publish, or it is lost."""
+    transport = connection.transport
+    if transport is None:
+        return
+    ready = asyncio.ensure_future(transport.ready())
+    closing = transport.connection.closing
+    try:
+        await asyncio.wait([ready, closing], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ready.cancel()
+        _forget(closing)
+
+
+def _forget(closing: asyncio.Future[None]) -> None:
+    """Stop watching a closing (a future of our own, see aiormq's `Base.closing`), and take its exception."""
+    if closing.done() and not closing.cancelled():
+        closing.exception()
+    else:
+        closing.cancel()
+
+
+async def is_blocked(connection: Connection) -> bool:
+    """Whether the server told the connection that it takes no publishes now (a memory or disk alarm)."""
+    transport = connection.transport
+    if transport is None:
+        return False
+    ready = asyncio.ensure_future(transport.ready())
+    await asyncio.wait([ready], timeout=0.01)
+    if ready.done():
+        return False
+    ready.cancel()
+    return True
+
+
+def translate(error: BaseException, doing: str) -> BrokerError:
+    """An exception of aio-pika's as Leveret's, with what was being done."""
+    translated: BrokerError
+    reason = _reason(error)
+    if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
+        translated = BrokerRefused(f"{doing}: the user name or password is wrong, or the user may not use this host")
+    elif isinstance(error, (ConnectionNotAllowed, ChannelAccessRefused)) or (
+        isinstance(error, InvalidFrameError) and "NOT_ALLOWED" in reason
+    ):
+        translated = BrokerRefused(f"{doing}: {reason}")
+    else:
+        translated = BrokerUnavailable(f"{doing}: {reason}")
+    translated.__cause__ = error
+    return translated
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_CONNECT_TIMEOUT:g} s"
+    text = " ".join(str(argument) for argument in error.args) or type(error).__name__
+    return text if isinstance(error, (AMQPConnectionError, AMQPChannelError)) else f"{type(error).__name__}: {text}"
+
+
+def _with_defaults(url: str, purpose: str) -> URL:
+    parsed = URL(url)
+    defaults = {"heartbeat": str(_HEARTBEAT), "name": f"leveret {purpose}"}
+    return parsed.update_query({key: value for key, value in defaults.items() if key not in parsed.query})

@@ -1,0 +1,250 @@
+"""Taking from RabbitMQ: one session a connection, and a supervisor that opens the next one when it is lost.
+
+What a lost session had delivered is the broker's again: its lease ends, and settling it raises LeaseLost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from leveret.brokers.backoff import backoff
+from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.codec import to_delivery
+from leveret.brokers.rabbitmq.declare import declare_dead, declare_tasks
+from leveret.errors import BrokerError, BrokerUnavailable, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from leveret.brokers.rabbitmq.census import Census
+    from leveret.model import Delivery, Queue
+
+log = logging.getLogger("leveret.rabbitmq")
+
+#: basic.qos carries it in 16 bits; 0 is no limit.
+_MOST_CREDIT = 65_535
+#: How long the broker may take to confirm that it delivers no more (seconds).
+_CANCEL_TIMEOUT = 5.0
+
+
+class RabbitMQConsumer:
+    """See `leveret.brokers.Consumer`."""
+
+    def __init__(self, urls: Sequence[str], queues: Sequence[Queue], credit: int | None, census: Census) -> None:
+        self._urls = urls
+        self._queues = queues
+        self._credit = min(credit or 0, _MOST_CREDIT)
+        self._census = census
+        self._batch: list[Delivery] = []
+        self._wake = asyncio.Event()
+        self._stopped = False
+        self._session: Session | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take from now on. A broker that is away is waited for; one that refuses raises."""
+        self._session = await self._open()
+        self._supervisor = asyncio.create_task(self._supervise(self._session))
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        while not (self._stopped and not self._batch):
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._batch = self._batch, []
+            if batch:
+                yield batch
+            if self._supervisor is not None and self._supervisor.done():
+                self._supervisor.result()
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._session is not None:
+            await self._session.cancel()
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Close the connection; what is unsettled goes back to its queue."""
+        self._stopped = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _supervise(self, session: Session) -> None:
+        try:
+            while True:
+                await session.over()
+                if self._stopped:
+                    return
+                log.warning("the connection to RabbitMQ was lost; %d deliveries go back to it", session.outstanding)
+                await session.close()
+                session = self._session = await self._open()
+                log.info("connected to RabbitMQ again")
+        finally:
+            self._wake.set()
+
+    async def _open(self) -> Session:
+        pauses = backoff()
+        while True:
+            try:
+                return await Session.open(self._urls, self._queues, self._credit, self._deliver, self._census)
+            except BrokerUnavailable as error:
+                pause = next(pauses)
+                log.warning("%s; trying again in %.1f s", error, pause)
+                await asyncio.sleep(pause)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._batch.append(delivery)
+        self._wake.set()
+
+
+class Session:
+    """One connection's consumers; also the lease of all that they were given."""
+
+    def __init__(
+        self,
+        connection: amqp.Connection,
+        channel: amqp.Channel,
+        queues: Sequence[Queue],
+        deliver: Callable[[Delivery], None],
+    ) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._queues = queues
+        self._deliver = deliver
+        self._unsettled: dict[int, str] = {}
+        self._tags: dict[str, Queue] = {}
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self._failed = asyncio.Event()
+        self._mending: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        urls: Sequence[str],
+        queues: Sequence[Queue],
+        credit: int,
+        deliver: Callable[[Delivery], None],
+        census: Census,
+    ) -> Session:
+        """Connect, declare and consume. Raises BrokerUnavailable, BrokerRefused, QueueMismatch or QueueNotFound."""
+        connection = await amqp.connect(urls, purpose="worker")
+        try:
+            await declare_tasks(connection, queues)
+            await declare_dead(connection, [queue.name for queue in queues])
+            channel = await amqp.open_channel(connection, confirms=False)
+            await channel.basic_qos(prefetch_count=credit)
+            session = cls(connection, channel, queues, deliver)
+            channel.on_consumer_cancel_callbacks.add(session._on_cancel)
+            await census.answer_on(connection, session.running)
+            for queue in queues:
+                await session._consume(queue)
+        except BaseException as error:
+            await amqp.close(connection)
+            if isinstance(error, (BrokerError, ConfigurationError)) or not isinstance(error, amqp.CONNECTION_LOST):
+                raise
+            raise amqp.translate(error, "starting to consume") from error
+        return session
+
+    @property
+    def held(self) -> bool:
+        return not (self._closed or self._channel.is_closed or amqp.is_lost(self._connection))
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._unsettled)
+
+    def running(self) -> dict[str, int]:
+        """How many deliveries of each queue are unsettled."""
+        counts = dict.fromkeys((queue.name for queue in self._queues), 0)
+        for name in self._unsettled.values():
+            counts[name] += 1
+        return counts
+
+    def holds(self, tag: int) -> bool:
+        return self.held and tag in self._unsettled
+
+    async def acknowledge(self, tag: int) -> bool:
+        """True when it was this session's to acknowledge. A second one for a tag would close the channel."""
+        if not self._take(tag):
+            return False
+        await self._channel.basic_ack(tag, wait=False)
+        return True
+
+    async def give_back(self, tag: int) -> bool:
+        """Return a delivery to where it stood in its queue. Uncounted since RabbitMQ 4.3; before, a return counts."""
+        if not self._take(tag):
+            return False
+        await self._channel.basic_nack(tag, requeue=True, wait=False)
+        return True
+
+    def _take(self, tag: int) -> bool:
+        return self.held and self._unsettled.pop(tag, None) is not None
+
+    async def over(self) -> None:
+        """Wait until this session can deliver no more."""
+        failed = asyncio.ensure_future(self._failed.wait())
+        lost = asyncio.ensure_future(amqp.lost(self._connection, self._channel))
+        try:
+            await asyncio.wait([failed, lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            failed.cancel()
+            lost.cancel()
+
+    async def cancel(self) -> None:
+        """Ask for no more deliveries, and wait until none is on the way. What is unsettled stays this session's."""
+        tags, self._tags = list(self._tags), {}
+        if not self.held:
+            return
+        # Never cancelled: aiormq closes the channel, and with it every lease, when a call is given up.
+        cancels = [asyncio.ensure_future(self._channel.basic_cancel(tag)) for tag in tags]
+        if cancels:
+            done, _ = await asyncio.wait(cancels, timeout=_CANCEL_TIMEOUT)
+            for cancel in done:
+                if not cancel.cancelled():
+                    cancel.exception()
+
+    async def close(self) -> None:
+        self._closed = True
+        for task in self._mending:
+            task.cancel()
+        await asyncio.gather(*self._mending, return_exceptions=True)
+        await amqp.close(self._connection)
+
+    async def _consume(self, queue: Queue) -> None:
+        # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
+        tag = f"leveret-{next(self._numbers)}"
+        self._tags[tag] = queue
+        await self._channel.basic_consume(queue.name, partial(self._on_message, queue.name), consumer_tag=tag)
+
+    async def _on_message(self, queue: str, message: amqp.DeliveredMessage) -> None:
+        """Only hands over: aiormq cancels its callbacks when the channel closes."""
+        delivery = to_delivery(message, queue, self)
+        self._unsettled[delivery.tag] = queue
+        self._deliver(delivery)
+
+    def _on_cancel(self, frame: amqp.Cancel) -> None:
+        """The broker ended a consumer: its queue was deleted, or moved."""
+        queue = self._tags.pop(frame.consumer_tag or "", None)
+        if queue is not None and not self._closed:
+            task = asyncio.get_running_loop().create_task(self._mend(queue))
+            self._mending.add(task)
+            task.add_done_callback(self._mending.discard)
+
+    async def _mend(self, queue: Queue) -> None:
+        log.warning("RabbitMQ cancelled the consumer of queue %r (was it deleted?); declaring it again", queue.name)
+        try:
+            await declare_tasks(self._connection, [queue])
+            await declare_dead(self._connection, [queue.name])
+            await self._consume(queue)
+        except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
+            log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
+            self._failed.set()

@@ -1,0 +1,113 @@
+"""Making queues, or adopting those that exist. Every question uses a channel of its own: a refusal closes it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.topology import (
+    Declaration,
+    closer,
+    dead_declaration,
+    judge,
+    read_difference,
+    task_declaration,
+)
+from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.model import Queue
+
+log = logging.getLogger("leveret.rabbitmq")
+
+#: A queue has at most about twenty known arguments; each answer tells one of them.
+_MOST_QUESTIONS = 24
+
+
+async def declare_tasks(connection: amqp.Connection, queues: Sequence[Queue]) -> None:
+    """Make or adopt task queues. All that exist are examined before the first missing one is made.
+
+    Raises QueueMismatch or QueueNotFound.
+    """
+    missing: list[Declaration] = []
+    for queue in queues:
+        wanted = task_declaration(queue)
+        if await message_count(connection, queue.name) is None:
+            if not queue.create:
+                raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
+            missing.append(wanted)
+        else:
+            for lack in judge(queue, await _examine(connection, wanted)):
+                log.warning("queue %r is used as it is: %s", queue.name, lack)
+    for declaration in missing:
+        await _make(connection, declaration)
+
+
+async def declare_dead(connection: amqp.Connection, names: Sequence[str]) -> None:
+    """Make the dead-letter queues that do not exist."""
+    for name in names:
+        declaration = dead_declaration(name)
+        if await message_count(connection, declaration.name) is None:
+            await _make(connection, declaration)
+
+
+async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
+    """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        answer = await channel.queue_declare(name, passive=True)
+    except amqp.ChannelNotFoundEntity:
+        return None
+    except amqp.ChannelLockedResource:
+        raise QueueMismatch(
+            name,
+            found={"exclusive": True},
+            wanted={"exclusive": False},
+            remedy="it belongs to another connection alone: use another name",
+        ) from None
+    await channel.close()
+    return answer.message_count or 0, answer.consumer_count or 0
+
+
+async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
+    """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
+    guess = wanted
+    for _ in range(_MOST_QUESTIONS):
+        refusal = await _refusal(connection, guess)
+        if refusal is None:
+            return guess
+        difference = read_difference(refusal)
+        if difference is None:
+            raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
+        guess = closer(guess, difference)
+        if difference.name in ("durable", "auto_delete") or difference.current == "stream":
+            return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
+    return guess
+
+
+async def _refusal(connection: amqp.Connection, declaration: Declaration) -> str | None:
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        await _send(channel, declaration)
+    except amqp.ChannelPreconditionFailed as error:
+        return str(error.args[0] if error.args else error)
+    await channel.close()
+    return None
+
+
+async def _make(connection: amqp.Connection, declaration: Declaration) -> None:
+    channel = await amqp.open_channel(connection, confirms=False)
+    await _send(channel, declaration)
+    await channel.close()
+
+
+async def _send(channel: amqp.Channel, declaration: Declaration) -> None:
+    await channel.queue_declare(
+        declaration.name,
+        durable=declaration.durable,
+        auto_delete=declaration.auto_delete,
+        arguments=declaration.arguments or None,
+    )

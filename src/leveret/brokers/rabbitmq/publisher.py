@@ -1,0 +1,186 @@
+"""Publishing with confirms: many outstanding, each told apart, across lost connections, within a deadline.
+
+It has a connection of its own: an alarm that stops the server reading publishers must not stop acknowledgments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+from leveret.brokers.backoff import backoff
+from leveret.brokers.rabbitmq import amqp
+from leveret.errors import (
+    BrokerBlocked,
+    BrokerRefused,
+    BrokerUnavailable,
+    EnqueueError,
+    EnqueueTimeout,
+    LeveretError,
+    QueueFull,
+    QueueNotFound,
+    TaskTooLarge,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.brokers.rabbitmq.codec import Message
+
+#: Most unconfirmed messages of one publisher; more wait. RabbitMQ's documentation advises 100 to 1,000.
+_OUTSTANDING = 512
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
+
+
+class _Lost(Exception):
+    """The connection went away before the confirm came: whether the message was stored is unknown."""
+
+
+class Publisher:
+    """One publishing connection, opened at its first use and again when it was lost. ``timeout``: seconds."""
+
+    def __init__(self, urls: Sequence[str], *, timeout: float) -> None:
+        self._urls = urls
+        self._timeout = timeout
+        self._opening = asyncio.Lock()
+        self._opened: tuple[amqp.Connection, amqp.Channel] | None = None
+        self._room = asyncio.Semaphore(_OUTSTANDING)
+        self._in_flight: dict[str, asyncio.Event] = {}
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Returned means confirmed. What a lost connection left unknown is sent again, under the same id.
+
+        Raises QueueNotFound, QueueFull, TaskTooLarge, BrokerRefused; in time BrokerUnavailable when nothing could
+        be sent, BrokerBlocked or EnqueueTimeout when it is not known whether it was stored.
+        """
+        pending: Sequence[Message] = messages
+        trouble: Exception | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                for pause in backoff():
+                    try:
+                        channel = await self.channel()
+                        pending, trouble = await self._send_all(channel, pending)
+                    except BrokerUnavailable as error:
+                        trouble = trouble or error
+                    if not pending:
+                        return
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            raise await self._why_late([message.id for message in pending], trouble) from trouble
+
+    async def channel(self) -> amqp.Channel:
+        """The open channel, on a connection that the server lets publish."""
+        connection = await self.connection()
+        await amqp.unblocked(connection)
+        opened = self._opened
+        if opened is None or opened[1].is_closed:
+            raise BrokerUnavailable("the connection was lost again at once")
+        return opened[1]
+
+    async def connection(self) -> amqp.Connection:
+        """The open connection; opened anew when there is none. Raises BrokerUnavailable or BrokerRefused."""
+        async with self._opening:
+            if self._opened is None or self._opened[1].is_closed or amqp.is_lost(self._opened[0]):
+                await self._drop()
+                connection = await amqp.connect(self._urls, purpose="producer")
+                try:
+                    self._opened = connection, await amqp.open_channel(connection, confirms=True)
+                except amqp.CONNECTION_LOST as error:
+                    await amqp.close(connection)
+                    raise amqp.translate(error, "the connection was lost while it was opened") from error
+            return self._opened[0]
+
+    async def send(self, message: Message) -> None:
+        """Publish without waiting for a confirm or asking for a queue: answers that nobody may be waiting for."""
+        channel = await self.channel()
+        await channel.basic_publish(message.body, routing_key=message.queue, properties=message.properties, wait=False)
+
+    async def close(self) -> None:
+        async with self._opening:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await amqp.close(opened[0])
+
+    async def _send_all(
+        self, channel: amqp.Channel, messages: Sequence[Message]
+    ) -> tuple[Sequence[Message], Exception | None]:
+        """Send all at once; those that must be sent again, and why. Raises when any was refused."""
+        results = await asyncio.gather(*(self._send(channel, message) for message in messages), return_exceptions=True)
+        again = [message for message, result in zip(messages, results, strict=True) if isinstance(result, _Lost)]
+        refusals = [result for result in results if isinstance(result, LeveretError)]
+        if refusals:
+            ids = [message.id for message, result in zip(messages, results, strict=True) if result is not None]
+            raise _refused(refusals[0], ids)
+        for result in results:
+            if result is not None and not isinstance(result, _Lost):
+                raise result
+        return again, next((result for result in results if isinstance(result, _Lost)), None)
+
+    async def _send(self, channel: amqp.Channel, message: Message) -> None:
+        """Publish one message and wait for its confirm."""
+        async with self._room:
+            # aiormq tells returned messages apart by their id, so no two with the same id may be on the way at once.
+            while (other := self._in_flight.get(message.id)) is not None:
+                await other.wait()
+            confirmed = self._in_flight[message.id] = asyncio.Event()
+            try:
+                await channel.basic_publish(
+                    message.body, routing_key=message.queue, properties=message.properties, mandatory=True, wait=False
+                )
+            except asyncio.CancelledError as error:
+                # aiormq may cancel what waits on a lost connection; only a cancellation of this task is a real one.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise _Lost("the connection was lost before the confirm came") from error
+            except amqp.CONNECTION_LOST as error:
+                raise _explain(error, message) from error
+            finally:
+                del self._in_flight[message.id]
+                confirmed.set()
+
+    async def _why_late(self, ids: Sequence[str], trouble: Exception | None) -> LeveretError:
+        within = f"within {self._timeout:g} s"
+        if isinstance(trouble, BrokerUnavailable):
+            return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {trouble}")
+        if self._opened is not None and await amqp.is_blocked(self._opened[0]):
+            return BrokerBlocked(
+                f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
+                f"{len(ids)} tasks may be stored when the alarm ends",
+                ids,
+            )
+        return EnqueueTimeout(f"RabbitMQ did not confirm {len(ids)} tasks {within}; they may be stored later", ids)
+
+
+def _explain(error: BaseException, message: Message) -> Exception:
+    """What an exception of basic_publish means for this message."""
+    if isinstance(error, amqp.PublishError):
+        return QueueNotFound(
+            f"RabbitMQ has no queue {message.queue!r} (any more); the task was not stored", [message.id]
+        )
+    if isinstance(error, amqp.DeliveryError):
+        return QueueFull(
+            f"RabbitMQ refused a task for queue {message.queue!r}: it is at its length limit; nothing was dropped",
+            [message.id],
+        )
+    if isinstance(error, amqp.ChannelAccessRefused):
+        return BrokerRefused(f"publishing to queue {message.queue!r}: {error}")
+    limit = _TOO_LARGE.search(str(error))
+    if limit is not None and len(message.body) > int(limit["limit"]):
+        return TaskTooLarge(
+            f"the task's body is {len(message.body)} bytes, over this RabbitMQ's limit of {limit['limit']}; "
+            "store the data elsewhere and pass a reference"
+        )
+    return _Lost(f"the connection was lost before the confirm came: {error}")
+
+
+def _refused(error: LeveretError, ids: Sequence[str]) -> LeveretError:
+    """The first refusal of a batch, naming every task of it that is not known to be stored."""
+    if isinstance(error, EnqueueError):
+        error.ids = tuple(ids)
+    return error

@@ -1,0 +1,148 @@
+"""What is declared on RabbitMQ, and what an existing queue is good for. Pure: no I/O.
+
+A task queue is durable, of type quorum, and nothing else: what RabbitMQ's own tutorials declare in every language, so
+that producers and consumers in other languages share it without a PRECONDITION_FAILED.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from leveret.errors import ConfigurationError, QueueMismatch
+from leveret.model import DEAD_SUFFIX, Queue
+
+#: Workers and `leveret queues` talk through it.
+CONTROL_EXCHANGE = "leveret.control"
+_QUORUM = {"x-queue-type": "quorum"}
+#: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
+_DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
+#: Arguments that let the broker drop tasks by itself.
+_LOSSY = ("x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
+_DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+class Declaration(msgspec.Struct, frozen=True):
+    """A queue's properties, as `queue.declare` takes them."""
+
+    name: str
+    durable: bool = True
+    auto_delete: bool = False
+    arguments: dict[str, Any] = {}
+
+    def described(self) -> dict[str, Any]:
+        return {"durable": self.durable, "auto_delete": self.auto_delete, **self.arguments}
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """The one property by which RabbitMQ refused a declaration: its name and the value the queue has."""
+
+    name: str
+    current: Any
+
+
+def dead_queue(name: str) -> str:
+    return f"{name}{DEAD_SUFFIX}"
+
+
+def task_declaration(queue: Queue) -> Declaration:
+    """What a queue is declared as when it does not exist."""
+    if queue.max_length is None:
+        return Declaration(queue.name, arguments=dict(_QUORUM))
+    limit = {"x-max-length": queue.max_length, "x-overflow": "reject-publish"}
+    return Declaration(queue.name, arguments={**_QUORUM, **limit})
+
+
+def dead_declaration(name: str) -> Declaration:
+    return Declaration(dead_queue(name), arguments=dict(_DEAD_ARGUMENTS))
+
+
+_INEQUIVALENT = re.compile(r"inequivalent arg '(?P<name>[^']+)' .*? but current is (?P<current>.+)$", re.DOTALL)
+_TYPED = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'$", re.DOTALL)
+_INTEGERS = frozenset({"byte", "unsignedbyte", "short", "unsignedshort", "signedint", "unsignedint", "long"})
+
+
+def read_difference(text: str) -> Difference | None:
+    """The difference in a PRECONDITION_FAILED reply (the texts of RabbitMQ 3.10 to 4.3); None for another text."""
+    found = _INEQUIVALENT.search(text)
+    return None if found is None else Difference(found["name"], _read_value(found["current"]))
+
+
+def _read_value(text: str) -> Any:
+    if text == "none":
+        return None
+    typed = _TYPED.match(text)
+    if typed is None:
+        value = text.strip("'")
+        if value in ("true", "false"):
+            return value == "true"
+        return int(value) if value.lstrip("-").isdigit() else value
+    if typed["type"] in _INTEGERS:
+        return int(typed["value"])
+    return typed["value"] == "true" if typed["type"] == "bool" else typed["value"]
+
+
+def closer(guess: Declaration, difference: Difference) -> Declaration:
+    """The guess, mended by what the broker said about the queue that is there."""
+    if difference.name == "durable":
+        return Declaration(guess.name, durable=bool(difference.current))
+    if difference.name == "auto_delete":
+        return Declaration(guess.name, auto_delete=bool(difference.current))
+    arguments = {name: value for name, value in guess.arguments.items() if name != difference.name}
+    if difference.current is not None:
+        arguments[difference.name] = difference.current
+    return msgspec.structs.replace(guess, arguments=arguments)
+
+
+def judge(queue: Queue, found: Declaration) -> list[str]:
+    """What an existing queue lacks, for the log. Raises QueueMismatch when it cannot do what is wanted."""
+    wanted = task_declaration(queue)
+    kind = found.arguments.get("x-queue-type", "classic")
+    problem = None
+    if not found.durable:
+        problem = "tasks in it would not survive a restart: declare it durable, or use another name"
+    elif found.auto_delete:
+        problem = "it is deleted with its tasks when the last consumer leaves: use another name"
+    elif kind == "stream":
+        problem = "a stream is no work queue: use another name"
+    elif queue.max_length is not None and not _limits(found, queue.max_length):
+        problem = "RabbitMQ cannot change a queue's length limit: delete the empty queue, or use another name"
+    if problem is not None:
+        raise QueueMismatch(queue.name, found=found.described(), wanted=wanted.described(), remedy=problem)
+    return _shortcomings(found, kind)
+
+
+def _limits(found: Declaration, max_length: int) -> bool:
+    rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+    return rejects and found.arguments.get("x-max-length") == max_length
+
+
+def _shortcomings(found: Declaration, kind: str) -> list[str]:
+    lacks = []
+    if kind == "classic":
+        lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
+    rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+    lossy = [name for name in _LOSSY if name in found.arguments and not (rejects and name.startswith("x-max-length"))]
+    return [*lacks, *(f"{name}={found.arguments[name]!r} lets RabbitMQ drop tasks" for name in lossy)]
+
+
+def hosts(url: str) -> list[str]:
+    """One URL a host of ``amqp://user:password@host1,host2:5673/vhost?heartbeat=20``. Raises ConfigurationError."""
+    try:
+        parts = urlsplit(url)
+        credentials, at, names = parts.netloc.rpartition("@")
+        urls = []
+        for host in names.split(","):
+            one = parts._replace(netloc=f"{credentials}{at}{host}")
+            if not one.hostname or not 0 < (one.port or _DEFAULT_PORTS[one.scheme]) < 2**16:
+                raise ValueError(host)  # noqa: TRY301 - the same message as for a port that is no number
+            urls.append(one.geturl())
+    except ValueError:
+        raise ConfigurationError(
+            "the RabbitMQ URL cannot be read: write amqp://user:password@host:5672/vhost, with special characters "
+            "percent-encoded"
+        ) from None
+    return urls

@@ -1,0 +1,98 @@
+"""The embedded broker: tasks in one SQLite file, nothing to install. For processes of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from leveret.brokers.sqlite.bells import Bells
+from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
+from leveret.brokers.sqlite.store import Settled, Store
+from leveret.brokers.sqlite.writer import Writer, translate
+from leveret.errors import ConfigurationError, EnqueueTimeout, LeaseLost
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from typing import Self
+
+    from leveret.model import DeadLetter, Envelope, Queue, QueueStats, Settlement
+
+
+class SQLiteBroker:
+    """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
+
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        self._path = path.resolve()
+        self._timeout = timeout
+        self._bells = Bells(self._path)
+        self._writer = Writer(self._path, self._bells, timeout=timeout)
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float) -> Self:
+        """``sqlite:///relative.db`` or ``sqlite:////absolute/path.db``."""
+        parts = urlsplit(url)
+        path = unquote(parts.path.removeprefix("/"))
+        if parts.netloc or not path or path.endswith("/"):
+            raise ConfigurationError(
+                f"{url!r} names no file: write sqlite:///tasks.db (in the working directory) or sqlite:////var/lib/tasks.db"
+            )
+        if parts.query:
+            raise ConfigurationError(f"{url!r}: the SQLite broker takes no parameters, found {parts.query!r}")
+        return cls(Path(path), timeout=timeout)
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        await self._writer.do(lambda store: store.declare(queues))
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._writer.do(lambda store: store.insert(envelopes))
+        except TimeoutError as error:
+            ids = [envelope.id for envelope in envelopes]
+            raise EnqueueTimeout(
+                f"{self._path} did not confirm {len(ids)} tasks within {self._timeout:g} s; they may be stored later",
+                ids,
+            ) from error
+
+    @asynccontextmanager
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[SQLiteConsumer]:
+        consumer = SQLiteConsumer(self._writer, self._bells, queues, credit)
+        try:
+            await consumer.start()
+        except OSError as error:
+            raise translate(error, self._path) from error
+        try:
+            yield consumer
+        finally:
+            await consumer.close()
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        by_lease: dict[Lease, list[Settlement]] = {}
+        lost: list[str] = []
+        for settlement in settlements:
+            lease = settlement[0].lease
+            if isinstance(lease, Lease) and lease.held:
+                by_lease.setdefault(lease, []).append(settlement)
+            else:
+                lost.append(settlement[0].envelope.id)
+        for lease, mine in by_lease.items():
+            settled = [Settled(delivery.tag, outcome) for delivery, outcome in mine]
+            tokens = await self._writer.do(partial(Store.settle, consumer=lease.consumer, settled=settled))
+            lost.extend(delivery.envelope.id for delivery, _ in mine if delivery.tag in tokens)
+        if lost:
+            raise LeaseLost(lost)
+
+    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+        del queues  # the file lists them all
+        await sweep(self._writer, self._bells)
+        return await self._writer.do(Store.stats)
+
+    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
+        return await self._writer.do(lambda store: store.dead_letters(queue, limit))
+
+    async def close(self) -> None:
+        await self._writer.close()

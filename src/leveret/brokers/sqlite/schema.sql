@@ -1,0 +1,50 @@
+-- Leveret's tables. One file holds many queues; every process that uses it opens it by itself.
+-- A task is in exactly one state; the partial indexes keep a claim as cheap at a million rows as at a thousand.
+
+CREATE TABLE queue (
+    id          INTEGER PRIMARY KEY,
+    name        TEXT NOT NULL UNIQUE,
+    max_length  INTEGER               -- most ready tasks; NULL: no limit
+);
+
+CREATE TABLE task (
+    seq          INTEGER PRIMARY KEY, -- the order in its queue; a retried task gets a new one, at the end
+    queue        INTEGER NOT NULL REFERENCES queue (id),
+    state        TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'running', 'dead')),
+    id           TEXT NOT NULL,
+    name         TEXT,                -- NULL: for the queue's default task
+    body         BLOB NOT NULL,
+    content_type TEXT,
+    attempt      INTEGER NOT NULL,
+    enqueued_at  REAL,                -- Unix time
+    last_error   TEXT,
+    headers      BLOB,                -- msgpack; NULL: none
+    returns      INTEGER NOT NULL DEFAULT 0,
+    consumer     INTEGER,             -- running: whose it is
+    token        INTEGER,             -- running: the fence; no two deliveries have the same
+    reason       TEXT,                -- dead: why
+    traceback    TEXT,
+    died_at      REAL
+);
+CREATE INDEX task_ready ON task (queue, seq) WHERE state = 'ready';
+CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
+CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
+
+-- A living consumer holds its bell, a named pipe, open; the kernel closes it when the process dies.
+CREATE TABLE consumer (
+    id    INTEGER PRIMARY KEY AUTOINCREMENT,
+    bell  TEXT NOT NULL UNIQUE
+);
+
+-- A consumer's share of one queue.
+CREATE TABLE taker (
+    queue     INTEGER NOT NULL REFERENCES queue (id),
+    consumer  INTEGER NOT NULL REFERENCES consumer (id),
+    free      INTEGER,                -- unused credit; NULL: no limit
+    turn      INTEGER NOT NULL,       -- whoever was dealt to last has the highest
+    PRIMARY KEY (queue, consumer)
+) WITHOUT ROWID;
+
+-- One row: numbers deliveries and turns.
+CREATE TABLE clock (tick INTEGER NOT NULL);
+INSERT INTO clock VALUES (0);

@@ -1,0 +1,172 @@
+"""One thread a process that uses the file: concurrent requests share a transaction, and so one sync to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from leveret.brokers.sqlite.store import Store, open_database
+from leveret.errors import BrokerError, BrokerUnavailable, LeveretError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from leveret.brokers.sqlite.bells import Bells
+
+T = TypeVar("T")
+
+#: Most requests in one transaction: bounds how long a first one waits for the last one's work.
+_MOST = 512
+
+
+class _Request(Generic[T]):
+    """Work for the thread, and who waits for it."""
+
+    def __init__(self, work: Callable[[Store], T]) -> None:
+        self.work = work
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        return self.future.cancelled()
+
+    def run(self, store: Store) -> None:
+        """Do the work; a refusal of Leveret's own has written nothing, so the transaction goes on."""
+        self.error = None
+        try:
+            self.result = self.work(store)
+        except LeveretError as error:
+            self.error = error
+
+    def answer(self) -> None:
+        self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)  # type: ignore[arg-type]
+
+
+class Writer:
+    """Runs requests in the order they come."""
+
+    def __init__(self, path: Path, bells: Bells, *, timeout: float) -> None:
+        self._path = path
+        self._bells = bells
+        self._timeout = timeout
+        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._database: sqlite3.Connection | None = None
+        self._store: Store | None = None
+
+    async def do(self, work: Callable[[Store], T]) -> T:
+        """Run the work in a transaction; returned means committed and on the disk.
+
+        Cancelled while it waits, it is not done at all; cancelled later, it is done whole.
+        """
+        request = _Request(work)
+        self._requests.put(request)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="leveret-sqlite", daemon=True)
+            self._thread.start()
+        return await request.future
+
+    async def close(self) -> None:
+        """Do what was asked for, then close the file."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._requests.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def _serve(self) -> None:
+        while True:
+            batch = self._batch()
+            asked = [request for request in batch if request is not None]
+            if asked:
+                self._commit([request for request in asked if not request.abandoned])
+            if len(asked) < len(batch):
+                break
+        if self._database is not None:
+            self._database.close()
+            self._database = self._store = None
+
+    def _batch(self) -> list[_Request[Any] | None]:
+        batch = [self._requests.get()]
+        while batch[-1] is not None and len(batch) < _MOST:
+            try:
+                batch.append(self._requests.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _commit(self, requests: Sequence[_Request[Any]]) -> None:
+        try:
+            self._transaction(requests)
+        except (sqlite3.Error, OSError, LeveretError) as error:
+            if len(requests) > 1:
+                # One request's failure must not be its neighbours': each has a transaction of its own now.
+                for request in requests:
+                    self._commit([request])
+                return
+            for request in requests:
+                request.error = translate(error, self._path)
+        for request in requests:
+            request.answer()
+
+    def _transaction(self, requests: Sequence[_Request[Any]]) -> None:
+        store = self._opened()
+        database = self._database
+        assert database is not None
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for request in requests:
+                request.run(store)
+            database.execute("COMMIT")
+        except BaseException:
+            store.rings.clear()
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        rings, store.rings = store.rings, set()
+        for name in rings:
+            self._bells.ring(name)
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._database = open_database(self._path, timeout=self._timeout)
+            self._store = Store(self._database)
+        return self._store
+
+
+def translate(error: BaseException, path: Path) -> BrokerError:
+    """sqlite3's and the file system's exceptions as Leveret's, with the remedy."""
+    if isinstance(error, BrokerError):
+        return error
+    text = str(error)
+    translated: BrokerError
+    if "locked" in text or "busy" in text:
+        translated = BrokerUnavailable(f"{path} is being written by another process and stayed locked; try again")
+    elif isinstance(error, OSError):
+        translated = StoreError(f"{path} cannot be used: {error.strerror or error}")
+    elif "unable to open" in text:
+        translated = StoreError(f"{path} cannot be opened: does its folder exist, and may this user write there?")
+    elif "readonly" in text:
+        translated = StoreError(f"{path} is read-only for this user; make the file and its folder writable")
+    elif "full" in text:
+        translated = StoreError(f"the disk of {path} is full; nothing was stored")
+    elif "malformed" in text or "not a database" in text:
+        translated = StoreError(f"{path} is damaged or not an SQLite file ({text}); it was left as it is")
+    else:
+        translated = StoreError(f"{path}: {type(error).__name__}: {text}")
+    translated.__cause__ = error
+    return translated

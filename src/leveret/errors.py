@@ -1,0 +1,116 @@
+"""Every error that Leveret raises, under one base.
+
+A message names the thing, the value and the remedy. A driver's own exceptions (sqlite3's, aio-pika's) are
+translated into these at the driver's edge and kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class LeveretError(Exception):
+    """The base of every error that Leveret raises."""
+
+
+class ConfigurationError(LeveretError):
+    """What was asked for cannot work, whatever the broker's state: a bad URL, option or definition."""
+
+
+class AppNotLoaded(ConfigurationError):
+    """The application named by ``MODULE:APP`` cannot be imported."""
+
+
+class QueueMismatch(ConfigurationError):
+    """A queue of that name exists and cannot be used as it was asked for."""
+
+    def __init__(self, queue: str, *, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+        super().__init__(
+            f"queue {queue!r} exists and cannot be used: "
+            f"found {_arguments(found)}, wanted {_arguments(wanted)}; {remedy}"
+        )
+        self.queue = queue
+        self.found = dict(found)
+        self.wanted = dict(wanted)
+
+
+class UnknownTask(LeveretError):
+    """No task of that name is registered."""
+
+
+class InvalidArguments(LeveretError, TypeError):
+    """The arguments do not fit the task's signature."""
+
+
+class NotSerializable(InvalidArguments):
+    """An argument is not JSON, and its annotation does not carry it either."""
+
+
+class UnreadableBody(LeveretError, ValueError):
+    """A message's body is not what its task can read."""
+
+
+class TaskTooLarge(LeveretError, ValueError):
+    """The encoded arguments are over the application's ``max_message_size``."""
+
+
+class BrokerError(LeveretError):
+    """The broker did not do what it was asked."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker cannot be reached or used now; trying again later may succeed."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker refuses this client: credentials, virtual host or permissions."""
+
+
+class StoreError(BrokerError):
+    """The SQLite file cannot be used: it is not Leveret's, is damaged, read-only or on a full disk."""
+
+
+class EnqueueError(BrokerError):
+    """Some tasks were not confirmed as stored. ``ids`` names them."""
+
+    def __init__(self, message: str, ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
+
+
+class QueueNotFound(EnqueueError):
+    """The queue does not exist and this program may not create it. The tasks in ``ids`` were not stored."""
+
+
+class QueueFull(EnqueueError):
+    """The queue holds its ``max_length``. The tasks in ``ids`` were not stored."""
+
+
+class EnqueueTimeout(EnqueueError, TimeoutError):
+    """The broker did not confirm in time. The tasks in ``ids`` may or may not be stored."""
+
+
+class BrokerBlocked(EnqueueTimeout):
+    """The broker accepts no publishes now (a memory or disk alarm)."""
+
+
+class LeaseLost(BrokerError):
+    """Deliveries are no longer this consumer's: its connection was lost. Nothing was changed for them."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(
+            f"{len(ids)} deliveries are no longer this consumer's and may run again: {', '.join(ids[:5])}"
+            + (" and more" if len(ids) > 5 else "")
+        )
+        self.ids = tuple(ids)
+
+
+class Dead(Exception):
+    """Raise it in a task to give the task up for good: it becomes a dead letter with this reason."""
+
+
+def _arguments(arguments: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{name}={value!r}" for name, value in arguments.items()) + "}"

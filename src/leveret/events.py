@@ -1,0 +1,80 @@
+"""What happened, for whoever listens: logs, progress bars, tests. The worker and the brokers do not know them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from leveret.model import DeadLettered, Envelope, Outcome, Released, Retrying
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("leveret.worker")
+
+
+class WorkerReady(msgspec.Struct, frozen=True):
+    """The worker takes tasks from now on."""
+
+    queues: list[str]
+
+
+class TaskStarted(msgspec.Struct, frozen=True):
+    """A task is about to be called."""
+
+    envelope: Envelope
+
+
+class TaskSettled(msgspec.Struct, frozen=True):
+    """The outcome is recorded.
+
+    ``kept=False``: the lease was lost first, and the task may run again. ``at_most_once``: the task was acknowledged
+    before it ran, so that nothing is recorded and a failed one does not run again.
+    """
+
+    envelope: Envelope
+    outcome: Outcome
+    kept: bool = True
+    at_most_once: bool = False
+
+
+class WorkerStopping(msgspec.Struct, frozen=True):
+    """The worker takes no more; ``running`` tasks may finish within ``grace`` seconds."""
+
+    running: int
+    grace: float
+
+
+Event: TypeAlias = WorkerReady | TaskStarted | TaskSettled | WorkerStopping
+Listener: TypeAlias = "Callable[[Event], None]"
+
+
+def write_log(event: Event) -> None:
+    """The listener that every worker has: one line for what an operator must know, no arguments in it."""
+    if isinstance(event, WorkerReady):
+        log.info("waiting for tasks on %s", ", ".join(event.queues))
+    elif isinstance(event, WorkerStopping):
+        log.info("stopping: %d tasks may finish within %g s", event.running, event.grace)
+    elif isinstance(event, TaskSettled):
+        _log_outcome(event)
+
+
+def _log_outcome(event: TaskSettled) -> None:
+    envelope, outcome = event.envelope, event.outcome
+    name = envelope.task or "(default task)"
+    if not event.kept:
+        log.warning("%s %s: its delivery was lost before its outcome was recorded; it may run again", name, envelope.id)
+    elif event.at_most_once and isinstance(outcome, Retrying):
+        log.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, outcome.error)
+    elif isinstance(outcome, Retrying):
+        log.warning(
+            "%s %s: attempt %d failed and will be tried again: %s", name, envelope.id, envelope.attempt, outcome.error
+        )
+    elif isinstance(outcome, DeadLettered):
+        log.error("%s %s: dead: %s", name, envelope.id, outcome.reason)
+    elif isinstance(outcome, Released):
+        log.info("%s %s: handed back", name, envelope.id)
+    else:
+        log.debug("%s %s: done", name, envelope.id)

@@ -1,0 +1,90 @@
+"""From an envelope to an outcome: find the task, read its arguments, run it, classify how it ended.
+
+Nothing here knows a broker or a process; both executors run tasks through this module alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from leveret.errors import Dead, InvalidArguments, UnknownTask, UnreadableBody
+from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
+
+if TYPE_CHECKING:
+    from leveret.app import App
+    from leveret.task import Task
+
+
+class Runner:
+    """Runs envelopes: ``async def`` tasks on the running loop, plain ``def`` tasks on its own threads."""
+
+    def __init__(self, app: App, *, concurrency: int) -> None:
+        self._app = app
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
+
+    async def run(self, envelope: Envelope) -> Outcome:
+        """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
+        try:
+            task = self._app.find(envelope.task, envelope.queue)
+            args, kwargs = task.signature.decode(envelope.body)
+        except (UnknownTask, UnreadableBody, InvalidArguments) as error:
+            return DeadLettered(f"{type(error).__name__}: {error}")
+        try:
+            await self._call(task, args, kwargs)
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            return classify(error)
+        except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
+            return classify(error)
+        return Succeeded()
+
+    def close(self) -> None:
+        """Let go of the threads; one that still runs a task is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(task.function):
+            return await task.function(*args, **kwargs)
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._threads, lambda: context.run(_guard, task.function, args, kwargs))
+        if isinstance(result, _Stopped):
+            raise result.error
+        return await result if inspect.isawaitable(result) else result
+
+
+class _Stopped:
+    """A StopIteration on its way out of a thread: a future cannot carry it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = RuntimeError(f"the task raised {type(error).__name__}")
+        self.error.__cause__ = error
+
+
+def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        return _Stopped(error)
+
+
+def classify(error: BaseException) -> Outcome:
+    """What an exception means for its task."""
+    if isinstance(error, Dead):
+        return DeadLettered(str(error) or "the task gave up", _traceback(error))
+    return Retrying(_summary(error), _traceback(error))
+
+
+def _summary(error: BaseException) -> str:
+    return shorten("".join(traceback.format_exception_only(error)).strip(), 1_000)
+
+
+def _traceback(error: BaseException) -> str:
+    return shorten("".join(traceback.format_exception(error)))

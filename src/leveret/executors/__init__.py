@@ -1,0 +1,78 @@
+"""Where tasks run: in child processes (`processes`), or in this process (`in_process`). One interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
+
+from leveret.model import Envelope, Outcome, Queue
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from leveret.app import App
+
+
+class Manifest(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker must know of an application without importing it."""
+
+    url: str
+    queues: list[Queue]
+    #: queue -> the task of its messages that name none.
+    default_tasks: dict[str, str]
+    #: Tasks that are acknowledged before they run.
+    at_most_once: list[str]
+
+    @classmethod
+    def of(cls, app: App) -> Manifest:
+        return cls(
+            url=app.url,
+            queues=list(app.queues),
+            default_tasks=app.default_tasks,
+            at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
+        )
+
+
+class Job(msgspec.Struct, frozen=True, array_like=True):
+    """An envelope to run, under the number its worker knows it by."""
+
+    key: int
+    envelope: Envelope
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The job's task is about to be called: from here on a death of its process is charged to it."""
+
+    key: int
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The job's outcome."""
+
+    key: int
+    outcome: Outcome
+
+
+Report: TypeAlias = Started | Finished
+
+
+class Executor(Protocol):
+    """Runs jobs and reports on them through the callable it was made with, on its loop, in batches."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once; more may be submitted, but they wait."""
+
+    @property
+    def broken(self) -> asyncio.Future[None]:
+        """Gets an exception when no job can ever run again (the application can't be imported any more)."""
+
+    async def start(self, report: Callable[[Sequence[Report]], None], /) -> Manifest:
+        """Be ready to run. Raises AppNotLoaded when the application can't be imported."""
+
+    def submit(self, jobs: Sequence[Job], /) -> None: ...
+
+    async def stop(self) -> None:
+        """End at once. Jobs that still ran are given up without a report."""

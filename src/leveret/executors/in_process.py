@@ -1,0 +1,100 @@
+"""An executor without child processes: for tests, and for a worker inside a web application.
+
+A task that blocks or crashes here takes its worker with it; `processes` is what production wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from leveret.execution import Runner
+from leveret.executors import Finished, Job, Manifest, Report, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from leveret.app import App
+
+
+class InProcessExecutor:
+    """Runs tasks on the worker's own loop and threads, ``concurrency`` at once."""
+
+    def __init__(self, app: App, *, concurrency: int = 10) -> None:
+        self._app = app
+        self._crew = Crew(Runner(app, concurrency=concurrency), concurrency=concurrency)
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.slots = concurrency
+
+    @property
+    def broken(self) -> asyncio.Future[None]:
+        return self._broken
+
+    async def start(self, report: Callable[[Sequence[Report]], None]) -> Manifest:
+        self._crew.report_to(report)
+        return Manifest.of(self._app)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._crew.submit(jobs)
+
+    async def stop(self) -> None:
+        await self._crew.stop()
+
+
+class Crew:
+    """Runs jobs through a runner, ``concurrency`` at once and in order, and reports in batches.
+
+    Both executors use it: this module in the worker's process, `child` in its own.
+    """
+
+    def __init__(self, runner: Runner, *, concurrency: int) -> None:
+        self._runner = runner
+        self._free = concurrency
+        self._waiting: deque[Job] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._reports: list[Report] = []
+        self._report: Callable[[Sequence[Report]], None] = _nobody
+
+    def report_to(self, report: Callable[[Sequence[Report]], None]) -> None:
+        self._report = report
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._waiting.extend(jobs)
+        self._start_waiting()
+
+    async def stop(self) -> None:
+        self._waiting.clear()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._runner.close()
+
+    def _start_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._free and self._waiting:
+            self._free -= 1
+            job = self._waiting.popleft()
+            self._say(Started(job.key))
+            task = loop.create_task(self._run(job))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _run(self, job: Job) -> None:
+        outcome = await self._runner.run(job.envelope)
+        self._free += 1
+        self._say(Finished(job.key, outcome))
+        self._start_waiting()
+
+    def _say(self, report: Report) -> None:
+        if not self._reports:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._reports.append(report)
+
+    def _flush(self) -> None:
+        reports, self._reports = self._reports, []
+        self._report(reports)
+
+
+def _nobody(reports: Sequence[Report]) -> None:
+    raise RuntimeError(f"{len(reports)} reports before report_to()")

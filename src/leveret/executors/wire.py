@@ -1,0 +1,81 @@
+"""What a worker and its child say to each other, and the frames it travels in.
+
+A frame is four bytes of length (big-endian) and a msgpack array of messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from leveret.executors import Finished, Job, Manifest, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Import the application and get ready. ``url`` overrides the application's own."""
+
+    app: str
+    url: str | None
+    concurrency: int
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Run a job when a slot is free."""
+
+    job: Job
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The application is imported."""
+
+    manifest: Manifest
+
+
+class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The application can't be imported."""
+
+    reason: str
+
+
+ToChild: TypeAlias = Begin | Run
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Finished
+M = TypeVar("M")
+
+_LENGTH = 4
+
+
+class Pipe(Generic[M]):
+    """One end of a socket pair: writes any messages, reads batches of type M."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reads: Any) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decoder: msgspec.msgpack.Decoder[list[M]] = msgspec.msgpack.Decoder(list[reads])
+
+    def write(self, messages: Sequence[ToChild | ToWorker]) -> None:
+        """Queue a batch for sending. A peer that is gone shows when reading, never here."""
+        frame = self._encode(messages)
+        self._writer.write(len(frame).to_bytes(_LENGTH, "big") + frame)
+
+    async def read(self) -> list[M]:
+        """The next batch; empty at the end, when the other process is gone."""
+        try:
+            length = int.from_bytes(await self._reader.readexactly(_LENGTH), "big")
+            return self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return []
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def closed(self) -> None:
+        """Wait until all that was written is sent, or the other process is gone."""
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()

@@ -1,0 +1,144 @@
+"""The values that travel: queues, envelopes, deliveries, outcomes. Frozen, no I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from leveret.errors import ConfigurationError
+
+DEFAULT_QUEUE = "default"
+#: A reason or a traceback longer than this is cut in the middle, so that a dead letter stays readable (characters).
+MAX_TRACEBACK = 16_384
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=False):
+    """A queue as the application wants it.
+
+    ``max_length``: with that many ready tasks, ``enqueue`` raises ``QueueFull`` and nothing is dropped. On RabbitMQ
+    the limit is the queue's own and approximate by the messages in flight.
+    ``create=False``: the operator makes the queue; a missing one is an error instead of being declared.
+    """
+
+    name: str
+    max_length: int | None = None
+    create: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name.encode()) > MAX_QUEUE_NAME:
+            raise ConfigurationError(
+                f"queue name {self.name!r} must be 1 to {MAX_QUEUE_NAME} bytes long "
+                f"(an AMQP 0-9-1 short string, with room for {DEAD_SUFFIX!r})"
+            )
+        if self.name.startswith("amq."):
+            raise ConfigurationError(f"queue name {self.name!r}: names that start with 'amq.' are the broker's own")
+        if self.name.endswith(DEAD_SUFFIX):
+            raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigurationError(f"queue {self.name!r}: max_length is {self.max_length}, it must be at least 1")
+
+
+DEAD_SUFFIX = ".dead"
+MAX_QUEUE_NAME = 255 - len(DEAD_SUFFIX)
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """One task on its way. ``body`` is never decoded by a broker or by the worker's own process."""
+
+    id: str
+    queue: str
+    #: The task's name; None when the message came without one and is for the queue's default task.
+    task: str | None
+    body: bytes
+    content_type: str | None = "application/json"
+    #: 1 for the first run. A run that ended because its worker stopped is not an attempt.
+    attempt: int = 1
+    #: Unix time, seconds; None when the producer did not say.
+    enqueued_at: float | None = None
+    #: What ended the attempt before this one.
+    last_error: str | None = None
+    #: The message's other headers, handed on as they came.
+    headers: dict[str, Any] = {}
+
+
+class Lease(Protocol):
+    """The right to settle a delivery: the connection, or the consumer's lock."""
+
+    @property
+    def held(self) -> bool: ...
+
+
+class Delivery(msgspec.Struct, frozen=True, eq=False):
+    """An envelope handed to one consumer, until it is settled or its lease is lost."""
+
+    envelope: Envelope
+    lease: Lease
+    #: The driver's fence: a channel's delivery tag, a row's delivery token.
+    tag: int
+    #: How often the broker had this back without an outcome: a worker died, stopped or lost its connection.
+    returns: int = 0
+
+
+class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The task ran to its end."""
+
+
+class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The attempt failed and is charged; the task goes back to the end of its queue."""
+
+    error: str
+    traceback: str = ""
+
+
+class DeadLettered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The task can't or shall not run again; it is kept with the reason."""
+
+    reason: str
+    traceback: str = ""
+
+
+class Released(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Not run, or interrupted by a stop: handed back, uncharged, for another worker."""
+
+
+Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released
+Settlement: TypeAlias = tuple[Delivery, Outcome]
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A task that will not run again by itself, and why."""
+
+    envelope: Envelope
+    reason: str
+    traceback: str
+    #: Unix time, seconds; None when whoever wrote it did not say.
+    died_at: float | None
+
+
+class QueueStats(msgspec.Struct, frozen=True):
+    """What is in a queue now."""
+
+    name: str
+    ready: int
+    #: Handed to a consumer and not settled (RabbitMQ: unacknowledged).
+    running: int
+    dead: int
+    consumers: int
+    #: Consumers that are not Leveret's, or did not answer in time: what they run is not in ``running``.
+    silent_consumers: int = 0
+
+
+def new_id() -> str:
+    """A task id: 32 hex digits, the first 12 of them the time in milliseconds, so that ids sort by age (as UUIDv7)."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def shorten(text: str, limit: int = MAX_TRACEBACK) -> str:
+    """Cut the middle out of a long text; both ends of a traceback matter."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"

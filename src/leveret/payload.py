@@ -1,0 +1,215 @@
+"""How a call becomes a message body and back: a task's signature, and what JSON can carry."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leveret.errors import InvalidArguments, NotSerializable, UnreadableBody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+JSON = "application/json"
+RAW = "application/octet-stream"
+#: JSON numbers beyond 64 bits are read differently by every language, so they are refused.
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+_SCALARS = (str, bool, type(None))
+
+
+class _Body(msgspec.Struct):
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+class Signature:
+    """A function's parameters, as the wire sees them.
+
+    A function whose only parameter is annotated ``bytes`` is *raw*: it takes the message's body as it came, and
+    what it is enqueued with is sent as it is. Every other function's arguments travel as JSON; annotations that
+    msgspec knows (dataclasses, datetimes, enums, ...) are checked on both sides and restored on arrival.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._name = name
+        self._signature = inspect.signature(function)
+        self._types = _annotations(function, self._signature)
+        parameters = list(self._signature.parameters.values())
+        self.raw = (
+            len(parameters) == 1
+            and self._types.get(parameters[0].name) is bytes
+            and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
+        )
+
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
+        """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
+        bound = self._bind(args, kwargs)
+        if self.raw:
+            (value,) = bound.arguments.values()
+            if not isinstance(value, bytes):
+                raise InvalidArguments(
+                    f"task {self._name!r} takes the raw body: pass bytes, not {type(value).__name__}"
+                )
+            return value, RAW
+        for name, value, annotation in self._each(bound):
+            self._check(name, value, annotation)
+        return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
+
+    def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call. Raises UnreadableBody or InvalidArguments."""
+        if self.raw:
+            return (body,), {}
+        try:
+            call = _decode_body(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UnreadableBody(
+                f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}; '
+                f"it begins {body[:80]!r}"
+            ) from error
+        return self._restore(self._bind(tuple(call.args), call.kwargs))
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        try:
+            return self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidArguments(f"{error}; the signature is {self._name}{self._signature}") from None
+
+    def _each(self, bound: inspect.BoundArguments) -> typing.Iterator[tuple[str, Any, Any]]:
+        for name, value in bound.arguments.items():
+            annotation = self._types.get(name, Any)
+            kind = self._signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                yield from ((f"{name}[{index}]", item, annotation) for index, item in enumerate(value))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                yield from ((key, item, annotation) for key, item in value.items())
+            else:
+                yield name, value, annotation
+
+    def _check(self, name: str, value: Any, annotation: Any) -> None:
+        if type(value) is annotation and isinstance(value, _SCALARS):
+            _check_text(self._name, name, value)
+            return
+        problem = _not_json(value, "")
+        if problem is None:
+            if annotation is not Any:
+                self._convert(name, value, annotation)
+            return
+        if annotation is Any or not _survives(value, annotation):
+            raise NotSerializable(
+                f"argument {name!r} of task {self._name!r}{problem}; pass JSON (text, numbers, booleans, None, lists, "
+                "dicts with text keys) or annotate the parameter with a type that msgspec can restore"
+            )
+
+    def _restore(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arguments = bound.arguments
+        for name, value in list(arguments.items()):
+            annotation = self._types.get(name, Any)
+            if annotation is Any:
+                continue
+            kind = self._signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = tuple(self._convert(name, item, annotation) for item in value)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = {key: self._convert(key, item, annotation) for key, item in value.items()}
+            else:
+                arguments[name] = self._convert(name, value, annotation)
+        return bound.args, bound.kwargs
+
+    def _convert(self, name: str, value: Any, annotation: Any) -> Any:
+        try:
+            return msgspec.convert(value, annotation)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise InvalidArguments(
+                f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {error}"
+            ) from None
+
+
+def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception:  # noqa: BLE001 - a hint that can't be evaluated (TYPE_CHECKING imports) is only not checked
+        hints = {name: p.annotation for name, p in signature.parameters.items() if isinstance(p.annotation, type)}
+    return {name: hint for name, hint in hints.items() if name in signature.parameters and _is_carried(hint)}
+
+
+def _is_carried(hint: Any) -> bool:
+    """Whether msgspec itself can restore every part of the annotation; other annotations are not checked."""
+    if hint in (bytes, str, int, float, bool):
+        return True
+    try:
+        return not _has_custom(msgspec.inspect.type_info(hint), set())
+    except Exception:  # noqa: BLE001 - whatever msgspec can't describe, it can't restore
+        return False
+
+
+def _has_custom(info: Any, seen: set[int]) -> bool:
+    if isinstance(info, msgspec.inspect.CustomType):
+        return True
+    if id(info) in seen or not isinstance(info, (msgspec.inspect.Type, msgspec.inspect.Field)):
+        return False
+    seen.add(id(info))
+    children: list[Any] = []
+    for field in info.__struct_fields__:
+        value = getattr(info, field)
+        children.extend(value if isinstance(value, tuple) else (value,))
+    return any(_has_custom(child, seen) for child in children)
+
+
+def _not_json(value: Any, path: str) -> str | None:
+    """None when the value is JSON and comes back equal; else what is wrong, and where in it."""
+    where = f" (at {path})" if path else ""
+    if isinstance(value, str):
+        return None if _is_text(value) else f" holds a lone surrogate{where}, which UTF-8 cannot carry"
+    if value is None or value is True or value is False:
+        return None
+    kind = type(value)
+    if kind is int:
+        return None if _MIN_INT <= value <= _MAX_INT else f" is an integer beyond 64 bits{where}"
+    if kind is float:
+        return None if math.isfinite(value) else f" is {value}{where}, which JSON does not have"
+    if kind in (list, tuple):
+        return _first(_not_json(item, f"{path}[{index}]") for index, item in enumerate(value))
+    if kind is dict:
+        for key in value:
+            if type(key) is not str or not _is_text(key):
+                return f" has the key {key!r}{where}, and JSON keys are text"
+        return _first(_not_json(item, f"{path}[{key!r}]") for key, item in value.items())
+    return f" is a {kind.__name__}{where}, which JSON cannot carry"
+
+
+def _check_text(task: str, name: str, value: Any) -> None:
+    if isinstance(value, str) and not _is_text(value):
+        raise NotSerializable(f"argument {name!r} of task {task!r} holds a lone surrogate, which UTF-8 cannot carry")
+
+
+def _is_text(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _first(problems: typing.Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _survives(value: Any, annotation: Any) -> bool:
+    try:
+        return bool(msgspec.json.decode(_encode(value), type=annotation) == value)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
+        return False
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

@@ -1,0 +1,119 @@
+"""``Task[P, R]``: a function that can be enqueued, and ``Handle[R]``: one task that was."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from leveret.errors import ConfigurationError, TaskTooLarge
+from leveret.model import Envelope, new_id
+from leveret.payload import Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Acknowledge: TypeAlias = Literal["after", "before"]
+
+
+class Producer(Protocol):
+    """What a task needs of its application in order to be enqueued."""
+
+    @property
+    def max_message_size(self) -> int: ...
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None: ...
+    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+
+
+class TaskOptions(msgspec.Struct, frozen=True):
+    """How a task is enqueued and acknowledged."""
+
+    queue: str
+    #: "after": at least once, the default. "before": at most once; a worker that dies loses the task.
+    acknowledge: Acknowledge = "after"
+
+    def __post_init__(self) -> None:
+        if self.acknowledge not in ("after", "before"):
+            raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
+
+
+class Handle(msgspec.Struct, Generic[R], frozen=True):
+    """A task that is safely stored."""
+
+    id: str
+    task: str
+    queue: str
+
+
+class Task(Generic[P, R]):
+    """A function registered with an application. Calling it runs it here and now; ``enqueue`` sends it to a worker."""
+
+    def __init__(
+        self, function: Callable[P, Awaitable[R] | R], name: str, options: TaskOptions, producer: Producer
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.signature = Signature(function, name)
+        self._options = options
+        self._producer = producer
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function itself, without any queue (an ``async def`` one gives its coroutine)."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} on {self._options.queue}>"
+
+    @property
+    def queue(self) -> str:
+        return self._options.queue
+
+    @property
+    def acknowledge(self) -> Acknowledge:
+        return self._options.acknowledge
+
+    def options(self, *, queue: str) -> Task[P, R]:
+        """The same task, enqueued differently. Options never mix with the task's own arguments."""
+        return Task(self.function, self.name, msgspec.structs.replace(self._options, queue=queue), self._producer)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Store the task durably, to be run by a worker.
+
+        Returns when it is safe. Raises InvalidArguments, NotSerializable or TaskTooLarge before anything is sent;
+        an EnqueueError or BrokerError when the task is not known to be stored, at most the application's
+        ``enqueue_timeout`` (seconds) later.
+        """
+        envelope = self._envelope(args, kwargs)
+        await self._producer.publish([envelope])
+        return Handle(envelope.id, self.name, envelope.queue)
+
+    async def enqueue_many(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
+        """Store many calls, each a tuple of positional arguments, in one round trip.
+
+        On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that
+        are not known to be.
+        """
+        envelopes = [self._envelope(tuple(args), {}) for args in calls]
+        if envelopes:
+            await self._producer.publish(envelopes)
+        return [Handle(envelope.id, self.name, envelope.queue) for envelope in envelopes]
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``."""
+        return self._producer.wait(self.enqueue(*args, **kwargs))
+
+    def _envelope(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
+        body, content_type = self.signature.encode(args, kwargs)
+        if len(body) > self._producer.max_message_size:
+            raise TaskTooLarge(
+                f"the arguments of task {self.name!r} are {len(body)} bytes, over the limit of "
+                f"{self._producer.max_message_size}; store the data elsewhere and pass a reference, "
+                "or raise App(max_message_size=...)"
+            )
+        return Envelope(new_id(), self._options.queue, self.name, body, content_type, enqueued_at=time.time())

@@ -1,0 +1,276 @@
+"""The worker: takes deliveries, has them run, settles their outcomes. It runs no user code itself.
+
+One delivery's way: `_admit` -> `_fill` -> the executor -> `_on_reports` -> `_settle`. Stopping has two stages: first
+the taking ends and what runs may finish, then what is left is given up and handed back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import deque
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from leveret.brokers import Broker, Consumer, connect
+from leveret.errors import BrokerError, ConfigurationError, LeaseLost
+from leveret.events import Event, Listener, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
+from leveret.executors import Executor, Finished, Job, Manifest, Report
+from leveret.model import DeadLettered, Delivery, Outcome, Queue, Released, Settlement, Succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from typing import Any
+
+log = logging.getLogger("leveret.worker")
+
+Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
+
+#: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
+#: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
+MAX_RETURNS = 15
+#: How long a worker may go on running what it has when it is told to stop (seconds).
+DEFAULT_GRACE = 30.0
+#: Longest wait before an outcome that could not be recorded is tried again (seconds).
+_SETTLE_AGAIN = 5.0
+
+
+class Worker:
+    """Runs the tasks of some queues on an executor until it is told to stop.
+
+    ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
+    holds at once, running or waiting; "auto" is the executor's slots, so that nothing waits here that another worker
+    could run. ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        queues: Sequence[str] = (),
+        prefetch: Prefetch = "auto",
+        grace: float = DEFAULT_GRACE,
+        listeners: Sequence[Listener] = (),
+        broker: Broker | None = None,
+    ) -> None:
+        if isinstance(prefetch, int) and prefetch < 1:
+            raise ConfigurationError(f"prefetch is {prefetch}; it must be at least 1, 'auto' or 'unlimited'")
+        self._executor = executor
+        self._names = queues
+        self._credit = {"auto": executor.slots, "unlimited": None}[prefetch] if isinstance(prefetch, str) else prefetch
+        self._grace = grace
+        self._listeners = [write_log, *listeners]
+        self._given_broker = broker
+        self._keys = itertools.count()
+        self._backlog: deque[Delivery] = deque()
+        self._jobs: dict[int, Delivery] = {}
+        self._acknowledged: set[int] = set()
+        self._settling: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._halt = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop taking and finish what runs, within the grace. Called again: stop at once. Nothing is lost."""
+        if self._stop.is_set():
+            self._halt.set()
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._executor.stop)
+            manifest = await self._executor.start(self._on_reports)
+            self._at_most_once = frozenset(manifest.at_most_once)
+            self._default_tasks = manifest.default_tasks
+            self._broker = self._given_broker or connect(manifest.url)
+            if self._given_broker is None:
+                stack.push_async_callback(self._broker.close)
+            queues = _select(self._names, manifest)
+            consumer = await self._open(stack.enter_async_context(self._broker.consume(queues, credit=self._credit)))
+            if consumer is None:
+                return
+            self._tell(WorkerReady([queue.name for queue in queues]))
+            await self._work(consumer)
+
+    async def _open(self, opening: Coroutine[Any, Any, Consumer]) -> Consumer | None:
+        """The consumer, or None when the worker was stopped while it still waited for the broker."""
+        task = asyncio.create_task(opening)
+        stopped = asyncio.create_task(self._stop.wait())
+        await _first_of(task, stopped, self._executor.broken)
+        stopped.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait([task])
+        if self._executor.broken.done():
+            self._executor.broken.result()
+        return None
+
+    async def _work(self, consumer: Consumer) -> None:
+        taking = asyncio.create_task(self._take(consumer))
+        stopped = asyncio.create_task(self._stop.wait())
+        broken = self._executor.broken
+        try:
+            await _first_of(taking, stopped, broken)
+            self._tell(WorkerStopping(len(self._jobs), self._grace))
+            await consumer.stop()
+            self._hand_back_backlog()
+            if self._stop.is_set():
+                await self._finish_running()
+            await self._give_up()
+            for failed in (taking, broken):
+                if failed.done():
+                    failed.result()
+        finally:
+            for task in (taking, stopped):
+                task.cancel()
+            await asyncio.gather(taking, stopped, return_exceptions=True)
+
+    async def _take(self, consumer: Consumer) -> None:
+        async for batch in consumer:
+            self._admit(batch)
+
+    def _admit(self, batch: Sequence[Delivery]) -> None:
+        poison = [delivery for delivery in batch if delivery.returns >= MAX_RETURNS]
+        if poison:
+            self._settle([(delivery, _came_back(delivery)) for delivery in poison])
+        self._backlog.extend(delivery for delivery in batch if delivery.returns < MAX_RETURNS)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Submit as much of the backlog as the executor has slots for."""
+        jobs: list[Job] = []
+        while self._backlog and len(self._jobs) < self._executor.slots and not self._stop.is_set():
+            delivery = self._backlog.popleft()
+            if not delivery.lease.held:
+                continue  # the broker has given it to another consumer, or will give it to this one again
+            key = next(self._keys)
+            self._jobs[key] = delivery
+            if self._is_at_most_once(delivery):
+                self._background(self._acknowledge_and_submit(key, delivery))
+            else:
+                jobs.append(Job(key, delivery.envelope))
+        if jobs:
+            self._executor.submit(jobs)
+
+    def _is_at_most_once(self, delivery: Delivery) -> bool:
+        envelope = delivery.envelope
+        name = envelope.task if envelope.task is not None else self._default_tasks.get(envelope.queue)
+        return name in self._at_most_once
+
+    async def _acknowledge_and_submit(self, key: int, delivery: Delivery) -> None:
+        lost = await self._record([(delivery, Succeeded())])
+        if lost:
+            self._jobs.pop(key, None)
+            self._fill()
+            return
+        self._acknowledged.add(key)
+        self._executor.submit([Job(key, delivery.envelope)])
+
+    def _on_reports(self, reports: Sequence[Report]) -> None:
+        settlements: list[Settlement] = []
+        for report in reports:
+            delivery = self._jobs.get(report.key)
+            if delivery is None:
+                continue
+            if not isinstance(report, Finished):
+                self._tell(TaskStarted(delivery.envelope))
+                continue
+            del self._jobs[report.key]
+            if report.key in self._acknowledged:
+                self._acknowledged.discard(report.key)
+                self._tell(TaskSettled(delivery.envelope, report.outcome, at_most_once=True))
+            else:
+                settlements.append((delivery, report.outcome))
+        if settlements:
+            self._settle(settlements)
+        self._fill()
+        self._note_idle()
+
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        self._background(self._record_and_tell(settlements))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        self._note_idle()
+        task.add_done_callback(self._settling.discard)
+        task.add_done_callback(lambda _: self._note_idle())
+
+    async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
+        lost = await self._record(settlements)
+        for delivery, outcome in settlements:
+            self._tell(TaskSettled(delivery.envelope, outcome, kept=delivery.envelope.id not in lost))
+
+    async def _record(self, settlements: Sequence[Settlement]) -> frozenset[str]:
+        """Settle, again and again while the broker can't; the ids whose lease was lost."""
+        while True:
+            try:
+                await self._broker.settle(settlements)
+            except LeaseLost as error:
+                return frozenset(error.ids)
+            except BrokerError as error:
+                pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
+                log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
+                await asyncio.sleep(pause)
+            else:
+                return frozenset()
+
+    def _hand_back_backlog(self) -> None:
+        if self._backlog:
+            self._settle([(delivery, Released()) for delivery in self._backlog])
+            self._backlog.clear()
+
+    async def _finish_running(self) -> None:
+        """Until nothing runs, the grace is over, or a second stop."""
+        self._note_idle()
+        waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._halt)]
+        await asyncio.wait(waits, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _give_up(self) -> None:
+        """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
+        await self._executor.stop()
+        left = [delivery for key, delivery in self._jobs.items() if key not in self._acknowledged]
+        self._jobs.clear()
+        if left:
+            self._settle([(delivery, Released()) for delivery in left])
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=_SETTLE_AGAIN)
+        for task in self._settling:
+            task.cancel()
+
+    def _note_idle(self) -> None:
+        if self._jobs or self._settling:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _tell(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
+    known = {queue.name: queue for queue in manifest.queues}
+    if not names and not known:
+        raise ConfigurationError("the application has no tasks, so there is no queue to work on")
+    return [known.get(name, Queue(name)) for name in names or known]
+
+
+def _came_back(delivery: Delivery) -> Outcome:
+    return DeadLettered(
+        f"it came back {delivery.returns} times without an outcome: it was being run, or waited, when its worker died "
+        "or lost its connection; it may be what kills the workers"
+    )

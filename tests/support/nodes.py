@@ -1,0 +1,194 @@
+"""RabbitMQ nodes of a test's own: own ports, own name, own epmd, data in a temporary folder, ended by process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CACHE = Path(
+    os.environ.get("LEVERET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leveret"
+)
+TREES = {"3.10": Path("/"), "4": CACHE / "rabbitmq-4"}
+#: A node on a busy two-core machine may take this long to start (seconds).
+START_TIMEOUT = 90.0
+
+
+class MissingServer(Exception):
+    """A RabbitMQ version that the tests need is not installed: `scripts/install-rabbitmq` installs it."""
+
+
+class Node:
+    """One RabbitMQ node. Killed and started again, it keeps its ports and its data."""
+
+    def __init__(self, version: str, *, config: Mapping[str, Any] | None = None, advanced: str | None = None) -> None:
+        self.version = version
+        self.tree = TREES[version]
+        if not (self.tree / "usr/lib/rabbitmq/bin/rabbitmq-server").exists():
+            raise MissingServer(f"RabbitMQ {version} is not in {self.tree}; run scripts/install-rabbitmq")
+        self.port, self._dist_port, self._epmd_port = free_ports(3)
+        self.name = f"leveret-{secrets.token_hex(4)}@localhost"
+        self.folder = Path(tempfile.mkdtemp(prefix="leveret-node-", dir=self.tree / "tmp"))
+        self._inside = Path("/") / self.folder.relative_to(self.tree)
+        self._write_config(config or {}, advanced)
+        self._epmd = subprocess.Popen(
+            ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "console.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start the server without waiting for it."""
+        console = (self.folder / "console.log").open("ab")
+        self._server = subprocess.Popen(
+            self._command("rabbitmq-server"),
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+        )
+        console.close()
+
+    def wait(self) -> None:
+        """Wait until it accepts AMQP connections."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            if self._server is None or self._server.poll() is not None:
+                raise RuntimeError(f"RabbitMQ {self.version} ended while starting:\n{self.log[-3000:]}")
+            if self._answers():
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"RabbitMQ {self.version} did not start within {START_TIMEOUT} s:\n{self.log[-3000:]}")
+
+    def kill(self) -> None:
+        """``kill -9`` of the server's processes."""
+        server, self._server = self._server, None
+        if server is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: the node's sockets stay open and say nothing."""
+        assert self._server is not None
+        os.killpg(self._server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._server is not None
+        os.killpg(self._server.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+        self.wait()
+
+    def close(self) -> None:
+        """End the node and its epmd, and remove its data."""
+        self.kill()
+        self._epmd.kill()
+        self._epmd.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ctl(self, *arguments: str) -> str:
+        """``rabbitmqctl`` against this node."""
+        done = subprocess.run(
+            self._command("rabbitmqctl", "-q", *arguments),
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def evaluate(self, expression: str) -> str:
+        """Evaluate Erlang on the node: the quickest way to look inside."""
+        return self.ctl("eval", expression)
+
+    def queues(self, *columns: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.ctl("list_queues", "--formatter", "json", *columns))
+        return rows
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.settimeout(5)
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"
+        return False
+
+    def _command(self, program: str, *arguments: str) -> Sequence[str]:
+        if self.tree == Path("/"):
+            return [f"/usr/lib/rabbitmq/bin/{program}", *arguments]
+        # A mount namespace of its own: /proc inside the tree goes away with the process.
+        inside = ["chroot", str(self.tree), f"/usr/lib/rabbitmq/bin/{program}", *arguments]
+        return ["unshare", "--mount", "sh", "-c", 'mount -t proc proc "$0/proc" && exec "$@"', str(self.tree), *inside]
+
+    def _environment(self) -> dict[str, str]:
+        inside = self._inside
+        return {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(inside),
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_CONFIG_FILE": f"{inside}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{inside}/advanced.config",
+            "RABBITMQ_CONF_ENV_FILE": f"{inside}/none.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{inside}/enabled_plugins",
+            "RABBITMQ_MNESIA_BASE": f"{inside}/data",
+            "RABBITMQ_LOG_BASE": f"{inside}/log",
+            "RABBITMQ_PID_FILE": f"{inside}/pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+    def _write_config(self, config: Mapping[str, Any], advanced: str | None) -> None:
+        settings = {
+            "log.console": "true",
+            "log.file": "false",
+            "disk_free_limit.absolute": "50MB",
+            "vm_memory_high_watermark.absolute": "2GB",
+            **config,
+        }
+        (self.folder / "rabbitmq.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+        (self.folder / "advanced.config").write_text(advanced or "[].\n")
+        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / ".erlang.cookie").write_text(secrets.token_hex(16))
+        (self.folder / ".erlang.cookie").chmod(0o400)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
