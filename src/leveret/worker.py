@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import random
+import signal
 from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -18,6 +19,8 @@ from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
 from leveret.events import Event, Listener, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
 from leveret.executors import Executor, Finished, Job, Manifest, Report
+from leveret.executors.processes import ProcessExecutor
+from leveret.logs import configure as configure_logging
 from leveret.model import DeadLettered, Delivery, Outcome, Queue, Released, Settlement, Succeeded
 
 if TYPE_CHECKING:
@@ -274,3 +277,35 @@ def _came_back(delivery: Delivery) -> Outcome:
         f"it came back {delivery.returns} times without an outcome: it was being run, or waited, when its worker died "
         "or lost its connection; it may be what kills the workers"
     )
+
+
+def run_worker(
+    app: str,
+    *,
+    url: str | None = None,
+    queues: Sequence[str] = (),
+    processes: int = 1,
+    concurrency: int = 10,
+    prefetch: Prefetch = "auto",
+    grace: float = DEFAULT_GRACE,
+    listeners: Sequence[Listener] = (),
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
+
+    ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
+    application's. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or
+    BrokerRefused when it cannot work.
+    """
+    if processes < 1 or concurrency < 1:
+        raise ConfigurationError(f"{processes} processes with {concurrency} tasks at once: both must be at least 1")
+    configure_logging()
+
+    async def work() -> None:
+        executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency)
+        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=listeners)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, worker.stop)
+        await worker.run()
+
+    asyncio.run(work())

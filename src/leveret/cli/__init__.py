@@ -1,1 +1,66 @@
-"""x"""
+"""The command line. Each command is a module, imported when it is called; an error of the user's is one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from leveret.errors import LeveretError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = {
+    "worker": ("leveret.cli.worker", "Run the tasks of an application."),
+    "enqueue": ("leveret.cli.enqueue", "Enqueue one task from the command line."),
+    "queues": ("leveret.cli.queues", "Show what is ready, running and dead."),
+    "dead": ("leveret.cli.dead", "Look at tasks that cannot or shall not run again."),
+    "demo": ("leveret.cli.demo", "See two workers share five tasks, one of them killed."),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is asked for, so that ``--help`` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="leveret", message="%(version)s")
+def cli() -> None:
+    """Leveret, a work queue on RabbitMQ or one SQLite file.
+
+    The broker is the application's, or $LEVERET_URL, or sqlite:///leveret.db.
+
+    \b
+    Examples:
+      leveret worker tasks:app --processes 2 --concurrency 10
+      leveret enqueue tasks:app resize cat.png 80
+      LEVERET_URL=amqp://guest:guest@localhost/ leveret queues -q default
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exits 1 with one line on standard error when something of the user's is wrong."""
+    try:
+        cli(arguments, prog_name="leveret")
+    except LeveretError as error:
+        click.echo(f"leveret: {error}", err=True)
+        sys.exit(1)

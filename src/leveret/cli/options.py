@@ -1,0 +1,30 @@
+"""What several commands take: the broker's URL, and an application to get it from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from leveret.app import load_app
+from leveret.brokers import Broker, connect, resolve_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: How long a question to the broker may take from the command line (seconds).
+_TIMEOUT = 10.0
+
+
+def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--url", metavar="URL", help="The broker's, instead of the application's or $LEVERET_URL.")(
+        function
+    )
+
+
+def broker_and_queues(reference: str | None, url: str | None) -> tuple[Broker, Sequence[str]]:
+    """The broker that was asked for, and the queues of the application if one was named."""
+    if reference is None:
+        return connect(resolve_url(url), timeout=_TIMEOUT), ()
+    app = load_app(reference)
+    return connect(url or app.url, timeout=_TIMEOUT), [queue.name for queue in app.queues]

@@ -1,0 +1,74 @@
+"""``leveret worker``."""
+
+from __future__ import annotations
+
+import click
+
+from leveret.cli.options import url_option
+from leveret.worker import DEFAULT_GRACE, Prefetch, run_worker
+
+
+class _PrefetchType(click.ParamType[Prefetch]):
+    name = "N|auto|unlimited"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Prefetch:
+        if value == "auto":
+            return "auto"
+        if value == "unlimited":
+            return "unlimited"
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is not a number from 1, 'auto' or 'unlimited'", param, ctx)
+        return number
+
+
+@click.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option(
+    "-q", "--queue", "queues", multiple=True, help="A queue to work on; again for more. Default: all the app's."
+)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Child processes.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=10, show_default=True, help="Tasks at once in each child process."
+)
+@click.option(
+    "--prefetch",
+    type=_PrefetchType(),
+    default="auto",
+    show_default=True,
+    help="Unsettled deliveries of each queue; auto: as many as run at once, so that none waits behind another here.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=DEFAULT_GRACE,
+    show_default=True,
+    help="Seconds to finish what runs when told to stop; the rest is handed back.",
+)
+@url_option
+def command(
+    app: str,
+    queues: tuple[str, ...],
+    processes: int,
+    concurrency: int,
+    prefetch: Prefetch,
+    grace: float,
+    url: str | None,
+) -> None:
+    """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
+
+    The tasks run in child processes: one that blocks or crashes does not touch the connection. MODULE is imported
+    there, from the working directory or the installed packages; FILE.py:APP works too.
+
+    \b
+    Examples:
+      leveret worker tasks:app
+      leveret worker tasks:app -q images -q mail --processes 4 --concurrency 1
+      leveret worker shop/tasks.py:app --url amqp://guest:guest@localhost/
+    """
+    run_worker(
+        app, url=url, queues=queues, processes=processes, concurrency=concurrency, prefetch=prefetch, grace=grace
+    )
