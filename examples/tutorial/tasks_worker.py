@@ -22,6 +22,7 @@ def main() -> None:
         concurrency=1,
         prefetch="unlimited" if prefetch == "unlimited" else int(prefetch),
         listeners=[announce],
+        log_level="WARNING",
     )
 
 

@@ -289,16 +289,17 @@ def run_worker(
     prefetch: Prefetch = "auto",
     grace: float = DEFAULT_GRACE,
     listeners: Sequence[Listener] = (),
+    log_level: str = "INFO",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
     ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
-    application's. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or
-    BrokerRefused when it cannot work.
+    application's. ``log_level``: for a program that has not set logging up itself. A second signal stops at once;
+    nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
     """
     if processes < 1 or concurrency < 1:
         raise ConfigurationError(f"{processes} processes with {concurrency} tasks at once: both must be at least 1")
-    configure_logging()
+    configure_logging(log_level)
 
     async def work() -> None:
         executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency)

@@ -1,4 +1,4 @@
-"""A worker of ``leveret demo``, run as ``python -m leveret.cli.demo_worker URL``: the tutorial's task, a pause a dot."""
+"""A worker of ``leveret demo``, ``python -m leveret.cli.demo_worker URL``: the tutorial's task, a pause a dot."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def announce(event: Event) -> None:
 
 
 if __name__ == "__main__":
-    run_worker(f"{__spec__.name}:app", url=sys.argv[1], concurrency=1, listeners=[announce])
+    run_worker(f"{__spec__.name}:app", url=sys.argv[1], concurrency=1, listeners=[announce], log_level="WARNING")

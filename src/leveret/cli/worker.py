@@ -48,6 +48,12 @@ class _PrefetchType(click.ParamType[Prefetch]):
     show_default=True,
     help="Seconds to finish what runs when told to stop; the rest is handed back.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+)
 @url_option
 def command(
     app: str,
@@ -56,6 +62,7 @@ def command(
     concurrency: int,
     prefetch: Prefetch,
     grace: float,
+    log_level: str,
     url: str | None,
 ) -> None:
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
@@ -70,5 +77,12 @@ def command(
       leveret worker shop/tasks.py:app --url amqp://guest:guest@localhost/
     """
     run_worker(
-        app, url=url, queues=queues, processes=processes, concurrency=concurrency, prefetch=prefetch, grace=grace
+        app,
+        url=url,
+        queues=queues,
+        processes=processes,
+        concurrency=concurrency,
+        prefetch=prefetch,
+        grace=grace,
+        log_level=log_level.upper(),
     )

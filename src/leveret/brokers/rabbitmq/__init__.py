@@ -53,9 +53,12 @@ class RabbitMQBroker:
             await self._publisher.publish(messages)
         except QueueNotFound as error:
             # A queue that was deleted after it was declared is made again, unless it is the operator's to make.
-            lost = set(error.ids)
-            missing = [message for message in messages if message.id in lost]
-            await self.declare([self._known(name) for name in {message.queue for message in missing}])
+            missing = [message for message in messages if message.id in set(error.ids)]
+            queues = [self._queues.get(name) for name in {message.queue for message in missing}]
+            ours = [queue for queue in queues if queue is not None and queue.create]
+            if len(ours) < len(queues):
+                raise
+            await self.declare(ours)
             await self._publisher.publish(missing)
 
     @asynccontextmanager
@@ -81,9 +84,6 @@ class RabbitMQBroker:
 
     async def close(self) -> None:
         await self._publisher.close()
-
-    def _known(self, name: str) -> Queue:
-        return self._queues.get(name, Queue(name, create=False))
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Record one outcome; False when the delivery is not the caller's any more."""

@@ -1,0 +1,524 @@
+"""What every broker must do, as checks that need no test framework.
+
+For the author of another broker: give `CHECKS` a callable that opens a new `Broker` on the same store each time it
+is called, and run each check with it::
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_conformance(check): asyncio.run(check(lambda: MyBroker(...)))
+
+A check uses queues of its own, closes every broker that it opened, and raises AssertionError when the promise in its
+docstring is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from leveret.errors import LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from leveret.brokers import Broker, Consumer
+    from leveret.model import QueueStats
+
+Open: TypeAlias = Callable[[], "Broker"]
+Check: TypeAlias = Callable[[Open], Awaitable[None]]
+
+#: How long anything may take before a check fails (seconds).
+PATIENCE = 15.0
+#: How long nothing must happen before a check believes that nothing will (seconds).
+QUIET = 0.3
+
+CHECKS: list[Check] = []
+
+
+class Bench:
+    """What a check works with: brokers on one store, and a queue of its own."""
+
+    def __init__(self, open_broker: Open, stack: AsyncExitStack) -> None:
+        self._open = open_broker
+        self._stack = stack
+        self.queue = Queue(f"check-{secrets.token_hex(6)}")
+
+    def broker(self) -> Broker:
+        broker = self._open()
+        self._stack.push_async_callback(broker.close)
+        return broker
+
+    def other_queue(self, **settings: int | bool) -> Queue:
+        return Queue(f"check-{secrets.token_hex(6)}", **settings)  # type: ignore[arg-type]
+
+    async def declared(self, queue: Queue | None = None) -> Broker:
+        broker = self.broker()
+        await broker.declare([queue or self.queue])
+        return broker
+
+    async def consumer(self, broker: Broker, *queues: Queue, credit: int | None = 10) -> Taken:
+        return Taken(await self._stack.enter_async_context(broker.consume(queues or [self.queue], credit=credit)))
+
+    def envelope(self, text: str, **changes: object) -> Envelope:
+        return msgspec.structs.replace(Envelope(new_id(), self.queue.name, "check", text.encode()), **changes)
+
+    def envelopes(self, *texts: str) -> list[Envelope]:
+        return [self.envelope(text) for text in texts]
+
+
+class Taken:
+    """A consumer's deliveries, one by one."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self._batches: AsyncIterator[Sequence[Delivery]] = aiter(consumer)
+        self._pending: asyncio.Task[Sequence[Delivery]] | None = None
+        self._waiting: list[Delivery] = []
+
+    async def next(self, count: int = 1) -> list[Delivery]:
+        """The next ones, in order; fails when they do not come."""
+        while len(self._waiting) < count:
+            assert await self._batch(PATIENCE), f"{count} deliveries were due, {len(self._waiting)} came"
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return taken
+
+    async def texts(self, count: int) -> list[str]:
+        return [text(delivery) for delivery in await self.next(count)]
+
+    async def nothing(self) -> None:
+        """Fails when something comes."""
+        await self._batch(QUIET)
+        assert not self._waiting, f"nothing was due, but {[text(delivery) for delivery in self._waiting]} came"
+
+    async def end(self) -> None:
+        """Fails when the iteration does not end."""
+        while await self._batch(PATIENCE):
+            pass
+        assert self._pending is None, "the consumer was stopped, and its iteration did not end"
+
+    async def _batch(self, within: float) -> bool:
+        """Wait for a batch, without cancelling the iterator when it does not come."""
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._advance())
+        done, _ = await asyncio.wait([self._pending], timeout=within)
+        if not done:
+            return False
+        batch, self._pending = self._pending.result(), None
+        self._waiting.extend(batch)
+        return bool(batch)
+
+    async def _advance(self) -> Sequence[Delivery]:
+        try:
+            return await anext(self._batches)
+        except StopAsyncIteration:
+            return ()
+
+    def abandon(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+
+
+def text(delivery: Delivery) -> str:
+    return delivery.envelope.body.decode()
+
+
+async def settle_all(broker: Broker, deliveries: Sequence[Delivery], outcome: Outcome) -> None:
+    await broker.settle([(delivery, outcome) for delivery in deliveries])
+
+
+async def stats_of(broker: Broker, queue: Queue) -> QueueStats:
+    return next(stats for stats in await broker.stats([queue.name]) if stats.name == queue.name)
+
+
+async def becomes(broker: Broker, queue: Queue, **expected: int) -> None:
+    """Wait until the queue's counts are as expected: a broker may count a moment later."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        stats = await stats_of(broker, queue)
+        if all(getattr(stats, name) == value for name, value in expected.items()):
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"expected {expected}, counted {stats}"
+        await asyncio.sleep(0.05)
+
+
+def check(function: Callable[[Bench], Awaitable[None]]) -> Check:
+    """Register a check; it gets a bench that is cleared up behind it."""
+
+    @functools.wraps(function)
+    async def run(open_broker: Open) -> None:
+        async with AsyncExitStack() as stack:
+            await function(Bench(open_broker, stack))
+
+    CHECKS.append(run)
+    return run
+
+
+@check
+async def delivers_what_was_published(bench: Bench) -> None:
+    """Every part of an envelope arrives, in order of publishing."""
+    broker = await bench.declared()
+    sent = [bench.envelope("a", headers={"trace": "1", "n": 2}), bench.envelope("b", task=None, content_type=None)]
+    for envelope in sent:
+        await broker.publish([envelope])
+    taken = await bench.consumer(bench.broker())
+    got = [delivery.envelope for delivery in await taken.next(2)]
+    assert [(e.id, e.queue, e.task, e.body, e.attempt, e.headers) for e in got] == [
+        (e.id, e.queue, e.task, e.body, e.attempt, e.headers) for e in sent
+    ]
+    assert got[1].content_type is None
+
+
+@check
+async def bodies_are_bytes(bench: Bench) -> None:
+    """A body is kept byte for byte: empty, binary, and a mebibyte of it."""
+    broker = await bench.declared()
+    bodies = [b"", bytes(range(256)), secrets.token_bytes(1024 * 1024)]
+    await broker.publish([bench.envelope("", body=body) for body in bodies])
+    taken = await bench.consumer(broker)
+    assert [delivery.envelope.body for delivery in await taken.next(3)] == bodies
+
+
+@check
+async def success_removes_the_task(bench: Bench) -> None:
+    """A settled success is gone for good, and the counts say so at each step."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes("a", "b"))
+    await becomes(broker, bench.queue, ready=2, running=0, consumers=0)
+    async with bench.broker().consume([bench.queue], credit=1) as consumer:
+        taken = Taken(consumer)
+        (first,) = await taken.next()
+        await becomes(broker, bench.queue, ready=1, running=1, consumers=1)
+        await broker.settle([(first, Succeeded())])
+        (second,) = await taken.next()
+        await broker.settle([(second, Succeeded())])
+        await becomes(broker, bench.queue, ready=0, running=0, dead=0, consumers=1)
+        taken.abandon()
+    await becomes(broker, bench.queue, ready=0, running=0, dead=0, consumers=0)
+
+
+@check
+async def credit_bounds_what_is_unsettled(bench: Bench) -> None:
+    """A consumer never holds more than its credit; each settlement frees one."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes(*"abcdef"))
+    taken = await bench.consumer(broker, credit=2)
+    first = await taken.next(2)
+    await taken.nothing()
+    await broker.settle([(first[0], Succeeded())])
+    assert await taken.texts(1) == ["c"]
+    await taken.nothing()
+
+
+@check
+async def idle_consumers_take_turns(bench: Bench) -> None:
+    """Round-robin: two consumers without a limit share five messages as the tutorial prints."""
+    broker = await bench.declared()
+    one = await bench.consumer(bench.broker(), credit=None)
+    two = await bench.consumer(bench.broker(), credit=None)
+    for message in ("First", "Second", "Third", "Fourth", "Fifth"):
+        await broker.publish(bench.envelopes(message))
+    assert sorted([await one.texts(2), await two.texts(2)]) == [["First", "Third"], ["Second", "Fourth"]]
+    await asyncio.wait([asyncio.ensure_future(taken.nothing()) for taken in (one, two)])
+
+
+@check
+async def a_busy_consumer_is_passed_over(bench: Bench) -> None:
+    """Fair dispatch: with a credit of one, what is light does not wait behind what is heavy."""
+    broker = await bench.declared()
+    one = await bench.consumer(bench.broker(), credit=1)
+    two = await bench.consumer(bench.broker(), credit=1)
+    await broker.publish(bench.envelopes("heavy", "light", "heavy", "light"))
+    (first,), (second,) = await one.next(), await two.next()
+    heavy, light = (one, two) if text(first) == "heavy" else (two, one)
+    done = second if text(first) == "heavy" else first
+    for _ in range(2):
+        await broker.settle([(done, Succeeded())])
+        (done,) = await light.next()
+    await heavy.nothing()
+
+
+@check
+async def a_retry_is_charged_and_goes_to_the_end(bench: Bench) -> None:
+    """The attempt and the last error travel with the task; the tasks behind it have their turn first."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes("a", "b"))
+    taken = await bench.consumer(broker, credit=1)
+    (first,) = await taken.next()
+    await broker.settle([(first, Retrying("ValueError: no", "traceback"))])
+    (second,) = await taken.next()
+    assert text(second) == "b"
+    await broker.settle([(second, Succeeded())])
+    (again,) = await taken.next()
+    assert (again.envelope.id, again.envelope.attempt) == (first.envelope.id, 2)
+    assert again.envelope.last_error == "ValueError: no"
+    await broker.settle([(again, Succeeded())])
+    await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def a_dead_letter_is_kept_with_its_reason(bench: Bench) -> None:
+    """A dead task leaves the queue, is counted, and can be looked at again and again, unchanged."""
+    broker = await bench.declared()
+    body = bytes(range(256))
+    await broker.publish([bench.envelope("", body=body, task=None, headers={"kept": "yes"}), bench.envelope("b")])
+    taken = await bench.consumer(broker)
+    first, second = await taken.next(2)
+    await broker.settle([(first, DeadLettered("why", "where")), (second, DeadLettered("why too"))])
+    await becomes(broker, bench.queue, ready=0, running=0, dead=2)
+    for _ in range(3):
+        letters = await broker.dead_letters(bench.queue.name, limit=10)
+        assert [(letter.envelope.id, letter.reason, letter.traceback) for letter in letters] == [
+            (first.envelope.id, "why", "where"),
+            (second.envelope.id, "why too", ""),
+        ]
+    assert (letters[0].envelope.body, letters[0].envelope.task) == (body, None)
+    assert letters[0].envelope.headers["kept"] == "yes"
+    assert letters[0].died_at is not None
+    assert len(await broker.dead_letters(bench.queue.name, limit=1)) == 1
+    await becomes(broker, bench.queue, dead=2)
+
+
+@check
+async def a_released_task_is_not_charged(bench: Bench) -> None:
+    """Handed back, it is another consumer's at once, at the same attempt, before what stood behind it."""
+    broker = await bench.declared()
+    one = await bench.consumer(broker, credit=1)
+    await broker.publish(bench.envelopes("a", "b"))
+    (first,) = await one.next()
+    await one.consumer.stop()
+    two = await bench.consumer(bench.broker(), credit=1)
+    (other,) = await two.next()
+    assert text(other) == "b"
+    await broker.settle([(first, Released())])
+    await broker.settle([(other, Succeeded())])
+    (again,) = await two.next()
+    assert (text(again), again.envelope.attempt) == ("a", 1)
+
+
+@check
+async def what_is_unsettled_goes_back(bench: Bench) -> None:
+    """A consumer that leaves without settling loses nothing; the return is told, the attempt is not charged."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes("a", "b"))
+    async with bench.broker().consume([bench.queue], credit=10) as consumer:
+        taken = Taken(consumer)
+        before = await taken.next(2)
+        taken.abandon()
+    other = await bench.consumer(broker)
+    again = await other.next(2)
+    assert [text(delivery) for delivery in again] == ["a", "b"]
+    assert all(delivery.envelope.attempt == 1 and delivery.returns >= 1 for delivery in again)
+    assert not any(delivery.lease.held for delivery in before)
+
+
+@check
+async def a_lost_lease_settles_nothing(bench: Bench) -> None:
+    """The fence: who lost a delivery cannot settle it, whatever the outcome; the others of the batch are done."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes("a", "b"))
+    async with bench.broker().consume([bench.queue], credit=1) as consumer:
+        taken = Taken(consumer)
+        (stale,) = await taken.next()
+        taken.abandon()
+    other = await bench.consumer(broker)
+    now, second = await other.next(2)
+    assert text(now) == text(stale)
+    for outcome in (Succeeded(), Retrying("x"), DeadLettered("x"), Released()):
+        try:
+            await broker.settle([(stale, outcome), *([(second, Succeeded())] if outcome == Released() else [])])
+        except LeaseLost as error:
+            assert error.ids == (stale.envelope.id,)
+        else:
+            raise AssertionError(f"a lost delivery was settled as {outcome}")
+    await becomes(broker, bench.queue, ready=0, running=1, dead=0)
+    await broker.settle([(now, Succeeded())])
+    await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def settling_twice_settles_once(bench: Bench) -> None:
+    """The second time is a lost lease, and harms neither the task nor the consumer."""
+    broker = await bench.declared()
+    taken = await bench.consumer(broker)
+    await broker.publish(bench.envelopes("a", "b"))
+    first, second = await taken.next(2)
+    await broker.settle([(first, Retrying("once"))])
+    try:
+        await broker.settle([(first, Succeeded())])
+    except LeaseLost:
+        pass
+    else:
+        raise AssertionError("a delivery was settled twice")
+    await broker.settle([(second, Succeeded())])
+    assert await taken.texts(1) == ["a"]
+
+
+@check
+async def stopping_ends_the_deliveries(bench: Bench) -> None:
+    """Stopped, a consumer gets nothing more and its iteration ends; what it has it can still settle."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes("a", "b", "c"))
+    taken = await bench.consumer(broker, credit=1)
+    (first,) = await taken.next()
+    await taken.consumer.stop()
+    await taken.end()
+    await broker.settle([(first, Succeeded())])
+    await becomes(broker, bench.queue, ready=2, running=0)
+
+
+@check
+async def one_consumer_takes_from_many_queues(bench: Bench) -> None:
+    """Each queue has its own credit, so that a full one does not stop the others."""
+    other = bench.other_queue()
+    broker = await bench.declared()
+    await broker.declare([other])
+    await broker.publish([*bench.envelopes("a", "b"), bench.envelope("c", queue=other.name)])
+    taken = await bench.consumer(broker, bench.queue, other, credit=1)
+    deliveries = await taken.next(2)
+    assert sorted((delivery.envelope.queue, text(delivery)) for delivery in deliveries) == sorted(
+        [(bench.queue.name, "a"), (other.name, "c")]
+    )
+    await taken.nothing()
+
+
+@check
+async def many_are_published_in_one_call(bench: Bench) -> None:
+    """A thousand in one call, and hundreds of calls at once: each is stored exactly once."""
+    broker = await bench.declared()
+    many = [bench.envelope(str(number)) for number in range(1000)]
+    single = [bench.envelope(str(number)) for number in range(1000, 1200)]
+    await broker.publish(many)
+    await asyncio.gather(*(broker.publish([envelope]) for envelope in single))
+    taken = await bench.consumer(broker, credit=None)
+    assert sorted(map(int, await taken.texts(1200))) == list(range(1200))
+    await taken.nothing()
+
+
+@check
+async def an_id_may_be_published_twice_at_once(bench: Bench) -> None:
+    """The same id on the way twice confuses no confirm."""
+    broker = await bench.declared()
+    envelope = bench.envelope("twin")
+    await asyncio.gather(broker.publish([envelope]), broker.publish([envelope, envelope]))
+    taken = await bench.consumer(broker)
+    assert await taken.texts(3) == ["twin"] * 3
+
+
+@check
+async def a_cancelled_publish_harms_nothing(bench: Bench) -> None:
+    """Cancelled, a task is stored or it is not; the broker goes on, and later confirms are not mixed up."""
+    broker = await bench.declared()
+    for turns in range(20):
+        publishing = asyncio.ensure_future(broker.publish([bench.envelope(f"cancelled {turns}")]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        await broker.publish([bench.envelope(f"kept {turns}")])
+    taken = await bench.consumer(broker, credit=None)
+    seen: list[str] = []
+    while sum(item.startswith("kept") for item in seen) < 20:
+        seen += await taken.texts(1)
+    await taken.nothing()
+    assert len(seen) == len(set(seen))
+
+
+@check
+async def a_queue_that_is_not_there_is_an_error(bench: Bench) -> None:
+    """Nothing is published into the void, and the error names the tasks."""
+    broker = bench.broker()
+    envelopes = bench.envelopes("a", "b")
+    try:
+        await broker.publish(envelopes)
+    except QueueNotFound as error:
+        assert set(error.ids) == {envelope.id for envelope in envelopes}
+    else:
+        raise AssertionError("tasks were published to a queue that does not exist")
+
+
+@check
+async def a_queue_that_may_not_be_made_is_not_made(bench: Bench) -> None:
+    """create=False leaves the making to the operator; with it, a missing queue half-declares nothing."""
+    broker = bench.broker()
+    absent, made = bench.other_queue(create=False), bench.other_queue()
+    for _ in range(2):
+        try:
+            await broker.declare([made, absent])
+        except QueueNotFound:
+            pass
+        else:
+            raise AssertionError("a queue was adopted that does not exist")
+    assert not [stats for stats in await broker.stats([made.name]) if stats.name == made.name]
+    await broker.declare([Queue(absent.name)])
+    await broker.declare([absent, made])
+    await becomes(broker, made, ready=0)
+
+
+@check
+async def a_full_queue_refuses(bench: Bench) -> None:
+    """At its max_length a queue takes no more and drops nothing; when there is room, it does."""
+    queue = bench.other_queue(max_length=3)
+    broker = await bench.declared(queue)
+    refused = None
+    stored: list[str] = []
+    for number in range(50):
+        envelope = bench.envelope(str(number), queue=queue.name)
+        try:
+            await broker.publish([envelope])
+        except QueueFull as error:
+            refused = error
+            assert error.ids == (envelope.id,)
+            break
+        stored.append(str(number))
+    assert refused is not None, "50 tasks were stored in a queue of at most 3"
+    assert len(stored) >= 3
+    taken = await bench.consumer(broker, queue, credit=None)
+    deliveries = await taken.next(len(stored))
+    assert [text(delivery) for delivery in deliveries] == stored
+    await settle_all(broker, deliveries, Succeeded())
+    await becomes(broker, queue, ready=0, running=0)
+    await broker.publish([bench.envelope("room", queue=queue.name)])
+    assert await taken.texts(1) == ["room"]
+
+
+@check
+async def a_retry_into_a_full_queue_is_not_lost(bench: Bench) -> None:
+    """When the queue has filled up behind a running task, its retry still finds a place."""
+    queue = bench.other_queue(max_length=1)
+    broker = await bench.declared(queue)
+    await broker.publish([bench.envelope("a", queue=queue.name)])
+    taken = await bench.consumer(broker, queue, credit=1)
+    (first,) = await taken.next()
+    try:
+        for number in range(50):
+            await broker.publish([bench.envelope(str(number), queue=queue.name)])
+    except QueueFull:
+        pass
+    await broker.settle([(first, Retrying("again"))])
+    seen = []
+    while "a" not in seen:
+        (delivery,) = await taken.next()
+        seen.append(text(delivery))
+        await broker.settle([(delivery, Succeeded())])
+
+
+@check
+async def another_limit_is_a_mismatch(bench: Bench) -> None:
+    """A queue with another max_length cannot be used: both are named, and nothing is half-declared."""
+    queue, made = bench.other_queue(max_length=5), bench.other_queue()
+    broker = await bench.declared(queue)
+    await broker.declare([queue, Queue(queue.name)])
+    try:
+        await bench.broker().declare([made, Queue(queue.name, max_length=6)])
+    except QueueMismatch as error:
+        assert "5" in str(error)
+        assert "6" in str(error)
+    else:
+        raise AssertionError("a queue of at most 5 was adopted as one of at most 6")
+    assert not [stats for stats in await broker.stats([made.name]) if stats.name == made.name]

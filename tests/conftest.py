@@ -1,0 +1,102 @@
+"""Brokers for the tests: every kind that is shipped, RabbitMQ as real nodes of the tests' own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from leveret.brokers import Broker, connect
+from leveret.brokers.memory import MemoryBroker, MemoryStore
+from tests.support.nodes import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+RABBITMQ = ("3.10", "4")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run ``async def`` tests, each on a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+class Nodes:
+    """The session's RabbitMQ nodes; the first that is asked for starts them all, side by side."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def get(self, version: str) -> Node:
+        if not self._nodes:
+            self._nodes = {version: Node(version) for version in RABBITMQ}
+            for node in self._nodes.values():
+                node.start()
+        node = self._nodes[version]
+        node.wait()
+        return node
+
+    def close(self) -> None:
+        for node in self._nodes.values():
+            node.close()
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.close()
+
+
+class Place:
+    """Somewhere to keep tasks: its URL, and as many brokers on it as are wanted."""
+
+    def __init__(self, kind: str, url: str, open_broker: Callable[[], Broker], node: Node | None = None) -> None:
+        self.kind = kind
+        self.url = url
+        self.open = open_broker
+        self.node = node
+
+    def __repr__(self) -> str:
+        return self.kind
+
+
+def _place(kind: str, folder: Path, nodes: Nodes) -> Place:
+    if kind == "memory":
+        store = MemoryStore()
+        return Place(kind, "memory://", lambda: MemoryBroker(store))
+    node = nodes.get(kind.removeprefix("rabbitmq-")) if kind.startswith("rabbitmq-") else None
+    url = node.url if node else f"sqlite:///{folder / 'leveret.db'}"
+    return Place(kind, url, lambda: connect(url, timeout=20.0), node)
+
+
+@pytest.fixture(params=["memory", "sqlite", "rabbitmq-3.10", "rabbitmq-4"])
+def any_place(request: pytest.FixtureRequest, tmp_path: Path, nodes: Nodes) -> Place:
+    """Every broker."""
+    return _place(request.param, tmp_path, nodes)
+
+
+@pytest.fixture(params=["sqlite", "rabbitmq-3.10", "rabbitmq-4"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, nodes: Nodes) -> Place:
+    """Every broker that outlives a process."""
+    return _place(request.param, tmp_path, nodes)
+
+
+@pytest.fixture(params=RABBITMQ)
+def node(request: pytest.FixtureRequest, nodes: Nodes) -> Node:
+    """Each RabbitMQ version's node."""
+    return nodes.get(request.param)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Quick tests first: a mistake shows in seconds."""
+    order = ["unit", "typing", "conformance"]
+    items.sort(key=lambda item: next((i for i, name in enumerate(order) if f"/{name}/" in str(item.path)), len(order)))
