@@ -6,11 +6,14 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import aio_pika
 import pytest
 
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
+from tests.support.client import Client
 from tests.support.nodes import Node
+from tests.support.workers import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,18 +88,47 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path, nodes: Nodes) -> P
 
 
 @pytest.fixture(params=["sqlite", "rabbitmq-3.10", "rabbitmq-4"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, nodes: Nodes) -> Place:
-    """Every broker that outlives a process."""
-    return _place(request.param, tmp_path, nodes)
+def place(request: pytest.FixtureRequest, tmp_path: Path, nodes: Nodes) -> Iterator[Place]:
+    """Every broker that outlives a process; without the queues of the test before."""
+    place = _place(request.param, tmp_path, nodes)
+    yield place
+    if place.node is not None:
+        delete_queues(place.node)
 
 
 @pytest.fixture(params=RABBITMQ)
-def node(request: pytest.FixtureRequest, nodes: Nodes) -> Node:
-    """Each RabbitMQ version's node."""
-    return nodes.get(request.param)
+def node(request: pytest.FixtureRequest, nodes: Nodes) -> Iterator[Node]:
+    """Each RabbitMQ version's node; without the queues of the test before."""
+    node = nodes.get(request.param)
+    yield node
+    delete_queues(node)
+
+
+@pytest.fixture
+def client(place: Place) -> Client:
+    return Client(place.url)
+
+
+def delete_queues(node: Node) -> None:
+    """Delete the queues that tests share by name; the node may be down, or the queue in use or not there."""
+
+    async def delete() -> None:
+        connection = await aio_pika.connect(node.url)
+        async with connection:
+            channel = await connection.channel()
+            for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo"):
+                await channel.queue_delete(name)
+                await channel.queue_delete(f"{name}.dead")
+
+    asyncio.run(delete())
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Quick tests first: a mistake shows in seconds."""
     order = ["unit", "typing", "conformance"]
     items.sort(key=lambda item: next((i for i, name in enumerate(order) if f"/{name}/" in str(item.path)), len(order)))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")

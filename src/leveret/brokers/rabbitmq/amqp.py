@@ -169,9 +169,13 @@ def translate(error: BaseException, doing: str) -> BrokerError:
     reason = _reason(error)
     if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
         translated = BrokerRefused(f"{doing}: the user name or password is wrong, or the user may not use this host")
-    elif isinstance(error, (ConnectionNotAllowed, ChannelAccessRefused)) or (
-        isinstance(error, InvalidFrameError) and "NOT_ALLOWED" in reason
-    ):
+    elif isinstance(error, InvalidFrameError) and "Connection.Close" in reason:
+        # aiormq loses the server's words here (it expects Connection.Open-Ok), so the usual cause is named.
+        translated = BrokerRefused(
+            f"{doing}: the server closed the connection at its virtual host (the URL's path, %2F for /); "
+            "does it exist, and may this user use it?"
+        )
+    elif isinstance(error, (ConnectionNotAllowed, ChannelAccessRefused)):
         translated = BrokerRefused(f"{doing}: {reason}")
     else:
         translated = BrokerUnavailable(f"{doing}: {reason}")

@@ -15,7 +15,7 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import to_delivery
 from leveret.brokers.rabbitmq.declare import declare_dead, declare_tasks
-from leveret.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,6 +29,8 @@ log = logging.getLogger("leveret.rabbitmq")
 _MOST_CREDIT = 65_535
 #: How long the broker may take to confirm that it delivers no more (seconds).
 _CANCEL_TIMEOUT = 5.0
+#: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
+_REFUSALS = 3
 
 
 class RabbitMQConsumer:
@@ -47,7 +49,7 @@ class RabbitMQConsumer:
 
     async def start(self) -> None:
         """Take from now on. A broker that is away is waited for; one that refuses raises."""
-        self._session = await self._open()
+        self._session = await self._open(refusals=_REFUSALS)
         self._supervisor = asyncio.create_task(self._supervise(self._session))
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
@@ -85,20 +87,24 @@ class RabbitMQConsumer:
                     return
                 log.warning("the connection to RabbitMQ was lost; %d deliveries go back to it", session.outstanding)
                 await session.close()
-                session = self._session = await self._open()
+                session = self._session = await self._open(refusals=None)
                 log.info("connected to RabbitMQ again")
         finally:
             self._wake.set()
 
-    async def _open(self) -> Session:
-        pauses = backoff()
-        while True:
+    async def _open(self, *, refusals: int | None) -> Session:
+        """The next session, however long that takes; raises the last of so many refusals (None: of any number)."""
+        for pause in backoff():
             try:
                 return await Session.open(self._urls, self._queues, self._credit, self._deliver, self._census)
-            except BrokerUnavailable as error:
-                pause = next(pauses)
+            except (BrokerUnavailable, BrokerRefused) as error:
+                if isinstance(error, BrokerRefused) and refusals is not None:
+                    refusals -= 1
+                    if refusals == 0:
+                        raise
                 log.warning("%s; trying again in %.1f s", error, pause)
-                await asyncio.sleep(pause)
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
 
     def _deliver(self, delivery: Delivery) -> None:
         self._batch.append(delivery)

@@ -1,0 +1,120 @@
+"""How a run ends, and what becomes of its task: on every broker, by a real worker."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.support import ledger_app
+from tests.support.workers import Ledger, Worker, leveret
+
+if TYPE_CHECKING:
+    from tests.conftest import Place
+    from tests.support.client import Client
+
+
+def test_a_raised_exception_returns_the_task(place: Place, client: Client, ledger: Ledger) -> None:
+    """At once, counted; SystemExit is no exception to that, and ends no child."""
+    client.enqueue(ledger_app.fail_until, "a", 2)
+    client.enqueue(ledger_app.leave, "b")
+    with Worker(place.url, ledger) as worker:
+        ledger.wait_for("end a")
+        ledger.wait_for("end b")
+        client.wait_until_empty("work")
+        assert "attempt 2 failed and will be tried again: ValueError: not yet: a" in worker.output
+        assert "SystemExit: 3" in worker.output
+        assert "child process" not in worker.output
+    assert (ledger.count("try a"), ledger.count("try b")) == (3, 2)
+    assert client.stats("work").dead == 0
+
+
+def test_acknowledged_before_the_run_is_at_most_once(place: Place, client: Client, ledger: Ledger) -> None:
+    """A worker that dies loses the task, and a failed one does not run again: as the tutorial's no_ack."""
+    client.enqueue(ledger_app.at_most_once, "a", 60)
+    client.enqueue(ledger_app.fail_at_most_once, "b")
+    with Worker(place.url, ledger) as worker:
+        ledger.wait_for("start a")
+        worker.wait_for("failed, and does not run again")
+        client.wait_until_empty("work")
+        worker.kill_group()
+    client.enqueue(ledger_app.say, "after")
+    with Worker(place.url, ledger, "--concurrency", "1"):
+        ledger.wait_for("said after")
+        client.wait_until_empty("work")
+    assert (ledger.count("start a"), ledger.count("end a"), ledger.count("try b")) == (1, 0, 1)
+    assert client.stats("work").dead == 0
+
+
+def test_what_cannot_run_is_dead_with_the_reason(place: Place, client: Client, ledger: Ledger) -> None:
+    """Unknown task, unreadable body, arguments that do not fit, no task at all: kept, counted, never run again."""
+    expected = {
+        client.publish(b'{"args": []}', queue="work", task="nobody"): "no task is registered as 'nobody'",
+        client.publish(b"\xff\x00 not JSON", queue="work", task="say"): "not JSON",
+        client.publish(b"[1, 2]", queue="work", task="say"): "not JSON of the form",
+        client.publish(b'{"args": [1, 2, 3]}', queue="work", task="say"): "too many positional arguments",
+        client.publish(b'{"args": [7]}', queue="work", task="say"): "argument 'text' of task 'say' does not fit str",
+        client.publish(b"raw", queue="work"): "queue 'work' has no default task",
+        client.enqueue(ledger_app.give_up, "x"): "gave up: x",
+    }
+    client.enqueue(ledger_app.say, "the neighbour")
+    with Worker(place.url, ledger) as worker:
+        ledger.wait_for("said the neighbour")
+        letters = client.wait_until_dead("work", len(expected))
+        client.wait_until_empty("work")
+        assert worker.output.count(" dead: ") == len(expected)
+    assert {letter.envelope.id for letter in letters} == expected.keys()
+    for letter in letters:
+        assert expected[letter.envelope.id] in letter.reason
+        assert letter.died_at is not None
+    assert client.stats("work").dead == len(expected)
+    (given_up,) = (letter for letter in letters if letter.envelope.task == "give_up")
+    assert "raise Dead" in given_up.traceback
+    (body,) = (
+        letter.envelope.body for letter in letters if "begins" in letter.reason and b"\xff" in letter.envelope.body
+    )
+    assert body == b"\xff\x00 not JSON"
+
+
+def test_many_queues_in_one_worker_and_typed_tasks(place: Place, client: Client, ledger: Ledger) -> None:
+    """As patterns.Master: many tasks in a queue, many queues in a worker, or only those named."""
+    client.enqueue(ledger_app.say, "a")
+    client.enqueue(ledger_app.say_elsewhere, "b")
+    client.publish(b"\x00\xff", queue="raw")
+    with Worker(place.url, ledger, "-q", "other", "-q", "raw"):
+        ledger.wait_for("said b")
+        ledger.wait_for(r"raw b'\x00\xff'")
+        client.wait_until_empty("other")
+    assert ledger.count("said a") == 0
+    with Worker(place.url, ledger):
+        ledger.wait_for("said a")
+
+
+def test_a_task_may_enqueue_another(place: Place, client: Client, ledger: Ledger) -> None:
+    """A child uses the broker that its worker was told to use."""
+    client.enqueue(ledger_app.enqueue_another, "from a task")
+    with Worker(place.url, ledger):
+        ledger.wait_for("said from a task")
+
+
+def test_the_queues_command_counts(place: Place, client: Client, ledger: Ledger) -> None:
+    """`leveret queues`: ready, running, dead and consumers, as JSON and as a table; no plugin on RabbitMQ."""
+    client.enqueue(ledger_app.give_up, "x")
+    client.enqueue_many(ledger_app.pause, [(str(number), 60) for number in range(5)])
+    with Worker(place.url, ledger, "--concurrency", "2"):
+        ledger.wait_for("start", 2)
+        client.wait_until_dead("work", 1)
+        (counted,) = json.loads(leveret("queues", "-q", "work", "--json", "--url", place.url))
+        assert counted == {
+            "name": "work",
+            "ready": 3,
+            "running": 2,
+            "dead": 1,
+            "consumers": 1,
+            "silent_consumers": 0,
+        }
+        table = leveret("queues", "--url", place.url).splitlines()
+        assert table[0].split() == ["name", "ready", "running", "dead", "consumers"]
+        assert ["work", "3", "2", "1", "1"] in [line.split() for line in table]
+    assert "gave up: x" in leveret("dead", "list", "work", "--url", place.url)
+    (letter,) = json.loads(leveret("dead", "list", "work", "--json", "--url", place.url))
+    assert (letter["task"], letter["reason"]) == ("give_up", "gave up: x")
