@@ -25,14 +25,10 @@ def wait_until(condition: Callable[[], T], what: str, within: float = PATIENCE) 
     return value
 
 
-async def until(condition: Callable[[], Awaitable[T]] | Callable[[], T], what: str, within: float = PATIENCE) -> T:
+async def until(condition: Callable[[], Awaitable[T]], what: str, within: float = PATIENCE) -> T:
     """The same for a test that runs on a loop."""
     deadline = time.monotonic() + within
-    while True:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value  # type: ignore[return-value]
+    while not (value := await condition()):
         assert time.monotonic() < deadline, f"waited {within:g} s until {what}"
         await asyncio.sleep(_PAUSE)
+    return value

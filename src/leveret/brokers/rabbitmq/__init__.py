@@ -13,7 +13,7 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
 from leveret.brokers.rabbitmq.codec import buried, retried, to_dead_letter, to_message
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
-from leveret.brokers.rabbitmq.declare import declare_dead, declare_tasks, message_count
+from leveret.brokers.rabbitmq.declare import declare, message_count
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import dead_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
@@ -41,10 +41,7 @@ class RabbitMQBroker:
         self._queues: dict[str, Queue] = {}
 
     async def declare(self, queues: Sequence[Queue]) -> None:
-        async def ask() -> None:
-            await declare_tasks(await self._publisher.connection(), queues)
-
-        await self._insist("declaring queues", ask)
+        await self._declare(queues, dead=False)
         self._queues.update((queue.name, queue) for queue in queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
@@ -115,20 +112,21 @@ class RabbitMQBroker:
                 # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
                 raise
             except QueueNotFound:
-                await self._make_again(message.queue, delivery.envelope.queue)
+                # It was deleted under its running task. The session mends what it consumes; this may come first.
+                queue = delivery.envelope.queue
+                with suppress(LeveretError):
+                    await self._declare([self._queues.get(queue, Queue(queue))], dead=True)
             except LeveretError as error:
                 log.warning("the outcome of task %s cannot be stored, trying again: %s", delivery.envelope.id, error)
             else:
                 return
             await asyncio.sleep(pause)
 
-    async def _make_again(self, missing: str, queue: str) -> None:
-        """A queue was deleted under a running task."""
-        with suppress(LeveretError, *amqp.CONNECTION_LOST):
-            if missing == dead_queue(queue):
-                await declare_dead(await self._publisher.connection(), [queue])
-            else:
-                await self.declare([self._queues.get(queue, Queue(queue))])
+    async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        async def ask() -> float:
+            return await declare(await self._publisher.connection(), queues, dead=dead)
+
+        await asyncio.sleep(await self._insist("declaring queues", ask))
 
     async def _stats(self, names: Sequence[str]) -> list[QueueStats]:
         connection = await self._publisher.connection()

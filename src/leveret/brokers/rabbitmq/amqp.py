@@ -121,11 +121,10 @@ async def lost(connection: Connection, channel: Channel) -> None:
 async def close(connection: Connection) -> None:
     """Close the connection; one that is lost, or does not answer, is let go all the same."""
     closing = asyncio.ensure_future(connection.close())
+    closing.add_done_callback(_forget)
     done, _ = await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
     if not done:
         closing.cancel()
-    elif not closing.cancelled():
-        closing.exception()
 
 
 async def unblocked(connection: Connection) -> None:
@@ -144,10 +143,10 @@ async def unblocked(connection: Connection) -> None:
 
 def _forget(closing: asyncio.Future[None]) -> None:
     """Stop watching a closing (a future of our own, see aiormq's `Base.closing`), and take its exception."""
-    if closing.done() and not closing.cancelled():
-        closing.exception()
-    else:
+    if not closing.done():
         closing.cancel()
+    elif not closing.cancelled():
+        closing.exception()
 
 
 async def is_blocked(connection: Connection) -> bool:

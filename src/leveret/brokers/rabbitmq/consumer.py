@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import to_delivery
-from leveret.brokers.rabbitmq.declare import declare_dead, declare_tasks
+from leveret.brokers.rabbitmq.declare import declare
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class Session:
         """Connect, declare and consume. Raises BrokerUnavailable, BrokerRefused, QueueMismatch or QueueNotFound."""
         connection = await amqp.connect(urls, purpose="worker")
         try:
-            await declare_tasks(connection, queues)
-            await declare_dead(connection, [queue.name for queue in queues])
+            await asyncio.sleep(await declare(connection, queues, dead=True))
             channel = await amqp.open_channel(connection, confirms=False)
             await channel.basic_qos(prefetch_count=credit)
             session = cls(connection, channel, queues, deliver)
@@ -248,8 +247,7 @@ class Session:
     async def _mend(self, queue: Queue) -> None:
         log.warning("RabbitMQ cancelled the consumer of queue %r (was it deleted?); declaring it again", queue.name)
         try:
-            await declare_tasks(self._connection, [queue])
-            await declare_dead(self._connection, [queue.name])
+            await asyncio.sleep(await declare(self._connection, [queue], dead=True))
             await self._consume(queue)
         except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
             log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)

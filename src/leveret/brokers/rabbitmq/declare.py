@@ -25,13 +25,25 @@ log = logging.getLogger("leveret.rabbitmq")
 
 #: A queue has at most about twenty known arguments; each answer tells one of them.
 _MOST_QUESTIONS = 24
+#: RabbitMQ writes down the name of a new quorum queue half a second later (ra's names.dets, auto_save). A node that is
+#: killed before that forgets what the queue confirmed, so a queue that was just made is not used for so long (seconds).
+_REMEMBERED = 1.0
 
 
-async def declare_tasks(connection: amqp.Connection, queues: Sequence[Queue]) -> None:
-    """Make or adopt task queues. All that exist are examined before the first missing one is made.
+async def declare(connection: amqp.Connection, queues: Sequence[Queue], *, dead: bool) -> float:
+    """Make or adopt task queues, and their dead-letter queues (``dead``); how long not to use them yet (seconds).
 
-    Raises QueueMismatch or QueueNotFound.
+    All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
     """
+    missing = await _missing_tasks(connection, queues)
+    if dead:
+        missing += await _missing_dead(connection, [queue.name for queue in queues])
+    for declaration in missing:
+        await _make(connection, declaration)
+    return _REMEMBERED if missing else 0.0
+
+
+async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue]) -> list[Declaration]:
     missing: list[Declaration] = []
     for queue in queues:
         wanted = task_declaration(queue)
@@ -42,16 +54,12 @@ async def declare_tasks(connection: amqp.Connection, queues: Sequence[Queue]) ->
         else:
             for lack in judge(queue, await _examine(connection, wanted)):
                 log.warning("queue %r is used as it is: %s", queue.name, lack)
-    for declaration in missing:
-        await _make(connection, declaration)
+    return missing
 
 
-async def declare_dead(connection: amqp.Connection, names: Sequence[str]) -> None:
-    """Make the dead-letter queues that do not exist."""
-    for name in names:
-        declaration = dead_declaration(name)
-        if await message_count(connection, declaration.name) is None:
-            await _make(connection, declaration)
+async def _missing_dead(connection: amqp.Connection, names: Sequence[str]) -> list[Declaration]:
+    declarations = [dead_declaration(name) for name in names]
+    return [one for one in declarations if await message_count(connection, one.name) is None]
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

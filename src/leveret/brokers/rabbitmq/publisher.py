@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Most unconfirmed messages of one publisher; more wait. RabbitMQ's documentation advises 100 to 1,000.
 _OUTSTANDING = 512
+#: A connection that confirms nothing for so long, and is not blocked, is given up (seconds).
+_SILENCE = 5.0
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
 
 
@@ -110,7 +112,13 @@ class Publisher:
         self, channel: amqp.Channel, messages: Sequence[Message]
     ) -> tuple[Sequence[Message], Exception | None]:
         """Send all at once; those that must be sent again, and why. Raises when any was refused."""
-        results = await asyncio.gather(*(self._send(channel, message) for message in messages), return_exceptions=True)
+        sending = [asyncio.ensure_future(self._send(channel, message)) for message in messages]
+        try:
+            await self._watch(channel, sending)
+        finally:
+            for future in sending:
+                future.cancel()
+        results = [_result(outcome) for outcome in await asyncio.gather(*sending, return_exceptions=True)]
         again = [message for message, result in zip(messages, results, strict=True) if isinstance(result, _Lost)]
         refusals = [result for result in results if isinstance(result, LeveretError)]
         if refusals:
@@ -120,6 +128,24 @@ class Publisher:
             if result is not None and not isinstance(result, _Lost):
                 raise result
         return again, next((result for result in results if isinstance(result, _Lost)), None)
+
+    async def _watch(self, channel: amqp.Channel, sending: Sequence[asyncio.Future[None]]) -> None:
+        """Until all are done, or the connection is given up because it confirms nothing any more.
+
+        A quorum queue of RabbitMQ 3.10 may never confirm what is published while its node starts, before the queue
+        has a leader: only sending it again on a new connection helps.
+        """
+        pending = set(sending)
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=_SILENCE)
+            if not done and not await self._is_blocked():
+                async with self._opening:
+                    if self._opened is not None and self._opened[1] is channel:
+                        await self._drop()
+                return
+
+    async def _is_blocked(self) -> bool:
+        return self._opened is not None and await amqp.is_blocked(self._opened[0])
 
     async def _send(self, channel: amqp.Channel, message: Message) -> None:
         """Publish one message and wait for its confirm."""
@@ -148,13 +174,19 @@ class Publisher:
         within = f"within {self._timeout:g} s"
         if isinstance(trouble, BrokerUnavailable):
             return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {trouble}")
-        if self._opened is not None and await amqp.is_blocked(self._opened[0]):
+        if await self._is_blocked():
             return BrokerBlocked(
                 f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
                 f"{len(ids)} tasks may be stored when the alarm ends",
                 ids,
             )
         return EnqueueTimeout(f"RabbitMQ did not confirm {len(ids)} tasks {within}; they may be stored later", ids)
+
+
+def _result(outcome: BaseException | None) -> BaseException | None:
+    if isinstance(outcome, asyncio.CancelledError):
+        return _Lost(f"RabbitMQ confirmed nothing for {_SILENCE:g} s")
+    return outcome
 
 
 def _explain(error: BaseException, message: Message) -> Exception:
