@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
+#: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
+_AFTER_DELETION = 0.5
+
 log = logging.getLogger("leveret.rabbitmq")
 
 
@@ -55,7 +59,7 @@ class RabbitMQBroker:
             ours = [queue for queue in queues if queue is not None and queue.create]
             if len(ours) < len(queues):
                 raise
-            await self.declare(ours)
+            await self._make_again(ours, dead=False)
             await self._publisher.publish(missing)
 
     @asynccontextmanager
@@ -115,12 +119,16 @@ class RabbitMQBroker:
                 # It was deleted under its running task. The session mends what it consumes; this may come first.
                 queue = delivery.envelope.queue
                 with suppress(LeveretError):
-                    await self._declare([self._queues.get(queue, Queue(queue))], dead=True)
+                    await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
             except LeveretError as error:
                 log.warning("the outcome of task %s cannot be stored, trying again: %s", delivery.envelope.id, error)
             else:
                 return
             await asyncio.sleep(pause)
+
+    async def _make_again(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        await asyncio.sleep(_AFTER_DELETION)
+        await self._declare(queues, dead=dead)
 
     async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
         async def ask() -> float:

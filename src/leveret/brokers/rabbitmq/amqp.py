@@ -7,7 +7,7 @@ aiormq channel beneath aio-pika, which its `get_underlay_channel` gives out.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import aio_pika
 import aio_pika.abc
@@ -33,10 +33,11 @@ from leveret.brokers import censor
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
 Connection: TypeAlias = aio_pika.abc.AbstractConnection
 Channel: TypeAlias = aiormq.channel.Channel
+T = TypeVar("T")
 Properties = spec.Basic.Properties
 Cancel = spec.Basic.Cancel
 GetEmpty = spec.Basic.GetEmpty
@@ -55,26 +56,102 @@ __all__ = [
     "DeliveredMessage",
     "DeliveryError",
     "GetEmpty",
+    "Line",
+    "LineLost",
     "Properties",
     "PublishError",
     "close",
     "connect",
     "is_blocked",
     "is_lost",
-    "lost",
     "open_channel",
     "translate",
     "unblocked",
 ]
 
+
+class LineLost(Exception):
+    """The connection or the channel went away under an operation; whether it arrived is unknown."""
+
+
 #: What an operation raises when its connection or channel goes away under it.
-CONNECTION_LOST = (AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
+CONNECTION_LOST = (LineLost, AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
 #: Seconds. A dead peer is noticed after three missed heartbeats: (10 + 1) x 3 s, not aiormq's default 183 s.
 _HEARTBEAT = 10
 #: How long one try to connect may take (seconds).
 _CONNECT_TIMEOUT = 10.0
 #: How long an orderly close may take (seconds).
 _CLOSE_TIMEOUT = 3.0
+
+
+class Line:
+    """A connection and a channel of it, and all that waits on them.
+
+    aiormq leaves some operations waiting for ever when their connection is lost (for room in its write queue, say);
+    what is started through a line ends with it.
+    """
+
+    def __init__(self, connection: Connection, channel: Channel) -> None:
+        self.connection = connection
+        self.channel = channel
+        self._running: set[asyncio.Task[Any]] = set()
+        self._watch = asyncio.create_task(self._release_when_lost())
+
+    @classmethod
+    async def open(cls, urls: Sequence[str], *, purpose: str, confirms: bool) -> Self:
+        """Connect and open a channel. Raises BrokerUnavailable or BrokerRefused."""
+        connection = await connect(urls, purpose=purpose)
+        try:
+            return cls(connection, await open_channel(connection, confirms=confirms))
+        except CONNECTION_LOST as error:
+            await close(connection)
+            raise translate(error, "the connection was lost while it was opened") from error
+        except BaseException:
+            await close(connection)
+            raise
+
+    @property
+    def is_lost(self) -> bool:
+        return self._watch.done() or self.channel.is_closed or is_lost(self.connection)
+
+    async def lost(self) -> None:
+        """Wait until the connection or the channel is closed, by whichever side."""
+        await asyncio.wait([self._watch])
+
+    def start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run an operation that is cancelled when the line is lost."""
+        task = asyncio.create_task(operation)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        if self._watch.done():
+            task.cancel()
+        return task
+
+    async def run(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Run an operation to its end. Raises LineLost when the line is lost first."""
+        try:
+            return await self.start(operation)
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            raise LineLost("the connection to RabbitMQ was lost") from error
+
+    async def close(self) -> None:
+        await close(self.connection)
+        await self.lost()
+
+    async def _release_when_lost(self) -> None:
+        transport = self.connection.transport
+        if transport is not None:
+            closings = [transport.connection.closing, self.channel.closing]
+            try:
+                await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for closing in closings:
+                    _forget(closing)
+        for task in list(self._running):
+            task.cancel()
 
 
 async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
@@ -103,19 +180,6 @@ async def open_channel(connection: Connection, *, confirms: bool) -> Channel:
 def is_lost(connection: Connection) -> bool:
     """Whether the connection is closed, by whichever side."""
     return connection.transport is None or connection.transport.connection.is_closed
-
-
-async def lost(connection: Connection, channel: Channel) -> None:
-    """Wait until the connection or the channel is closed, by whichever side."""
-    transport = connection.transport
-    if transport is None:
-        return
-    closings = [transport.connection.closing, channel.closing]
-    try:
-        await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for closing in closings:
-            _forget(closing)
 
 
 async def close(connection: Connection) -> None:

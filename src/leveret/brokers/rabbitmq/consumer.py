@@ -29,6 +29,8 @@ log = logging.getLogger("leveret.rabbitmq")
 _MOST_CREDIT = 65_535
 #: How long the broker may take to confirm that it delivers no more (seconds).
 _CANCEL_TIMEOUT = 5.0
+#: How long declaring and starting to consume may take (seconds).
+_OPEN_TIMEOUT = 60.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
 _REFUSALS = 3
 
@@ -116,13 +118,11 @@ class Session:
 
     def __init__(
         self,
-        connection: amqp.Connection,
-        channel: amqp.Channel,
+        line: amqp.Line,
         queues: Sequence[Queue],
         deliver: Callable[[Delivery], None],
     ) -> None:
-        self._connection = connection
-        self._channel = channel
+        self._line = line
         self._queues = queues
         self._deliver = deliver
         self._unsettled: dict[int, str] = {}
@@ -142,26 +142,30 @@ class Session:
         census: Census,
     ) -> Session:
         """Connect, declare and consume. Raises BrokerUnavailable, BrokerRefused, QueueMismatch or QueueNotFound."""
-        connection = await amqp.connect(urls, purpose="worker")
+        line = await amqp.Line.open(urls, purpose="worker", confirms=False)
+        session = cls(line, queues, deliver)
         try:
-            await asyncio.sleep(await declare(connection, queues, dead=True))
-            channel = await amqp.open_channel(connection, confirms=False)
-            await channel.basic_qos(prefetch_count=credit)
-            session = cls(connection, channel, queues, deliver)
-            channel.on_consumer_cancel_callbacks.add(session._on_cancel)
-            await census.answer_on(connection, session.running)
-            for queue in queues:
-                await session._consume(queue)
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                await session._begin(credit, census)
         except BaseException as error:
-            await amqp.close(connection)
-            if isinstance(error, (BrokerError, ConfigurationError)) or not isinstance(error, amqp.CONNECTION_LOST):
-                raise
-            raise amqp.translate(error, "starting to consume") from error
+            await line.close()
+            if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
+                raise amqp.translate(error, "starting to consume") from error
+            raise
         return session
+
+    async def _begin(self, credit: int, census: Census) -> None:
+        channel, connection = self._line.channel, self._line.connection
+        await asyncio.sleep(await declare(connection, self._queues, dead=True))
+        await channel.basic_qos(prefetch_count=credit)
+        channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+        await census.answer_on(connection, self.running)
+        for queue in self._queues:
+            await self._consume(queue)
 
     @property
     def held(self) -> bool:
-        return not (self._closed or self._channel.is_closed or amqp.is_lost(self._connection))
+        return not (self._closed or self._line.is_lost)
 
     @property
     def outstanding(self) -> int:
@@ -181,14 +185,14 @@ class Session:
         """True when it was this session's to acknowledge. A second one for a tag would close the channel."""
         if not self._take(tag):
             return False
-        await self._channel.basic_ack(tag, wait=False)
+        await self._line.run(self._line.channel.basic_ack(tag, wait=False))
         return True
 
     async def give_back(self, tag: int) -> bool:
         """Return a delivery to where it stood in its queue. Uncounted since RabbitMQ 4.3; before, a return counts."""
         if not self._take(tag):
             return False
-        await self._channel.basic_nack(tag, requeue=True, wait=False)
+        await self._line.run(self._line.channel.basic_nack(tag, requeue=True, wait=False))
         return True
 
     def _take(self, tag: int) -> bool:
@@ -197,7 +201,7 @@ class Session:
     async def over(self) -> None:
         """Wait until this session can deliver no more."""
         failed = asyncio.ensure_future(self._failed.wait())
-        lost = asyncio.ensure_future(amqp.lost(self._connection, self._channel))
+        lost = asyncio.ensure_future(self._line.lost())
         try:
             await asyncio.wait([failed, lost], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -210,7 +214,7 @@ class Session:
         if not self.held:
             return
         # Never cancelled: aiormq closes the channel, and with it every lease, when a call is given up.
-        cancels = [asyncio.ensure_future(self._channel.basic_cancel(tag)) for tag in tags]
+        cancels = [self._line.start(self._line.channel.basic_cancel(tag)) for tag in tags]
         if cancels:
             done, _ = await asyncio.wait(cancels, timeout=_CANCEL_TIMEOUT)
             for cancel in done:
@@ -222,13 +226,13 @@ class Session:
         for task in self._mending:
             task.cancel()
         await asyncio.gather(*self._mending, return_exceptions=True)
-        await amqp.close(self._connection)
+        await self._line.close()
 
     async def _consume(self, queue: Queue) -> None:
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue
-        await self._channel.basic_consume(queue.name, partial(self._on_message, queue.name), consumer_tag=tag)
+        await self._line.channel.basic_consume(queue.name, partial(self._on_message, queue.name), consumer_tag=tag)
 
     async def _on_message(self, queue: str, message: amqp.DeliveredMessage) -> None:
         """Only hands over: aiormq cancels its callbacks when the channel closes."""
@@ -247,7 +251,7 @@ class Session:
     async def _mend(self, queue: Queue) -> None:
         log.warning("RabbitMQ cancelled the consumer of queue %r (was it deleted?); declaring it again", queue.name)
         try:
-            await asyncio.sleep(await declare(self._connection, [queue], dead=True))
+            await asyncio.sleep(await declare(self._line.connection, [queue], dead=True))
             await self._consume(queue)
         except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
             log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)

@@ -46,7 +46,7 @@ class Publisher:
         self._urls = urls
         self._timeout = timeout
         self._opening = asyncio.Lock()
-        self._opened: tuple[amqp.Connection, amqp.Channel] | None = None
+        self._line: amqp.Line | None = None
         self._room = asyncio.Semaphore(_OUTSTANDING)
         self._in_flight: dict[str, asyncio.Event] = {}
 
@@ -62,8 +62,7 @@ class Publisher:
             async with asyncio.timeout(self._timeout):
                 for pause in backoff():
                     try:
-                        channel = await self.channel()
-                        pending, trouble = await self._send_all(channel, pending)
+                        pending, trouble = await self._send_all(pending)
                     except BrokerUnavailable as error:
                         trouble = trouble or error
                     if not pending:
@@ -72,52 +71,47 @@ class Publisher:
         except TimeoutError:
             raise await self._why_late([message.id for message in pending], trouble) from trouble
 
-    async def channel(self) -> amqp.Channel:
-        """The open channel, on a connection that the server lets publish."""
-        connection = await self.connection()
-        await amqp.unblocked(connection)
-        opened = self._opened
-        if opened is None or opened[1].is_closed:
-            raise BrokerUnavailable("the connection was lost again at once")
-        return opened[1]
-
     async def connection(self) -> amqp.Connection:
-        """The open connection; opened anew when there is none. Raises BrokerUnavailable or BrokerRefused."""
-        async with self._opening:
-            if self._opened is None or self._opened[1].is_closed or amqp.is_lost(self._opened[0]):
-                await self._drop()
-                connection = await amqp.connect(self._urls, purpose="producer")
-                try:
-                    self._opened = connection, await amqp.open_channel(connection, confirms=True)
-                except amqp.CONNECTION_LOST as error:
-                    await amqp.close(connection)
-                    raise amqp.translate(error, "the connection was lost while it was opened") from error
-            return self._opened[0]
+        """The open connection, for questions. Raises BrokerUnavailable or BrokerRefused."""
+        return (await self._opened_line()).connection
 
     async def send(self, message: Message) -> None:
         """Publish without waiting for a confirm or asking for a queue: answers that nobody may be waiting for."""
-        channel = await self.channel()
-        await channel.basic_publish(message.body, routing_key=message.queue, properties=message.properties, wait=False)
+        line = await self._opened_line()
+        await amqp.unblocked(line.connection)
+        await line.run(
+            line.channel.basic_publish(
+                message.body, routing_key=message.queue, properties=message.properties, wait=False
+            )
+        )
 
     async def close(self) -> None:
         async with self._opening:
-            await self._drop()
+            await self._drop(self._line)
 
-    async def _drop(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            await amqp.close(opened[0])
+    async def _opened_line(self) -> amqp.Line:
+        """The connection and its channel; opened anew when they are lost."""
+        async with self._opening:
+            if self._line is None or self._line.is_lost:
+                await self._drop(self._line)
+                self._line = await amqp.Line.open(self._urls, purpose="producer", confirms=True)
+            return self._line
 
-    async def _send_all(
-        self, channel: amqp.Channel, messages: Sequence[Message]
-    ) -> tuple[Sequence[Message], Exception | None]:
+    async def _drop(self, line: amqp.Line | None) -> None:
+        if line is not None and line is self._line:
+            self._line = None
+            await line.close()
+
+    async def _send_all(self, messages: Sequence[Message]) -> tuple[Sequence[Message], Exception | None]:
         """Send all at once; those that must be sent again, and why. Raises when any was refused."""
-        sending = [asyncio.ensure_future(self._send(channel, message)) for message in messages]
+        line = await self._opened_line()
+        await amqp.unblocked(line.connection)
+        sending = [line.start(self._send(line.channel, message)) for message in messages]
         try:
-            await self._watch(channel, sending)
+            await self._watch(line, sending)
         finally:
-            for future in sending:
-                future.cancel()
+            for task in sending:
+                task.cancel()
         results = [_result(outcome) for outcome in await asyncio.gather(*sending, return_exceptions=True)]
         again = [message for message, result in zip(messages, results, strict=True) if isinstance(result, _Lost)]
         refusals = [result for result in results if isinstance(result, LeveretError)]
@@ -129,7 +123,7 @@ class Publisher:
                 raise result
         return again, next((result for result in results if isinstance(result, _Lost)), None)
 
-    async def _watch(self, channel: amqp.Channel, sending: Sequence[asyncio.Future[None]]) -> None:
+    async def _watch(self, line: amqp.Line, sending: Sequence[asyncio.Task[None]]) -> None:
         """Until all are done, or the connection is given up because it confirms nothing any more.
 
         A quorum queue of RabbitMQ 3.10 may never confirm what is published while its node starts, before the queue
@@ -138,14 +132,10 @@ class Publisher:
         pending = set(sending)
         while pending:
             done, pending = await asyncio.wait(pending, timeout=_SILENCE)
-            if not done and not await self._is_blocked():
+            if not done and not await amqp.is_blocked(line.connection):
                 async with self._opening:
-                    if self._opened is not None and self._opened[1] is channel:
-                        await self._drop()
+                    await self._drop(line)
                 return
-
-    async def _is_blocked(self) -> bool:
-        return self._opened is not None and await amqp.is_blocked(self._opened[0])
 
     async def _send(self, channel: amqp.Channel, message: Message) -> None:
         """Publish one message and wait for its confirm."""
@@ -158,12 +148,6 @@ class Publisher:
                 await channel.basic_publish(
                     message.body, routing_key=message.queue, properties=message.properties, mandatory=True, wait=False
                 )
-            except asyncio.CancelledError as error:
-                # aiormq may cancel what waits on a lost connection; only a cancellation of this task is a real one.
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                raise _Lost("the connection was lost before the confirm came") from error
             except amqp.CONNECTION_LOST as error:
                 raise _explain(error, message) from error
             finally:
@@ -174,7 +158,7 @@ class Publisher:
         within = f"within {self._timeout:g} s"
         if isinstance(trouble, BrokerUnavailable):
             return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {trouble}")
-        if await self._is_blocked():
+        if self._line is not None and await amqp.is_blocked(self._line.connection):
             return BrokerBlocked(
                 f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
                 f"{len(ids)} tasks may be stored when the alarm ends",
@@ -185,7 +169,8 @@ class Publisher:
 
 def _result(outcome: BaseException | None) -> BaseException | None:
     if isinstance(outcome, asyncio.CancelledError):
-        return _Lost(f"RabbitMQ confirmed nothing for {_SILENCE:g} s")
+        # By the line when it was lost, by aiormq for the same reason, or because nothing was confirmed any more.
+        return _Lost("the connection was lost, or silent, before the confirm came")
     return outcome
 
 
