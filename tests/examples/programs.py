@@ -1,4 +1,4 @@
-"""Programs run as a user runs them, each ended by its process id, and waiting for what they do."""
+"""Programs run as a user runs them, each ended by its process id."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-#: How long a condition may take to come true on a busy machine (seconds).
+#: How long a program may take that comes to its end by itself, on a busy machine (seconds).
 PATIENCE = 60.0
 
 
@@ -76,10 +76,3 @@ def running(*arguments: str, folder: Path, url: str) -> Iterator[Program]:
 def worker(tasks: Path, *options: str) -> list[str]:
     """The arguments of a worker for the application of a file."""
     return ["-m", "leveret", "worker", f"{tasks}:app", *options]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"within {PATIENCE:g} s it did not happen that {what}"
-        time.sleep(0.02)

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from leveret.brokers import connect
-from tests.examples.programs import EXAMPLES, running, wait_until, worker
+from tests.examples.programs import EXAMPLES, running, worker
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leveret.model import DeadLetter, QueueStats
+    from tests.conftest import Place
 
 FOLDER = EXAMPLES / "thumbnails"
 MAKE_THUMBNAILS = str(FOLDER / "make_thumbnails.py")
@@ -32,6 +34,8 @@ PHOTOS = (
     "retina.jpg",
     "rocket.jpg",
 )
+#: Where the fixture puts them in its folder.
+NAMES = (*(f"sub/{name}" for name in PHOTOS[:2]), *PHOTOS[2:])
 
 
 def photo(name: str) -> Path:
@@ -43,17 +47,12 @@ def photo(name: str) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with eight photographs, two of them in a folder of its own."""
+    """A folder with eight photographs, two of them in a folder within."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
-    for index, name in enumerate(PHOTOS):
-        shutil.copy(photo(name), folder / "sub" if index < 2 else folder)
+    for name in NAMES:
+        shutil.copy(photo(Path(name).name), folder / name)
     return folder
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'tasks.db'}"
 
 
 def ask(url: str) -> tuple[QueueStats, Sequence[DeadLetter]]:
@@ -62,8 +61,8 @@ def ask(url: str) -> tuple[QueueStats, Sequence[DeadLetter]]:
     async def answer() -> tuple[QueueStats, Sequence[DeadLetter]]:
         broker = connect(url)
         try:
-            (stats,) = await broker.stats([QUEUE])
-            return stats, await broker.dead_letters(QUEUE, limit=1000)
+            stats = {queue.name: queue for queue in await broker.stats([QUEUE])}
+            return stats[QUEUE], await broker.dead_letters(QUEUE, limit=1000)
         finally:
             await broker.close()
 
@@ -76,7 +75,7 @@ def is_settled(url: str) -> bool:
 
 
 def made(out: Path) -> list[str]:
-    return sorted(str(path.relative_to(out)) for path in out.rglob("*.webp") if ".unfinished" not in str(path))
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*.webp"))
 
 
 def check(out: Path, names: Sequence[str], *, width: int) -> None:
@@ -89,7 +88,7 @@ def check(out: Path, names: Sequence[str], *, width: int) -> None:
             assert thumbnail.height > 1
 
 
-def test_thumbnails_are_made_and_unreadable_images_are_named(tmp_path: Path, photos: Path, url: str) -> None:
+def test_thumbnails_are_made_and_unreadable_images_are_named(tmp_path: Path, photos: Path, place: Place) -> None:
     whole = photo("rocket.jpg").read_bytes()
     (photos / "sub" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "text.JPG").write_text("this is no image")
@@ -97,62 +96,69 @@ def test_thumbnails_are_made_and_unreadable_images_are_named(tmp_path: Path, pho
     out = tmp_path / "out"
 
     with (
-        running(*worker(FOLDER / "tasks.py", "--processes", "2", "--concurrency", "1"), folder=tmp_path, url=url),
-        running(MAKE_THUMBNAILS, "photos", "--out", "out", "--width", "120", folder=tmp_path, url=url) as making,
+        running(*worker(FOLDER / "tasks.py", "--processes", "2", "--concurrency", "1"), folder=tmp_path, url=place.url),
+        running(MAKE_THUMBNAILS, "photos", "--out", "out", "--width", "120", folder=tmp_path, url=place.url) as making,
     ):
         assert making.wait() == 1, making.output
-        wait_until(lambda: is_settled(url), "all tasks are settled")
+        wait_until(lambda: is_settled(place.url), "all tasks are settled")
 
-    check(out, [*(f"sub/{name}" for name in PHOTOS[:2]), *PHOTOS[2:]], width=120)
+    check(out, NAMES, width=120)
     assert "10/10" in making.output
     assert f"Made 8 of 10 thumbnails in {out}" in making.output
     assert "  sub/truncated.jpg: image file is truncated" in making.output
     assert "  text.JPG: cannot identify image file" in making.output
-    _, dead = ask(url)
+    _, dead = ask(place.url)
     reasons = sorted(letter.reason for letter in dead)
     assert len(reasons) == 2
     assert reasons[0].startswith(f"{photos / 'sub' / 'truncated.jpg'}: image file is truncated")
     assert reasons[1].startswith(f"{photos / 'text.JPG'}: cannot identify image file")
 
 
-def test_a_second_run_replaces_the_thumbnails(tmp_path: Path, photos: Path, url: str) -> None:
-    names = [*(f"sub/{name}" for name in PHOTOS[:2]), *PHOTOS[2:]]
-    with running(*worker(FOLDER / "tasks.py"), folder=tmp_path, url=url):
-        for width in (100, 50):
-            with running(MAKE_THUMBNAILS, str(photos), "--width", str(width), folder=tmp_path, url=url) as making:
-                assert making.wait() == 0, making.output
-            check(tmp_path / "photos-thumbnails", names, width=width)
+def test_a_second_run_replaces_the_thumbnails(tmp_path: Path, photos: Path, place: Place) -> None:
+    out = photos.with_name("photos-thumbnails")
+    with (
+        running(*worker(FOLDER / "tasks.py"), folder=tmp_path, url=place.url),
+        running(MAKE_THUMBNAILS, "photos", "--width", "100", folder=tmp_path, url=place.url) as making,
+    ):
+        assert making.wait() == 0, making.output
+    check(out, NAMES, width=100)
+
+    with running(MAKE_THUMBNAILS, "photos", "--width", "50", folder=tmp_path, url=place.url) as making:
+        wait_until(lambda: making.has_ended or "No worker is running" in making.output, "it waits for a worker")
+        assert not making.has_ended, "it took the old thumbnails for new ones"
+        with running(*worker(FOLDER / "tasks.py"), folder=tmp_path, url=place.url):
+            assert making.wait() == 0, making.output
+    check(out, NAMES, width=50)
 
 
-def test_nothing_is_lost_when_the_worker_is_killed(tmp_path: Path, photos: Path, url: str) -> None:
-    names = []
+def test_nothing_is_lost_when_the_worker_is_killed(tmp_path: Path, photos: Path, place: Place) -> None:
+    names = [*NAMES]
     for copy in range(10):
         (photos / str(copy)).mkdir()
         for name in PHOTOS:
             shutil.copy(photo(name), photos / str(copy))
             names.append(f"{copy}/{name}")
-    names += [*(f"sub/{name}" for name in PHOTOS[:2]), *PHOTOS[2:]]
     out = tmp_path / "out"
     arguments = worker(FOLDER / "tasks.py", "--processes", "2", "--concurrency", "1")
 
-    with running(MAKE_THUMBNAILS, "photos", "--out", "out", folder=tmp_path, url=url) as making:
-        with running(*arguments, folder=tmp_path, url=url) as first:
+    with running(MAKE_THUMBNAILS, "photos", "--out", "out", folder=tmp_path, url=place.url) as making:
+        with running(*arguments, folder=tmp_path, url=place.url) as first:
             wait_until(lambda: len(made(out)) >= 5, "some thumbnails are made")
             first.kill()
         assert not making.has_ended
-        stats, _ = ask(url)
+        stats, _ = ask(place.url)
         assert stats.ready > 0
-        with running(*arguments, folder=tmp_path, url=url):
+        with running(*arguments, folder=tmp_path, url=place.url):
             assert making.wait() == 0, making.output
-            wait_until(lambda: is_settled(url), "all tasks are settled")
+            wait_until(lambda: is_settled(place.url), "all tasks are settled")
 
     check(out, names, width=160)
     assert f"Made {len(names)} of {len(names)} thumbnails" in making.output
-    assert ask(url)[1] == []
+    assert ask(place.url)[1] == []
 
 
-def test_without_a_worker_it_says_how_to_start_one(tmp_path: Path, photos: Path, url: str) -> None:
-    with running(MAKE_THUMBNAILS, str(photos), folder=tmp_path, url=url) as making:
+def test_without_a_worker_it_says_how_to_start_one(tmp_path: Path, photos: Path, place: Place) -> None:
+    with running(MAKE_THUMBNAILS, str(photos), folder=tmp_path, url=place.url) as making:
         wait_until(lambda: "No worker is running" in making.output, "the hint is printed")
         assert not making.has_ended
     assert "tasks.py:app --processes 2 --concurrency 1\n" in making.output
@@ -161,8 +167,8 @@ def test_without_a_worker_it_says_how_to_start_one(tmp_path: Path, photos: Path,
 @pytest.mark.parametrize(
     ("folder", "complaint"), [("missing", "there is no folder"), ("empty", "there are no images in")]
 )
-def test_without_images_it_says_so_in_one_line(tmp_path: Path, url: str, folder: str, complaint: str) -> None:
+def test_without_images_it_says_so_in_one_line(tmp_path: Path, folder: str, complaint: str) -> None:
     (tmp_path / "empty").mkdir()
-    with running(MAKE_THUMBNAILS, folder, folder=tmp_path, url=url) as making:
+    with running(MAKE_THUMBNAILS, folder, folder=tmp_path, url=f"sqlite:///{tmp_path / 'unused.db'}") as making:
         assert making.wait() == 2
     assert making.output == f"make_thumbnails: {complaint} {tmp_path / folder}\n"

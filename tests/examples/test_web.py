@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.examples.programs import EXAMPLES, Program, running, wait_until, worker
+from tests.examples.programs import EXAMPLES, Program, running, worker
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,8 @@ def test_a_broker_that_cannot_be_used_is_a_503_until_it_can(tmp_path: Path) -> N
             database.execute("BEGIN IMMEDIATE")
             answer = client.post("/renders", json={"text": "too busy"})
         assert answer.status_code == 503
-        assert "cannot be used now, try again later" in answer.json()["error"]
+        assert answer.json() == {"error": "the task queue cannot be used now; try again later"}
+        assert f"cannot enqueue a render: {tmp_path / 'tasks.db'} did not confirm" in server.output
         assert client.post("/renders", json={"text": "free again"}).status_code == 202
         assert "Traceback" not in server.output
 

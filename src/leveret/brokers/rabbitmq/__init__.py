@@ -13,7 +13,7 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
 from leveret.brokers.rabbitmq.codec import buried, retried, to_dead_letter, to_message
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
-from leveret.brokers.rabbitmq.declare import declare, message_count
+from leveret.brokers.rabbitmq.declare import Notes, declare, message_count
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import dead_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
@@ -43,6 +43,7 @@ class RabbitMQBroker:
         self._publisher = Publisher(self._urls, timeout=timeout)
         self._census = Census(self._publisher)
         self._queues: dict[str, Queue] = {}
+        self._notes = Notes()
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)
@@ -64,7 +65,7 @@ class RabbitMQBroker:
 
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
-        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census)
+        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census, self._notes)
         try:
             await consumer.start()
             yield consumer
@@ -132,7 +133,7 @@ class RabbitMQBroker:
 
     async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
         async def ask() -> float:
-            return await declare(await self._publisher.connection(), queues, dead=dead)
+            return await declare(await self._publisher.connection(), queues, self._notes, dead=dead)
 
         await asyncio.sleep(await self._insist("declaring queues", ask))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import to_delivery
-from leveret.brokers.rabbitmq.declare import declare
+from leveret.brokers.rabbitmq.declare import Notes, declare
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,11 +38,14 @@ _REFUSALS = 3
 class RabbitMQConsumer:
     """See `leveret.brokers.Consumer`."""
 
-    def __init__(self, urls: Sequence[str], queues: Sequence[Queue], credit: int | None, census: Census) -> None:
+    def __init__(
+        self, urls: Sequence[str], queues: Sequence[Queue], credit: int | None, census: Census, notes: Notes
+    ) -> None:
         self._urls = urls
         self._queues = queues
         self._credit = min(credit or 0, _MOST_CREDIT)
         self._census = census
+        self._notes = notes
         self._batch: list[Delivery] = []
         self._wake = asyncio.Event()
         self._stopped = False
@@ -98,7 +101,7 @@ class RabbitMQConsumer:
         """The next session, however long that takes; raises the last of so many refusals (None: of any number)."""
         for pause in backoff():
             try:
-                return await Session.open(self._urls, self._queues, self._credit, self._deliver, self._census)
+                return await self._open_session()
             except (BrokerUnavailable, BrokerRefused) as error:
                 if isinstance(error, BrokerRefused) and refusals is not None:
                     refusals -= 1
@@ -107,6 +110,19 @@ class RabbitMQConsumer:
                 log.warning("%s; trying again in %.1f s", error, pause)
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
+
+    async def _open_session(self) -> Session:
+        line = await amqp.Line.open(self._urls, purpose="worker", confirms=False)
+        session = Session(line, self._queues, self._deliver, self._notes)
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT):
+                await session.begin(self._credit, self._census)
+        except BaseException as error:
+            await line.close()
+            if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
+                raise amqp.translate(error, "starting to consume") from error
+            raise
+        return session
 
     def _deliver(self, delivery: Delivery) -> None:
         self._batch.append(delivery)
@@ -121,8 +137,10 @@ class Session:
         line: amqp.Line,
         queues: Sequence[Queue],
         deliver: Callable[[Delivery], None],
+        notes: Notes,
     ) -> None:
         self._line = line
+        self._notes = notes
         self._queues = queues
         self._deliver = deliver
         self._unsettled: dict[int, str] = {}
@@ -132,31 +150,10 @@ class Session:
         self._failed = asyncio.Event()
         self._mending: set[asyncio.Task[None]] = set()
 
-    @classmethod
-    async def open(
-        cls,
-        urls: Sequence[str],
-        queues: Sequence[Queue],
-        credit: int,
-        deliver: Callable[[Delivery], None],
-        census: Census,
-    ) -> Session:
-        """Connect, declare and consume. Raises BrokerUnavailable, BrokerRefused, QueueMismatch or QueueNotFound."""
-        line = await amqp.Line.open(urls, purpose="worker", confirms=False)
-        session = cls(line, queues, deliver)
-        try:
-            async with asyncio.timeout(_OPEN_TIMEOUT):
-                await session._begin(credit, census)
-        except BaseException as error:
-            await line.close()
-            if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
-                raise amqp.translate(error, "starting to consume") from error
-            raise
-        return session
-
-    async def _begin(self, credit: int, census: Census) -> None:
+    async def begin(self, credit: int, census: Census) -> None:
+        """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         channel, connection = self._line.channel, self._line.connection
-        await asyncio.sleep(await declare(connection, self._queues, dead=True))
+        await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
         await channel.basic_qos(prefetch_count=credit)
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         await census.answer_on(connection, self.running)
@@ -251,7 +248,7 @@ class Session:
     async def _mend(self, queue: Queue) -> None:
         log.warning("RabbitMQ cancelled the consumer of queue %r (was it deleted?); declaring it again", queue.name)
         try:
-            await asyncio.sleep(await declare(self._line.connection, [queue], dead=True))
+            await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
             await self._consume(queue)
         except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
             log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)

@@ -30,12 +30,24 @@ _MOST_QUESTIONS = 24
 _REMEMBERED = 1.0
 
 
-async def declare(connection: amqp.Connection, queues: Sequence[Queue], *, dead: bool) -> float:
+class Notes:
+    """What was found out about adopted queues; each is logged once, however often they are declared."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def tell(self, queue: str, lack: str) -> None:
+        if (queue, lack) not in self._told:
+            self._told.add((queue, lack))
+            log.warning("queue %r is used as it is: %s", queue, lack)
+
+
+async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes, *, dead: bool) -> float:
     """Make or adopt task queues, and their dead-letter queues (``dead``); how long not to use them yet (seconds).
 
     All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
     """
-    missing = await _missing_tasks(connection, queues)
+    missing = await _missing_tasks(connection, queues, notes)
     if dead:
         missing += await _missing_dead(connection, [queue.name for queue in queues])
     for declaration in missing:
@@ -43,7 +55,7 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], *, dead:
     return _REMEMBERED if missing else 0.0
 
 
-async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue]) -> list[Declaration]:
+async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:
     missing: list[Declaration] = []
     for queue in queues:
         wanted = task_declaration(queue)
@@ -53,7 +65,7 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue]) -
             missing.append(wanted)
         else:
             for lack in judge(queue, await _examine(connection, wanted)):
-                log.warning("queue %r is used as it is: %s", queue.name, lack)
+                notes.tell(queue.name, lack)
     return missing
 
 

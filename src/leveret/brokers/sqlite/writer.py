@@ -154,12 +154,12 @@ def translate(error: BaseException, path: Path) -> BrokerError:
         return error
     text = str(error)
     translated: BrokerError
-    if "locked" in text or "busy" in text:
+    if isinstance(error, FileNotFoundError) or "unable to open" in text:
+        translated = StoreError(f"{path} cannot be opened: does its folder exist, and may this user write there?")
+    elif "locked" in text or "busy" in text:
         translated = BrokerUnavailable(f"{path} is being written by another process and stayed locked; try again")
     elif isinstance(error, OSError):
         translated = StoreError(f"{path} cannot be used: {error.strerror or error}")
-    elif "unable to open" in text:
-        translated = StoreError(f"{path} cannot be opened: does its folder exist, and may this user write there?")
     elif "readonly" in text:
         translated = StoreError(f"{path} is read-only for this user; make the file and its folder writable")
     elif "full" in text:

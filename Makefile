@@ -1,0 +1,51 @@
+# `make demo` and `make test` install what they need. They want Debian with apt, git and Python 3.11 or later.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PYTHON ?= python3
+
+.PHONY: help demo test check fast servers clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, nothing is lost
+	$(BIN)/leveret demo
+
+test: check servers ## Everything CI runs: linters, types, and all tests on real brokers
+	rm -f .coverage .coverage.*
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+check: $(VENV)/dev ## Linters, types and the import rule
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	for folder in examples/*/; do (cd $$folder && MYPYPATH=../../src:. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --no-namespace-packages *.py) || exit 1; done
+	$(BIN)/lint-imports
+
+fast: $(VENV)/dev ## The tests that need no RabbitMQ and no processes
+	$(BIN)/pytest -q tests/unit
+
+servers: ## Install the RabbitMQ servers that the tests start nodes of
+	scripts/install-rabbitmq
+
+clean: ## Remove what was built here
+	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# The standard library's venv is a package of its own on Debian.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+$(VENV)/runtime: $(BIN)/uv pyproject.toml uv.lock
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync -q --locked --inexact --no-default-groups
+	@touch $@
+
+$(VENV)/dev: $(BIN)/uv pyproject.toml uv.lock
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync -q --locked --inexact
+	@touch $@

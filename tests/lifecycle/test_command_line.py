@@ -1,0 +1,100 @@
+"""The command line as a user meets it: what it prints, and one line instead of a traceback when it is misused."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Place
+
+
+def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -> None:
+    """Each ARG is JSON, else a string; --kwargs is a JSON object; a raw task takes the ARG as it is."""
+    printed = leveret("enqueue", LEDGER_APP, "say", "a word", "--url", place.url)
+    assert re.fullmatch(r"[0-9a-f]{32}\n", printed)
+    leveret("enqueue", LEDGER_APP, "pause", '"quoted"', "0.1", "--url", place.url)
+    leveret("enqueue", LEDGER_APP, "say", "--kwargs", '{"text": "by name"}', "--url", place.url)
+    leveret("enqueue", LEDGER_APP, "raw", "-5 [raw", "--url", place.url)
+    leveret("enqueue", LEDGER_APP, "say", "moved", "-q", "other", "--url", place.url)
+    with Worker(place.url, ledger):
+        for line in ("said a word", "end quoted", "said by name", "raw b'-5 [raw'", "said moved"):
+            ledger.wait_for(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["worker", "nowhere:app"], "there is no module 'nowhere'"),
+        (["worker", "tasks"], "not of the form MODULE:APP"),
+        (["worker", "no/such/file.py:app"], "there is no file"),
+        (["worker", LEDGER_APP, "--prefetch", "0"], "not a number from 1"),
+        (["worker", LEDGER_APP, "--processes", "0"], "--processes"),
+        (["worker", LEDGER_APP, "--url", "ftp://x"], "is not a broker's URL"),
+        (["worker", LEDGER_APP, "--url", "sqlite:///no/such/folder/x.db"], "does its folder exist"),
+        (["enqueue", LEDGER_APP, "nobody"], "no task is registered as 'nobody'; known: "),
+        (["enqueue", LEDGER_APP, "say"], "missing a required argument: 'text'"),
+        (["enqueue", LEDGER_APP, "say", "1"], "does not fit str"),
+        (["enqueue", LEDGER_APP, "say", "--kwargs", "[1]"], "is not a JSON object"),
+        (["enqueue", LEDGER_APP, "say", "x" * 2_000_000], "Argument list too long"),
+        (["queues", "--url", "amqp://guest:s3cret@127.0.0.1:1/"], "cannot connect to amqp://guest:***@127.0.0.1:1/"),
+        (["queues", "--url", "amqp://host:port/"], "cannot be read"),
+        (["queues", "--url", "sqlite:///"], "names no file"),
+        (["dead", "list"], "Missing argument 'QUEUE'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    if "too long" in message:  # the system refuses it before Leveret sees it
+        with pytest.raises(OSError, match=message):
+            leveret(*arguments)
+        return
+    environment = {"LEVERET_URL": f"sqlite:///{tmp_path / 'x.db'}", "LEDGER": str(tmp_path / "ledger")}
+    printed = leveret(*arguments, fails=True, environment=environment)
+    assert message in printed
+    assert "s3cret" not in printed
+
+
+def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
+    app = tmp_path / "small.py"
+    app.write_text(
+        "import leveret\napp = leveret.App(max_message_size=100)\n@app.task\ndef say(text: str) -> None: ...\n"
+    )
+    printed = leveret("enqueue", f"{app}:app", "say", "x" * 200, "--url", f"sqlite:///{tmp_path / 'x.db'}", fails=True)
+    assert "over the limit of 100" in printed
+
+
+def test_help_has_examples(tmp_path: Path) -> None:
+    for command in ([], ["worker"], ["enqueue"], ["queues"], ["dead", "list"], ["demo"]):
+        printed = leveret(*command, "--help", environment={"HOME": str(tmp_path)})
+        assert "Examples:" in printed
+        assert "leveret" in printed
+
+
+def test_empty_answers_say_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    assert "No queues" in leveret("queues", "--url", url)
+    assert leveret("queues", "--url", url, "--json") == "[]\n"
+    assert "has no dead letters" in leveret("dead", "list", "default", "--url", url)
+
+
+def test_the_idle_worker_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:
+    """No busy polling: an idle worker with its child uses well under two per cent of a core."""
+    with Worker(f"sqlite:///{tmp_path / 'x.db'}", ledger).ready() as worker:
+        before = cpu_seconds(worker.pid)
+        time.sleep(3)  # the measurement itself
+        assert cpu_seconds(worker.pid) - before < 0.06
+
+
+def cpu_seconds(pid: int) -> float:
+    from pathlib import Path
+
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
