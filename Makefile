@@ -24,7 +24,7 @@ check: $(VENV)/dev ## Linters, types and the import rule
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	for folder in examples/*/; do (cd $$folder && MYPYPATH=../../src:. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --no-namespace-packages *.py) || exit 1; done
+	for folder in examples/*/; do (cd $$folder && MYPYPATH=../../src:. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml *.py) || exit 1; done
 	$(BIN)/lint-imports
 
 fast: $(VENV)/dev ## The tests that need no RabbitMQ and no processes
