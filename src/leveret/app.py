@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.errors import AppNotLoaded, ConfigurationError, UnknownTask
 from leveret.model import DEFAULT_QUEUE, Queue
+from leveret.retry import RetryPolicy, RetryRules
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.model import Envelope
+    from leveret.retry import Decide
 
 T = TypeVar("T")
+Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
 #: How long closing the synchronous door's connection may take (seconds).
 _CLOSE_TIMEOUT = 5.0
@@ -102,6 +105,12 @@ class App:
         queue: str = ...,
         acknowledge: Acknowledge = ...,
         default: bool = ...,
+        max_attempts: int | None = ...,
+        backoff: float = ...,
+        max_backoff: float = ...,
+        retry_on: Exceptions | None = ...,
+        give_up_on: Exceptions = ...,
+        retry: Decide | None = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -113,16 +122,35 @@ class App:
         queue: str = DEFAULT_QUEUE,
         acknowledge: Acknowledge = "after",
         default: bool = False,
+        max_attempts: int | None = 5,
+        backoff: float = 15.0,
+        max_backoff: float = 600.0,
+        retry_on: Exceptions | None = None,
+        give_up_on: Exceptions = (),
+        retry: Decide | None = None,
     ) -> Any:
         """Register a function as a task.
 
         ``name``: what it is called on the wire (the function's name). ``queue``: where it is enqueued.
         ``acknowledge="before"``: at most once, for tasks that must not run twice and may be lost.
         ``default=True``: it takes the queue's messages that name no task, as foreign producers send them.
+
+        A failed attempt is tried again until there were ``max_attempts`` (None: for ever), each time after a chance
+        wait of at most ``backoff`` seconds, doubled with each attempt up to ``max_backoff``. ``retry_on`` and
+        ``give_up_on`` choose by the exception's type; ``retry`` is called with the attempt's number and the exception
+        and returns the seconds to wait, or None to give up.
         """
+        rules = RetryRules(
+            RetryPolicy(max_attempts, backoff, max_backoff),
+            None if retry_on is None else _types(retry_on),
+            _types(give_up_on),
+            retry,
+        )
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(function, name or function.__name__, TaskOptions(queue, acknowledge), default=default)
+            return self._register(
+                function, name or function.__name__, TaskOptions(queue, acknowledge, rules), default=default
+            )
 
         return register if function is None else register(function)
 
@@ -203,6 +231,10 @@ class App:
             producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
             self._producers[loop] = producer
         return producer
+
+
+def _types(exceptions: Exceptions) -> tuple[type[BaseException], ...]:
+    return exceptions if isinstance(exceptions, tuple) else (exceptions,)
 
 
 class _Decorator(Protocol):

@@ -6,6 +6,7 @@ translated into these at the driver's edge and kept as ``__cause__``.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -110,6 +111,16 @@ class LeaseLost(BrokerError):
 
 class Dead(Exception):
     """Raise it in a task to give the task up for good: it becomes a dead letter with this reason."""
+
+
+class Retry(Exception):
+    """Raise it in a task to have it tried again, ``delay`` seconds (or a timedelta) from now. It is an attempt."""
+
+    def __init__(self, reason: str = "the task asked to be tried again", *, delay: float | timedelta = 0.0) -> None:
+        super().__init__(reason)
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if not 0 <= self.delay < float("inf"):
+            raise ValueError(f"Retry(delay={delay!r}): it must be 0 or more seconds")
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

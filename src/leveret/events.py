@@ -70,7 +70,12 @@ def _log_outcome(event: TaskSettled) -> None:
         log.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, outcome.error)
     elif isinstance(outcome, Retrying):
         log.warning(
-            "%s %s: attempt %d failed and will be tried again: %s", name, envelope.id, envelope.attempt, outcome.error
+            "%s %s: attempt %d failed, next try in %.1f s: %s",
+            name,
+            envelope.id,
+            envelope.attempt,
+            outcome.delay,
+            outcome.error,
         )
     elif isinstance(outcome, DeadLettered):
         log.error("%s %s: dead: %s", name, envelope.id, outcome.reason)

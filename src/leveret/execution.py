@@ -8,16 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from leveret.errors import Dead, InvalidArguments, UnknownTask, UnreadableBody
+import msgspec
+
+from leveret.errors import Dead, InvalidArguments, Retry, UnknownTask, UnreadableBody
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
 
 if TYPE_CHECKING:
     from leveret.app import App
+    from leveret.retry import RetryRules
     from leveret.task import Task
+
+log = logging.getLogger("leveret.execution")
 
 
 class Runner:
@@ -40,9 +46,9 @@ class Runner:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-            return classify(error)
+            return classify(error, envelope.attempt, task.retry)
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
-            return classify(error)
+            return classify(error, envelope.attempt, task.retry)
         return Succeeded()
 
     def close(self) -> None:
@@ -75,11 +81,20 @@ def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _Stopped(error)
 
 
-def classify(error: BaseException) -> Outcome:
+def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
     """What an exception means for its task."""
     if isinstance(error, Dead):
         return DeadLettered(str(error) or "the task gave up", _traceback(error))
-    return Retrying(_summary(error), _traceback(error))
+    if isinstance(error, Retry) and rules.policy.may_try_again(attempt):
+        return Retrying(_summary(error), _traceback(error), error.delay)
+    try:
+        verdict = rules.next_try(attempt, error)
+    except Exception:
+        log.exception("the retry rule of a task failed; its policy decides")
+        verdict = msgspec.structs.replace(rules, decide=None).next_try(attempt, error)
+    if isinstance(verdict, str):
+        return DeadLettered(f"{_summary(error)}; {verdict}", _traceback(error))
+    return Retrying(_summary(error), _traceback(error), verdict)
 
 
 def _summary(error: BaseException) -> str:

@@ -31,7 +31,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
         if not self.name or len(self.name.encode()) > MAX_QUEUE_NAME:
             raise ConfigurationError(
                 f"queue name {self.name!r} must be 1 to {MAX_QUEUE_NAME} bytes long "
-                f"(an AMQP 0-9-1 short string, with room for {DEAD_SUFFIX!r})"
+                "(an AMQP 0-9-1 short string, with room for the endings of dead-letter and delay queues)"
             )
         if self.name.startswith("amq."):
             raise ConfigurationError(f"queue name {self.name!r}: names that start with 'amq.' are the broker's own")
@@ -42,7 +42,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
 
 
 DEAD_SUFFIX = ".dead"
-MAX_QUEUE_NAME = 255 - len(DEAD_SUFFIX)
+DELAY_INFIX = ".delay."
+MAX_QUEUE_NAME = 255 - len(DELAY_INFIX) - len("16777216000")
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -60,6 +61,10 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     enqueued_at: float | None = None
     #: What ended the attempt before this one.
     last_error: str | None = None
+    #: Unix time before which it must not run; None: at once.
+    due: float | None = None
+    #: Unix time after which it must not start; it is dead then.
+    expires_at: float | None = None
     #: The message's other headers, handed on as they came.
     headers: dict[str, Any] = {}
 
@@ -87,10 +92,11 @@ class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The attempt failed and is charged; the task goes back to the end of its queue."""
+    """The attempt failed and is charged; the task goes to the end of its queue, ``delay`` seconds from now."""
 
     error: str
     traceback: str = ""
+    delay: float = 0.0
 
 
 class DeadLettered(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -106,6 +112,16 @@ class Released(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released
 Settlement: TypeAlias = tuple[Delivery, Outcome]
+
+
+def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
+    """The task for its next attempt."""
+    return msgspec.structs.replace(
+        envelope,
+        attempt=envelope.attempt + 1,
+        last_error=outcome.error,
+        due=now + outcome.delay if outcome.delay else None,
+    )
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -127,6 +143,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     running: int
     dead: int
     consumers: int
+    #: Not due yet.
+    delayed: int = 0
     #: Consumers that are not Leveret's, or did not answer in time: what they run is not in ``running``.
     silent_consumers: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from leveret.errors import ConfigurationError, TaskTooLarge
 from leveret.model import Envelope, new_id
 from leveret.payload import Signature
+from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+#: A year, and a day for leap years (seconds).
+MAX_DELAY = 366 * 86_400.0
 
 Acknowledge: TypeAlias = Literal["after", "before"]
 
@@ -36,6 +41,12 @@ class TaskOptions(msgspec.Struct, frozen=True):
     queue: str
     #: "after": at least once, the default. "before": at most once; a worker that dies loses the task.
     acknowledge: Acknowledge = "after"
+    retry: RetryRules = RetryRules()
+    #: Seconds from the enqueueing, or a Unix time, before which it must not run.
+    delay: float = 0.0
+    at: float | None = None
+    #: Seconds from the enqueueing after which it must not start any more.
+    expires: float | None = None
 
     def __post_init__(self) -> None:
         if self.acknowledge not in ("after", "before"):
@@ -78,9 +89,34 @@ class Task(Generic[P, R]):
     def acknowledge(self) -> Acknowledge:
         return self._options.acknowledge
 
-    def options(self, *, queue: str) -> Task[P, R]:
-        """The same task, enqueued differently. Options never mix with the task's own arguments."""
-        return Task(self.function, self.name, msgspec.structs.replace(self._options, queue=queue), self._producer)
+    @property
+    def retry(self) -> RetryRules:
+        return self._options.retry
+
+    def options(
+        self,
+        *,
+        queue: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+    ) -> Task[P, R]:
+        """The same task, enqueued differently. Options never mix with the task's own arguments.
+
+        ``delay`` (seconds or a timedelta) and ``at`` (an aware datetime): not before then; the broker keeps it
+        until, durably. ``expires`` (seconds or a timedelta): a task that has not started by then is dead.
+        Raises ConfigurationError for a delay that is negative or over a year, both kinds at once, or a naive datetime.
+        """
+        changed: dict[str, Any] = {}
+        if queue is not None:
+            changed["queue"] = queue
+        if delay is not None:
+            changed |= {"delay": _seconds("delay", delay, MAX_DELAY), "at": None}
+        if at is not None:
+            changed |= {"at": _moment(at, delay), "delay": 0.0}
+        if expires is not None:
+            changed["expires"] = _seconds("expires", expires, None)
+        return Task(self.function, self.name, msgspec.structs.replace(self._options, **changed), self._producer)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Store the task durably, to be run by a worker.
@@ -116,4 +152,36 @@ class Task(Generic[P, R]):
                 f"{self._producer.max_message_size}; store the data elsewhere and pass a reference, "
                 "or raise App(max_message_size=...)"
             )
-        return Envelope(new_id(), self._options.queue, self.name, body, content_type, enqueued_at=time.time())
+        now, options = time.time(), self._options
+        due = options.at if options.at is not None else now + options.delay if options.delay else None
+        return Envelope(
+            new_id(),
+            options.queue,
+            self.name,
+            body,
+            content_type,
+            enqueued_at=now,
+            due=due,
+            expires_at=None if options.expires is None else now + options.expires,
+        )
+
+
+def _seconds(name: str, value: float | timedelta, most: float | None) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not 0 <= seconds < float("inf") or (most is not None and seconds > most):
+        limit = "" if most is None else f" and at most {most:g}"
+        raise ConfigurationError(f"{name}={value!r}: it must be 0 or more{limit} seconds")
+    return seconds
+
+
+def _moment(at: datetime, delay: object) -> float:
+    if delay is not None:
+        raise ConfigurationError("delay and at are two ways to say the same: give one of them")
+    if at.tzinfo is None:
+        raise ConfigurationError(
+            f"at={at!r} has no time zone, so it names no moment: use datetime.now(UTC) + ... or .astimezone()"
+        )
+    seconds = at.timestamp()
+    if seconds - time.time() > MAX_DELAY:
+        raise ConfigurationError(f"at={at!r} is more than a year away ({MAX_DELAY:g} seconds at most)")
+    return seconds

@@ -11,6 +11,7 @@ import itertools
 import logging
 import random
 import signal
+import time
 from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
 from leveret.events import Event, Listener, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
-from leveret.executors import Executor, Finished, Job, Manifest, Report
+from leveret.executors import Died, Executor, Job, Manifest, Report, Started
 from leveret.executors.processes import ProcessExecutor
 from leveret.logs import configure as configure_logging
-from leveret.model import DeadLettered, Delivery, Outcome, Queue, Released, Settlement, Succeeded
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
+from leveret.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -88,6 +90,7 @@ class Worker:
             manifest = await self._executor.start(self._on_reports)
             self._at_most_once = frozenset(manifest.at_most_once)
             self._default_tasks = manifest.default_tasks
+            self._policies = manifest.policies
             self._broker = self._given_broker or connect(manifest.url)
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
@@ -137,19 +140,22 @@ class Worker:
             self._admit(batch)
 
     def _admit(self, batch: Sequence[Delivery]) -> None:
-        poison = [delivery for delivery in batch if delivery.returns >= MAX_RETURNS]
-        if poison:
-            self._settle([(delivery, _came_back(delivery)) for delivery in poison])
-        self._backlog.extend(delivery for delivery in batch if delivery.returns < MAX_RETURNS)
+        self._backlog.extend(batch)
         self._fill()
 
     def _fill(self) -> None:
         """Submit as much of the backlog as the executor has slots for."""
         jobs: list[Job] = []
+        dead: list[Settlement] = []
+        now = time.time()
         while self._backlog and len(self._jobs) < self._executor.slots and not self._stop.is_set():
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
+            verdict = _dead_already(delivery, now)
+            if verdict is not None:
+                dead.append((delivery, verdict))
+                continue
             key = next(self._keys)
             self._jobs[key] = delivery
             if self._is_at_most_once(delivery):
@@ -158,11 +164,14 @@ class Worker:
                 jobs.append(Job(key, delivery.envelope))
         if jobs:
             self._executor.submit(jobs)
+        if dead:
+            self._settle(dead)
 
     def _is_at_most_once(self, delivery: Delivery) -> bool:
-        envelope = delivery.envelope
-        name = envelope.task if envelope.task is not None else self._default_tasks.get(envelope.queue)
-        return name in self._at_most_once
+        return self._name(delivery.envelope) in self._at_most_once
+
+    def _name(self, envelope: Envelope) -> str | None:
+        return envelope.task if envelope.task is not None else self._default_tasks.get(envelope.queue)
 
     async def _acknowledge_and_submit(self, key: int, delivery: Delivery) -> None:
         lost = await self._record([(delivery, Succeeded())])
@@ -179,19 +188,27 @@ class Worker:
             delivery = self._jobs.get(report.key)
             if delivery is None:
                 continue
-            if not isinstance(report, Finished):
+            if isinstance(report, Started):
                 self._tell(TaskStarted(delivery.envelope))
                 continue
             del self._jobs[report.key]
+            outcome = self._after_death(delivery.envelope, report) if isinstance(report, Died) else report.outcome
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
-                self._tell(TaskSettled(delivery.envelope, report.outcome, at_most_once=True))
+                self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
             else:
-                settlements.append((delivery, report.outcome))
+                settlements.append((delivery, outcome))
         if settlements:
             self._settle(settlements)
         self._fill()
         self._note_idle()
+
+    def _after_death(self, envelope: Envelope, death: Died) -> Outcome:
+        """A death is an attempt. The next one needs no wait: another child is there already."""
+        policy = self._policies.get(self._name(envelope) or "", RetryPolicy())
+        if policy.may_try_again(envelope.attempt):
+            return Retrying(death.cause)
+        return DeadLettered(f"{death.cause}; attempt {envelope.attempt} of {policy.max_attempts} failed")
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         self._background(self._record_and_tell(settlements))
@@ -272,7 +289,13 @@ def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     return [known.get(name, Queue(name)) for name in names or known]
 
 
-def _came_back(delivery: Delivery) -> Outcome:
+def _dead_already(delivery: Delivery, now: float) -> Outcome | None:
+    """Why a delivery must not run at all, if so."""
+    expires_at = delivery.envelope.expires_at
+    if expires_at is not None and expires_at < now:
+        return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")
+    if delivery.returns < MAX_RETURNS:
+        return None
     return DeadLettered(
         f"it came back {delivery.returns} times without an outcome: it was being run, or waited, when its worker died "
         "or lost its connection; it may be what kills the workers"

@@ -21,7 +21,7 @@ def test_a_raised_exception_returns_the_task(place: Place, client: Client, ledge
         ledger.wait_for("end a")
         ledger.wait_for("end b")
         client.wait_until_empty("work")
-        assert "attempt 2 failed and will be tried again: ValueError: not yet: a" in worker.output
+        assert "attempt 2 failed, next try in 0.0 s: ValueError: not yet: a" in worker.output
         assert "SystemExit: 3" in worker.output
         assert "child process" not in worker.output
     assert (ledger.count("try a"), ledger.count("try b")) == (3, 2)
@@ -110,11 +110,12 @@ def test_the_queues_command_counts(place: Place, client: Client, ledger: Ledger)
             "running": 2,
             "dead": 1,
             "consumers": 1,
+            "delayed": 0,
             "silent_consumers": 0,
         }
         table = leveret("queues", "--url", place.url).splitlines()
-        assert table[0].split() == ["name", "ready", "running", "dead", "consumers"]
-        assert ["work", "3", "2", "1", "1"] in [line.split() for line in table]
+        assert table[0].split() == ["name", "ready", "running", "delayed", "dead", "consumers"]
+        assert ["work", "3", "2", "0", "1", "1"] in [line.split() for line in table]
     assert "gave up: x" in leveret("dead", "list", "work", "--url", place.url)
     (letter,) = json.loads(leveret("dead", "list", "work", "--json", "--url", place.url))
     assert (letter["task"], letter["reason"]) == ("give_up", "gave up: x")

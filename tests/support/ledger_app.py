@@ -56,7 +56,7 @@ async def block_the_loop(text: str, seconds: float) -> None:
     note(f"end {text}")
 
 
-@app.task(queue="work")
+@app.task(queue="work", backoff=0)
 async def fail_until(text: str, attempts: int) -> None:
     """Raises on its first runs."""
     if tried(text) <= attempts:
@@ -82,7 +82,7 @@ async def give_up(text: str) -> None:
     raise Dead(f"gave up: {text}")
 
 
-@app.task(queue="work")
+@app.task(queue="work", backoff=0)
 async def leave(text: str) -> None:
     """Raises what would end a program."""
     if tried(text) == 1:

@@ -26,6 +26,7 @@ from leveret.model import (
     Released,
     Retrying,
     Settlement,
+    retried,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,24 @@ class _Stored:
         self.queue = queue
         self.ready: deque[_Waiting] = deque()
         self.dead: list[DeadLetter] = []
+        self.delayed: set[asyncio.TimerHandle] = set()
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
+
+    def put(self, envelope: Envelope, tokens: itertools.count[int]) -> None:
+        """Make a task ready, now or when it is due."""
+        wait = 0.0 if envelope.due is None else envelope.due - time.time()
+        if wait <= 0:
+            self.ready.append(_Waiting(envelope))
+            return
+
+        def become_ready() -> None:
+            self.delayed.discard(timer)
+            self.put(envelope, tokens)
+            self.deal(tokens)
+
+        timer = asyncio.get_running_loop().call_later(wait, become_ready)
+        self.delayed.add(timer)
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
@@ -138,7 +155,7 @@ class MemoryBroker:
             if limit is not None and len(stored.ready) + len(mine) > limit:
                 raise QueueFull(f"queue {name!r} holds {len(stored.ready)} ready tasks of at most {limit}", ids)
         for envelope in envelopes:
-            self._store.queues[envelope.queue].ready.append(_Waiting(envelope))
+            self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._deal({envelope.queue for envelope in envelopes})
 
     @asynccontextmanager
@@ -181,6 +198,7 @@ class MemoryBroker:
                 running=sum(len(taker.holding) for taker in stored.takers),
                 dead=len(stored.dead),
                 consumers=len(stored.takers),
+                delayed=len(stored.delayed),
             )
             for name, stored in sorted(self._store.queues.items())
         ]
@@ -195,8 +213,7 @@ class MemoryBroker:
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[delivery.envelope.queue], delivery.envelope
         if isinstance(outcome, Retrying):
-            again = msgspec.structs.replace(envelope, attempt=envelope.attempt + 1, last_error=outcome.error)
-            stored.ready.append(_Waiting(again))
+            stored.put(retried(envelope, outcome, time.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
             stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time()))
         elif isinstance(outcome, Released):

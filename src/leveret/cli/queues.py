@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, for programs.")
 @url_option
 def command(app: str | None, queues: tuple[str, ...], as_json: bool, url: str | None) -> None:
-    """Show each queue's tasks: ready, running (RabbitMQ: unacknowledged), dead; and its consumers.
+    """Show each queue's tasks: ready, running (RabbitMQ: unacknowledged), delayed, dead; and its consumers.
 
     SQLite lists all queues of the file. RabbitMQ cannot list queues without a plugin: it shows those that are named,
     the application's, and those that workers are consuming now. It needs no plugin for that.
@@ -60,12 +60,12 @@ def _show(stats: Sequence[QueueStats]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("name", overflow="fold")
-    for heading in ("ready", "running", "dead", "consumers"):
+    for heading in ("ready", "running", "delayed", "dead", "consumers"):
         table.add_column(heading, justify="right")
     for one in stats:
         running = f"{one.running}+?" if one.silent_consumers else str(one.running)
         dead = f"[red]{one.dead}[/red]" if one.dead else "0"
-        table.add_row(_escape(one.name), str(one.ready), running, dead, str(one.consumers))
+        table.add_row(_escape(one.name), str(one.ready), running, str(one.delayed), dead, str(one.consumers))
     Console().print(table)
     silent = sum(one.silent_consumers for one in stats)
     if silent:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.model import Envelope, Outcome, Queue
+from leveret.retry import RetryPolicy
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +25,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     default_tasks: dict[str, str]
     #: Tasks that are acknowledged before they run.
     at_most_once: list[str]
+    #: How often each task is tried: for a worker whose child died, and can't be asked.
+    policies: dict[str, RetryPolicy]
 
     @classmethod
     def of(cls, app: App) -> Manifest:
@@ -32,6 +35,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             queues=list(app.queues),
             default_tasks=app.default_tasks,
             at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
+            policies={task.name: task.retry.policy for task in app.tasks},
         )
 
 
@@ -55,7 +59,14 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
     outcome: Outcome
 
 
-Report: TypeAlias = Started | Finished
+class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The process that ran the job ended under it, and how."""
+
+    key: int
+    cause: str
+
+
+Report: TypeAlias = Started | Finished | Died
 
 
 class Executor(Protocol):

@@ -17,9 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Finished, Job, Manifest, Report, Started
+from leveret.executors import Died, Finished, Job, Manifest, Report, Started
 from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToWorker
-from leveret.model import Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,11 +93,11 @@ class ProcessExecutor:
         if self._stopping:
             return
         self._children.remove(child)
-        cause = f"its child process (pid {child.pid}) {child.cause()}"
+        cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
         self._waiting.extendleft(reversed(child.unstarted()))
         self._replace()
-        self._report([Finished(key, Retrying(f"the task ended when {cause}")) for key in child.started])
+        self._report([Died(key, cause) for key in child.started])
         self._assign()
 
     def _replace(self) -> None:

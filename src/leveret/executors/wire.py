@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.executors import Finished, Job, Manifest, Started
+from leveret.executors import Finished, Job, Manifest, Report, Started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Pipe(Generic[M]):
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder: msgspec.msgpack.Decoder[list[M]] = msgspec.msgpack.Decoder(list[reads])
 
-    def write(self, messages: Sequence[ToChild | ToWorker]) -> None:
+    def write(self, messages: Sequence[ToChild | ToWorker | Report]) -> None:
         """Queue a batch for sending. A peer that is gone shows when reading, never here."""
         frame = self._encode(messages)
         self._writer.write(len(frame).to_bytes(_LENGTH, "big") + frame)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeAlias
@@ -259,6 +260,58 @@ async def a_retry_is_charged_and_goes_to_the_end(bench: Bench) -> None:
     assert again.envelope.last_error == "ValueError: no"
     await broker.settle([(again, Succeeded())])
     await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def a_delayed_task_is_not_early(bench: Bench) -> None:
+    """It is counted as delayed, comes when it is due and never before, and then at most a second late."""
+    broker = await bench.declared()
+    taken = await bench.consumer(broker)
+    for seconds in (0.1, 0.7, 1.3):
+        # Twice: a broker may have to make something ready for the first delay of a length.
+        for _ in range(2):
+            due = time.time() + seconds
+            await broker.publish([bench.envelope("later", due=due)])
+            (delivery,) = await taken.next()
+            late = time.time() - due
+            await broker.settle([(delivery, Succeeded())])
+        assert 0 <= late < 1, f"a task delayed by {seconds} s came {late:.3f} s late"
+
+
+@check
+async def a_long_delay_is_not_in_the_way(bench: Bench) -> None:
+    """Neither of a shorter one nor of what is ready; delayed tasks take no credit and are counted."""
+    broker = await bench.declared()
+    now = time.time()
+    await broker.publish([bench.envelope(f"in an hour {number}", due=now + 3600) for number in range(20)])
+    await broker.publish([bench.envelope("in a year", due=now + 365 * 86_400)])
+    await becomes(broker, bench.queue, delayed=21, ready=0)
+    taken = await bench.consumer(broker, credit=1)
+    await broker.publish([bench.envelope("soon", due=time.time() + 1.5), bench.envelope("now")])
+    for expected in ("now", "soon"):
+        (delivery,) = await taken.next()
+        assert text(delivery) == expected
+        await broker.settle([(delivery, Succeeded())])
+    await becomes(broker, bench.queue, delayed=21, ready=0, running=0)
+
+
+@check
+async def a_retry_may_be_delayed(bench: Bench) -> None:
+    """It is charged, waits with the broker, and others have their turn; so does one that came from a dead consumer."""
+    broker = await bench.declared()
+    taken = await bench.consumer(broker, credit=1)
+    await broker.publish(bench.envelopes("a", "b"))
+    (first,) = await taken.next()
+    settled = time.time()
+    await broker.settle([(first, Retrying("no", delay=1.2))])
+    (second,) = await taken.next()
+    assert text(second) == "b"
+    await broker.settle([(second, Succeeded())])
+    (again,) = await taken.next()
+    assert time.time() >= settled + 1.2
+    assert (text(again), again.envelope.attempt, again.envelope.last_error) == ("a", 2, "no")
+    await broker.settle([(again, Succeeded())])
+    await becomes(broker, bench.queue, ready=0, running=0, delayed=0)
 
 
 @check

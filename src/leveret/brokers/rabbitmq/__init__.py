@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
-from leveret.brokers.rabbitmq.codec import buried, retried, to_dead_letter, to_message
+from leveret.brokers.rabbitmq.codec import buried, retry_message, routed, to_dead_letter, to_message
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
-from leveret.brokers.rabbitmq.declare import Notes, declare, message_count
+from leveret.brokers.rabbitmq.declare import Notes, declare, declare_delay, message_count
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import dead_queue, hosts
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
 from leveret.model import DeadLettered, Queue, QueueStats, Released, Retrying
 
@@ -44,6 +44,7 @@ class RabbitMQBroker:
         self._census = Census(self._publisher)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
+        self._delays: set[tuple[str, int]] = set()
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)
@@ -52,20 +53,20 @@ class RabbitMQBroker:
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         messages = [to_message(envelope) for envelope in envelopes]
         try:
-            await self._publisher.publish(messages)
+            await self._store(messages)
         except QueueNotFound as error:
             # A queue that was deleted after it was declared is made again, unless it is the operator's to make.
             missing = [message for message in messages if message.id in set(error.ids)]
-            queues = [self._queues.get(name) for name in {message.queue for message in missing}]
+            queues = [self._queues.get(name) for name in {message.home for message in missing}]
             ours = [queue for queue in queues if queue is not None and queue.create]
             if len(ours) < len(queues):
                 raise
             await self._make_again(ours, dead=False)
-            await self._publisher.publish(missing)
+            await self._store(missing)
 
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
-        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census, self._notes)
+        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census, self._notes, self._postpone)
         try:
             await consumer.start()
             yield consumer
@@ -96,7 +97,7 @@ class RabbitMQBroker:
             if isinstance(outcome, Released):
                 return await session.give_back(delivery.tag)
             if isinstance(outcome, Retrying):
-                await self._store_copy(session, delivery, retried(delivery, outcome))
+                await self._store_copy(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
             return await session.acknowledge(delivery.tag)
@@ -106,13 +107,45 @@ class RabbitMQBroker:
         except amqp.CONNECTION_LOST:
             return False
 
+    async def _postpone(self, delivery: Delivery, message: Message) -> None:
+        """Put a task that is not due yet on its next rung."""
+        session = delivery.lease
+        assert isinstance(session, Session)
+        with suppress(*amqp.CONNECTION_LOST):
+            await self._store_copy(session, delivery, message)
+            await session.acknowledge(delivery.tag)
+
+    async def _store(self, messages: Sequence[Message]) -> None:
+        """Publish, each to where it waits, having made the delay queues that are wanted for the first time."""
+        while True:
+            now = time.time()
+            routes = [routed(message, now) for message in messages]
+            waits = {(message.home, milliseconds) for message, milliseconds in routes if milliseconds is not None}
+            missing = waits - self._delays
+            if not missing:
+                break
+            await self._make_delays(missing)
+        try:
+            await self._publisher.publish([message for message, _ in routes])
+        except QueueNotFound:
+            self._delays.clear()
+            raise
+
+    async def _make_delays(self, missing: set[tuple[str, int]]) -> None:
+        async def ask() -> float:
+            connection = await self._publisher.connection()
+            return max([await declare_delay(connection, home, milliseconds) for home, milliseconds in missing])
+
+        await asyncio.sleep(await self._insist("declaring delay queues", ask))
+        self._delays |= {(home, one) for home, milliseconds in missing for one in RUNGS if one <= milliseconds}
+
     async def _store_copy(self, session: Session, delivery: Delivery, message: Message) -> None:
         """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
         for pause in backoff():
             if not session.holds(delivery.tag):
                 return
             try:
-                await self._publisher.publish([message])
+                await self._store([message])
             except QueueFull:
                 # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
                 raise
@@ -198,11 +231,13 @@ async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | No
 
 async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
     dead = await _count(connection, dead_queue(name))
+    waiting = [await message_count(connection, delay_queue(name, milliseconds)) for milliseconds in RUNGS]
     return QueueStats(
         name=name,
         ready=ready,
         running=tally.running.get(name, 0),
         dead=dead[0] if dead else 0,
         consumers=consumers,
+        delayed=sum(count[0] for count in waiting if count is not None),
         silent_consumers=max(0, consumers - tally.consumers.get(name, 0)),
     )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from leveret.brokers.rabbitmq.amqp import DeliveredMessage, Properties
-from leveret.brokers.rabbitmq.topology import dead_queue
-from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, shorten
+from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
+from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten
 
 if TYPE_CHECKING:
     from leveret.model import Lease
 
 ATTEMPT = "leveret-attempt"
 ERROR = "leveret-error"
+#: Unix time in whole milliseconds: not before, and not after. (pamqp packs a float into 32 bits, a minute's precision.)
+DUE = "leveret-due"
+EXPIRES_AT = "leveret-expires-at"
 REASON = "leveret-reason"
 TRACEBACK = "leveret-traceback"
 DIED_AT = "leveret-died-at"
-_OURS = frozenset({ATTEMPT, ERROR, REASON, TRACEBACK, DIED_AT})
+_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _PERSISTENT = 2
@@ -33,6 +37,10 @@ class Message(msgspec.Struct, frozen=True):
     queue: str
     body: bytes
     properties: Properties
+    #: The task queue it belongs to; ``queue`` may be that, or its dead-letter queue, or a rung of its delays.
+    home: str = ""
+    #: Unix time before which it must not run; None: it goes to ``queue`` at once.
+    due: float | None = None
 
     @property
     def id(self) -> str:
@@ -51,6 +59,10 @@ def to_message(envelope: Envelope) -> Message:
         headers[ATTEMPT] = envelope.attempt
     if envelope.last_error is not None:
         headers[ERROR] = shorten(envelope.last_error, _MAX_ERROR)
+    if envelope.due is not None:
+        headers[DUE] = _milliseconds(envelope.due)
+    if envelope.expires_at is not None:
+        headers[EXPIRES_AT] = _milliseconds(envelope.expires_at)
     properties = Properties(
         content_type=envelope.content_type,
         delivery_mode=_PERSISTENT,
@@ -59,7 +71,7 @@ def to_message(envelope: Envelope) -> Message:
         message_type=envelope.task,
         timestamp=_timestamp(envelope.enqueued_at),
     )
-    return Message(envelope.queue, envelope.body, properties)
+    return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)
 
 
 def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQDelivery:
@@ -71,10 +83,25 @@ def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQ
     )
 
 
-def retried(delivery: Delivery, outcome: Retrying) -> Message:
+def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
     """The message again, one attempt older."""
-    changed = {ATTEMPT: delivery.envelope.attempt + 1, ERROR: shorten(outcome.error, _MAX_ERROR)}
-    return _copy(delivery, delivery.envelope.queue, changed)
+    again = retried(delivery.envelope, outcome, now)
+    changed = {ATTEMPT: again.attempt, ERROR: shorten(outcome.error, _MAX_ERROR), DUE: _milliseconds(again.due)}
+    return msgspec.structs.replace(_copy(delivery, again.queue, changed), due=again.due)
+
+
+def postponed(delivery: Delivery) -> Message:
+    """The message, to go on its next rung."""
+    envelope = delivery.envelope
+    return msgspec.structs.replace(_copy(delivery, envelope.queue, {}), due=envelope.due)
+
+
+def routed(message: Message, now: float) -> tuple[Message, int | None]:
+    """The message for where it waits until it is due: a rung (milliseconds), or none in the last eighth of a second."""
+    milliseconds = None if message.due is None else rung(message.due - now)
+    if milliseconds is None:
+        return message, None
+    return msgspec.structs.replace(message, queue=delay_queue(message.home, milliseconds)), milliseconds
 
 
 def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message:
@@ -83,7 +110,7 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
         ATTEMPT: delivery.envelope.attempt,
         REASON: shorten(outcome.reason, _MAX_ERROR * 4),
         TRACEBACK: shorten(outcome.traceback),
-        DIED_AT: died_at,
+        DIED_AT: _milliseconds(died_at),
     }
     message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
     message.properties.expiration = None
@@ -93,12 +120,11 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
 def to_dead_letter(message: DeliveredMessage, queue: str) -> DeadLetter:
     properties = message.header.properties
     headers = properties.headers or {}
-    died_at = headers.get(DIED_AT)
     return DeadLetter(
         _envelope(properties, message.body, queue),
         reason=_text(headers.get(REASON)) or "(its reason is not recorded)",
         traceback=_text(headers.get(TRACEBACK)) or "",
-        died_at=float(died_at) if isinstance(died_at, (int, float)) else None,
+        died_at=_moment(headers.get(DIED_AT)),
     )
 
 
@@ -110,7 +136,7 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     properties = Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
-        headers={**kept, **headers},
+        headers={name: value for name, value in {**kept, **headers}.items() if value is not None},
         delivery_mode=_PERSISTENT,
         priority=original.priority,
         correlation_id=original.correlation_id,
@@ -121,7 +147,7 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
         message_type=original.message_type,
         app_id=original.app_id,
     )
-    return Message(queue, envelope.body, properties)
+    return Message(queue, envelope.body, properties, envelope.queue)
 
 
 def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
@@ -135,6 +161,8 @@ def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
         attempt=max(1, _integer(headers.get(ATTEMPT), 1)),
         enqueued_at=properties.timestamp.timestamp() if properties.timestamp else None,
         last_error=_text(headers.get(ERROR)),
+        due=_moment(headers.get(DUE)),
+        expires_at=_moment(headers.get(EXPIRES_AT)),
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
     )
 
@@ -145,6 +173,15 @@ def _timestamp(seconds: float | None) -> dt.datetime | None:
 
 def _integer(value: object, otherwise: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
+
+
+def _milliseconds(moment: float | None) -> int | None:
+    """A moment for the wire, rounded up: a task may be a millisecond late, not early."""
+    return None if moment is None else math.ceil(moment * 1000)
+
+
+def _moment(value: object) -> float | None:
+    return value / 1000 if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(value: object) -> str | None:

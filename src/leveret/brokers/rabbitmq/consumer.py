@@ -8,22 +8,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.codec import to_delivery
+from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
 from leveret.brokers.rabbitmq.declare import Notes, declare
+from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.census import Census
     from leveret.model import Delivery, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
+
+#: Stores a copy of a delivery that is not due yet, and settles it.
+Postpone: TypeAlias = "Callable[[Delivery, Message], Coroutine[object, object, None]]"
 
 #: basic.qos carries it in 16 bits; 0 is no limit.
 _MOST_CREDIT = 65_535
@@ -39,13 +44,21 @@ class RabbitMQConsumer:
     """See `leveret.brokers.Consumer`."""
 
     def __init__(
-        self, urls: Sequence[str], queues: Sequence[Queue], credit: int | None, census: Census, notes: Notes
+        self,
+        urls: Sequence[str],
+        queues: Sequence[Queue],
+        credit: int | None,
+        census: Census,
+        notes: Notes,
+        postpone: Postpone,
     ) -> None:
         self._urls = urls
         self._queues = queues
         self._credit = min(credit or 0, _MOST_CREDIT)
         self._census = census
         self._notes = notes
+        self._postpone = postpone
+        self._postponing: set[asyncio.Task[None]] = set()
         self._batch: list[Delivery] = []
         self._wake = asyncio.Event()
         self._stopped = False
@@ -81,6 +94,9 @@ class RabbitMQConsumer:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
+        for task in self._postponing:
+            task.cancel()
+        await asyncio.gather(*self._postponing, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -125,6 +141,19 @@ class RabbitMQConsumer:
         return session
 
     def _deliver(self, delivery: Delivery) -> None:
+        now = time.time()
+        due = delivery.envelope.due
+        if due is None or due <= now:
+            self._hand_over(delivery)
+            return
+        if rung(due - now) is None:
+            asyncio.get_running_loop().call_later(due - now, self._hand_over, delivery)
+            return
+        task = asyncio.create_task(self._postpone(delivery, postponed(delivery)))
+        self._postponing.add(task)
+        task.add_done_callback(self._postponing.discard)
+
+    def _hand_over(self, delivery: Delivery) -> None:
         self._batch.append(delivery)
         self._wake.set()
 

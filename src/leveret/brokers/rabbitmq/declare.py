@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.topology import (
+    RUNGS,
     Declaration,
     closer,
     dead_declaration,
+    delay_declaration,
     judge,
     read_difference,
     task_declaration,
@@ -50,6 +52,20 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: N
     missing = await _missing_tasks(connection, queues, notes)
     if dead:
         missing += await _missing_dead(connection, [queue.name for queue in queues])
+    for declaration in missing:
+        await _make(connection, declaration)
+    return _REMEMBERED if missing else 0.0
+
+
+async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
+    """Make a delay queue of a task queue and all the shorter ones, which its tasks climb down to.
+
+    How long not to use them yet (seconds). Raises QueueNotFound when there is no task queue.
+    """
+    rungs = [delay_declaration(home, one) for one in RUNGS if one <= milliseconds]
+    missing = [one for one in rungs if await message_count(connection, one.name) is None]
+    if missing and await message_count(connection, home) is None:
+        raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leveret.errors import ConfigurationError, QueueMismatch
-from leveret.model import DEAD_SUFFIX, Queue
+from leveret.model import DEAD_SUFFIX, DELAY_INFIX, Queue
 
 #: Workers and `leveret queues` talk through it.
 CONTROL_EXCHANGE = "leveret.control"
@@ -42,6 +42,42 @@ class Difference(msgspec.Struct, frozen=True):
 
     name: str
     current: Any
+
+
+#: How long each delay queue keeps a message (milliseconds): an eighth of a second, doubled up to 194 days.
+RUNGS = tuple(125 * 2**power for power in range(28))
+
+
+def rung(remaining: float) -> int | None:
+    """The longest rung that is not too long for a task due in so many seconds; None when it is due within the shortest.
+
+    A task climbs down: the longest rung that fits, then the longest that fits what remains. So it is never early, takes
+    one hop for each binary digit of its delay, and no short delay ever waits behind a long one.
+    """
+    fitting = [milliseconds for milliseconds in RUNGS if milliseconds <= remaining * 1000]
+    return fitting[-1] if fitting else None
+
+
+def delay_queue(name: str, milliseconds: int) -> str:
+    return f"{name}{DELAY_INFIX}{milliseconds}"
+
+
+def delay_declaration(name: str, milliseconds: int) -> Declaration:
+    """A queue that keeps messages for one time and returns them to their task queue, at least once.
+
+    At-least-once dead-lettering (RabbitMQ 3.10 and later, quorum queues) wants the last two arguments.
+    """
+    return Declaration(
+        delay_queue(name, milliseconds),
+        arguments={
+            **_QUORUM,
+            "x-message-ttl": milliseconds,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": name,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
 
 
 def dead_queue(name: str) -> str:

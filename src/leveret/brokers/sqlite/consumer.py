@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class SQLiteConsumer:
         self._wake = asyncio.Event()
         self._stopped = False
         self._newest = 0
+        self._next_due: float | None = None
         self._lease = Lease(0)
         self._bell: Bell | None = None
 
@@ -84,8 +86,9 @@ class SQLiteConsumer:
         await self._writer.do(partial(Store.remove, consumers=[self._lease.consumer]))
 
     async def _next(self) -> Sequence[Delivery]:
+        until_due = ROUND if self._next_due is None else self._next_due - time.time()
         try:
-            async with asyncio.timeout(ROUND):
+            async with asyncio.timeout(max(0.0, min(ROUND, until_due))):
                 await self._wake.wait()
         except TimeoutError:
             await self._look_around()
@@ -94,14 +97,15 @@ class SQLiteConsumer:
 
     async def _dealt(self) -> Sequence[Delivery]:
         try:
-            claims = await self._writer.do(partial(Store.dealt, consumer=self._lease.consumer, after=self._newest))
+            dealt = await self._writer.do(partial(Store.dealt, consumer=self._lease.consumer, after=self._newest))
         except BrokerError as error:
             log.warning("cannot read tasks, trying again: %s", error)
             await asyncio.sleep(ROUND)
             return []
-        if claims is None:
+        if dealt is None:
             await self._renew()
             return []
+        claims, self._next_due = dealt.claims, dealt.next_due
         if claims:
             self._newest = claims[-1].token
         return [Delivery(claim.envelope, self._lease, claim.token, claim.returns) for claim in claims]

@@ -10,7 +10,7 @@ CREATE TABLE queue (
 CREATE TABLE task (
     seq          INTEGER PRIMARY KEY, -- the order in its queue; a retried task gets a new one, at the end
     queue        INTEGER NOT NULL REFERENCES queue (id),
-    state        TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'running', 'dead')),
+    state        TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'delayed', 'running', 'dead')),
     id           TEXT NOT NULL,
     name         TEXT,                -- NULL: for the queue's default task
     body         BLOB NOT NULL,
@@ -18,6 +18,8 @@ CREATE TABLE task (
     attempt      INTEGER NOT NULL,
     enqueued_at  REAL,                -- Unix time
     last_error   TEXT,
+    due          REAL,                -- Unix time before which it does not run
+    expires_at   REAL,                -- Unix time after which it does not start
     headers      BLOB,                -- msgpack; NULL: none
     returns      INTEGER NOT NULL DEFAULT 0,
     consumer     INTEGER,             -- running: whose it is
@@ -27,6 +29,7 @@ CREATE TABLE task (
     died_at      REAL
 );
 CREATE INDEX task_ready ON task (queue, seq) WHERE state = 'ready';
+CREATE INDEX task_delayed ON task (due) WHERE state = 'delayed';
 CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x4C767274
 SCHEMA_VERSION = 1
 
-_ENVELOPE = "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, headers"
+_ENVELOPE = (
+    "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers"
+)
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -35,6 +37,13 @@ class Claim(msgspec.Struct, frozen=True):
     token: int
     returns: int
     envelope: Envelope
+
+
+class Dealt(msgspec.Struct, frozen=True):
+    """What a consumer was dealt, and when the next delayed task of the file is due (Unix time)."""
+
+    claims: list[Claim]
+    next_due: float | None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -100,11 +109,13 @@ class Store:
         by_queue: dict[str, list[Envelope]] = {}
         for envelope in envelopes:
             by_queue.setdefault(envelope.queue, []).append(envelope)
+        now = time.time()
         ids = {name: self._room_for(name, mine, envelopes) for name, mine in by_queue.items()}
         self._database.executemany(
-            "INSERT INTO task (queue, id, name, body, content_type, attempt, enqueued_at, last_error, headers)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [_row(ids[envelope.queue], envelope) for envelope in envelopes],
+            "INSERT INTO task"
+            " (queue, state, id, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_row(ids[envelope.queue], envelope, now) for envelope in envelopes],
         )
         self._deal(ids.values())
 
@@ -118,8 +129,9 @@ class Store:
         self._deal(ids)
         return int(consumer or 0)
 
-    def dealt(self, consumer: int, after: int) -> list[Claim] | None:
-        """What the consumer was dealt since token ``after``; None when it is registered no more."""
+    def dealt(self, consumer: int, after: int) -> Dealt | None:
+        """Deal what has become due; what the consumer has since token ``after``; None when it is not registered."""
+        next_due = self._promote()
         rows = self._execute(
             f"SELECT token, returns, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'running' AND consumer = ? AND token > ? ORDER BY token",
@@ -128,7 +140,16 @@ class Store:
         ).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        return [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
+        return Dealt([Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows], next_due)
+
+    def _promote(self) -> float | None:
+        """Make ready what is due, and deal it; when the next task is due (Unix time)."""
+        due = self._execute(
+            "UPDATE task SET state = 'ready' WHERE state = 'delayed' AND due <= ? RETURNING queue", time.time()
+        ).fetchall()
+        self._deal({queue for (queue,) in due})
+        (following,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
+        return None if following is None else float(following)
 
     def settle(self, consumer: int, settled: Sequence[Settled]) -> list[int]:
         """Record outcomes and deal again; the tokens that were not this consumer's any more."""
@@ -175,10 +196,11 @@ class Store:
             " (SELECT count(*) FROM consumer CROSS JOIN task ON task.consumer = consumer.id"
             "   WHERE task.queue = queue.id AND state = 'running'),"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'dead'),"
-            " (SELECT count(*) FROM taker WHERE queue = queue.id)"
+            " (SELECT count(*) FROM taker WHERE queue = queue.id),"
+            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'delayed')"
             " FROM queue ORDER BY name"
         )
-        return [QueueStats(name, ready, running, dead, consumers) for name, ready, running, dead, consumers in rows]
+        return [QueueStats(*row) for row in rows]
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         rows = self._execute(
@@ -276,7 +298,7 @@ _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue
 _SUCCEED = f"DELETE FROM task {_FENCE}"  # noqa: S608 - constants
 _RELEASE = f"UPDATE task SET state = 'ready', consumer = NULL, token = NULL {_FENCE}"  # noqa: S608
 _RETRY = (
-    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', consumer = NULL, token = NULL,"  # noqa: S608
+    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = ?, due = ?, consumer = NULL, token = NULL,"  # noqa: S608
     f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
 )
 _BURY = (
@@ -288,7 +310,9 @@ _BURY = (
 def _change(outcome: Outcome) -> tuple[str, tuple[Any, ...]]:
     """The statement for an outcome and its first values; the fence's follow."""
     if isinstance(outcome, Retrying):
-        return _RETRY, (outcome.error,)
+        if outcome.delay:
+            return _RETRY, ("delayed", time.time() + outcome.delay, outcome.error)
+        return _RETRY, ("ready", None, outcome.error)
     if isinstance(outcome, DeadLettered):
         return _BURY, (outcome.reason, outcome.traceback, time.time())
     return _RELEASE if isinstance(outcome, Released) else _SUCCEED, ()
@@ -314,9 +338,10 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
     return hands, list(last)
 
 
-def _row(queue: int, envelope: Envelope) -> tuple[Any, ...]:
+def _row(queue: int, envelope: Envelope, now: float) -> tuple[Any, ...]:
     return (
         queue,
+        "delayed" if envelope.due is not None and envelope.due > now else "ready",
         envelope.id,
         envelope.task,
         envelope.body,
@@ -324,12 +349,14 @@ def _row(queue: int, envelope: Envelope) -> tuple[Any, ...]:
         envelope.attempt,
         envelope.enqueued_at,
         envelope.last_error,
+        envelope.due,
+        envelope.expires_at,
         _pack(envelope.headers) if envelope.headers else None,
     )
 
 
 def _envelope(row: Sequence[Any]) -> Envelope:
-    id_, queue, name, body, content_type, attempt, enqueued_at, last_error, headers = row
+    id_, queue, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers = row
     return Envelope(
         id_,
         queue,
@@ -339,5 +366,7 @@ def _envelope(row: Sequence[Any]) -> Envelope:
         attempt,
         enqueued_at,
         last_error,
+        due,
+        expires_at,
         _unpack(headers) if headers else {},
     )
