@@ -11,6 +11,7 @@ import pytest
 
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue
 from tests.support.client import Client
 from tests.support.nodes import Node
 from tests.support.workers import Ledger
@@ -118,7 +119,9 @@ def delete_queues(node: Node) -> None:
             channel = await connection.channel()
             for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo"):
                 await channel.queue_delete(name)
-                await channel.queue_delete(f"{name}.dead")
+                await channel.queue_delete(dead_queue(name))
+            for milliseconds in RUNGS:
+                await channel.queue_delete(delay_queue("work", milliseconds))
 
     asyncio.run(delete())
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
-from leveret import App, Dead, Queue
+from leveret import App, Dead, Queue, Retry
 
 app = App(queues=[Queue("work"), Queue("other")])
 
@@ -80,6 +81,26 @@ async def fail_at_most_once(text: str) -> None:
 @app.task(queue="work")
 async def give_up(text: str) -> None:
     raise Dead(f"gave up: {text}")
+
+
+@app.task(queue="work", max_attempts=3, backoff=0)
+async def fail_always(text: str) -> None:
+    note(f"try {text}")
+    raise ValueError(text)
+
+
+@app.task(queue="work", max_attempts=3)
+async def kill_the_child(text: str) -> None:
+    note(f"try {text}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(queue="work")
+async def not_now(text: str) -> None:
+    note(f"at {text} {time.time()}")
+    if tried(text) == 1:
+        raise Retry("not now", delay=1.5)
+    note(f"end {text}")
 
 
 @app.task(queue="work", backoff=0)

@@ -85,8 +85,9 @@ def _show(letters: Sequence[DeadLetter]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("id", "task", "died", "attempt", "reason"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("id", "task", "died", "attempt"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("reason", overflow="fold", min_width=20)
     for letter in letters:
         envelope = letter.envelope
         cells = (envelope.id, envelope.task or "-", _time(letter.died_at) or "-", str(envelope.attempt), letter.reason)

@@ -30,6 +30,8 @@ T = TypeVar("T")
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
 _AFTER_DELETION = 0.5
+#: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
+_QUESTION = 2.0
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -80,10 +82,10 @@ class RabbitMQBroker:
             raise LeaseLost(lost)
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
-        return await self._ask("counting", lambda: self._stats(queues))
+        return await self._insist("counting", lambda: self._stats(queues), _QUESTION)
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._ask("reading dead letters", lambda: self._dead_letters(queue, limit))
+        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
 
     async def close(self) -> None:
         await self._publisher.close()
@@ -197,28 +199,26 @@ class RabbitMQBroker:
         await channel.close()  # returns them to where they stood
         return letters
 
-    async def _insist(self, doing: str, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask until the broker answers or the time is over."""
-        last: BrokerUnavailable | None = None
-        try:
-            async with asyncio.timeout(self._timeout):
-                for pause in backoff():
-                    try:
-                        return await self._ask(doing, question)
-                    except BrokerUnavailable as error:
-                        last = error
-                    await asyncio.sleep(pause)
-        except TimeoutError as error:
-            reason = last or "no answer"
-            raise BrokerUnavailable(f"{doing} was not possible within {self._timeout:g} s: {reason}") from error
+    async def _insist(self, doing: str, question: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
+        """Ask again while the broker is unavailable, for as long as ``patience`` (seconds; None: the timeout)."""
+        loop = asyncio.get_running_loop()
+        seconds = self._timeout if patience is None else min(patience, self._timeout)
+        deadline = loop.time() + seconds
+        for pause in backoff():
+            try:
+                return await self._ask(doing, question, self._timeout if patience else deadline - loop.time())
+            except BrokerUnavailable as error:
+                if loop.time() + pause > deadline:
+                    raise BrokerUnavailable(f"not possible within {seconds:g} s: {error}") from error
+            await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
-    async def _ask(self, doing: str, question: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, doing: str, question: Callable[[], Awaitable[T]], limit: float) -> T:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(limit):
                 return await question()
         except TimeoutError as error:
-            raise BrokerUnavailable(f"{doing}: no answer within {self._timeout:g} s") from error
+            raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
 
