@@ -124,6 +124,11 @@ def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
     )
 
 
+def revived(envelope: Envelope) -> Envelope:
+    """A dead task for another life: its first attempt, at once, and it does not expire."""
+    return msgspec.structs.replace(envelope, attempt=1, due=None, expires_at=None)
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A task that will not run again by itself, and why."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
 from tests.support import ledger_app
-from tests.support.workers import Ledger, Worker
+from tests.support.workers import Ledger, Worker, leveret
 
 if TYPE_CHECKING:
     from tests.conftest import Place
@@ -74,3 +75,35 @@ def test_a_task_says_when(place: Place, client: Client, ledger: Ledger) -> None:
         assert "attempt 1 failed, next try in 1.5 s: leveret.errors.Retry: not now" in worker.output
     first, second = (float(line.split()[-1]) for line in ledger.lines() if line.startswith("at a"))
     assert second - first >= 1.5
+
+
+def test_dead_letters_are_decided_about(place: Place, client: Client, ledger: Ledger) -> None:
+    """leveret dead list, show, retry, drop; by id, by task, by error, by age, or all."""
+    wrong = client.publish(b'{"args": [7]}', queue="work", task="say")
+    unknown = client.publish(b"{}", queue="work", task="nobody")
+    given_up = client.enqueue(ledger_app.give_up, "x")
+    url = ("--url", place.url)
+    with Worker(place.url, ledger):
+        client.wait_until_dead("work", 3)
+        client.wait_until_empty("work")
+    assert listed(*url, "--task", "say") == [wrong]
+    assert listed(*url, "--error", "gave up") == [given_up]
+    assert listed(*url, "--older", "3600") == []
+    assert "no dead letters that match" in leveret("dead", "list", "work", *url, "--task", "other")
+    shown = leveret("dead", "show", "work", given_up, *url)
+    assert "reason: gave up: x" in shown
+    assert "raise Dead" in shown
+    assert "has no dead letter 'none'" in leveret("dead", "show", "work", "none", *url, fails=True)
+    assert "say which" in leveret("dead", "retry", "work", *url, fails=True)
+    assert "not among the dead letters" in leveret("dead", "drop", "work", "none", *url, fails=True)
+    assert leveret("dead", "drop", "work", unknown, *url) == "1 dead letters of queue 'work' deleted\n"
+    assert leveret("dead", "retry", "work", "--all", *url) == "2 dead letters of queue 'work' put back\n"
+    stats = client.stats("work")
+    assert (stats.ready, stats.dead) == (2, 0)
+    with Worker(place.url, ledger):
+        client.wait_until_dead("work", 2)
+    assert sorted(listed(*url)) == sorted([wrong, given_up])
+
+
+def listed(*options: str) -> list[str]:
+    return [letter["id"] for letter in json.loads(leveret("dead", "list", "work", "--json", *options))]

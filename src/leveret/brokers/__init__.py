@@ -52,6 +52,12 @@ class Broker(Protocol):
     async def dead_letters(self, queue: str, /, *, limit: int) -> Sequence[DeadLetter]:
         """The oldest dead letters of a queue; they stay where they are."""
 
+    async def revive(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Put dead letters back into their queue as first attempts, durably before they leave here; those found."""
+
+    async def discard(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Delete dead letters for good; those found."""
+
     async def close(self) -> None:
         """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
 

@@ -27,6 +27,7 @@ from leveret.model import (
     Retrying,
     Settlement,
     retried,
+    revived,
 )
 
 if TYPE_CHECKING:
@@ -206,6 +207,24 @@ class MemoryBroker:
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         stored = self._store.queues.get(queue)
         return stored.dead[:limit] if stored else []
+
+    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        letters = self._take_dead(queue, ids)
+        for letter in letters:
+            self._store.queues[queue].put(revived(letter.envelope), self._store.tokens)
+        self._deal([queue] if letters else [])
+        return [letter.envelope.id for letter in letters]
+
+    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return [letter.envelope.id for letter in self._take_dead(queue, ids)]
+
+    def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            return []
+        taken = [letter for letter in stored.dead if letter.envelope.id in ids]
+        stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
+        return taken
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -1,10 +1,11 @@
-"""``leveret dead``."""
+"""``leveret dead``: list, show, retry and drop what cannot or shall not run again."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -12,48 +13,174 @@ import msgspec
 from leveret.cli.options import broker_and_queues, url_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import TypeVar
 
     from leveret.brokers import Broker
     from leveret.model import DeadLetter
 
+    T = TypeVar("T")
+
+#: Most dead letters that are looked through at once.
+_MOST = 100_000
+
+
+class _Filter(msgspec.Struct, frozen=True):
+    """Which dead letters are meant."""
+
+    ids: tuple[str, ...] = ()
+    task: str | None = None
+    error: str | None = None
+    #: Seconds since it died: at least.
+    older: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self == _Filter()
+
+    def matches(self, letter: DeadLetter) -> bool:
+        age = time.time() - (letter.died_at or 0.0)
+        return (
+            (not self.ids or letter.envelope.id in self.ids)
+            and self.task in (None, letter.envelope.task)
+            and (self.error is None or self.error in letter.reason)
+            and (self.older is None or age >= self.older)
+        )
+
+
+def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--task", help="Only of this task."),
+        click.option("--error", metavar="TEXT", help="Only those whose reason contains this."),
+        click.option("--older", metavar="SECONDS", type=click.FloatRange(0), help="Only those that died before that."),
+        click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application."),
+        url_option,
+    ):
+        function = option(function)
+    return function
+
 
 @click.group()
 def command() -> None:
-    """Look at tasks that cannot or shall not run again: they are kept, each with the reason."""
+    """Look at tasks that cannot or shall not run again, and decide about them. Each is kept with its reason."""
 
 
 @command.command("list")
 @click.argument("queue")
-@click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many, the oldest first."
-)
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many, oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with bodies and tracebacks, for programs.")
-@url_option
-def list_(queue: str, app: str | None, limit: int, as_json: bool, url: str | None) -> None:
+@_filters
+def list_(queue: str, limit: int, as_json: bool, app: str | None, url: str | None, **filters: Any) -> None:
     """List a queue's dead letters.
 
     \b
     Examples:
       leveret dead list default
-      leveret dead list default --json
+      leveret dead list default --task resize --error Timeout --older 3600 --json
     """
-    broker, _ = broker_and_queues(app, url)
-    letters = asyncio.run(_ask(broker, queue, limit))
+    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(**filters)))[:limit]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([_plain(letter) for letter in letters]), indent=2).decode())
+        _print_json([_plain(letter) for letter in letters])
     elif letters:
-        _show(letters)
+        _show_table(letters)
     else:
-        click.echo(f"Queue {queue!r} has no dead letters.")
+        click.echo(f"Queue {queue!r} has no dead letters{'' if _Filter(**filters).is_open else ' that match'}.")
 
 
-async def _ask(broker: Broker, queue: str, limit: int) -> Sequence[DeadLetter]:
-    try:
-        return await broker.dead_letters(queue, limit=limit)
-    finally:
-        await broker.close()
+@command.command()
+@click.argument("queue")
+@click.argument("id_", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object, for programs.")
+@click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application.")
+@url_option
+def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) -> None:
+    """Show one dead letter whole: its arguments, its times, its reason and its traceback.
+
+    \b
+    Examples:
+      leveret dead show default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+    """
+    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(ids=(id_,))))
+    if not letters:
+        raise click.ClickException(f"queue {queue!r} has no dead letter {id_!r}; leveret dead list {queue} shows them")
+    if as_json:
+        _print_json(_plain(letters[0]))
+        return
+    for name, value in _plain(letters[0]).items():
+        text = "-" if value is None else str(value).rstrip()
+        click.echo(f"{click.style(name, bold=True)}: " + (f"\n{text}" if "\n" in text else text))
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters.")
+@_filters
+def retry(queue: str, ids: tuple[str, ...], everything: bool, app: str | None, url: str | None, **filters: Any) -> None:
+    """Put dead letters back into their queue, as first attempts. Each is there durably before it leaves here.
+
+    \b
+    Examples:
+      leveret dead retry default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead retry default --error ConnectionError
+      leveret dead retry default --all
+    """
+    chosen = _chosen(_Filter(ids=ids, **filters), everything=everything)
+
+    async def revive(broker: Broker) -> Sequence[str]:
+        return await broker.revive(queue, [letter.envelope.id for letter in await _find(broker, queue, chosen)])
+
+    _report("put back", queue, ids, _run(app, url, revive))
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters.")
+@_filters
+def drop(queue: str, ids: tuple[str, ...], everything: bool, app: str | None, url: str | None, **filters: Any) -> None:
+    """Delete dead letters for good.
+
+    \b
+    Examples:
+      leveret dead drop default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead drop default --older 604800
+    """
+    chosen = _chosen(_Filter(ids=ids, **filters), everything=everything)
+
+    async def discard(broker: Broker) -> Sequence[str]:
+        return await broker.discard(queue, [letter.envelope.id for letter in await _find(broker, queue, chosen)])
+
+    _report("deleted", queue, ids, _run(app, url, discard))
+
+
+def _chosen(chosen: _Filter, *, everything: bool) -> _Filter:
+    if chosen.is_open and not everything:
+        raise click.UsageError("say which: give IDs, a filter, or --all")
+    return chosen
+
+
+def _report(done: str, queue: str, ids: Sequence[str], changed: Sequence[str]) -> None:
+    click.echo(f"{len(changed)} dead letters of queue {queue!r} {done}")
+    missing = [id_ for id_ in ids if id_ not in changed]
+    if missing:
+        raise click.ClickException(f"not among the dead letters that match: {', '.join(missing)}")
+
+
+def _run(reference: str | None, url: str | None, question: Callable[[Broker], Awaitable[T]]) -> T:
+    broker, _ = broker_and_queues(reference, url)
+
+    async def run() -> T:
+        try:
+            return await question(broker)
+        finally:
+            await broker.close()
+
+    return asyncio.run(run())
+
+
+async def _find(broker: Broker, queue: str, chosen: _Filter) -> list[DeadLetter]:
+    return [letter for letter in await broker.dead_letters(queue, limit=_MOST) if chosen.matches(letter)]
 
 
 def _plain(letter: DeadLetter) -> dict[str, object]:
@@ -66,27 +193,28 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
         "reason": letter.reason,
         "died_at": _time(letter.died_at),
         "enqueued_at": _time(envelope.enqueued_at),
-        "body": _text(envelope.body),
+        "body": envelope.body.decode(errors="backslashreplace"),
         "traceback": letter.traceback,
     }
-
-
-def _text(body: bytes) -> str:
-    return body.decode(errors="backslashreplace")
 
 
 def _time(seconds: float | None) -> str | None:
     return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
 
 
-def _show(letters: Sequence[DeadLetter]) -> None:
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _show_table(letters: Sequence[DeadLetter]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("id", "task", "died", "attempt"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    for heading in ("task", "died", "attempt"):
+        table.add_column(heading)
     table.add_column("reason", overflow="fold", min_width=20)
     for letter in letters:
         envelope = letter.envelope

@@ -338,6 +338,34 @@ async def a_dead_letter_is_kept_with_its_reason(bench: Bench) -> None:
 
 
 @check
+async def a_dead_letter_may_live_again(bench: Bench) -> None:
+    """Revived, it is a first attempt with its body and headers as they came; discarded, it is gone; others stay."""
+    broker = await bench.declared()
+    body = bytes(range(256))
+    sent = [bench.envelope(str(number), body=body, headers={"kept": "yes"}) for number in range(4)]
+    await broker.publish(sent)
+    taken = await bench.consumer(broker)
+    first = await taken.next(4)
+    await broker.settle([(first[0], Retrying("once"))])
+    (again,) = await taken.next()
+    await settle_all(broker, [again, *first[1:]], DeadLettered("why"))
+    await becomes(broker, bench.queue, dead=4)
+    ids = [envelope.id for envelope in sent]
+    assert sorted(await broker.revive(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted([ids[0], ids[2]])
+    revived = await taken.next(2)
+    assert {delivery.envelope.id for delivery in revived} == {ids[0], ids[2]}
+    assert all(
+        (delivery.envelope.attempt, delivery.envelope.body, delivery.envelope.headers) == (1, body, {"kept": "yes"})
+        for delivery in revived
+    )
+    await settle_all(broker, revived, Succeeded())
+    assert list(await broker.discard(bench.queue.name, [ids[1]])) == [ids[1]]
+    await becomes(broker, bench.queue, ready=0, running=0, dead=1)
+    (left,) = await broker.dead_letters(bench.queue.name, limit=10)
+    assert left.envelope.id == ids[3]
+
+
+@check
 async def a_released_task_is_not_charged(bench: Bench) -> None:
     """Handed back, it is another consumer's at once, at the same attempt, before what stood behind it."""
     broker = await bench.declared()

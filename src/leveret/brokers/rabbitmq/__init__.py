@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
-from leveret.brokers.rabbitmq.codec import buried, retry_message, routed, to_dead_letter, to_message
+from leveret.brokers.rabbitmq.codec import buried, retry_message, revived_message, routed, to_dead_letter, to_message
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.declare import Notes, declare, declare_delay, message_count
 from leveret.brokers.rabbitmq.publisher import Publisher
@@ -86,6 +86,12 @@ class RabbitMQBroker:
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
+
+    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION)
+
+    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
 
     async def close(self) -> None:
         await self._publisher.close()
@@ -186,18 +192,42 @@ class RabbitMQBroker:
         ]
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        channel = await amqp.open_channel(await self._publisher.connection(), confirms=False)
-        letters: list[DeadLetter] = []
+        async with self._fetched_dead(queue, limit) as (_, messages):
+            return [to_dead_letter(message, queue) for message in messages]
+
+    async def _revive(self, queue: str, ids: Sequence[str]) -> list[str]:
+        async with self._fetched_dead(queue, None) as (channel, messages):
+            chosen = [message for message in messages if message.header.properties.message_id in ids]
+            for message in chosen:
+                await self._store([revived_message(message, queue)])
+                await channel.basic_ack(message.delivery_tag or 0)
+            return [str(message.header.properties.message_id) for message in chosen]
+
+    async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
+        async with self._fetched_dead(queue, None) as (channel, messages):
+            chosen = [message for message in messages if message.header.properties.message_id in ids]
+            for message in chosen:
+                await channel.basic_ack(message.delivery_tag or 0)
+            return [str(message.header.properties.message_id) for message in chosen]
+
+    @asynccontextmanager
+    async def _fetched_dead(
+        self, queue: str, limit: int | None
+    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood."""
+        connection = await self._publisher.connection()
+        count = await message_count(connection, dead_queue(queue))
+        channel = await amqp.open_channel(connection, confirms=False)
+        messages: list[amqp.DeliveredMessage] = []
         try:
-            while len(letters) < limit:
+            while count is not None and (limit is None or len(messages) < limit):
                 message = await channel.basic_get(dead_queue(queue))
                 if isinstance(message.delivery, amqp.GetEmpty):
                     break
-                letters.append(to_dead_letter(message, queue))
-        except amqp.ChannelNotFoundEntity:
-            return []
-        await channel.close()  # returns them to where they stood
-        return letters
+                messages.append(message)
+            yield channel, messages
+        finally:
+            await channel.close()
 
     async def _insist(self, doing: str, question: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
         """Ask again while the broker is unavailable, for as long as ``patience`` (seconds; None: the timeout)."""

@@ -117,6 +117,19 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
     return message
 
 
+def revived_message(message: DeliveredMessage, queue: str) -> Message:
+    """A dead letter's message for another life, as it first came."""
+    delivery = to_delivery(message, queue, _NoLease())
+    gone = dict.fromkeys((ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT))
+    return _copy(delivery, queue, gone)
+
+
+class _NoLease:
+    """Of a message that was fetched, not consumed."""
+
+    held = False
+
+
 def to_dead_letter(message: DeliveredMessage, queue: str) -> DeadLetter:
     properties = message.header.properties
     headers = properties.headers or {}

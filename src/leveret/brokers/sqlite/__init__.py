@@ -94,5 +94,11 @@ class SQLiteBroker:
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         return await self._writer.do(lambda store: store.dead_letters(queue, limit))
 
+    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return await self._writer.do(lambda store: store.revive(queue, ids))
+
+    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return await self._writer.do(lambda store: store.discard(queue, ids))
+
     async def close(self) -> None:
         await self._writer.close()

@@ -211,6 +211,26 @@ class Store:
         )
         return [DeadLetter(_envelope(rest), reason, traceback, died_at) for reason, traceback, died_at, *rest in rows]
 
+    def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
+        number = self._queue_id(queue)
+        found = self._each_dead(
+            "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"
+            " due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL",
+            number,
+            ids,
+        )
+        self._deal([number])
+        return found
+
+    def discard(self, queue: str, ids: Sequence[str]) -> list[str]:
+        return self._each_dead("DELETE FROM task", self._queue_id(queue), ids)
+
+    def _each_dead(self, change: str, queue: int, ids: Sequence[str]) -> list[str]:
+        """Apply a change to the dead letters of these ids, in order; those found."""
+        where = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id"
+        found = [self._execute(f"{change} {where}", queue, id_).fetchall() for id_ in ids]
+        return [id_ for rows in found for (id_,) in rows]
+
     def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         return self._database.execute(sql, values)
 
