@@ -1,6 +1,7 @@
 """Leveret: an asyncio work queue on RabbitMQ, or on one SQLite file."""
 
 from leveret.app import App
+from leveret.current import CurrentTask, NoCurrentTask, current_task
 from leveret.errors import (
     AppNotLoaded,
     BrokerBlocked,
@@ -37,6 +38,7 @@ __all__ = [
     "BrokerRefused",
     "BrokerUnavailable",
     "ConfigurationError",
+    "CurrentTask",
     "Dead",
     "EnqueueError",
     "EnqueueTimeout",
@@ -44,6 +46,7 @@ __all__ = [
     "InvalidArguments",
     "LeaseLost",
     "LeveretError",
+    "NoCurrentTask",
     "NotSerializable",
     "Queue",
     "QueueFull",
@@ -55,4 +58,5 @@ __all__ = [
     "TaskTooLarge",
     "UnknownTask",
     "UnreadableBody",
+    "current_task",
 ]

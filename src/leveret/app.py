@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Self
 
+    from leveret.current import Middleware
     from leveret.model import Envelope
     from leveret.retry import Decide
 
@@ -43,7 +44,8 @@ class App:
 
     ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. ``queues``: those that want settings
     of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds after which an
-    enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task.
+    enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task. ``middleware``: what is
+    wrapped around each run in a worker, the first one outermost: logging, tracing, a database session.
 
     ``async with app:`` opens the connection at once and closes it at the end; a first ``enqueue`` opens it too.
     """
@@ -55,12 +57,14 @@ class App:
         queues: Sequence[Queue] = (),
         enqueue_timeout: float = DEFAULT_TIMEOUT,
         max_message_size: int = MAX_MESSAGE_SIZE,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         if enqueue_timeout <= 0:
             raise ConfigurationError(f"enqueue_timeout is {enqueue_timeout}; it must be more than 0 seconds")
         self._url = url
         self.enqueue_timeout = enqueue_timeout
         self.max_message_size = max_message_size
+        self.middleware = tuple(middleware)
         self._queues = {queue.name: queue for queue in queues}
         self._tasks: dict[str, Task[..., Any]] = {}
         self._default_tasks: dict[str, str] = {}

@@ -11,10 +11,12 @@ import inspect
 import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.current import CurrentTask, run_within
 from leveret.errors import Dead, InvalidArguments, Retry, UnknownTask, UnreadableBody
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
 
@@ -41,7 +43,7 @@ class Runner:
         except (UnknownTask, UnreadableBody, InvalidArguments) as error:
             return DeadLettered(f"{type(error).__name__}: {error}")
         try:
-            await self._call(task, args, kwargs)
+            await run_within(_current(task, envelope), self._app.middleware, partial(self._call, task, args, kwargs))
         except asyncio.CancelledError as error:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
@@ -64,6 +66,18 @@ class Runner:
         if isinstance(result, _Stopped):
             raise result.error
         return await result if inspect.isawaitable(result) else result
+
+
+def _current(task: Task[..., Any], envelope: Envelope) -> CurrentTask:
+    return CurrentTask(
+        id=envelope.id,
+        task=task.name,
+        queue=envelope.queue,
+        attempt=envelope.attempt,
+        max_attempts=task.retry.policy.max_attempts,
+        enqueued_at=envelope.enqueued_at,
+        headers=envelope.headers,
+    )
 
 
 class _Stopped:
