@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import threading
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
-from leveret.errors import AppNotLoaded, ConfigurationError, UnknownTask
-from leveret.model import DEFAULT_QUEUE, Queue
+from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
@@ -174,7 +175,17 @@ class App:
 
     async def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Store tasks on this loop's connection, opening it first if need be."""
-        await self._producer().publish(envelopes)
+        try:
+            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
+            async with asyncio.timeout(self.enqueue_timeout + 1.0):
+                await self._producer().publish(envelopes)
+        except TimeoutError as error:
+            if isinstance(error, EnqueueTimeout):
+                raise
+            ids = [envelope.id for envelope in envelopes]
+            raise EnqueueTimeout(
+                f"{len(ids)} tasks were not confirmed within {self.enqueue_timeout:g} s", ids
+            ) from error
 
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """The synchronous door: run a coroutine of this application (``enqueue_many``, ...) and return its result.
@@ -215,6 +226,11 @@ class App:
     def _register(
         self, function: Callable[..., Any], name: str, options: TaskOptions, *, default: bool
     ) -> Task[..., Any]:
+        check_task_name(name)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"task {name!r} has a 'yield': calling it would run none of its code; return instead"
+            )
         if name in self._tasks:
             raise ConfigurationError(f"two tasks are called {name!r}; give one another name with @app.task(name=...)")
         if default and options.queue in self._default_tasks:
@@ -230,6 +246,8 @@ class App:
 
     def _producer(self) -> _Producer:
         loop = asyncio.get_running_loop()
+        for ended in [other for other in self._producers if other.is_closed()]:
+            self._producers.pop(ended).broker.abandon()
         producer = self._producers.get(loop)
         if producer is None:
             producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
@@ -368,5 +386,6 @@ def _load_file(name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        sys.modules.pop(path.stem, None)
         raise AppNotLoaded(f"importing {path} failed: {type(error).__name__}: {error}") from error
     return module

@@ -119,8 +119,8 @@ class Retry(Exception):
     def __init__(self, reason: str = "the task asked to be tried again", *, delay: float | timedelta = 0.0) -> None:
         super().__init__(reason)
         self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-        if not 0 <= self.delay < float("inf"):
-            raise ValueError(f"Retry(delay={delay!r}): it must be 0 or more seconds")
+        if not 0 <= self.delay <= 366 * 86_400:
+            raise ValueError(f"Retry(delay={delay!r}): it must be 0 or more seconds, and at most a year")
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

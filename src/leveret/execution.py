@@ -41,7 +41,7 @@ class Runner:
             task = self._app.find(envelope.task, envelope.queue)
             args, kwargs = task.signature.decode(envelope.body)
         except (UnknownTask, UnreadableBody, InvalidArguments) as error:
-            return DeadLettered(f"{type(error).__name__}: {error}")
+            return DeadLettered(shorten(f"{type(error).__name__}: {error}"))
         try:
             await run_within(_current(task, envelope), self._app.middleware, partial(self._call, task, args, kwargs))
         except asyncio.CancelledError as error:
@@ -81,7 +81,7 @@ def _current(task: Task[..., Any], envelope: Envelope) -> CurrentTask:
 
 
 class _Stopped:
-    """A StopIteration on its way out of a thread: a future cannot carry it."""
+    """An exception on its way out of a thread that no future can carry."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = RuntimeError(f"the task raised {type(error).__name__}")
@@ -91,16 +91,16 @@ class _Stopped:
 def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
-    except StopIteration as error:
+    except (StopIteration, GeneratorExit) as error:
         return _Stopped(error)
 
 
 def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
     """What an exception means for its task."""
     if isinstance(error, Dead):
-        return DeadLettered(str(error) or "the task gave up", _traceback(error))
+        return DeadLettered(shorten(_words(error)) or "the task gave up", _traceback(error))
     if isinstance(error, Retry) and rules.policy.may_try_again(attempt):
-        return Retrying(_summary(error), _traceback(error), error.delay)
+        return Retrying(_summary(error), _traceback(error), getattr(error, "delay", 0.0))
     try:
         verdict = rules.next_try(attempt, error)
     except Exception:
@@ -109,6 +109,13 @@ def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
     if isinstance(verdict, str):
         return DeadLettered(f"{_summary(error)}; {verdict}", _traceback(error))
     return Retrying(_summary(error), _traceback(error), verdict)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise anything
+        return f"{type(error).__name__} (its message cannot be shown)"
 
 
 def _summary(error: BaseException) -> str:

@@ -28,13 +28,15 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
     create: bool = True
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name.encode()) > MAX_QUEUE_NAME:
+        if not _fits(self.name, MAX_QUEUE_NAME):
             raise ConfigurationError(
                 f"queue name {self.name!r} must be 1 to {MAX_QUEUE_NAME} bytes long "
                 "(an AMQP 0-9-1 short string, with room for the endings of dead-letter and delay queues)"
             )
         if self.name.startswith("amq."):
             raise ConfigurationError(f"queue name {self.name!r}: names that start with 'amq.' are the broker's own")
+        if DELAY_INFIX in self.name and self.name.rpartition(DELAY_INFIX)[2].isdigit():
+            raise ConfigurationError(f"queue name {self.name!r}: '{DELAY_INFIX}N' is the ending of delay queues")
         if self.name.endswith(DEAD_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.max_length is not None and self.max_length < 1:
@@ -43,6 +45,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
 
 DEAD_SUFFIX = ".dead"
 DELAY_INFIX = ".delay."
+MAX_TASK_NAME = 255
 MAX_QUEUE_NAME = 255 - len(DELAY_INFIX) - len("16777216000")
 
 
@@ -154,6 +157,27 @@ class QueueStats(msgspec.Struct, frozen=True):
     silent_consumers: int = 0
 
 
+def _fits(name: str, limit: int) -> bool:
+    """Whether a name is text of 1 to so many bytes."""
+    try:
+        return 0 < len(name.encode()) <= limit
+    except UnicodeEncodeError:
+        return False
+
+
+def printable(text: str) -> str:
+    """The text with its lone surrogates (a file name that is no UTF-8) escaped, so that it can be stored and sent."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def check_task_name(name: str) -> None:
+    """Raises ConfigurationError for a name that does not fit AMQP's ``type`` property (a short string)."""
+    if not _fits(name, MAX_TASK_NAME):
+        raise ConfigurationError(
+            f"task name {name!r} must be text of 1 to {MAX_TASK_NAME} bytes (AMQP's property 'type')"
+        )
+
+
 def new_id() -> str:
     """A task id: 32 hex digits, the first 12 of them the time in milliseconds, so that ids sort by age (as UUIDv7)."""
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
@@ -161,6 +185,7 @@ def new_id() -> str:
 
 def shorten(text: str, limit: int = MAX_TRACEBACK) -> str:
     """Cut the middle out of a long text; both ends of a traceback matter."""
+    text = printable(text)
     if len(text) <= limit:
         return text
     half = limit // 2

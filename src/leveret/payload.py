@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,8 @@ JSON = "application/json"
 RAW = "application/octet-stream"
 #: JSON numbers beyond 64 bits are read differently by every language, so they are refused.
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
-_SCALARS = (str, bool, type(None))
+#: Deeper arguments are refused: readers of JSON give up at depths of their own.
+MAX_DEPTH = 100
 
 
 class _Body(msgspec.Struct):
@@ -53,6 +55,7 @@ class Signature:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
         bound = self._bind(args, kwargs)
         if self.raw:
+            bound.apply_defaults()
             (value,) = bound.arguments.values()
             if not isinstance(value, bytes):
                 raise InvalidArguments(
@@ -61,6 +64,9 @@ class Signature:
             return value, RAW
         for name, value, annotation in self._each(bound):
             self._check(name, value, annotation)
+        for keyword in kwargs:
+            if not _is_text(keyword):
+                raise NotSerializable(f"the keyword {keyword!r} of task {self._name!r} holds a lone surrogate")
         return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
 
     def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -94,18 +100,15 @@ class Signature:
                 yield name, value, annotation
 
     def _check(self, name: str, value: Any, annotation: Any) -> None:
-        if type(value) is annotation and isinstance(value, _SCALARS):
-            _check_text(self._name, name, value)
-            return
-        problem = _not_json(value, "")
+        problem = _not_json(value, "", MAX_DEPTH)
         if problem is None:
-            if annotation is not Any:
+            if annotation is not Any and type(value) is not annotation:
                 self._convert(name, value, annotation)
             return
-        if annotation is Any or not _survives(value, annotation):
+        if problem.is_final or annotation is Any or not _survives(value, annotation):
             raise NotSerializable(
-                f"argument {name!r} of task {self._name!r}{problem}; pass JSON (text, numbers, booleans, None, lists, "
-                "dicts with text keys) or annotate the parameter with a type that msgspec can restore"
+                f"argument {name!r} of task {self._name!r}{problem.text}; pass JSON (text, numbers, booleans, None, "
+                "lists, dicts with text keys) or annotate the parameter with a type that msgspec can restore"
             )
 
     def _restore(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -125,19 +128,29 @@ class Signature:
 
     def _convert(self, name: str, value: Any, annotation: Any) -> Any:
         try:
-            return msgspec.convert(value, annotation)
-        except (msgspec.ValidationError, RecursionError) as error:
+            return msgspec.convert(value, annotation, str_keys=True)
+        except Exception as error:  # noqa: BLE001 - a type's own constructor may raise anything
             raise InvalidArguments(
                 f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {error}"
             ) from None
 
 
 def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    hints = {
+        name: _hint(function, p.annotation) for name, p in signature.parameters.items() if p.annotation is not p.empty
+    }
+    return {name: hint for name, hint in hints.items() if hint is not Any and _is_carried(hint)}
+
+
+def _hint(function: Callable[..., Any], annotation: Any) -> Any:
+    """An annotation evaluated, by itself; Any when that can't be done here (a name under TYPE_CHECKING)."""
+    code = inspect.unwrap(function)
+    names = getattr(code, "__globals__", None) or getattr(type(code).__call__, "__globals__", {})
+    holder = SimpleNamespace(__annotations__={"value": annotation})
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # noqa: BLE001 - a hint that can't be evaluated (TYPE_CHECKING imports) is only not checked
-        hints = {name: p.annotation for name, p in signature.parameters.items() if isinstance(p.annotation, type)}
-    return {name: hint for name, hint in hints.items() if name in signature.parameters and _is_carried(hint)}
+        return typing.get_type_hints(holder, globalns=names, include_extras=True)["value"]
+    except Exception:  # noqa: BLE001 - evaluating an annotation runs code that may raise anything
+        return Any
 
 
 def _is_carried(hint: Any) -> bool:
@@ -163,31 +176,47 @@ def _has_custom(info: Any, seen: set[int]) -> bool:
     return any(_has_custom(child, seen) for child in children)
 
 
-def _not_json(value: Any, path: str) -> str | None:
+class _Problem(msgspec.Struct, frozen=True):
+    """Why a value is not JSON; ``is_final``: no annotation could carry it either."""
+
+    text: str
+    is_final: bool = False
+
+
+def _final(text: str) -> _Problem:
+    return _Problem(text, is_final=True)
+
+
+def _not_json(value: Any, path: str, depth: int) -> _Problem | None:
     """None when the value is JSON and comes back equal; else what is wrong, and where in it."""
     where = f" (at {path})" if path else ""
-    if isinstance(value, str):
-        return None if _is_text(value) else f" holds a lone surrogate{where}, which UTF-8 cannot carry"
-    if value is None or value is True or value is False:
-        return None
+    if depth == 0:
+        return _final(f" is nested more than {MAX_DEPTH} deep, or holds itself")
     kind = type(value)
+    if kind is str:
+        return (
+            None
+            if _is_text(value)
+            else _Problem(f" holds a lone surrogate{where}, which UTF-8 cannot carry", is_final=True)
+        )
+    if value is None or kind is bool:
+        return None
     if kind is int:
-        return None if _MIN_INT <= value <= _MAX_INT else f" is an integer beyond 64 bits{where}"
+        return (
+            None if _MIN_INT <= value <= _MAX_INT else _Problem(f" is an integer beyond 64 bits{where}", is_final=True)
+        )
     if kind is float:
-        return None if math.isfinite(value) else f" is {value}{where}, which JSON does not have"
+        return (
+            None if math.isfinite(value) else _Problem(f" is {value}{where}, which JSON does not have", is_final=True)
+        )
     if kind in (list, tuple):
-        return _first(_not_json(item, f"{path}[{index}]") for index, item in enumerate(value))
+        return _first(_not_json(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value))
     if kind is dict:
         for key in value:
             if type(key) is not str or not _is_text(key):
-                return f" has the key {key!r}{where}, and JSON keys are text"
-        return _first(_not_json(item, f"{path}[{key!r}]") for key, item in value.items())
-    return f" is a {kind.__name__}{where}, which JSON cannot carry"
-
-
-def _check_text(task: str, name: str, value: Any) -> None:
-    if isinstance(value, str) and not _is_text(value):
-        raise NotSerializable(f"argument {name!r} of task {task!r} holds a lone surrogate, which UTF-8 cannot carry")
+                return _Problem(f" has the key {key!r}{where}, and JSON keys are text", is_final=isinstance(key, str))
+        return _first(_not_json(item, f"{path}[{key!r}]", depth - 1) for key, item in value.items())
+    return _Problem(f" is a {kind.__name__}{where}, which JSON cannot carry")
 
 
 def _is_text(value: str) -> bool:
@@ -200,14 +229,16 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _first(problems: typing.Iterable[str | None]) -> str | None:
+def _first(problems: typing.Iterable[_Problem | None]) -> _Problem | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
 def _survives(value: Any, annotation: Any) -> bool:
+    """Whether a value arrives equal when its annotation restores it."""
     try:
-        return bool(msgspec.json.decode(_encode(value), type=annotation) == value)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
+        arrived = msgspec.convert(msgspec.json.decode(_encode(value)), annotation, str_keys=True)
+        return bool(arrived == value)
+    except Exception:  # noqa: BLE001 - constructors and comparisons of any type run here
         return False
 
 

@@ -12,6 +12,9 @@ from leveret.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: A year, and a day for leap years: the longest that a task may wait (seconds).
+MAX_DELAY = 366 * 86_400.0
+
 #: Given the attempt that failed (1 for the first) and its exception: seconds until the next try, or None to give up.
 Decide: TypeAlias = "Callable[[int, BaseException], float | None]"
 
@@ -70,4 +73,4 @@ class RetryRules(msgspec.Struct, frozen=True):
         if self.decide is None:
             return self.policy.delay(attempt, random.random())  # noqa: S311 - jitter
         delay = self.decide(attempt, error)
-        return f"the task's retry rule gave up on {kind}" if delay is None else max(0.0, float(delay))
+        return f"the task's retry rule gave up on {kind}" if delay is None else min(MAX_DELAY, max(0.0, float(delay)))

@@ -11,7 +11,7 @@ import msgspec
 from leveret.errors import ConfigurationError, TaskTooLarge
 from leveret.model import Envelope, new_id
 from leveret.payload import Signature
-from leveret.retry import RetryRules
+from leveret.retry import MAX_DELAY, RetryRules
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-#: A year, and a day for leap years (seconds).
-MAX_DELAY = 366 * 86_400.0
 
 Acknowledge: TypeAlias = Literal["after", "before"]
 

@@ -14,7 +14,7 @@ import signal
 import time
 from collections import deque
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.worker")
 
+T = TypeVar("T")
 Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
 #: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
 MAX_RETURNS = 15
+#: AMQP carries it in 16 bits.
+MOST_PREFETCH = 65_535
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
@@ -60,11 +63,9 @@ class Worker:
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
     ) -> None:
-        if isinstance(prefetch, int) and prefetch < 1:
-            raise ConfigurationError(f"prefetch is {prefetch}; it must be at least 1, 'auto' or 'unlimited'")
         self._executor = executor
         self._names = queues
-        self._credit = {"auto": executor.slots, "unlimited": None}[prefetch] if isinstance(prefetch, str) else prefetch
+        self._credit = _credit(prefetch, executor.slots)
         self._grace = grace
         self._listeners = [write_log, *listeners]
         self._given_broker = broker
@@ -87,7 +88,9 @@ class Worker:
         """Work until `stop`. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._executor.stop)
-            manifest = await self._executor.start(self._on_reports)
+            manifest = await self._until_stopped(self._executor.start(self._on_reports))
+            if manifest is None:
+                return
             self._at_most_once = frozenset(manifest.at_most_once)
             self._default_tasks = manifest.default_tasks
             self._policies = manifest.policies
@@ -95,15 +98,16 @@ class Worker:
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
             queues = _select(self._names, manifest)
-            consumer = await self._open(stack.enter_async_context(self._broker.consume(queues, credit=self._credit)))
+            opening = stack.enter_async_context(self._broker.consume(queues, credit=self._credit))
+            consumer = await self._until_stopped(opening)
             if consumer is None:
                 return
             self._tell(WorkerReady([queue.name for queue in queues]))
             await self._work(consumer)
 
-    async def _open(self, opening: Coroutine[Any, Any, Consumer]) -> Consumer | None:
-        """The consumer, or None when the worker was stopped while it still waited for the broker."""
-        task = asyncio.create_task(opening)
+    async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
+        """What has begun, or None when the worker was stopped first: an import may hang, a broker may be away."""
+        task = asyncio.create_task(beginning)
         stopped = asyncio.create_task(self._stop.wait())
         await _first_of(task, stopped, self._executor.broken)
         stopped.cancel()
@@ -141,6 +145,8 @@ class Worker:
 
     def _admit(self, batch: Sequence[Delivery]) -> None:
         self._backlog.extend(batch)
+        if self._stop.is_set():
+            self._hand_back_backlog()  # dealt in the moment of the stop
         self._fill()
 
     def _fill(self) -> None:
@@ -232,7 +238,9 @@ class Worker:
                 await self._broker.settle(settlements)
             except LeaseLost as error:
                 return frozenset(error.ids)
-            except BrokerError as error:
+            except Exception as error:
+                if not isinstance(error, BrokerError):
+                    log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
                 pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
                 log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
                 await asyncio.sleep(pause)
@@ -282,11 +290,20 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
+def _credit(prefetch: object, slots: int) -> int | None:
+    if prefetch == "unlimited":
+        return None
+    credit = slots if prefetch == "auto" else prefetch
+    if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
+        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
+    return credit
+
+
 def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     known = {queue.name: queue for queue in manifest.queues}
     if not names and not known:
         raise ConfigurationError("the application has no tasks, so there is no queue to work on")
-    return [known.get(name, Queue(name)) for name in names or known]
+    return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
 
 
 def _dead_already(delivery: Delivery, now: float) -> Outcome | None:

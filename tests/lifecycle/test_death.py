@@ -62,6 +62,35 @@ def test_only_the_child_dies(place: Place, client: Client, ledger: Ledger) -> No
     assert ledger.count("end a") == 1
 
 
+def test_a_busy_survivor_notices_too(place: Place, client: Client, ledger: Ledger) -> None:
+    """Not only one that has time to look around: under steady load it never has."""
+    client.enqueue(ledger_app.pause, "long", 60)
+    with Worker(place.url, ledger, "--concurrency", "1") as victim:
+        ledger.wait_for("start long")
+        with Worker(place.url, ledger, "--concurrency", "2").ready() as survivor:
+            client.enqueue_many(ledger_app.pause, [(f"load {number}", 0.05) for number in range(400)])
+            ledger.wait_for("start load", 20)
+            victim.kill()
+            killed = time.monotonic()
+            ledger.wait_for("start long", 2, within=15)
+            assert time.monotonic() - killed < TAKEN_OVER + 1
+            survivor.kill_group()
+
+
+def test_a_child_that_forked_is_missed_at_once(place: Place, client: Client, ledger: Ledger) -> None:
+    """Its death is seen though the process that it left behind holds its socket open."""
+    with Worker(place.url, ledger).ready() as worker:
+        client.enqueue(ledger_app.fork_and_wait, "a")
+        *_, orphan, child = ledger.wait_for("start a").split()
+        try:
+            os.kill(int(child), signal.SIGKILL)
+            *_, second_orphan, _ = ledger.wait_for("start a", 2, within=10).split()
+            os.kill(int(second_orphan), signal.SIGKILL)
+        finally:
+            os.kill(int(orphan), signal.SIGKILL)
+        worker.kill_group()
+
+
 def test_a_dead_workers_waiting_tasks_go_to_others(place: Place, client: Client, ledger: Ledger) -> None:
     """Not only what it ran, also what it had been given and not started."""
     client.enqueue_many(ledger_app.pause, [(f"t{number}", 0.3) for number in range(6)])

@@ -90,6 +90,15 @@ def test_an_app_that_cannot_be_imported_ends_the_worker(tmp_path: Path, ledger: 
         assert worker.output.count(reason) == 1
 
 
+def test_a_stop_ends_an_import_that_hangs(tmp_path: Path, ledger: Ledger) -> None:
+    module = tmp_path / "slow.py"
+    module.write_text("from tests.support.ledger_app import note\nnote('importing')\nimport time; time.sleep(60)")
+    with Worker(f"sqlite:///{tmp_path / 'x.db'}", ledger, app=f"{module}:app") as worker:
+        ledger.wait_for("importing")
+        worker.signal(signal.SIGTERM)
+        assert worker.exit_code(within=10) == 0
+
+
 def test_an_app_that_breaks_later_ends_the_worker(tmp_path: Path, ledger: Ledger) -> None:
     """A child that died cannot be replaced: the worker hands everything back and says why it ends."""
     url = f"sqlite:///{tmp_path / 'x.db'}"

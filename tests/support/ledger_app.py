@@ -83,6 +83,17 @@ async def give_up(text: str) -> None:
     raise Dead(f"gave up: {text}")
 
 
+@app.task(queue="work")
+def fork_and_wait(text: str) -> None:
+    """Leaves a process behind that holds all that this one had open, its socket to the worker too."""
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(60)
+        os._exit(0)
+    note(f"start {text} {forked} {os.getpid()}")
+    time.sleep(60)
+
+
 @app.task(queue="work", max_attempts=3, backoff=0)
 async def fail_always(text: str) -> None:
     note(f"try {text}")

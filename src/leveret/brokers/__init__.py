@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 from leveret.errors import ConfigurationError
 
@@ -58,6 +57,9 @@ class Broker(Protocol):
     async def discard(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
         """Delete dead letters for good; those found."""
 
+    def abandon(self) -> None:
+        """Let go of what is open without a loop to close it on: the loop that it was opened on has ended."""
+
     async def close(self) -> None:
         """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
 
@@ -72,7 +74,7 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
 
     Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from leveret.brokers.sqlite import SQLiteBroker
 
@@ -92,11 +94,8 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
 
 def censor(url: str) -> str:
     """The URL without its password, for logs and errors."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return "(a URL that cannot be read)"
-    if password is None:
-        return url
-    return url.replace(f":{password}@", ":***@", 1)
+    scheme, separator, rest = url.partition("://")
+    # By hand: a password with a stray / ? # or [ in it confuses a URL parser, and would be shown.
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}:***{at}{host}" if colon and not rest.startswith("/") else url

@@ -226,6 +226,9 @@ class MemoryBroker:
         stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
         return taken
 
+    def abandon(self) -> None:
+        """Nothing is open."""
+
     async def close(self) -> None:
         """Nothing to give back."""
 

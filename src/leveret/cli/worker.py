@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from leveret.cli.options import url_option
-from leveret.worker import DEFAULT_GRACE, Prefetch, run_worker
+from leveret.worker import DEFAULT_GRACE, MOST_PREFETCH, Prefetch, run_worker
 
 
 class _PrefetchType(click.ParamType[Prefetch]):
@@ -20,8 +20,8 @@ class _PrefetchType(click.ParamType[Prefetch]):
             number = int(str(value))
         except ValueError:
             number = 0
-        if number < 1:
-            self.fail(f"{value!r} is not a number from 1, 'auto' or 'unlimited'", param, ctx)
+        if not 1 <= number <= MOST_PREFETCH:
+            self.fail(f"{value!r} is not a number from 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'", param, ctx)
         return number
 
 

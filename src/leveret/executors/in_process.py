@@ -6,11 +6,13 @@ A task that blocks or crashes here takes its worker with it; `processes` is what
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from typing import TYPE_CHECKING
 
-from leveret.execution import Runner
+from leveret.execution import Runner, classify
 from leveret.executors import Finished, Job, Manifest, Report, Started
+from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +52,8 @@ class Crew:
 
     def __init__(self, runner: Runner, *, concurrency: int) -> None:
         self._runner = runner
+        self._stopping = False
+        self._context = contextvars.copy_context()
         self._free = concurrency
         self._waiting: deque[Job] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -64,11 +68,12 @@ class Crew:
         self._start_waiting()
 
     async def stop(self) -> None:
+        self._stopping = True
         self._waiting.clear()
+        self._runner.close()
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        self._runner.close()
 
     def _start_waiting(self) -> None:
         loop = asyncio.get_running_loop()
@@ -76,12 +81,19 @@ class Crew:
             self._free -= 1
             job = self._waiting.popleft()
             self._say(Started(job.key))
-            task = loop.create_task(self._run(job))
+            # A context of its own: what one task sets in a context variable is not the next one's to see.
+            task = loop.create_task(self._run(job), context=self._context.copy())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
     async def _run(self, job: Job) -> None:
-        outcome = await self._runner.run(job.envelope)
+        try:
+            outcome = await self._runner.run(job.envelope)
+        except BaseException as error:
+            if self._stopping:
+                raise
+            # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
+            outcome = classify(error, job.envelope.attempt, RetryRules())
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()

@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded
 from leveret.executors import Died, Finished, Job, Manifest, Report, Started
 from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToWorker
@@ -27,6 +28,10 @@ log = logging.getLogger("leveret.executors")
 
 #: A child that is idle ends within this time of being told to (seconds); then it is killed.
 _FAREWELL = 2.0
+#: How long a child may take to import the application (seconds).
+_IMPORT = 120.0
+#: How long the last reports of a process that has ended may take to arrive (seconds).
+_LAST_WORDS = 0.2
 
 
 class ProcessExecutor:
@@ -106,14 +111,20 @@ class ProcessExecutor:
         birth.add_done_callback(self._births.discard)
 
     async def _bear(self) -> None:
-        try:
-            child = await Child.start(self._begin, self._on_reports, self._on_death)
-        except AppNotLoaded as error:
-            if not self._broken.done():
-                self._broken.set_exception(error)
-            return
-        self._children.append(child)
-        self._assign()
+        for pause in backoff():
+            try:
+                child = await Child.start(self._begin, self._on_reports, self._on_death)
+            except AppNotLoaded as error:
+                if not self._broken.done():
+                    self._broken.set_exception(error)
+                return
+            except OSError as error:
+                log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
+                await asyncio.sleep(pause)
+            else:
+                self._children.append(child)
+                self._assign()
+                return
 
 
 class Child:
@@ -133,6 +144,7 @@ class Child:
         self._process = process
         self._pipe = pipe
         self._lifeline = lifeline
+        self._ended = asyncio.ensure_future(process.wait())
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
@@ -146,14 +158,17 @@ class Child:
         process, pipe, lifeline = await _spawn()
         try:
             pipe.write([begin])
-            manifest = _manifest(await pipe.read())
+            async with asyncio.timeout(_IMPORT):
+                manifest = _manifest(await pipe.read())
         except BaseException as error:
             pipe.close()
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, (asyncio.CancelledError, TimeoutError)):
                 with suppress(ProcessLookupError):
                     process.kill()
             await process.wait()
             os.close(lifeline)
+            if isinstance(error, TimeoutError):
+                raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
             if isinstance(error, AppNotLoaded) and not error.args:
                 raise AppNotLoaded(
                     f"importing {begin.app!r} ended the child process, which {_cause(process)}"
@@ -195,8 +210,20 @@ class Child:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
 
+    async def _batch(self) -> list[ToWorker]:
+        """The next batch; empty when the process has ended, though a process that it forked holds its socket open."""
+        reading = asyncio.ensure_future(self._pipe.read())
+        await asyncio.wait([reading, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            # What it wrote before it ended is in our buffer by now, or on the way to it.
+            await asyncio.wait([reading], timeout=_LAST_WORDS)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        return []
+
     async def _read(self, report: Callable[[Sequence[Report]], None], died: Callable[[Child], None]) -> None:
-        while batch := await self._pipe.read():
+        while batch := await self._batch():
             reports = [message for message in batch if isinstance(message, (Started, Finished))]
             for message in reports:
                 if isinstance(message, Started):

@@ -6,6 +6,7 @@ A frame is four bytes of length (big-endian) and a msgpack array of messages.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -48,6 +49,10 @@ ToWorker: TypeAlias = Ready | NotLoaded | Started | Finished
 M = TypeVar("M")
 
 _LENGTH = 4
+#: No batch is longer; a larger number is something else that was written into the socket, by a task perhaps.
+_MOST_BYTES = 1 << 30
+
+log = logging.getLogger("leveret.executors")
 
 
 class Pipe(Generic[M]):
@@ -65,11 +70,16 @@ class Pipe(Generic[M]):
         self._writer.write(len(frame).to_bytes(_LENGTH, "big") + frame)
 
     async def read(self) -> list[M]:
-        """The next batch; empty at the end, when the other process is gone."""
+        """The next batch; empty at the end: the other process is gone, or what it writes makes no sense any more."""
         try:
             length = int.from_bytes(await self._reader.readexactly(_LENGTH), "big")
+            if length > _MOST_BYTES:
+                raise ValueError(f"a frame of {length} bytes")  # noqa: TRY301 - treated as any other nonsense
             return self._decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
+            return []
+        except (msgspec.MsgspecError, ValueError) as error:
+            log.error("a child process and its worker do not understand each other any more: %s", error)  # noqa: TRY400
             return []
 
     def close(self) -> None:

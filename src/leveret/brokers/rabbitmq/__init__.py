@@ -32,6 +32,8 @@ T = TypeVar("T")
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
+#: How long a failed task of a full queue is kept before it goes back (seconds).
+_FULL = 1.0
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -68,6 +70,7 @@ class RabbitMQBroker:
 
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
+        self._queues.update((queue.name, queue) for queue in queues)
         consumer = RabbitMQConsumer(self._urls, queues, credit, self._census, self._notes, self._postpone)
         try:
             await consumer.start()
@@ -93,6 +96,9 @@ class RabbitMQBroker:
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
 
+    def abandon(self) -> None:
+        """The sockets went with their loop."""
+
     async def close(self) -> None:
         await self._publisher.close()
 
@@ -110,7 +116,8 @@ class RabbitMQBroker:
                 await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
             return await session.acknowledge(delivery.tag)
         except QueueFull as error:
-            log.warning("task %s goes back uncounted: %s", delivery.envelope.id, error)
+            log.warning("task %s goes back uncounted, in a moment: %s", delivery.envelope.id, error)
+            await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
             return await session.give_back(delivery.tag)
         except amqp.CONNECTION_LOST:
             return False
@@ -247,6 +254,12 @@ class RabbitMQBroker:
         try:
             async with asyncio.timeout(limit):
                 return await question()
+        except asyncio.CancelledError as error:
+            # aiormq cancels what waits on a connection that it gives up; only this task's own cancellation is real.
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:
             raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
         except amqp.CONNECTION_LOST as error:

@@ -139,7 +139,9 @@ class Line:
 
     async def close(self) -> None:
         await close(self.connection)
-        await self.lost()
+        # aiormq may never tell: a server that reads nothing any more keeps it waiting to send its farewell.
+        await asyncio.wait([self._watch], timeout=_CLOSE_TIMEOUT)
+        self._watch.cancel()
 
     async def _release_when_lost(self) -> None:
         transport = self.connection.transport
@@ -150,6 +152,9 @@ class Line:
             finally:
                 for closing in closings:
                     _forget(closing)
+                self._release()
+
+    def _release(self) -> None:
         for task in list(self._running):
             task.cancel()
 

@@ -27,6 +27,12 @@ _OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _PERSISTENT = 2
+#: A header may claim any attempt; the next one must fit an AMQP integer.
+_MOST_ATTEMPTS = 2**62
+#: The year 3000, in milliseconds: a header that names a later moment is not one.
+_LAST_MOMENT = 32_503_680_000_000
+#: The largest number that pamqp can pack a float into (32 bits).
+_LARGEST_FLOAT = 3.4e38
 #: Headers must fit a frame (128 KiB by default) together.
 _MAX_ERROR = 1_000
 
@@ -145,11 +151,15 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     """The message as it came, but for some headers, the broker's own record and what a copy may not carry."""
     envelope = delivery.envelope
     original = delivery.properties if isinstance(delivery, RabbitMQDelivery) else Properties()
-    kept = {name: value for name, value in (original.headers or {}).items() if not name.startswith(_BROKERS)}
+    kept = {
+        name: _sendable(value)
+        for name, value in (original.headers or {}).items()
+        if name not in headers and not name.startswith(_BROKERS)
+    }
     properties = Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
-        headers={name: value for name, value in {**kept, **headers}.items() if value is not None},
+        headers=kept | {name: value for name, value in headers.items() if value is not None},
         delivery_mode=_PERSISTENT,
         priority=original.priority,
         correlation_id=original.correlation_id,
@@ -171,13 +181,26 @@ def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
         task=properties.message_type or None,
         body=body,
         content_type=properties.content_type,
-        attempt=max(1, _integer(headers.get(ATTEMPT), 1)),
+        attempt=min(max(1, _integer(headers.get(ATTEMPT), 1)), _MOST_ATTEMPTS),
         enqueued_at=properties.timestamp.timestamp() if properties.timestamp else None,
         last_error=_text(headers.get(ERROR)),
         due=_moment(headers.get(DUE)),
         expires_at=_moment(headers.get(EXPIRES_AT)),
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
     )
+
+
+def _sendable(value: Any) -> Any:
+    """A header's value as pamqp can encode it: it decodes some that it does not encode."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, float) and not abs(value) < _LARGEST_FLOAT:
+        return repr(value)
+    if isinstance(value, list):
+        return [_sendable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _sendable(item) for name, item in value.items()}
+    return value
 
 
 def _timestamp(seconds: float | None) -> dt.datetime | None:
@@ -194,7 +217,9 @@ def _milliseconds(moment: float | None) -> int | None:
 
 
 def _moment(value: object) -> float | None:
-    return value / 1000 if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LAST_MOMENT:
+        return value / 1000
+    return None
 
 
 def _text(value: object) -> str | None:

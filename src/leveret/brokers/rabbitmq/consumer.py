@@ -77,14 +77,18 @@ class RabbitMQConsumer:
             batch, self._batch = self._batch, []
             if batch:
                 yield batch
-            if self._supervisor is not None and self._supervisor.done():
+            if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
                 self._supervisor.result()
 
     async def stop(self) -> None:
         if self._stopped:
             return
         self._stopped = True
-        if self._session is not None:
+        if self._session is None or not self._session.held:
+            # Away from the broker: it must not begin to consume again when that is back.
+            if self._supervisor is not None:
+                self._supervisor.cancel()
+        else:
             await self._session.cancel()
         self._wake.set()
 
@@ -132,7 +136,7 @@ class RabbitMQConsumer:
         session = Session(line, self._queues, self._deliver, self._notes)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
-                await session.begin(self._credit, self._census)
+                await line.run(session.begin(self._credit, self._census))
         except BaseException as error:
             await line.close()
             if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
@@ -176,6 +180,7 @@ class Session:
         self._tags: dict[str, Queue] = {}
         self._numbers = itertools.count(1)
         self._closed = False
+        self._cancelled = False
         self._failed = asyncio.Event()
         self._mending: set[asyncio.Task[None]] = set()
 
@@ -236,6 +241,7 @@ class Session:
 
     async def cancel(self) -> None:
         """Ask for no more deliveries, and wait until none is on the way. What is unsettled stays this session's."""
+        self._cancelled = True
         tags, self._tags = list(self._tags), {}
         if not self.held:
             return
@@ -269,7 +275,7 @@ class Session:
     def _on_cancel(self, frame: amqp.Cancel) -> None:
         """The broker ended a consumer: its queue was deleted, or moved."""
         queue = self._tags.pop(frame.consumer_tag or "", None)
-        if queue is not None and not self._closed:
+        if queue is not None and not self._closed and not self._cancelled:
             task = asyncio.get_running_loop().create_task(self._mend(queue))
             self._mending.add(task)
             task.add_done_callback(self._mending.discard)

@@ -49,6 +49,8 @@ class Publisher:
         self._line: amqp.Line | None = None
         self._room = asyncio.Semaphore(_OUTSTANDING)
         self._in_flight: dict[str, asyncio.Event] = {}
+        #: When this publisher last got a confirm, for whichever call (the loop's time).
+        self._confirmed_at = 0.0
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Returned means confirmed. What a lost connection left unknown is sent again, under the same id.
@@ -58,18 +60,23 @@ class Publisher:
         """
         pending: Sequence[Message] = messages
         trouble: Exception | None = None
+        sent = False
         try:
             async with asyncio.timeout(self._timeout):
                 for pause in backoff():
                     try:
-                        pending, trouble = await self._send_all(pending)
+                        line = await self._opened_line()
+                        await amqp.unblocked(line.connection)
+                        sent = True
+                        pending, trouble = await self._send_all(line, pending)
                     except BrokerUnavailable as error:
+                        # Once something was sent it may be stored, whatever becomes of the connection afterwards.
                         trouble = trouble or error
                     if not pending:
                         return
                     await asyncio.sleep(pause)
         except TimeoutError:
-            raise await self._why_late([message.id for message in pending], trouble) from trouble
+            raise await self._why_late([message.id for message in pending], trouble, sent=sent) from trouble
 
     async def connection(self) -> amqp.Connection:
         """The open connection, for questions. Raises BrokerUnavailable or BrokerRefused."""
@@ -102,10 +109,10 @@ class Publisher:
             self._line = None
             await line.close()
 
-    async def _send_all(self, messages: Sequence[Message]) -> tuple[Sequence[Message], Exception | None]:
+    async def _send_all(
+        self, line: amqp.Line, messages: Sequence[Message]
+    ) -> tuple[Sequence[Message], Exception | None]:
         """Send all at once; those that must be sent again, and why. Raises when any was refused."""
-        line = await self._opened_line()
-        await amqp.unblocked(line.connection)
         sending = [line.start(self._send(line.channel, message)) for message in messages]
         try:
             await self._watch(line, sending)
@@ -130,9 +137,11 @@ class Publisher:
         has a leader: only sending it again on a new connection helps.
         """
         pending = set(sending)
+        clock = asyncio.get_running_loop().time
         while pending:
             done, pending = await asyncio.wait(pending, timeout=_SILENCE)
-            if not done and not await amqp.is_blocked(line.connection):
+            silent = clock() - self._confirmed_at >= _SILENCE
+            if not done and silent and not await amqp.is_blocked(line.connection):
                 async with self._opening:
                     await self._drop(line)
                 return
@@ -150,13 +159,15 @@ class Publisher:
                 )
             except amqp.CONNECTION_LOST as error:
                 raise _explain(error, message) from error
+            else:
+                self._confirmed_at = asyncio.get_running_loop().time()
             finally:
                 del self._in_flight[message.id]
                 confirmed.set()
 
-    async def _why_late(self, ids: Sequence[str], trouble: Exception | None) -> LeveretError:
+    async def _why_late(self, ids: Sequence[str], trouble: Exception | None, *, sent: bool) -> LeveretError:
         within = f"within {self._timeout:g} s"
-        if isinstance(trouble, BrokerUnavailable):
+        if isinstance(trouble, BrokerUnavailable) and not sent:
             return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {trouble}")
         if self._line is not None and await amqp.is_blocked(self._line.connection):
             return BrokerBlocked(

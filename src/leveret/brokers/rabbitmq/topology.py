@@ -22,7 +22,6 @@ _QUORUM = {"x-queue-type": "quorum"}
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
 #: Arguments that let the broker drop tasks by itself.
 _LOSSY = ("x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
-_DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 class Declaration(msgspec.Struct, frozen=True):
@@ -173,7 +172,7 @@ def hosts(url: str) -> list[str]:
         urls = []
         for host in names.split(","):
             one = parts._replace(netloc=f"{credentials}{at}{host}")
-            if not one.hostname or not 0 < (one.port or _DEFAULT_PORTS[one.scheme]) < 2**16:
+            if not one.hostname or one.port == 0:
                 raise ValueError(host)  # noqa: TRY301 - the same message as for a port that is no number
             urls.append(one.geturl())
     except ValueError:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
 from leveret.brokers.sqlite.store import Settled, Store
 from leveret.brokers.sqlite.writer import Writer, translate
-from leveret.errors import ConfigurationError, EnqueueTimeout, LeaseLost
+from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from typing import Self
 
     from leveret.model import DeadLetter, Envelope, Queue, QueueStats, Settlement
+
+
+log = logging.getLogger("leveret.sqlite")
 
 
 class SQLiteBroker:
@@ -36,7 +41,7 @@ class SQLiteBroker:
         """``sqlite:///relative.db`` or ``sqlite:////absolute/path.db``."""
         parts = urlsplit(url)
         path = unquote(parts.path.removeprefix("/"))
-        if parts.netloc or not path or path.endswith("/"):
+        if parts.netloc or parts.fragment or not path or path.endswith("/") or "\0" in path:
             raise ConfigurationError(
                 f"{url!r} names no file: write sqlite:///tasks.db (in the working directory) or sqlite:////var/lib/tasks.db"
             )
@@ -45,7 +50,12 @@ class SQLiteBroker:
         return cls(Path(path), timeout=timeout)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
-        await self._writer.do(lambda store: store.declare(queues))
+        try:
+            # A lock is waited for as long as that and says so; the second more is for what else may be slow.
+            async with asyncio.timeout(self._timeout + 1.0):
+                await self._writer.do(lambda store: store.declare(queues))
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         try:
@@ -61,14 +71,23 @@ class SQLiteBroker:
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[SQLiteConsumer]:
         consumer = SQLiteConsumer(self._writer, self._bells, queues, credit)
-        try:
-            await consumer.start()
-        except OSError as error:
-            raise translate(error, self._path) from error
+        await self._start(consumer)
         try:
             yield consumer
         finally:
             await consumer.close()
+
+    async def _start(self, consumer: SQLiteConsumer) -> None:
+        """Register it; a file that another process keeps locked is waited for, as a broker that is away."""
+        for pause in backoff():
+            try:
+                return await consumer.start()
+            except BrokerUnavailable as error:
+                log.warning("%s; trying again in %.1f s", error, pause)
+            except OSError as error:
+                raise translate(error, self._path) from error
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         by_lease: dict[Lease, list[Settlement]] = {}
@@ -99,6 +118,9 @@ class SQLiteBroker:
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._writer.do(lambda store: store.discard(queue, ids))
+
+    def abandon(self) -> None:
+        self._writer.abandon()
 
     async def close(self) -> None:
         await self._writer.close()

@@ -45,6 +45,7 @@ class SQLiteConsumer:
         self._stopped = False
         self._newest = 0
         self._next_due: float | None = None
+        self._next_round = 0.0
         self._lease = Lease(0)
         self._bell: Bell | None = None
 
@@ -75,8 +76,11 @@ class SQLiteConsumer:
     async def stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            await self._writer.do(partial(Store.stop_taking, consumer=self._lease.consumer))
             self._wake.set()
+            try:
+                await self._writer.do(partial(Store.stop_taking, consumer=self._lease.consumer))
+            except BrokerError as error:
+                log.warning("this consumer may be dealt tasks until it has ended: %s", error)
 
     async def close(self) -> None:
         """Give back what is unsettled."""
@@ -87,12 +91,14 @@ class SQLiteConsumer:
 
     async def _next(self) -> Sequence[Delivery]:
         until_due = ROUND if self._next_due is None else self._next_due - time.time()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(ROUND, until_due))):
                 await self._wake.wait()
-        except TimeoutError:
-            await self._look_around()
         self._wake.clear()
+        if time.monotonic() >= self._next_round:
+            # By the clock, not when it is quiet: under steady load it never is.
+            self._next_round = time.monotonic() + ROUND
+            await self._look_around()
         return await self._dealt()
 
     async def _dealt(self) -> Sequence[Delivery]:

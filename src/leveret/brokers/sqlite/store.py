@@ -100,7 +100,7 @@ class Store:
         self.rings: set[str] = set()
 
     def declare(self, queues: Sequence[Queue]) -> None:
-        missing = [queue for queue in queues if not self._adopts(queue)]
+        missing = [queue for queue in {queue.name: queue for queue in queues}.values() if not self._adopts(queue)]
         self._database.executemany(
             "INSERT INTO queue (name, max_length) VALUES (?, ?)", [(queue.name, queue.max_length) for queue in missing]
         )
@@ -123,7 +123,7 @@ class Store:
         """A new consumer of the queues; its number."""
         self.declare(queues)
         consumer = self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid
-        ids = [self._queue_id(queue.name) for queue in queues]
+        ids = [self._queue_id(name) for name in dict.fromkeys(queue.name for queue in queues)]
         for queue in ids:
             self._execute("INSERT INTO taker VALUES (?, ?, ?, ?)", queue, consumer, credit, self._ticks(1)[0])
         self._deal(ids)

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from leveret.brokers.sqlite.store import Store, open_database
@@ -46,7 +47,8 @@ class _Request(Generic[T]):
             self.error = error
 
     def answer(self) -> None:
-        self._loop.call_soon_threadsafe(self._answer)
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            self._loop.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
         if self.future.done():
@@ -66,6 +68,7 @@ class Writer:
         self._timeout = timeout
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._database: sqlite3.Connection | None = None
         self._store: Store | None = None
 
@@ -74,6 +77,8 @@ class Writer:
 
         Cancelled while it waits, it is not done at all; cancelled later, it is done whole.
         """
+        if self._closed:
+            raise BrokerUnavailable(f"{self._path} was closed by this program")
         request = _Request(work)
         self._requests.put(request)
         if self._thread is None:
@@ -83,10 +88,15 @@ class Writer:
 
     async def close(self) -> None:
         """Do what was asked for, then close the file."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        self.abandon()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def abandon(self) -> None:
+        """The same, without waiting for it."""
+        if not self._closed:
+            self._closed = True
             self._requests.put(None)
-            await asyncio.to_thread(thread.join)
 
     def _serve(self) -> None:
         while True:
@@ -112,8 +122,8 @@ class Writer:
     def _commit(self, requests: Sequence[_Request[Any]]) -> None:
         try:
             self._transaction(requests)
-        except (sqlite3.Error, OSError, LeveretError) as error:
-            if len(requests) > 1:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the requests'; the thread must go on
+            if len(requests) > 1 and not is_locked(error):
                 # One request's failure must not be its neighbours': each has a transaction of its own now.
                 for request in requests:
                     self._commit([request])
@@ -148,6 +158,12 @@ class Writer:
         return self._store
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether another process held the file for all of the time that it was waited for."""
+    text = str(error)
+    return isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
+
+
 def translate(error: BaseException, path: Path) -> BrokerError:
     """sqlite3's and the file system's exceptions as Leveret's, with the remedy."""
     if isinstance(error, BrokerError):
@@ -156,7 +172,7 @@ def translate(error: BaseException, path: Path) -> BrokerError:
     translated: BrokerError
     if isinstance(error, FileNotFoundError) or "unable to open" in text:
         translated = StoreError(f"{path} cannot be opened: does its folder exist, and may this user write there?")
-    elif "locked" in text or "busy" in text:
+    elif is_locked(error):
         translated = BrokerUnavailable(f"{path} is being written by another process and stayed locked; try again")
     elif isinstance(error, OSError):
         translated = StoreError(f"{path} cannot be used: {error.strerror or error}")

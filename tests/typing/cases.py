@@ -1,0 +1,151 @@
+"""Right and wrong uses of the public interface, for a type checker: every wrong one must be an error.
+
+Each ``type: ignore`` names the error that is due on its line; mypy reports an ignore that is not needed. Nothing here
+is run.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, assert_type
+
+from leveret import App, Handle, Queue
+
+app = App("memory://", queues=[Queue("small", max_length=10)])
+
+
+@app.task
+async def coroutine(number: int, text: str = "") -> float:
+    return number / len(text)
+
+
+@app.task
+def plain(number: int, *, exact: bool) -> list[str]:
+    return [str(number), str(exact)]
+
+
+@app.task(queue="small", acknowledge="before", max_attempts=None, backoff=0.5, retry_on=OSError)
+async def configured(number: int) -> bytes:
+    return bytes(number)
+
+
+@app.task(name="other", default=True, give_up_on=(KeyError, ValueError), retry=lambda attempt, _: attempt * 2.0)
+def configured_plain(body: bytes) -> None:
+    print(body)
+
+
+@app.task()
+async def empty_parentheses(*numbers: int, **texts: str) -> None:
+    print(numbers, texts)
+
+
+class Service:
+    async def method(self, number: int) -> str:
+        return f"{self}{number}"
+
+
+method = app.task(Service().method)
+
+
+async def parameters_are_kept() -> None:
+    await coroutine.enqueue(1)
+    await coroutine.enqueue(1, "a")
+    await coroutine.enqueue(number=1, text="a")
+    await coroutine.enqueue("1")  # type: ignore[arg-type]
+    await coroutine.enqueue()  # type: ignore[call-arg]
+    await coroutine.enqueue(1, "a", 2)  # type: ignore[call-arg]
+    await coroutine.enqueue(1, txt="a")  # type: ignore[call-arg]
+    await coroutine.enqueue(1, text=2)  # type: ignore[arg-type]
+    await coroutine.enqueue(1, number=1)  # type: ignore[misc]
+
+    await plain.enqueue(1, exact=True)
+    await plain.enqueue(1)  # type: ignore[call-arg]
+    await plain.enqueue(1, "yes")  # type: ignore[call-arg, arg-type]
+    await plain.enqueue(1, exact="yes")  # type: ignore[arg-type]
+
+    await configured.enqueue(1)
+    await configured.enqueue("1")  # type: ignore[arg-type]
+    await configured.enqueue(1, 2)  # type: ignore[call-arg]
+
+    await configured_plain.enqueue(b"")
+    await configured_plain.enqueue("")  # type: ignore[arg-type]
+    await configured_plain.enqueue(data=b"")  # type: ignore[call-arg]
+
+    await empty_parentheses.enqueue(1, 2, 3, a="x", b="y")
+    await empty_parentheses.enqueue(1, "2")  # type: ignore[arg-type]
+    await empty_parentheses.enqueue(a=1)  # type: ignore[arg-type]
+
+    await method.enqueue(1)
+    await method.enqueue(Service(), 1)  # type: ignore[call-arg, arg-type]
+
+
+def parameters_are_kept_without_a_loop() -> None:
+    coroutine.enqueue_sync(1, text="a")
+    coroutine.enqueue_sync("1")  # type: ignore[arg-type]
+    coroutine.enqueue_sync()  # type: ignore[call-arg]
+    coroutine.enqueue_sync(1, txt="a")  # type: ignore[call-arg]
+    plain.enqueue_sync(1, exact=True)
+    plain.enqueue_sync(1)  # type: ignore[call-arg]
+    configured.enqueue_sync(b"")  # type: ignore[arg-type]
+    configured_plain.enqueue_sync(1)  # type: ignore[arg-type]
+
+
+def parameters_are_kept_by_a_call() -> None:
+    plain(1, exact=True)
+    plain(1)  # type: ignore[call-arg]
+    coroutine("1")  # type: ignore[arg-type]
+
+
+async def parameters_are_kept_by_options() -> None:
+    later = coroutine.options(queue="small", delay=timedelta(seconds=5), expires=60)
+    assert_type(await later.enqueue(1), Handle[float])
+    await later.enqueue("1")  # type: ignore[arg-type]
+    await later.enqueue()  # type: ignore[call-arg]
+    coroutine.options(qeue="small")  # type: ignore[call-arg]
+    coroutine.options("small")  # type: ignore[call-arg]
+    coroutine.options(queue=1)  # type: ignore[arg-type]
+    coroutine.options(delay="5")  # type: ignore[arg-type]
+
+
+async def a_handle_carries_the_awaited_result() -> None:
+    assert_type(await coroutine.enqueue(1), Handle[float])
+    assert_type(await plain.enqueue(1, exact=True), Handle[list[str]])
+    assert_type(await configured.enqueue(1), Handle[bytes])
+    assert_type(await configured_plain.enqueue(b""), Handle[None])
+    assert_type(await method.enqueue(1), Handle[str])
+    assert_type(await coroutine.enqueue_many([(1,), (2, "a")]), list[Handle[float]])
+    assert_type((await coroutine.enqueue(1)).id, str)
+    wrong: Handle[int] = await coroutine.enqueue(1)  # type: ignore[assignment]
+    print(wrong)
+
+
+def a_handle_carries_the_awaited_result_without_a_loop() -> None:
+    assert_type(coroutine.enqueue_sync(1), Handle[float])
+    assert_type(plain.enqueue_sync(1, exact=True), Handle[list[str]])
+    assert_type(configured.enqueue_sync(1), Handle[bytes])
+    assert_type(configured_plain.enqueue_sync(b""), Handle[None])
+    assert_type(app.wait(plain.enqueue_many([(1,)])), list[Handle[list[str]]])
+    wrong: Handle[str] = plain.enqueue_sync(1, exact=True)  # type: ignore[assignment]
+    print(wrong)
+
+
+async def an_enqueue_is_awaited() -> None:
+    forgotten: Handle[float] = coroutine.enqueue(1)  # type: ignore[assignment]
+    print(forgotten)
+
+
+def options_are_checked() -> None:
+    app.task(acknowledge="never")  # type: ignore[call-overload]
+    app.task(max_attempts="5")  # type: ignore[call-overload]
+    app.task(qeue="small")  # type: ignore[call-overload]
+    app.task(retry_on=OSError())  # type: ignore[call-overload]
+    app.task(5)  # type: ignore[call-overload]
+    app.task(retry=lambda: 5.0)  # type: ignore[misc, arg-type]
+    App(queues=["small"])  # type: ignore[list-item]
+    Queue("small", max_length="10")  # type: ignore[arg-type]
+
+
+def a_task_is_no_function_any_more() -> None:
+    """What it returns when it is called is not promised: an ``async def`` one gives its coroutine."""
+    assert_type(plain(1, exact=True), Any)
+    plain.no_such_attribute  # type: ignore[attr-defined]  # noqa: B018 - the mistake under test

@@ -1,0 +1,463 @@
+"""Envelopes as AMQP messages and back, whatever is in a message."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import pytest
+from aiormq.abc import DeliveredMessage
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pamqp import commands as spec
+from pamqp.header import ContentHeader
+
+from leveret.brokers.rabbitmq.codec import (
+    Message,
+    RabbitMQDelivery,
+    buried,
+    postponed,
+    retry_message,
+    revived_message,
+    to_dead_letter,
+    to_delivery,
+    to_message,
+)
+from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Retrying
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel
+
+Properties = spec.Basic.Properties
+#: RabbitMQ's default frame_max, without a frame's own eight bytes.
+FRAME = 131_072 - 8
+NOW = 1_700_000_000.0
+BURIED = DeadLettered("gave up", "Traceback: gave up")
+
+
+class Lease:
+    held = True
+
+
+LEASE = Lease()
+FULL = Properties(
+    content_type="text/plain",
+    content_encoding="gzip",
+    headers={"tenant": "a", "tracing": {"id": 7, "flags": [True, None]}},
+    delivery_mode=1,
+    priority=4,
+    correlation_id="c-1",
+    reply_to="answers",
+    expiration="60000",
+    message_id="m-1",
+    timestamp=dt.datetime(2024, 2, 29, 12, tzinfo=dt.UTC),
+    message_type="resize",
+    app_id="shop",
+)
+#: What a copy keeps. Not user_id: RabbitMQ refuses a message in another user's name.
+KEPT = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "message_type",
+    "app_id",
+)
+
+
+def delivered(properties: Properties, body: bytes = b"{}", **changes: Any) -> DeliveredMessage:
+    """A message as aiormq hands it over."""
+    frame = spec.Basic.Deliver("tag", **{"delivery_tag": 7, "redelivered": False, "routing_key": "work", **changes})
+    header = ContentHeader(body_size=len(body), properties=properties)
+    return DeliveredMessage(frame, header, body, cast("AbstractChannel", None))
+
+
+def with_headers(**headers: Any) -> DeliveredMessage:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return delivered(Properties(message_id="m-1", message_type="resize", headers=named))
+
+
+def delivery_of(message: DeliveredMessage) -> RabbitMQDelivery:
+    return to_delivery(message, "work", LEASE)
+
+
+def retry(delivery: RabbitMQDelivery, delay: float = 0.0) -> Message:
+    return retry_message(delivery, Retrying("ValueError: no", "Traceback: no", delay), NOW)
+
+
+def bury(delivery: RabbitMQDelivery) -> Message:
+    return buried(delivery, BURIED, NOW)
+
+
+def through_the_wire(properties: Properties) -> Properties:
+    """The properties as another client reads them."""
+    data = ContentHeader(properties=properties).marshal()
+    assert len(data) <= FRAME
+    arrived = ContentHeader()
+    arrived.unmarshal(data)
+    return arrived.properties
+
+
+# A task on its way
+
+
+def test_an_envelope_arrives_as_it_was() -> None:
+    envelope = Envelope(
+        "0123456789abcdef" * 2,
+        "work",
+        "resize",
+        b'{"args":[1]}',
+        attempt=3,
+        enqueued_at=1_700_000_000.0,
+        last_error="ValueError: é",
+        due=1_700_000_060.25,
+        expires_at=1_700_000_090.5,
+        headers={"tenant": "a"},
+    )
+    message = to_message(envelope)
+    assert (message.queue, message.home, message.id) == ("work", "work", envelope.id)
+    assert message.due == envelope.due
+    delivery = delivery_of(delivered(through_the_wire(message.properties), message.body))
+    assert delivery.envelope == envelope
+    assert (delivery.tag, delivery.returns, delivery.lease) == (7, 0, LEASE)
+
+
+def test_a_fresh_task_is_a_plain_persistent_message() -> None:
+    """What a producer in any language would send: no header of ours."""
+    message = to_message(Envelope("m-1", "work", "resize", b"{}"))
+    assert message.body == b"{}"
+    assert dict(message.properties) == {
+        **dict(Properties()),
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "message_id": "m-1",
+        "message_type": "resize",
+    }
+
+
+def test_a_foreign_message_is_an_envelope_too() -> None:
+    """With nothing but a body: it gets an id, and is for the queue's default task."""
+    first, second = (delivery_of(delivered(Properties(), b"\xff")).envelope for _ in range(2))
+    assert first == Envelope(first.id, "work", None, b"\xff", content_type=None)
+    assert len(first.id) == 32
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize(("properties", "task"), [(Properties(message_type=""), None), (FULL, "resize")])
+def test_an_empty_type_names_no_task(properties: Properties, task: str | None) -> None:
+    assert delivery_of(delivered(properties)).envelope.task == task
+
+
+def test_the_queue_is_the_one_it_was_taken_from() -> None:
+    assert delivery_of(delivered(FULL, routing_key="elsewhere", exchange="amq.topic")).envelope.queue == "work"
+
+
+@pytest.mark.parametrize(
+    ("headers", "redelivered", "returns"),
+    [
+        ({}, False, 0),
+        ({}, True, 1),
+        ({"x_delivery_count": 4}, True, 4),
+        ({"x_delivery_count": 0}, True, 0),
+        ({"x_delivery_count": "4"}, True, 1),
+        ({"x_delivery_count": None}, False, 0),
+        ({"x_delivery_count": True}, False, 0),
+    ],
+)
+def test_returns_are_the_brokers_count_or_its_mark(headers: dict[str, Any], redelivered: bool, returns: int) -> None:
+    """A classic queue only marks that it had a message back."""
+    properties = with_headers(**headers).header.properties
+    assert delivery_of(delivered(properties, redelivered=redelivered)).returns == returns
+
+
+@pytest.mark.parametrize(
+    ("value", "attempt"),
+    [
+        (2, 2),
+        (1, 1),
+        (0, 1),
+        (-5, 1),
+        (2**40, 2**40),
+        (True, 1),
+        ("3", 1),
+        (2.0, 1),
+        (None, 1),
+        ([4], 1),
+        ({"a": 4}, 1),
+    ],
+)
+def test_an_attempt_is_a_number_of_at_least_one(value: Any, attempt: int) -> None:
+    assert delivery_of(with_headers(leveret_attempt=value)).envelope.attempt == attempt
+
+
+@pytest.mark.parametrize("value", [1, None, True, b"x", ["x"], {"x": "y"}, dt.datetime.now(dt.UTC)])
+def test_an_error_is_a_text(value: Any) -> None:
+    assert delivery_of(with_headers(leveret_error=value)).envelope.last_error is None
+
+
+def test_only_foreign_headers_are_handed_on() -> None:
+    delivery = delivery_of(
+        with_headers(
+            tenant="a",
+            leveret_attempt=2,
+            leveret_error="no",
+            leveret_reason="x",
+            leveret_traceback="x",
+            leveret_died_at=1,
+            leveretish=1,
+            x_custom=1,
+            x_death=[{"count": 3}],
+            x_first_death_queue="q",
+            x_last_death_reason="expired",
+            x_delivery_count=3,
+            x_acquired_count=4,
+        )
+    )
+    assert delivery.envelope.headers == {"tenant": "a", "leveretish": 1, "x-custom": 1}
+
+
+# Copies
+
+
+def test_a_retry_is_the_same_message_one_attempt_older() -> None:
+    delivery = delivery_of(delivered(FULL, b"body"))
+    message = retry(delivery)
+    assert (message.queue, message.body, message.id) == ("work", b"body", "m-1")
+    for name in (*KEPT, "expiration"):
+        assert message.properties[name] == FULL[name], name
+    assert message.properties.delivery_mode == 2
+    assert message.properties.headers == {
+        **(FULL.headers or {}),
+        "leveret-attempt": 2,
+        "leveret-error": "ValueError: no",
+    }
+
+
+def test_attempts_are_counted_over_retries() -> None:
+    message = delivered(FULL)
+    for attempt in range(1, 5):
+        delivery = delivery_of(message)
+        assert delivery.envelope.attempt == attempt
+        message = delivered(through_the_wire(retry(delivery).properties))
+    assert delivery_of(message).envelope.last_error == "ValueError: no"
+
+
+def test_a_burial_keeps_the_message_and_says_why() -> None:
+    """And it does not expire in its grave."""
+    message = buried(delivery_of(delivered(FULL, b"body")), BURIED, 1_700_000_000.0)
+    assert (message.queue, message.body, message.id) == ("work.dead", b"body", "m-1")
+    for name in KEPT:
+        assert message.properties[name] == FULL[name], name
+    assert message.properties.expiration is None
+    assert message.properties.delivery_mode == 2
+    letter = to_dead_letter(delivered(through_the_wire(message.properties), b"body"), "work")
+    assert (letter.reason, letter.traceback) == ("gave up", "Traceback: gave up")
+    assert letter.envelope == msgspec.structs.replace(
+        delivery_of(delivered(FULL, b"body")).envelope, headers=FULL.headers or {}
+    )
+
+
+@pytest.mark.parametrize("died_at", [0.0, 1_700_000_001.0, 1_712_345_678.9, 4_000_000_001.0])
+def test_a_dead_letter_knows_when_it_died(died_at: float) -> None:
+    """To the second, on the other side of the wire too."""
+    message = buried(delivery_of(delivered(FULL)), BURIED, died_at)
+    letter = to_dead_letter(delivered(through_the_wire(message.properties)), "work")
+    assert letter.died_at is not None
+    assert abs(letter.died_at - died_at) < 1.0
+
+
+def test_a_dead_letter_keeps_its_attempt_and_the_error_before() -> None:
+    delivery = delivery_of(with_headers(leveret_attempt=3, leveret_error="before"))
+    letter = to_dead_letter(delivered(bury(delivery).properties), "work")
+    assert (letter.envelope.attempt, letter.envelope.last_error) == (3, "before")
+
+
+def test_the_brokers_record_of_the_past_is_not_copied() -> None:
+    """Up to RabbitMQ 3.13 the broker would believe it, and drop the copy for its many returns."""
+    delivery = delivery_of(
+        with_headers(
+            tenant="a",
+            x_death=[{"count": 3}],
+            x_first_death_exchange="x",
+            x_last_death_queue="x",
+            x_delivery_count=19,
+            x_acquired_count=20,
+        )
+    )
+    for message in (retry(delivery), bury(delivery)):
+        names = set(message.properties.headers or {})
+        assert "tenant" in names
+        assert {name for name in names if name.startswith("x-")} == set()
+
+
+@pytest.mark.parametrize(("delay", "due"), [(0.0, None), (60.25, NOW + 60.25), (0.0001, NOW + 0.001)])
+def test_a_retry_waits_as_long_as_it_shall(delay: float, due: float | None) -> None:
+    """To the millisecond, and never shorter."""
+    message = retry(delivery_of(with_headers(leveret_due=5_000)), delay)
+    assert message.due == (None if due is None else NOW + delay)
+    assert delivery_of(delivered(through_the_wire(message.properties))).envelope.due == due
+
+
+def test_a_postponed_task_is_the_same_message() -> None:
+    delivery = delivery_of(with_headers(tenant="a", leveret_due=1_700_000_060_250, leveret_attempt=2, x_death=[]))
+    message = postponed(delivery)
+    assert (message.queue, message.home, message.due) == ("work", "work", NOW + 60.25)
+    assert message.properties.headers == {"tenant": "a", "leveret-due": 1_700_000_060_250, "leveret-attempt": 2}
+
+
+def test_a_revived_task_is_as_it_first_came() -> None:
+    """A first attempt, at once, that does not expire."""
+    delivery = delivery_of(
+        with_headers(tenant="a", leveret_attempt=5, leveret_error="no", leveret_due=1, leveret_expires_at=2)
+    )
+    grave = delivered(through_the_wire(bury(delivery).properties), b"body", routing_key="work.dead")
+    message = revived_message(grave, "work")
+    assert (message.queue, message.home, message.due, message.body) == ("work", "work", None, b"body")
+    assert message.id == delivery.envelope.id
+    again = delivery_of(delivered(message.properties, b"body")).envelope
+    assert again == Envelope(again.id, "work", "resize", b"body", content_type=None, headers={"tenant": "a"})
+    assert message.properties.headers == {"tenant": "a"}
+
+
+def test_a_message_without_an_id_keeps_the_one_it_was_given() -> None:
+    delivery = delivery_of(delivered(Properties()))
+    assert retry(delivery).id == delivery.envelope.id
+    assert bury(delivery).id == delivery.envelope.id
+
+
+def test_the_original_is_left_alone() -> None:
+    properties = Properties(headers={"tenant": "a", "x-death": []}, expiration="1")
+    delivery = delivery_of(delivered(properties))
+    retry(delivery)
+    bury(delivery)
+    assert properties.headers == {"tenant": "a", "x-death": []}
+    assert properties.expiration == "1"
+
+
+@pytest.mark.parametrize("character", ["x", "é", "\U0001f407"])
+def test_long_texts_fit_a_frame(character: str) -> None:
+    """All of a message's headers are in one frame."""
+    long = character * 100_000
+    delivery = delivery_of(with_headers(leveret_error=character * 1_000))
+    again = through_the_wire(retry_message(delivery, Retrying(long, long), NOW).properties)
+    dead = through_the_wire(buried(delivery, DeadLettered(long, long), NOW).properties)
+    assert len(str((again.headers or {})["leveret-error"])) < 1_100
+    letter = to_dead_letter(delivered(dead), "work")
+    assert len(letter.reason) < 4_100
+    assert len(letter.traceback) < MAX_TRACEBACK + 100
+
+
+# Hostile headers
+
+
+def test_a_dead_letter_that_somebody_else_wrote_is_shown() -> None:
+    """A message that was moved to the dead-letter queue by hand."""
+    letter = to_dead_letter(delivered(Properties(), b"\xff"), "work")
+    assert letter.reason == "(its reason is not recorded)"
+    assert (letter.traceback, letter.died_at) == ("", None)
+    assert letter.envelope.body == b"\xff"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, "yesterday", True, [], {}, b"x", dt.datetime.now(dt.UTC), math.nan, math.inf, 2**63 - 1, -(2**63)],
+)
+def test_a_time_of_death_is_a_time(value: Any) -> None:
+    """One that a calendar has: whoever shows it need not fear for it."""
+    assert to_dead_letter(with_headers(leveret_died_at=value), "work").died_at is None
+
+
+#: What pamqp makes of a header of any AMQP type, in any field of a message.
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(width=64)
+    | st.text(max_size=50)
+    | st.binary(max_size=20)
+    | st.binary(max_size=20).map(bytearray)
+    | st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2106, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
+    | st.decimals(-1_000, 1_000, places=3)
+)
+values: st.SearchStrategy[Any] = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=20), inner, max_size=3),
+    max_leaves=8,
+)
+names = st.text(max_size=20) | st.sampled_from(
+    [
+        "leveret-attempt",
+        "leveret-error",
+        "leveret-reason",
+        "leveret-traceback",
+        "leveret-died-at",
+        "leveret-due",
+        "leveret-expires-at",
+        "x-death",
+        "x-delivery-count",
+        "x-acquired-count",
+    ]
+)
+headers = st.none() | st.dictionaries(names, values, max_size=6)
+texts = st.none() | st.text(max_size=60)
+
+
+@given(headers, texts, texts, st.binary(max_size=20), st.booleans())
+@example({"leveret-attempt": 2**63 - 1}, None, None, b"", False)  # noqa: FBT003 - an example
+def test_no_message_raises(
+    headers: dict[str, Any] | None, id_: str | None, task: str | None, body: bytes, redelivered: bool
+) -> None:
+    properties = Properties(headers=headers, message_id=id_, message_type=task, content_type=task)
+    message = delivered(properties, body, redelivered=redelivered)
+    delivery = delivery_of(message)
+    assert delivery.envelope.attempt >= 1
+    assert delivery.envelope.id
+    assert revived_message(message, "work").body == body
+    for copy in (retry(delivery), bury(delivery), postponed(delivery)):
+        assert copy.body == body
+        assert copy.id == delivery.envelope.id
+    letter = to_dead_letter(message, "work")
+    assert isinstance(letter.reason, str)
+    assert letter.died_at is None or isinstance(letter.died_at, float)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"\xff", id="a long string that is no UTF-8"),
+        pytest.param([{"a": b"\xff"}], id="nested, too"),
+        pytest.param(1e300, id="a double beyond a float"),
+        pytest.param(decimal.Decimal("1.5"), id="a decimal"),
+        pytest.param(bytearray(b"\xff"), id="bytes"),
+        pytest.param(2**63 - 1, id="a large integer"),
+        pytest.param(None, id="nothing"),
+    ],
+)
+def test_a_copy_can_be_sent_whatever_header_came(value: Any) -> None:
+    """A task whose outcome cannot be stored would stay with its worker for ever."""
+    delivery = delivery_of(with_headers(tenant=value))
+    for message in (retry(delivery), bury(delivery), postponed(delivery)):
+        through_the_wire(message.properties)
+
+
+def test_a_header_is_copied_as_it_was() -> None:
+    """(A double as a float of half its size: pamqp writes no other.)"""
+    delivery = delivery_of(with_headers(nothing=None))
+    assert (retry(delivery).properties.headers or {}).get("nothing", "gone") is None
+    value = {"f": 0.5, "n": 2**40, "t": "é", "l": [1, None, True], "x": bytearray(b"\xff")}
+    delivery = delivery_of(with_headers(tenant=value))
+    arrived = through_the_wire(retry(delivery).properties)
+    assert (arrived.headers or {})["tenant"] == value
+
+
+@pytest.mark.parametrize("attempt", [2**31, 2**63 - 2, 2**63 - 1])
+def test_an_attempt_too_many_can_be_sent(attempt: int) -> None:
+    delivery = delivery_of(with_headers(leveret_attempt=attempt))
+    through_the_wire(retry(delivery).properties)
+    through_the_wire(bury(delivery).properties)

@@ -1,0 +1,536 @@
+"""The worker, with a broker and an executor in this process: what it takes, runs, settles and hands back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import pytest
+
+from leveret import App, BrokerError, BrokerRefused, ConfigurationError, Dead, LeaseLost, Queue
+from leveret.brokers.memory import MemoryBroker, MemoryStore
+from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
+from leveret.executors.in_process import InProcessExecutor
+from leveret.model import DeadLettered, Envelope, QueueStats, Released, Retrying, Settlement, Succeeded, new_id
+from leveret.worker import MAX_RETURNS, Worker
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from leveret.model import Delivery
+
+E = TypeVar("E")
+
+owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
+
+
+class Bench:
+    """An application with some tasks, what they did, and a queue to put them in."""
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        self.app = App("memory://")
+        self.broker = broker or MemoryBroker()
+        self.done: list[str] = []
+        self.events: list[Event] = []
+        self.gate = asyncio.Event()
+
+        @self.app.task(queue="work")
+        async def say(text: str) -> None:
+            self.done.append(text)
+
+        @self.app.task(queue="work")
+        async def wait(text: str) -> None:
+            self.done.append(f"start {text}")
+            await self.gate.wait()
+            self.done.append(f"end {text}")
+
+        @self.app.task(queue="work", backoff=0)
+        async def fail_once(text: str) -> None:
+            self.done.append(text)
+            if self.done.count(text) == 1:
+                raise ValueError(text)
+
+        @self.app.task(queue="work")
+        async def give_up(text: str) -> None:
+            raise Dead(text)
+
+    async def put(self, task: str | None, *texts: str, returns: int = 0) -> None:
+        """Enqueue; with ``returns``, after the broker had them back so often."""
+        await self.broker.declare([Queue("work")])
+        await self.broker.publish(
+            [Envelope(new_id(), "work", task, msgspec.json.encode({"args": [text]})) for text in texts]
+        )
+        for _ in range(returns):
+            async with self.broker.consume([Queue("work")], credit=None):
+                pass
+
+    @asynccontextmanager
+    async def working(self, *, concurrency: int = 2, **options: Any) -> AsyncGenerator[Worker]:
+        """A worker that takes tasks; stopped at the end."""
+        listeners = [*options.pop("listeners", []), self.events.append]
+        executor = InProcessExecutor(self.app, concurrency=concurrency)
+        worker = Worker(executor, broker=self.broker, listeners=listeners, **{"grace": 5.0, **options})
+        run = asyncio.create_task(worker.run())
+        await self.wait_for(lambda: run.done() or self.told(WorkerReady), "the worker is ready")
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            await asyncio.wait_for(run, 20)
+
+    async def wait_for(self, condition: Callable[[], object], what: str, within: float = 10.0) -> None:
+        async def holds() -> object:
+            return condition()
+
+        await until(holds, f"{what}; {self.done}", within)
+
+    async def wait_until_settled(self, count: int) -> list[TaskSettled]:
+        await self.wait_for(lambda: len(self.told(TaskSettled)) >= count, f"{count} tasks are settled")
+        return self.told(TaskSettled)
+
+    def told(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def stats(self) -> QueueStats:
+        (stats,) = await self.broker.stats()
+        return stats
+
+    async def counts(self) -> tuple[int, int, int]:
+        stats = await self.stats()
+        return stats.ready, stats.running, stats.dead
+
+
+async def test_tasks_are_run_and_settled() -> None:
+    bench = Bench()
+    texts = [f"{number}" for number in range(20)]
+    await bench.put("say", *texts)
+    async with bench.working():
+        settled = await bench.wait_until_settled(20)
+    assert bench.done == texts
+    assert [event.outcome for event in settled] == [Succeeded()] * 20
+    assert all(event.kept and not event.at_most_once for event in settled)
+    assert await bench.counts() == (0, 0, 0)
+
+
+async def test_the_events_of_a_workers_life() -> None:
+    bench = Bench()
+    await bench.put("say", "a")
+    async with bench.working(grace=7.0):
+        (settled,) = await bench.wait_until_settled(1)
+    envelope = settled.envelope
+    assert bench.events == [
+        WorkerReady(["work"]),
+        TaskStarted(envelope),
+        TaskSettled(envelope, Succeeded()),
+        WorkerStopping(0, 7.0),
+    ]
+
+
+async def test_what_comes_later_is_run_too() -> None:
+    bench = Bench()
+    async with bench.working(concurrency=1):
+        for number in range(3):
+            await bench.put("say", f"{number}")
+            await bench.wait_until_settled(number + 1)
+    assert bench.done == ["0", "1", "2"]
+
+
+async def test_a_failed_task_goes_to_the_end_of_its_queue() -> None:
+    bench = Bench()
+    await bench.put("fail_once", "f")
+    await bench.put("say", "a", "b")
+    async with bench.working(concurrency=1):
+        settled = await bench.wait_until_settled(4)
+    assert bench.done == ["f", "a", "b", "f"]
+    outcome = settled[0].outcome
+    assert isinstance(outcome, Retrying)
+    assert outcome.error == "ValueError: f"
+    again = settled[3].envelope
+    assert (again.id, again.attempt, again.last_error) == (settled[0].envelope.id, 2, "ValueError: f")
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [("give_up", "a"), ("absent", "UnknownTask: no task"), (None, "UnknownTask: the message names no task")],
+)
+async def test_what_cannot_run_is_dead_and_its_neighbours_run(task: str | None, reason: str) -> None:
+    bench = Bench()
+    await bench.put(task, "a")
+    await bench.put("say", "b")
+    async with bench.working():
+        await bench.wait_until_settled(2)
+    assert await bench.counts() == (0, 0, 1)
+    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    assert letter.reason.startswith(reason)
+    assert bench.done == ["b"]
+
+
+# How much it takes
+
+
+@pytest.mark.parametrize(("prefetch", "held"), [(1, 1), (3, 3), ("auto", 2), ("unlimited", 10)])
+async def test_prefetch_bounds_what_is_held(prefetch: Any, held: int) -> None:
+    bench = Bench()
+    await bench.put("wait", *"abcdefghij")
+    async with bench.working(concurrency=2, prefetch=prefetch):
+        await bench.wait_for(lambda: len(bench.done) == min(held, 2), "as many run as can")
+        assert await bench.counts() == (10 - held, held, 0)
+        bench.gate.set()
+        await bench.wait_until_settled(10)
+
+
+@pytest.mark.parametrize("prefetch", [0, -1])
+async def test_prefetch_is_at_least_one(prefetch: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"prefetch is {prefetch}; it must be at least 1"):
+        Worker(InProcessExecutor(App("memory://")), prefetch=prefetch)
+
+
+@pytest.mark.parametrize("prefetch", [10, "unlimited"])
+async def test_no_more_run_than_there_are_slots(prefetch: Any) -> None:
+    bench = Bench()
+    await bench.put("wait", *"abcde")
+    async with bench.working(concurrency=3, prefetch=prefetch):
+        await bench.wait_for(lambda: len(bench.done) == 3, "three run")
+        assert len(bench.told(TaskStarted)) == 3
+        bench.gate.set()
+        await bench.wait_until_settled(5)
+    assert bench.done[:3] == ["start a", "start b", "start c"]
+
+
+async def test_a_busy_worker_keeps_nothing_from_an_idle_one() -> None:
+    """By default nothing waits in a worker that another one could run."""
+    store = MemoryStore()
+    busy, idle = Bench(MemoryBroker(store)), Bench(MemoryBroker(store))
+    async with busy.working(concurrency=1):
+        await busy.put("wait", "long")
+        await busy.wait_for(lambda: busy.done, "the first is busy")
+        async with idle.working(concurrency=1):
+            await busy.put("say", *"abcdef")
+            await idle.wait_until_settled(6)
+        assert busy.done == ["start long"]
+        busy.gate.set()
+        await busy.wait_until_settled(1)
+    assert idle.done == list("abcdef")
+
+
+async def test_only_the_queues_named_are_worked_on() -> None:
+    bench = Bench()
+    bench.app.task(name="other", queue="other")(lambda: None)
+    async with bench.working(queues=["work"]):
+        await bench.put("say", "a")
+        await bench.wait_until_settled(1)
+    assert bench.told(WorkerReady) == [WorkerReady(["work"])]
+    assert [stats.name for stats in await bench.broker.stats()] == ["work"]
+
+
+async def test_a_queue_named_twice_is_one() -> None:
+    bench = Bench()
+    async with bench.working(queues=["work", "work"]):
+        pass
+    assert bench.told(WorkerReady) == [WorkerReady(["work"])]
+
+
+async def test_an_application_without_tasks_has_nothing_to_work_on() -> None:
+    with pytest.raises(ConfigurationError, match="the application has no tasks"):
+        await Worker(InProcessExecutor(App("memory://"))).run()
+
+
+# At most once
+
+
+async def test_at_most_once_is_settled_before_it_runs() -> None:
+    """And a failure is told, not tried again."""
+    bench = Bench()
+    seen: list[tuple[int, int, int]] = []
+
+    @bench.app.task(queue="work", acknowledge="before", default=True)
+    async def once(text: str) -> None:
+        seen.append(await bench.counts())
+        raise ValueError(text)
+
+    async with bench.working():
+        await bench.put("once", "a")
+        await bench.wait_until_settled(1)
+        await bench.put(None, "b")
+        settled = await bench.wait_until_settled(2)
+    assert seen == [(0, 0, 0), (0, 0, 0)]
+    assert [event.at_most_once for event in settled] == [True, True]
+    assert all(isinstance(event.outcome, Retrying) for event in settled)
+    assert await bench.counts() == (0, 0, 0)
+
+
+class Losing(MemoryBroker):
+    """Every lease is lost before it is settled."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        raise LeaseLost([delivery.envelope.id for delivery, _ in settlements])
+
+
+async def test_at_most_once_is_not_run_when_it_could_not_be_settled() -> None:
+    """It is another worker's by now; its slot is free again."""
+    bench = Bench(Losing())
+
+    @bench.app.task(queue="work", acknowledge="before")
+    async def once(text: str) -> None:
+        bench.done.append(f"once {text}")
+
+    await bench.put("once", "a")
+    await bench.put("say", "b")
+    async with bench.working(concurrency=1, prefetch=2):
+        await bench.wait_until_settled(1)
+    assert bench.done == ["b"]
+
+
+# Returns
+
+
+async def test_what_comes_back_again_and_again_is_dead() -> None:
+    bench = Bench()
+    await bench.put("say", "a", returns=MAX_RETURNS)
+    async with bench.working():
+        (settled,) = await bench.wait_until_settled(1)
+    assert isinstance(settled.outcome, DeadLettered)
+    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    assert letter.reason.startswith(f"it came back {MAX_RETURNS} times without an outcome")
+    assert bench.done == []
+
+
+async def test_one_return_less_is_run() -> None:
+    bench = Bench()
+    await bench.put("say", "a", returns=MAX_RETURNS - 1)
+    async with bench.working():
+        await bench.wait_until_settled(1)
+    assert bench.done == ["a"]
+
+
+async def test_what_expired_is_dead_and_what_has_not_is_run() -> None:
+    bench = Bench()
+    now = time.time()
+    await bench.broker.declare([Queue("work")])
+    await bench.broker.publish(
+        [
+            Envelope(new_id(), "work", "say", b'{"args":["late"]}', expires_at=now - 1),
+            Envelope(new_id(), "work", "say", b'{"args":["in time"]}', expires_at=now + 60),
+        ]
+    )
+    async with bench.working():
+        await bench.wait_until_settled(2)
+    assert bench.done == ["in time"]
+    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    assert letter.envelope.body == b'{"args":["late"]}'
+    assert letter.reason.startswith("it expired 1.")
+
+
+# Stopping
+
+
+async def peek(bench: Bench) -> Sequence[Delivery]:
+    """What a next worker would get."""
+    async with bench.broker.consume([Queue("work")], credit=None) as consumer, asyncio.timeout(10):
+        return await anext(aiter(consumer))
+
+
+async def test_a_stopped_worker_finishes_what_runs_and_hands_the_rest_back() -> None:
+    """Uncharged: neither an attempt nor a return, in the order in which it stood."""
+    bench = Bench()
+    await bench.put("wait", *"abc")
+    async with bench.working(concurrency=1, prefetch=2) as worker:
+        await bench.wait_for(lambda: bench.done, "the first runs")
+        worker.stop()
+        await bench.wait_for(lambda: bench.told(WorkerStopping), "it is stopping")
+        assert bench.told(WorkerStopping) == [WorkerStopping(1, 5.0)]
+        bench.gate.set()
+    assert bench.done == ["start a", "end a"]
+    assert {event.outcome for event in bench.told(TaskSettled)} == {Succeeded(), Released()}
+    assert await bench.counts() == (2, 0, 0)
+    batch = await peek(bench)
+    assert [msgspec.json.decode(delivery.envelope.body)["args"] for delivery in batch] == [["b"], ["c"]]
+    assert [(delivery.envelope.attempt, delivery.returns) for delivery in batch] == [(1, 0), (1, 0)]
+
+
+async def test_what_does_not_finish_within_the_grace_is_handed_back() -> None:
+    bench = Bench()
+    await bench.put("wait", "a")
+    async with bench.working(grace=0.01):
+        await bench.wait_for(lambda: bench.done, "it runs")
+    assert [event.outcome for event in bench.told(TaskSettled)] == [Released()]
+    (delivery,) = await peek(bench)
+    assert (delivery.envelope.attempt, delivery.returns) == (1, 0)
+
+
+async def test_a_second_stop_does_not_wait() -> None:
+    bench = Bench()
+    await bench.put("wait", "a")
+    async with bench.working(grace=1_000.0) as worker:
+        await bench.wait_for(lambda: bench.done, "it runs")
+        worker.stop()
+        worker.stop()
+    assert [event.outcome for event in bench.told(TaskSettled)] == [Released()]
+    assert await bench.counts() == (1, 0, 0)
+
+
+async def test_a_worker_that_is_stopped_while_it_waits_for_the_broker_ends() -> None:
+    """It has taken nothing yet, so there is no readiness to tell and nothing to give back."""
+    asked = asyncio.Event()
+
+    class Away(MemoryBroker):
+        async def declare(self, _: Sequence[Queue]) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+    bench = Bench()
+    worker = Worker(InProcessExecutor(bench.app), broker=Away(), listeners=[bench.events.append])
+    run = asyncio.create_task(worker.run())
+    await asked.wait()
+    worker.stop()
+    await asyncio.wait_for(run, 20)
+    assert bench.events == []
+
+
+# What goes wrong around the tasks
+
+
+async def test_a_broker_that_refuses_ends_the_worker() -> None:
+    class Refusing(MemoryBroker):
+        async def declare(self, queues: Sequence[Queue]) -> None:
+            raise BrokerRefused(f"no access to {queues[0].name}")
+
+    with pytest.raises(BrokerRefused, match="no access to work"):
+        await Worker(InProcessExecutor(Bench().app), broker=Refusing()).run()
+
+
+async def test_a_listener_that_fails_is_logged_and_the_work_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+
+    def broken(event: Event) -> None:
+        raise ValueError(f"cannot hear {type(event).__name__}")
+
+    await bench.put("say", *"abc")
+    async with bench.working(listeners=[broken]):
+        await bench.wait_until_settled(3)
+    assert bench.done == list("abc")
+    assert "a listener failed on TaskSettled" in caplog.text
+    assert "cannot hear TaskStarted" in caplog.text
+
+
+async def test_an_outcome_whose_lease_was_lost_is_told_as_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(Losing())
+    await bench.put("say", "a")
+    async with bench.working():
+        (settled,) = await bench.wait_until_settled(1)
+    assert (settled.outcome, settled.kept) == (Succeeded(), False)
+    assert "its delivery was lost before its outcome was recorded; it may run again" in caplog.text
+
+
+async def test_only_those_that_were_lost_are_told_so() -> None:
+    class LosingOne(MemoryBroker):
+        async def settle(self, settlements: Sequence[Settlement]) -> None:
+            await super().settle(settlements)
+            lost = [delivery.envelope.id for delivery, _ in settlements if b"lost" in delivery.envelope.body]
+            if lost:
+                raise LeaseLost(lost)
+
+    bench = Bench(LosingOne())
+    await bench.put("say", "a", "lost", "b")
+    async with bench.working(concurrency=3):
+        settled = await bench.wait_until_settled(3)
+    assert {event.envelope.body for event in settled if not event.kept} == {b'{"args":["lost"]}'}
+
+
+async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("leveret.worker._SETTLE_AGAIN", 0.01)
+
+    class Faltering(MemoryBroker):
+        refusals = 3
+
+        async def settle(self, settlements: Sequence[Settlement]) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise BrokerError("not now")
+            await super().settle(settlements)
+
+    bench = Bench(Faltering())
+    await bench.put("say", "a")
+    async with bench.working():
+        (settled,) = await bench.wait_until_settled(1)
+    assert settled.kept
+    assert bench.done == ["a"]
+    assert await bench.counts() == (0, 0, 0)
+    assert caplog.text.count("1 outcomes can't be recorded, trying again") == 3
+
+
+async def test_a_delivery_whose_lease_ended_while_it_waited_is_not_run() -> None:
+    """The broker has given it to somebody else by then, or gives it to this one again."""
+    bench = Bench()
+    held = [True]
+
+    class Lease:
+        @property
+        def held(self) -> bool:
+            return held[0]
+
+    class Renewing(MemoryBroker):
+        @asynccontextmanager
+        async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Any]:
+            async with super().consume(queues, credit=credit) as consumer:
+
+                class Wrapped:
+                    stop = consumer.stop
+
+                    async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
+                        async for batch in consumer:
+                            yield [msgspec.structs.replace(delivery, lease=Lease()) for delivery in batch]
+
+                yield Wrapped()
+
+    bench.broker = Renewing()
+    await bench.put("wait", *"ab")
+    async with bench.working(concurrency=1, prefetch=2):
+        await bench.wait_for(lambda: bench.done, "the first runs")
+        held[0] = False
+        bench.gate.set()
+        await bench.wait_until_settled(1)
+    assert bench.done == ["start a", "end a"]
+
+
+async def test_a_task_that_cancels_itself_costs_no_slot() -> None:
+    """It has failed like any other; the worker goes on with as many slots as before."""
+    bench = Bench()
+
+    @bench.app.task(queue="work")
+    async def cancel_yourself(text: str) -> None:
+        if not bench.done:
+            bench.done.append(text)
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    await bench.put("cancel_yourself", "a")
+    await bench.put("say", "b")
+    async with bench.working(concurrency=1, grace=0.01):
+        await bench.wait_for(lambda: "b" in bench.done, "the next one runs", within=2.0)
+        settled = await bench.wait_until_settled(2)
+    assert isinstance(settled[0].outcome, Retrying)
+
+
+async def test_a_tasks_context_is_its_own() -> None:
+    """What one task sets in a context variable is not seen by the tasks that come after it."""
+    bench = Bench()
+
+    @bench.app.task(queue="work")
+    async def sign(text: str) -> None:
+        bench.done.append(owner.get())
+        owner.set(text)
+
+    await bench.put("sign", "a", "b", "c")
+    async with bench.working(concurrency=1, prefetch=10):
+        await bench.wait_until_settled(3)
+    assert bench.done == ["nobody", "nobody", "nobody"]
