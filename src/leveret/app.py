@@ -22,7 +22,7 @@ from leveret.retry import RetryPolicy, RetryRules
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
     from types import ModuleType
     from typing import Self
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
+#: Rounds of a loop that a closing takes to be over.
+_ROUNDS = 10
 #: How long closing the synchronous door's connection may take (seconds).
 _CLOSE_TIMEOUT = 5.0
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Producer]"
@@ -211,7 +213,7 @@ class App:
         """Close this loop's connection. A later enqueue opens it again."""
         producer = self._producers.pop(asyncio.get_running_loop(), None)
         if producer is not None:
-            await producer.broker.close()
+            await producer.end.aclose()
 
     def close_sync(self) -> None:
         """Close the synchronous door's connection and its thread."""
@@ -273,6 +275,7 @@ class _Producer:
 
     def __init__(self, broker: Broker, queues: dict[str, Queue]) -> None:
         self.broker = broker
+        self.end = _closed_with_the_loop(broker)
         self._queues = queues
         self._declared: set[str] = set()
 
@@ -288,6 +291,27 @@ class _Producer:
     async def _declare(self, names: Iterable[str]) -> None:
         await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
         self._declared.update(names)
+
+
+def _closed_with_the_loop(broker: Broker) -> AsyncGenerator[None]:
+    """A generator that closes the broker when it ends: `asyncio.run` ends those that live when its program does.
+
+    So a program that never closes its application ends without losing connections or warnings about them.
+    """
+
+    async def live() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await broker.close()
+            # The drivers' own callbacks of the closing run in the loop's next rounds.
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
+
+    generator = live()
+    with suppress(StopIteration):
+        generator.__anext__().send(None)  # its first step, in which the loop gets to know it, waits for nothing
+    return generator
 
 
 class _Door:

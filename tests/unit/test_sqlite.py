@@ -19,7 +19,7 @@ import pytest
 from leveret.brokers import connect
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.bells import Bells
-from leveret.brokers.sqlite.store import APPLICATION_ID, SCHEMA_VERSION
+from leveret.brokers.sqlite.store import APPLICATION_ID, SCHEMA_VERSION, Store
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import (
     BrokerError,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
     from pathlib import Path
 
-    from leveret.brokers.sqlite.store import Store
     from leveret.model import Delivery
 
 WORK = Queue("work")
@@ -568,6 +567,27 @@ async def test_a_consumer_whose_bell_was_deleted_registers_again(path: Path, cap
         assert len(names(folder)) == 1
         assert await counts(other) == (0, 0, 0)
     assert "registering again" in caplog.text
+
+
+async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may be locked in that moment, as in any other; a worker does not end for that."""
+    refusals = [BrokerUnavailable("locked just now")] * 2
+    original = Store.register
+
+    def register(*args: Any, **kwargs: Any) -> int:
+        if refusals:
+            raise refusals.pop()
+        return original(*args, **kwargs)
+
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
+        monkeypatch.setattr(Store, "register", register)
+        remove(path.with_name("leveret.db-consumers"))
+        await broker.stats()
+        await broker.publish([envelope()])
+        assert len(await next_batch(aiter(consumer))) == 1
+    assert refusals == []
 
 
 async def test_a_consumer_without_its_bell_still_looks_by_itself(path: Path) -> None:

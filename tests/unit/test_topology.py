@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import pytest
 from hypothesis import given
@@ -297,11 +298,31 @@ def test_a_queue_that_may_lose_tasks_is_adopted_with_a_warning(found: Declaratio
         ("amqp://u:a,b@one,two/", ["amqp://u:a,b@one/", "amqp://u:a,b@two/"]),
         ("amqp://[::1]/", ["amqp://[::1]/"]),
         ("amqp://u:p@[::1]:5673,[fe80::2]/v", ["amqp://u:p@[::1]:5673/v", "amqp://u:p@[fe80::2]/v"]),
+        ("amqp://u:p@one,[::1],[::2]:5673/v", ["amqp://u:p@one/v", "amqp://u:p@[::1]/v", "amqp://u:p@[::2]:5673/v"]),
         ("amqp://one:1,two:65535", ["amqp://one:1", "amqp://two:65535"]),
     ],
 )
 def test_each_host_has_a_url_of_its_own(url: str, urls: list[str]) -> None:
     assert hosts(url) == urls
+
+
+def strict_urlsplit(url: str) -> SplitResult:
+    """As in Python 3.12.13 and 3.14: nothing but a port may stand beside an address in brackets."""
+    parts = urlsplit(url)
+    before, bracket, rest = parts.netloc.rpartition("@")[2].partition("[")
+    after = rest.partition("]")[2]
+    if bracket and (before or (after and not after.startswith(":"))):
+        raise ValueError("Invalid IPv6 URL")
+    return parts
+
+
+def test_several_addresses_in_brackets_are_read_by_a_strict_parser_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.brokers.rabbitmq.topology.urlsplit", strict_urlsplit, raising=False)
+    assert hosts("amqp://u:p@one,[::1],[::2]:5673/v") == [
+        "amqp://u:p@one/v",
+        "amqp://u:p@[::1]/v",
+        "amqp://u:p@[::2]:5673/v",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,10 @@ async def test_prefetch_bounds_what_is_held(prefetch: Any, held: int) -> None:
         await bench.wait_until_settled(10)
 
 
-@pytest.mark.parametrize("prefetch", [0, -1])
-async def test_prefetch_is_at_least_one(prefetch: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"prefetch is {prefetch}; it must be at least 1"):
+@pytest.mark.parametrize("prefetch", [0, -1, 65_536])
+async def test_prefetch_is_a_number_that_every_broker_knows(prefetch: int) -> None:
+    """AMQP carries it in 16 bits, and reads 0 as no limit."""
+    with pytest.raises(ConfigurationError, match=f"prefetch is {prefetch}; it must be 1 to 65535"):
         Worker(InProcessExecutor(App("memory://")), prefetch=prefetch)
 
 
@@ -519,6 +520,23 @@ async def test_a_task_that_cancels_itself_costs_no_slot() -> None:
         await bench.wait_for(lambda: "b" in bench.done, "the next one runs", within=2.0)
         settled = await bench.wait_until_settled(2)
     assert isinstance(settled[0].outcome, Retrying)
+
+
+async def test_a_task_that_cancels_itself_is_tried_again_by_its_own_rules() -> None:
+    bench = Bench()
+
+    @bench.app.task(queue="work", max_attempts=1)
+    async def cancel_yourself(text: str) -> None:
+        bench.done.append(text)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    await bench.put("cancel_yourself", "a")
+    async with bench.working(concurrency=1):
+        (settled,) = await bench.wait_until_settled(1)
+    assert isinstance(settled.outcome, DeadLettered)
 
 
 async def test_a_tasks_context_is_its_own() -> None:
