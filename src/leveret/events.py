@@ -66,8 +66,9 @@ def _log_outcome(event: TaskSettled) -> None:
     name = envelope.task or "(default task)"
     if not event.kept:
         log.warning("%s %s: its delivery was lost before its outcome was recorded; it may run again", name, envelope.id)
-    elif event.at_most_once and isinstance(outcome, Retrying):
-        log.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, outcome.error)
+    elif event.at_most_once and isinstance(outcome, (Retrying, DeadLettered)):
+        error = outcome.error if isinstance(outcome, Retrying) else outcome.reason
+        log.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, error)
     elif isinstance(outcome, Retrying):
         log.warning(
             "%s %s: attempt %d failed, next try in %.1f s: %s",

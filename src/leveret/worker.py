@@ -49,8 +49,8 @@ class Worker:
     """Runs the tasks of some queues on an executor until it is told to stop.
 
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
-    holds at once, running or waiting; "auto" is the executor's slots, so that nothing waits here that another worker
-    could run. ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
+    another worker could run. ``grace``: seconds. ``broker``: one to use instead of the application's URL.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import pytest
 from aiormq.abc import DeliveredMessage
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
@@ -408,6 +408,7 @@ headers = st.none() | st.dictionaries(names, values, max_size=6)
 texts = st.none() | st.text(max_size=60)
 
 
+@settings(deadline=None)
 @given(headers, texts, texts, st.binary(max_size=20), st.booleans())
 @example({"leveret-attempt": 2**63 - 1}, None, None, b"", False)  # noqa: FBT003 - an example
 def test_no_message_raises(

@@ -176,12 +176,6 @@ async def test_a_retry_rule_that_names_no_time_does_not_lose_the_task(wait: Any)
     assert 0 <= outcome.delay <= MAX_DELAY
 
 
-@pytest.mark.parametrize("delay", [MAX_DELAY, 1e18, 1e300])
-async def test_a_task_that_asks_for_a_time_beyond_all_times_waits_the_longest(delay: float) -> None:
-    outcome = await retrying(raising(Retry("later", delay=delay), kind="sync"))
-    assert outcome.delay == MAX_DELAY
-
-
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")

@@ -130,6 +130,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 @example(-0.0)
 @example({"": [True, 1, 1.0, None]})
@@ -140,6 +141,7 @@ def test_any_json_value_arrives_as_it_was(value: Any) -> None:
     assert repr(arrives(anything, value)) == repr(value)
 
 
+@settings(deadline=None)
 @given(st.lists(json_values, max_size=3), st.dictionaries(st.text(min_size=1), json_values, max_size=3))
 def test_any_number_of_arguments_under_any_name(args: list[Any], kwargs: dict[str, Any]) -> None:
     def task(*items: Any, **options: Any) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leveret.brokers.sqlite.store import share
@@ -12,6 +12,7 @@ credits_of = st.lists(st.none() | st.integers(0, 12), max_size=8)
 counts = st.integers(0, 60)
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_no_card_is_dealt_twice_and_none_is_skipped(credit_of: list[int | None], cards: int) -> None:
     hands, _ = share(credit_of, cards)
@@ -21,12 +22,14 @@ def test_no_card_is_dealt_twice_and_none_is_skipped(credit_of: list[int | None],
     assert len(dealt) <= cards
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_nobody_gets_more_than_the_credit(credit_of: list[int | None], cards: int) -> None:
     hands, _ = share(credit_of, cards)
     assert all(credit is None or len(hand) <= credit for hand, credit in zip(hands, credit_of, strict=True))
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_all_are_dealt_while_there_is_credit(credit_of: list[int | None], cards: int) -> None:
     hands, _ = share(credit_of, cards)
@@ -34,6 +37,7 @@ def test_all_are_dealt_while_there_is_credit(credit_of: list[int | None], cards:
     assert sum(map(len, hands)) == min(cards, room)
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_whoever_has_credit_is_never_two_cards_behind(credit_of: list[int | None], cards: int) -> None:
     hands, _ = share(credit_of, cards)
@@ -42,6 +46,7 @@ def test_whoever_has_credit_is_never_two_cards_behind(credit_of: list[int | None
         assert len(hand) >= most - 1 or len(hand) == credit
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_the_cards_go_round(credit_of: list[int | None], cards: int) -> None:
     """In every round each player with credit gets one card, in the order in which they sit."""
@@ -51,6 +56,7 @@ def test_the_cards_go_round(credit_of: list[int | None], cards: int) -> None:
     assert in_turn == list(range(len(in_turn)))
 
 
+@settings(deadline=None)
 @given(credits_of, counts)
 def test_the_last_to_get_a_card_stands_last(credit_of: list[int | None], cards: int) -> None:
     """Next time, whoever has waited longest is dealt to first."""

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leveret.brokers.rabbitmq.topology import (
@@ -206,6 +206,7 @@ arguments = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(arguments, st.none() | st.integers(1, 10))
 def test_asking_again_and_again_finds_any_queue_out(found: dict[str, Any], max_length: int | None) -> None:
     """One question for each argument that differs."""

@@ -39,7 +39,7 @@ class _PrefetchType(click.ParamType[Prefetch]):
     type=_PrefetchType(),
     default="auto",
     show_default=True,
-    help="Unsettled deliveries of each queue; auto: as many as run at once, so that none waits behind another here.",
+    help="Most unsettled deliveries of each queue; auto: as many as the worker runs at once.",
 )
 @click.option(
     "--grace",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
-from leveret.brokers.rabbitmq.declare import Notes, declare
+from leveret.brokers.rabbitmq.declare import Notes, declare, message_count
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -281,8 +281,14 @@ class Session:
             task.add_done_callback(self._mending.discard)
 
     async def _mend(self, queue: Queue) -> None:
-        log.warning("RabbitMQ cancelled the consumer of queue %r (was it deleted?); declaring it again", queue.name)
         try:
+            if await message_count(self._line.connection, queue.name) is not None:
+                # A consumer timeout (RabbitMQ 4.3) or a move. The server may keep the cancelled consumer and deliver to
+                # it, where nobody listens (4.3.6); only a new connection is free of it.
+                log.warning("RabbitMQ cancelled the consumer of queue %r, which is still there", queue.name)
+                self._failed.set()
+                return
+            log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
             await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
             await self._consume(queue)
         except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:

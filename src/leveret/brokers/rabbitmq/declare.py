@@ -27,9 +27,10 @@ log = logging.getLogger("leveret.rabbitmq")
 
 #: A queue has at most about twenty known arguments; each answer tells one of them.
 _MOST_QUESTIONS = 24
-#: RabbitMQ writes down the name of a new quorum queue half a second later (ra's names.dets, auto_save). A node that is
-#: killed before that forgets what the queue confirmed, so a queue that was just made is not used for so long (seconds).
-_REMEMBERED = 1.0
+#: RabbitMQ writes down the name of a new quorum queue up to a second later (ra's names.dets: its auto_save of 500 ms
+#: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
+#: just made is not used for so long (seconds).
+_REMEMBERED = 2.0
 
 
 class Notes:

@@ -21,7 +21,7 @@ _QUORUM = {"x-queue-type": "quorum"}
 #: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
 #: Arguments that let the broker drop tasks by itself.
-_LOSSY = ("x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
+_LOSSY = ("x-delivery-limit", "x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
 
 
 class Declaration(msgspec.Struct, frozen=True):
