@@ -19,10 +19,10 @@ import msgspec
 from leveret.current import CurrentTask, run_within
 from leveret.errors import Dead, InvalidArguments, Retry, UnknownTask, UnreadableBody
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
+from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
     from leveret.app import App
-    from leveret.retry import RetryRules
     from leveret.task import Task
 
 log = logging.getLogger("leveret.execution")
@@ -52,6 +52,14 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
             return classify(error, envelope.attempt, task.retry)
         return Succeeded()
+
+    def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
+        """What an error that left `run` means for its task, by the task's own rules."""
+        try:
+            rules = self._app.find(envelope.task, envelope.queue).retry
+        except UnknownTask:
+            rules = RetryRules()
+        return classify(error, envelope.attempt, rules)
 
     def close(self) -> None:
         """Let go of the threads; one that still runs a task is not waited for."""

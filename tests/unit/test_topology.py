@@ -257,7 +257,7 @@ def test_a_queue_that_cannot_do_what_is_wanted_is_refused(found: Declaration, qu
         (quorum(max_length=5, overflow="reject-publish"), Queue("q")),
         (quorum(max_length_bytes=5, overflow="reject-publish"), Queue("q")),
         (quorum(max_length=5, overflow="reject-publish-dlx"), Queue("q")),
-        (quorum(delivery_limit=20, dead_letter_exchange="dlx", max_priority=5), Queue("q")),
+        (quorum(dead_letter_exchange="dlx", max_priority=5), Queue("q")),
     ],
 )
 def test_a_queue_that_loses_nothing_is_adopted_in_silence(found: Declaration, queue: Queue) -> None:
@@ -270,6 +270,7 @@ def test_a_queue_that_loses_nothing_is_adopted_in_silence(found: Declaration, qu
         (Declaration("q"), ["it is a classic queue"]),
         (Declaration("q", arguments={"x-queue-type": "classic"}), ["it is a classic queue"]),
         (quorum(message_ttl=1_000), ["x-message-ttl=1000 lets RabbitMQ drop tasks"]),
+        (quorum(delivery_limit=20), ["x-delivery-limit=20 lets RabbitMQ drop tasks"]),
         (quorum(expires=1_000), ["x-expires=1000 lets RabbitMQ drop tasks"]),
         (quorum(max_length=5), ["x-max-length=5 lets RabbitMQ drop tasks"]),
         (quorum(max_length_bytes=5, overflow="drop-head"), ["x-max-length-bytes=5 lets RabbitMQ drop tasks"]),

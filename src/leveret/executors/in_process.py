@@ -10,9 +10,8 @@ import contextvars
 from collections import deque
 from typing import TYPE_CHECKING
 
-from leveret.execution import Runner, classify
+from leveret.execution import Runner
 from leveret.executors import Finished, Job, Manifest, Report, Started
-from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +92,7 @@ class Crew:
             if self._stopping:
                 raise
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
-            outcome = classify(error, job.envelope.attempt, RetryRules())
+            outcome = self._runner.classify(error, job.envelope)
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()

@@ -167,14 +167,14 @@ def _shortcomings(found: Declaration, kind: str) -> list[str]:
 def hosts(url: str) -> list[str]:
     """One URL a host of ``amqp://user:password@host1,host2:5673/vhost?heartbeat=20``. Raises ConfigurationError."""
     try:
-        parts = urlsplit(url)
-        credentials, at, names = parts.netloc.rpartition("@")
-        urls = []
-        for host in names.split(","):
-            one = parts._replace(netloc=f"{credentials}{at}{host}")
+        # By hand as far as the list goes: a strict parser takes several addresses in brackets for none.
+        scheme, _, rest = url.partition("://")
+        end = min((index for mark in "/?#" if (index := rest.find(mark)) >= 0), default=len(rest))
+        credentials, at, names = rest[:end].rpartition("@")
+        urls = [f"{scheme}://{credentials}{at}{host}{rest[end:]}" for host in names.split(",")]
+        for one in map(urlsplit, urls):
             if not one.hostname or one.port == 0:
-                raise ValueError(host)  # noqa: TRY301 - the same message as for a port that is no number
-            urls.append(one.geturl())
+                raise ValueError(one.netloc)  # noqa: TRY301 - the same message as for a port that is no number
     except ValueError:
         raise ConfigurationError(
             "the RabbitMQ URL cannot be read: write amqp://user:password@host:5672/vhost, with special characters "

@@ -126,8 +126,13 @@ class SQLiteConsumer:
         log.error("this consumer's registration is gone: was the folder beside the database deleted? registering again")
         self._lease.held = False
         self._let_go_of_bell()
-        if not self._stopped:
+        if self._stopped:
+            return
+        try:
             await self.start()
+        except (BrokerError, OSError) as error:
+            log.warning("this consumer cannot register, trying again: %s", error)
+            await asyncio.sleep(ROUND)
 
     def _rung(self) -> None:
         if self._bell is not None:
