@@ -258,6 +258,7 @@ def test_a_queue_that_cannot_do_what_is_wanted_is_refused(found: Declaration, qu
         (quorum(max_length_bytes=5, overflow="reject-publish"), Queue("q")),
         (quorum(max_length=5, overflow="reject-publish-dlx"), Queue("q")),
         (quorum(dead_letter_exchange="dlx", max_priority=5), Queue("q")),
+        (quorum(delivery_limit=-1), Queue("q")),
     ],
 )
 def test_a_queue_that_loses_nothing_is_adopted_in_silence(found: Declaration, queue: Queue) -> None:

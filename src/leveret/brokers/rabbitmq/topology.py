@@ -160,7 +160,13 @@ def _shortcomings(found: Declaration, kind: str) -> list[str]:
     if kind == "classic":
         lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
     rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
-    lossy = [name for name in _LOSSY if name in found.arguments and not (rejects and name.startswith("x-max-length"))]
+    limits = {name: found.arguments[name] for name in _LOSSY if name in found.arguments}
+    # A negative delivery limit is none (RabbitMQ 4.0 and later).
+    lossy = [
+        name
+        for name, limit in limits.items()
+        if not (rejects and name.startswith("x-max-length")) and not (isinstance(limit, int) and limit < 0)
+    ]
     return [*lacks, *(f"{name}={found.arguments[name]!r} lets RabbitMQ drop tasks" for name in lossy)]
 
 

@@ -45,7 +45,7 @@ class Bells:
         try:
             os.close(os.open(self._folder / name, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ENOENT):
+            if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOTDIR):
                 return False
             raise
         return True
@@ -54,12 +54,12 @@ class Bells:
         """The bells whose processes died."""
         try:
             names = [path.name for path in self._folder.iterdir()]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [name for name in names if not self.is_held(name)]
 
     def take_down(self, name: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             (self._folder / name).unlink()
 
 
