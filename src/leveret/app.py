@@ -118,6 +118,7 @@ class App:
         retry_on: Exceptions | None = ...,
         give_up_on: Exceptions = ...,
         retry: Decide | None = ...,
+        timeout: float | None = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -135,6 +136,7 @@ class App:
         retry_on: Exceptions | None = None,
         give_up_on: Exceptions = (),
         retry: Decide | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Register a function as a task.
 
@@ -146,6 +148,10 @@ class App:
         wait of at most ``backoff`` seconds, doubled with each attempt up to ``max_backoff``. ``retry_on`` and
         ``give_up_on`` choose by the exception's type; ``retry`` is called with the attempt's number and the exception
         and returns the seconds to wait, or None to give up.
+
+        ``timeout``: seconds that an attempt may run. An ``async def`` task is cancelled then and has failed with
+        TimedOut. A plain ``def`` task cannot be interrupted: it may end by itself (see ``current_task().deadline``),
+        and `leveret.executors.OVERTIME` seconds later its child process is replaced by a fresh one.
         """
         rules = RetryRules(
             RetryPolicy(max_attempts, backoff, max_backoff),
@@ -156,7 +162,7 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             return self._register(
-                function, name or function.__name__, TaskOptions(queue, acknowledge, rules), default=default
+                function, name or function.__name__, TaskOptions(queue, acknowledge, rules, timeout), default=default
             )
 
         return register if function is None else register(function)

@@ -29,6 +29,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     attempt: int
     #: The attempt after which a failure is final; None: no limit.
     max_attempts: int | None
+    #: Unix time when the task's ``timeout`` is over, seconds; None: it has none.
+    deadline: float | None
     #: Unix time, seconds; None when the producer did not say.
     enqueued_at: float | None
     #: The message's other headers, as they came.

@@ -109,6 +109,10 @@ class LeaseLost(BrokerError):
         self.ids = tuple(ids)
 
 
+class TimedOut(LeveretError, TimeoutError):
+    """An attempt ran longer than its task's ``timeout``. It is a failure like others: the retry policy decides."""
+
+
 class Dead(Exception):
     """Raise it in a task to give the task up for good: it becomes a dead letter with this reason."""
 

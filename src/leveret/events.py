@@ -47,7 +47,16 @@ class WorkerStopping(msgspec.Struct, frozen=True):
     grace: float
 
 
-Event: TypeAlias = WorkerReady | TaskStarted | TaskSettled | WorkerStopping
+class TaskBlocks(msgspec.Struct, frozen=True):
+    """A task keeps the event loop of its child from turning: no other ``async def`` task there gets on meanwhile."""
+
+    envelope: Envelope
+    #: So far (seconds).
+    seconds: float
+    stack: str
+
+
+Event: TypeAlias = WorkerReady | TaskStarted | TaskSettled | TaskBlocks | WorkerStopping
 Listener: TypeAlias = "Callable[[Event], None]"
 
 
@@ -59,6 +68,14 @@ def write_log(event: Event) -> None:
         log.info("stopping: %d tasks may finish within %g s", event.running, event.grace)
     elif isinstance(event, TaskSettled):
         _log_outcome(event)
+    elif isinstance(event, TaskBlocks):
+        log.warning(
+            "%s %s: blocks the event loop, for %.1f s so far; await instead, or make it a plain def. It is at\n%s",
+            event.envelope.task or "(default task)",
+            event.envelope.id,
+            event.seconds,
+            event.stack.rstrip(),
+        )
 
 
 def _log_outcome(event: TaskSettled) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.current import CurrentTask, run_within
-from leveret.errors import Dead, InvalidArguments, Retry, UnknownTask, UnreadableBody
+from leveret.errors import Dead, InvalidArguments, Retry, TimedOut, UnknownTask, UnreadableBody
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
 from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from leveret.app import App
     from leveret.task import Task
 
@@ -61,13 +64,20 @@ class Runner:
             rules = RetryRules()
         return classify(error, envelope.attempt, rules)
 
+    def timeout(self, envelope: Envelope) -> float | None:
+        """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
+        try:
+            return self._app.find(envelope.task, envelope.queue).timeout
+        except UnknownTask:
+            return None
+
     def close(self) -> None:
         """Let go of the threads; one that still runs a task is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if inspect.iscoroutinefunction(task.function):
-            return await task.function(*args, **kwargs)
+            return await _within(task, task.function(*args, **kwargs))
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         result = await loop.run_in_executor(self._threads, lambda: context.run(_guard, task.function, args, kwargs))
@@ -85,7 +95,20 @@ def _current(task: Task[..., Any], envelope: Envelope) -> CurrentTask:
         max_attempts=task.retry.policy.max_attempts,
         enqueued_at=envelope.enqueued_at,
         headers=envelope.headers,
+        deadline=None if task.timeout is None else time.time() + task.timeout,
     )
+
+
+async def _within(task: Task[..., Any], running: Awaitable[Any]) -> Any:
+    """Await a coroutine, within its task's timeout."""
+    try:
+        async with asyncio.timeout(task.timeout) as limit:
+            return await running
+    except TimeoutError as error:
+        # The task's own TimeoutErrors pass as they are.
+        if limit.expired() and isinstance(error.__cause__, asyncio.CancelledError):
+            raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout:g} s") from error
+        raise
 
 
 class _Stopped:

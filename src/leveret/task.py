@@ -39,6 +39,8 @@ class TaskOptions(msgspec.Struct, frozen=True):
     #: "after": at least once, the default. "before": at most once; a worker that dies loses the task.
     acknowledge: Acknowledge = "after"
     retry: RetryRules = RetryRules()
+    #: Seconds that an attempt may run; None: no limit.
+    timeout: float | None = None
     #: Seconds from the enqueueing, or a Unix time, before which it must not run.
     delay: float = 0.0
     at: float | None = None
@@ -46,6 +48,10 @@ class TaskOptions(msgspec.Struct, frozen=True):
     expires: float | None = None
 
     def __post_init__(self) -> None:
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise ConfigurationError(
+                f"timeout is {self.timeout!r}; it must be more than 0 seconds, or None for no limit"
+            )
         if self.acknowledge not in ("after", "before"):
             raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
 
@@ -89,6 +95,10 @@ class Task(Generic[P, R]):
     @property
     def retry(self) -> RetryRules:
         return self._options.retry
+
+    @property
+    def timeout(self) -> float | None:
+        return self._options.timeout
 
     def options(
         self,

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
-from leveret.events import Event, Listener, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
-from leveret.executors import Died, Executor, Job, Manifest, Report, Started
-from leveret.executors.processes import ProcessExecutor
+from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
+from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Report, Started
+from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import configure as configure_logging
 from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
 from leveret.retry import RetryPolicy
@@ -39,6 +39,8 @@ Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 MAX_RETURNS = 15
 #: AMQP carries it in 16 bits.
 MOST_PREFETCH = 65_535
+#: Tasks at once in one child: each may be a thread.
+MOST_CONCURRENCY = 10_000
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
@@ -186,7 +188,7 @@ class Worker:
             self._fill()
             return
         self._acknowledged.add(key)
-        self._executor.submit([Job(key, delivery.envelope)])
+        self._executor.submit([Job(key, delivery.envelope, once=True)])
 
     def _on_reports(self, reports: Sequence[Report]) -> None:
         settlements: list[Settlement] = []
@@ -197,8 +199,11 @@ class Worker:
             if isinstance(report, Started):
                 self._tell(TaskStarted(delivery.envelope))
                 continue
+            if isinstance(report, Blocks):
+                self._tell(TaskBlocks(delivery.envelope, report.seconds, report.stack))
+                continue
             del self._jobs[report.key]
-            outcome = self._after_death(delivery.envelope, report) if isinstance(report, Died) else report.outcome
+            outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
                 self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
@@ -209,11 +214,12 @@ class Worker:
         self._fill()
         self._note_idle()
 
-    def _after_death(self, envelope: Envelope, death: Died) -> Outcome:
-        """A death is an attempt. The next one needs no wait: another child is there already."""
+    def _after_death(self, envelope: Envelope, death: Died | Overran) -> Outcome:
+        """A death is an attempt. The next one needs no wait, except after a timeout: a child is there already."""
         policy = self._policies.get(self._name(envelope) or "", RetryPolicy())
         if policy.may_try_again(envelope.attempt):
-            return Retrying(death.cause)
+            wait = policy.delay(envelope.attempt, random.random()) if isinstance(death, Overran) else 0.0  # noqa: S311
+            return Retrying(death.cause, delay=wait)
         return DeadLettered(f"{death.cause}; attempt {envelope.attempt} of {policy.max_attempts} failed")
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
@@ -328,21 +334,29 @@ def run_worker(
     concurrency: int = 10,
     prefetch: Prefetch = "auto",
     grace: float = DEFAULT_GRACE,
+    max_tasks_per_child: int | None = None,
+    max_rss: int | None = None,
     listeners: Sequence[Listener] = (),
     log_level: str = "INFO",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
     ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
-    application's. ``log_level``: for a program that has not set logging up itself. A second signal stops at once;
-    nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
+    application's. ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so
+    much memory, is replaced; the fresh one is ready before the old one leaves. ``log_level``: for a program that has
+    not set logging up itself. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError
+    or BrokerRefused when it cannot work.
     """
-    if processes < 1 or concurrency < 1:
-        raise ConfigurationError(f"{processes} processes with {concurrency} tasks at once: both must be at least 1")
+    if processes < 1 or not 1 <= concurrency <= MOST_CONCURRENCY:
+        raise ConfigurationError(
+            f"{processes} processes with {concurrency} tasks at once: there must be at least 1 process, "
+            f"with 1 to {MOST_CONCURRENCY} tasks"
+        )
+    recycling = Recycling(max_tasks_per_child, max_rss)
     configure_logging(log_level)
 
     async def work() -> None:
-        executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency)
+        executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency, recycling=recycling)
         worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=listeners)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

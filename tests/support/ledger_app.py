@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from leveret import App, Dead, Queue, Retry
@@ -130,3 +132,47 @@ async def enqueue_another(text: str) -> None:
 @app.task(queue="raw", default=True)
 async def raw(body: bytes) -> None:
     note(f"raw {body!r}")
+
+
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+async def overrun(text: str, seconds: float) -> None:
+    note(f"try {text}")
+    await asyncio.sleep(seconds)
+    note(f"end {text}")
+
+
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+def overrun_in_thread(text: str, seconds: float) -> None:
+    note(f"try {text} {os.getpid()}")
+    time.sleep(seconds)
+    note(f"end {text}")
+
+
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+async def overrun_stubbornly(text: str) -> None:
+    note(f"try {text}")
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
+@app.task(queue="work")
+async def hold_the_interpreter(text: str) -> None:
+    """A C function that lets no other thread of its process run."""
+    note(f"start {text} {os.getpid()}")
+    ctypes.PyDLL(None).sleep(8)
+    note(f"end {text}")
+
+
+@app.task(queue="work")
+async def whose(text: str) -> None:
+    note(f"by {text} {os.getpid()}")
+
+
+_kept: list[bytearray] = []
+
+
+@app.task(queue="work")
+async def leak(text: str, mebibytes: int) -> None:
+    _kept.append(bytearray(os.urandom(1024 * 1024) * mebibytes))
+    note(f"by {text} {os.getpid()}")

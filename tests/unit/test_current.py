@@ -36,7 +36,7 @@ async def test_a_task_knows_itself_in_a_coroutine_and_in_a_thread() -> None:
 
     assert await run(app, "asynchronous", attempt=3) == Succeeded()
     assert await run(app, "threaded") == Succeeded()
-    assert seen[0] == CurrentTask("the-id", "asynchronous", "default", 3, 7, None, {"trace": "x"})
+    assert seen[0] == CurrentTask("the-id", "asynchronous", "default", 3, 7, None, None, {"trace": "x"})
     assert (seen[1].task, seen[1].attempt, seen[1].max_attempts) == ("threaded", 1, 5)
     with pytest.raises(NoCurrentTask, match="here is none"):
         current_task()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from leveret.cli.options import url_option
-from leveret.worker import DEFAULT_GRACE, MOST_PREFETCH, Prefetch, run_worker
+from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, MOST_PREFETCH, Prefetch, run_worker
 
 
 class _PrefetchType(click.ParamType[Prefetch]):
@@ -32,7 +32,11 @@ class _PrefetchType(click.ParamType[Prefetch]):
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Child processes.")
 @click.option(
-    "--concurrency", type=click.IntRange(1), default=10, show_default=True, help="Tasks at once in each child process."
+    "--concurrency",
+    type=click.IntRange(1, MOST_CONCURRENCY),
+    default=10,
+    show_default=True,
+    help="Tasks at once in each child process.",
 )
 @click.option(
     "--prefetch",
@@ -49,6 +53,18 @@ class _PrefetchType(click.ParamType[Prefetch]):
     help="Seconds to finish what runs when told to stop; the rest is handed back.",
 )
 @click.option(
+    "--max-tasks-per-child",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Replace a child process after about N tasks; the fresh one is ready before the old one leaves.",
+)
+@click.option(
+    "--max-rss",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Replace a child process that holds so much memory, in MiB.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
@@ -62,6 +78,8 @@ def command(
     concurrency: int,
     prefetch: Prefetch,
     grace: float,
+    max_tasks_per_child: int | None,
+    max_rss: int | None,
     log_level: str,
     url: str | None,
 ) -> None:
@@ -84,5 +102,7 @@ def command(
         concurrency=concurrency,
         prefetch=prefetch,
         grace=grace,
+        max_tasks_per_child=max_tasks_per_child,
+        max_rss=None if max_rss is None else max_rss * 1024 * 1024,
         log_level=log_level.upper(),
     )

@@ -44,12 +44,16 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
 
     key: int
     envelope: Envelope
+    #: It is acknowledged already: whatever becomes of its process, it must not be started a second time.
+    once: bool = False
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The job's task is about to be called: from here on a death of its process is charged to it."""
 
     key: int
+    #: Seconds that it may run; None: no limit.
+    timeout: float | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -66,7 +70,27 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
     cause: str
 
 
-Report: TypeAlias = Started | Finished | Died
+class Overran(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The job outlasted its timeout and did not end when it was told to; its process was killed."""
+
+    key: int
+    cause: str
+
+
+class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The event loop that runs the job does not turn, because of it as far as can be told. It runs on."""
+
+    key: int
+    #: How long it has not turned (seconds).
+    seconds: float
+    #: Where the loop's thread is.
+    stack: str
+
+
+Report: TypeAlias = Started | Finished | Died | Overran | Blocks
+
+#: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
+OVERTIME = 5.0
 
 
 class Executor(Protocol):

@@ -1,7 +1,8 @@
 """The child process: imports the user's code, runs jobs, and never sees a broker.
 
-Started by `processes` as ``python -m leveret.executors.child SOCKET LIFELINE``. It ends when its worker does: a
-thread that does nothing else watches the lifeline, so that even a blocked event loop cannot outlive its worker.
+Started by `spawn` as ``python -m leveret.executors.child SOCKET LIFELINE TICKETS``. It ends when its worker does: a
+thread that does nothing else watches the lifeline, so that even a blocked event loop cannot outlive its worker. The
+same thread tells the worker of an event loop that does not turn.
 """
 
 from __future__ import annotations
@@ -12,47 +13,112 @@ import signal
 import socket
 import sys
 import threading
+import time
+import traceback
 from io import TextIOWrapper
 
-from leveret.app import load_app
+from leveret import execution
+from leveret.app import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.execution import Runner
-from leveret.executors import Manifest
+from leveret.executors import Blocks, Job, Manifest
 from leveret.executors.in_process import Crew
-from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToChild
+from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToChild, frame, read_begin
+from leveret.model import shorten
+
+#: How often the watch looks (seconds).
+_LOOK = 0.25
+#: An event loop that has not turned for this long is reported (seconds).
+BLOCKED = 1.0
+#: A stack longer than this is cut in the middle (characters).
+_STACK = 8_192
 
 
-async def serve(connection: socket.socket) -> None:
+class Watch:
+    """A thread that sees what the event loop cannot: that its worker is gone, and that it does not turn itself."""
+
+    def __init__(self, lifeline: socket.socket) -> None:
+        self._lifeline = lifeline
+        self._crew: Crew | None = None
+        self._asked: float | None = None
+        self._told = False
+        threading.Thread(target=self._run, name="leveret-watch", daemon=True).start()
+
+    def over(self, crew: Crew) -> None:
+        """Watch the running loop, which works for that crew, too."""
+        self._loop = asyncio.get_running_loop()
+        self._crew = crew
+
+    def _run(self) -> None:
+        self._lifeline.settimeout(_LOOK)
+        while True:
+            try:
+                if not self._lifeline.recv(1):
+                    os._exit(1)
+            except TimeoutError:
+                self._look()
+            except OSError:
+                os._exit(1)
+
+    def _look(self) -> None:
+        if self._crew is None or self._loop.is_closed():
+            return
+        now = time.monotonic()
+        if self._asked is None:
+            if self._crew.running:
+                self._asked = now
+                self._loop.call_soon_threadsafe(self._answer)
+        elif now - self._asked > BLOCKED and not self._told:
+            self._told = True
+            self._tell(now - self._asked)
+
+    def _answer(self) -> None:
+        self._asked = None
+        self._told = False
+
+    def _tell(self, seconds: float) -> None:
+        assert self._crew is not None
+        stack = _stack_of_main_thread()
+        self._lifeline.sendall(frame([Blocks(job.key, seconds, stack) for job in self._suspects()]))
+
+    def _suspects(self) -> list[Job]:
+        """The job that the loop is in; all that run, when it is in an asyncio task that one of them made."""
+        assert self._crew is not None
+        running = dict(self._crew.running)
+        current = asyncio.current_task(self._loop)
+        return [running[current]] if current in running else list(running.values())
+
+
+def _stack_of_main_thread() -> str:
+    """From the task's own function on, as a traceback prints it."""
+    at = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented, for debuggers
+    frames = traceback.extract_stack(at)
+    ours = [number for number, summary in enumerate(frames) if summary.filename == execution.__file__]
+    return shorten("".join(traceback.format_list(frames[ours[-1] + 1 if ours else 0 :])), _STACK)
+
+
+async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int) -> None:
     """Run jobs until the worker closes its end."""
     reader, writer = await asyncio.open_connection(sock=connection)
     pipe: Pipe[ToChild] = Pipe(reader, writer, ToChild)
-    for begin in await pipe.read():
-        if isinstance(begin, Begin):
-            await _work(begin, pipe)
-    pipe.close()
-    await pipe.closed()
 
+    def admit(wanted: int) -> int:
+        """A ticket for each job that may start; the worker takes out those of jobs that it takes back."""
+        try:
+            return len(os.read(tickets, wanted))
+        except BlockingIOError:
+            return 0
 
-async def _work(begin: Begin, pipe: Pipe[ToChild]) -> None:
-    try:
-        app = load_app(begin.app)
-    except AppNotLoaded as error:
-        pipe.write([NotLoaded(str(error))])
-        return
-    if begin.url is not None:
-        app.connect_to(begin.url)
-    crew = Crew(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency)
+    crew = Crew(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
     crew.report_to(pipe.write)
+    watch.over(crew)
     pipe.write([Ready(Manifest.of(app))])
     while batch := await pipe.read():
         crew.submit([message.job for message in batch if isinstance(message, Run)])
     await crew.stop()
     await app.close()
-
-
-def _die_with_worker(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os._exit(1)
+    pipe.close()
+    await pipe.closed()
 
 
 def _ignore(*_: object) -> None:
@@ -60,14 +126,26 @@ def _ignore(*_: object) -> None:
 
 
 def main() -> None:
-    connection, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    connection, lifeline = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    tickets = int(sys.argv[3])
+    os.set_blocking(tickets, False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-    threading.Thread(target=_die_with_worker, args=(lifeline,), daemon=True).start()
-    asyncio.run(serve(connection))
+    watch = Watch(lifeline)
+    begin = read_begin(connection)
+    if begin is None:
+        return
+    try:
+        app = load_app(begin.app)
+    except AppNotLoaded as error:
+        connection.sendall(frame([NotLoaded(str(error))]))
+        return
+    if begin.url is not None:
+        app.connect_to(begin.url)
+    asyncio.run(serve(connection, app, begin, watch, tickets))
 
 
 if __name__ == "__main__":

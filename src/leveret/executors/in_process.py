@@ -46,16 +46,21 @@ class InProcessExecutor:
 class Crew:
     """Runs jobs through a runner, ``concurrency`` at once and in order, and reports in batches.
 
+    ``admit``: asked how many of the next jobs may start; those that may not are dropped, they are another's now.
     Both executors use it: this module in the worker's process, `child` in its own.
     """
 
-    def __init__(self, runner: Runner, *, concurrency: int) -> None:
+    def __init__(
+        self, runner: Runner, *, concurrency: int, admit: Callable[[int], int] = lambda wanted: wanted
+    ) -> None:
         self._runner = runner
+        self._admit = admit
+        #: The jobs that run, by the asyncio task that runs each.
+        self.running: dict[asyncio.Task[None], Job] = {}
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
         self._waiting: deque[Job] = deque()
-        self._running: set[asyncio.Task[None]] = set()
         self._reports: list[Report] = []
         self._report: Callable[[Sequence[Report]], None] = _nobody
 
@@ -70,20 +75,24 @@ class Crew:
         self._stopping = True
         self._waiting.clear()
         self._runner.close()
-        for task in self._running:
+        for task in self.running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self.running, return_exceptions=True)
 
     def _start_waiting(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._free and self._waiting:
+        wanted = min(self._free, len(self._waiting))
+        admitted = self._admit(wanted) if wanted else 0
+        for _ in range(admitted):
             self._free -= 1
             job = self._waiting.popleft()
-            self._say(Started(job.key))
+            self._say(Started(job.key, self._runner.timeout(job.envelope)))
             # A context of its own: what one task sets in a context variable is not the next one's to see.
             task = loop.create_task(self._run(job), context=self._context.copy())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self.running[task] = job
+            task.add_done_callback(self.running.pop)
+        if admitted < wanted:
+            self._waiting.clear()  # taken back, to be run elsewhere
 
     async def _run(self, job: Job) -> None:
         try:

@@ -1,48 +1,90 @@
 """Child processes that run the tasks, so that user code can block, leak or crash without harm to the connection.
 
-A child's death is told by the end of its socket. What it had started is charged an attempt, with the signal as the
-reason; what it had not goes to another child, uncharged.
+Children serve (they are given jobs), or leave (they finish what they run and are given no more: recycled, blocked, or
+overrun), or are wards (they run one job alone, to learn whether it is what kills its process). A child that dies is
+replaced. What it had not started goes to another child, uncharged. Of what it had started the guilty job is charged:
+the only one, or the one that it was killed for; of several suspects each runs again, uncharged, alone in a ward.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import socket
 import sys
-from collections import deque
-from contextlib import suppress
+import time
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from leveret.brokers.backoff import backoff
-from leveret.errors import AppNotLoaded
-from leveret.executors import Died, Finished, Job, Manifest, Report, Started
-from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToWorker
+from leveret.errors import AppNotLoaded, ConfigurationError
+from leveret.executors import OVERTIME, Died, Job, Manifest, Overran, Report
+from leveret.executors.spawn import Begun, Child
+from leveret.executors.wire import Begin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
 
 log = logging.getLogger("leveret.executors")
 
-#: A child that is idle ends within this time of being told to (seconds); then it is killed.
-_FAREWELL = 2.0
-#: How long a child may take to import the application (seconds).
-_IMPORT = 120.0
-#: How long the last reports of a process that has ended may take to arrive (seconds).
-_LAST_WORDS = 0.2
+#: A child that has not started a job for this long, though it has a slot for it, does not turn its loop (seconds).
+_PATIENCE = 0.6
+#: How long after its timeout a task that is cancelled may take to end before its child gets no more jobs (seconds).
+_LATE = 0.5
+#: So many suspects run at once, each in a ward.
+_WARDS = 2
+#: The tasks that killed a child here and are not forgotten yet.
+_KILLERS = 1_000
+
+
+class Recycling(msgspec.Struct, frozen=True):
+    """When a child is replaced by a fresh one: after about so many tasks, or when it holds so much memory (bytes)."""
+
+    max_tasks: int | None = None
+    max_rss: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tasks is not None and self.max_tasks < 1:
+            raise ConfigurationError(f"max tasks per child is {self.max_tasks}; it must be at least 1")
+        if self.max_rss is not None and self.max_rss < 1:
+            raise ConfigurationError(f"max RSS is {self.max_rss} bytes; it must be at least 1")
+        if self.max_rss is not None and sys.platform != "linux":
+            raise ConfigurationError(f"a child's memory can't be read on {sys.platform}: leave max RSS out")
+
+    def is_due(self, child: Child) -> bool:
+        """Whether that child is to be replaced."""
+        if self.max_tasks is not None and child.finished >= self.max_tasks:
+            return True
+        return self.max_rss is not None and child.resident() >= self.max_rss
 
 
 class ProcessExecutor:
     """``processes`` children, each running ``concurrency`` tasks at once."""
 
-    def __init__(self, app: str, *, url: str | None = None, processes: int = 1, concurrency: int = 10) -> None:
+    def __init__(
+        self,
+        app: str,
+        *,
+        url: str | None = None,
+        processes: int = 1,
+        concurrency: int = 10,
+        recycling: Recycling = Recycling(),  # noqa: B008 - frozen
+    ) -> None:
         self._begin = Begin(app, url, concurrency)
         self._processes = processes
-        self._children: list[Child] = []
-        self._births: set[asyncio.Task[None]] = set()
+        self._recycling = recycling
+        self._serving: list[Child] = []
+        self._leaving: set[Child] = set()
+        self._wards: set[Child] = set()
+        #: Births of serving children, each with the child that leaves when it has come.
+        self._births: dict[asyncio.Task[None], Child | None] = {}
+        self._ward_births: set[asyncio.Task[None]] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._waiting: deque[Job] = deque()
+        self._suspects: deque[Job] = deque()
+        self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
         self._report: Callable[[Sequence[Report]], None] = lambda _: None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,34 +96,73 @@ class ProcessExecutor:
 
     @property
     def pids(self) -> list[int]:
-        """The children that are alive."""
-        return [child.pid for child in self._children]
+        """The children that are given jobs."""
+        return [child.pid for child in self._serving]
 
     async def start(self, report: Callable[[Sequence[Report]], None]) -> Manifest:
         self._report = report
-        first = await Child.start(self._begin, self._on_reports, self._on_death)
-        self._children.append(first)
-        for _ in range(self._processes - 1):
-            self._replace()
+        first = await Child.start(self._begin, self)
+        self._serving.append(first)
+        self._restock()
         return first.manifest
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        self._waiting.extend(jobs)
+        for job in jobs:
+            (self._suspects if job.envelope.id in self._killers else self._waiting).append(job)
+        if self._suspects:
+            self._restock()
         self._assign()
 
     async def stop(self) -> None:
         self._stopping = True
         self._waiting.clear()
-        for birth in self._births:
+        births = [*self._births, *self._ward_births]
+        for birth in births:
             birth.cancel()
-        await asyncio.gather(*self._births, return_exceptions=True)
-        await asyncio.gather(*(child.stop() for child in self._children))
+        await asyncio.gather(*births, return_exceptions=True)
+        await asyncio.gather(*(child.stop() for child in [*self._serving, *self._leaving, *self._wards]))
+        await asyncio.gather(*self._farewells)
+
+    # What the children tell.
+
+    def reported(self, child: Child, reports: Sequence[Report]) -> None:
+        self._report(reports)
+        if self._stopping:
+            return
+        if child in self._serving:
+            self._recycle_if_due(child)
+        elif not child.load():
+            self._has_finished(child)
+        self._assign()
+
+    def looked(self, child: Child) -> None:
+        for key, begun in list(child.started.items()):
+            self._check_time(child, key, begun)
+        if child not in self._serving:
+            return
+        if child.oldest_unstarted() > _PATIENCE and self._has_room():
+            jobs = self._retire(child)
+            log.warning("a child process (pid %d) is blocked: %d tasks that waited go to another", child.pid, jobs)
+        else:
+            self._recycle_if_due(child)
+
+    def died(self, child: Child) -> None:
+        if self._stopping or not self._forget(child):
+            return
+        log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
+        self._waiting.extendleft(reversed(child.unstarted()))
+        charged = self._charge(child)
+        self._restock()
+        self._report(charged)
+        self._assign()
+
+    # What follows from it.
 
     def _assign(self) -> None:
         """Give waiting jobs to the children with free slots, the idlest first."""
         batches: dict[Child, list[Job]] = {}
-        while self._waiting and self._children:
-            child = min(self._children, key=Child.load)
+        while self._waiting and self._serving:
+            child = min(self._serving, key=Child.load)
             if child.load() >= self._begin.concurrency:
                 break
             job = self._waiting.popleft()
@@ -90,199 +171,142 @@ class ProcessExecutor:
         for child, jobs in batches.items():
             child.send(jobs)
 
-    def _on_reports(self, reports: Sequence[Report]) -> None:
-        self._report(reports)
-        self._assign()
-
-    def _on_death(self, child: Child) -> None:
-        if self._stopping:
+    def _check_time(self, child: Child, key: int, begun: Begun) -> None:
+        """A task that outlasts its timeout costs its child, which first may finish the neighbours."""
+        if begun.timeout is None or child.condemned is not None:
             return
-        self._children.remove(child)
-        cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
-        log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
-        self._waiting.extendleft(reversed(child.unstarted()))
-        self._replace()
-        self._report([Died(key, cause) for key in child.started])
-        self._assign()
+        over = time.monotonic() - begun.since - begun.timeout
+        if over > OVERTIME:
+            child.condemn(
+                key,
+                f"the task ran longer than its timeout of {begun.timeout:g} s and did not end, "
+                f"so its child process (pid {child.pid}) was killed",
+            )
+        elif over > _LATE and child in self._serving and self._has_room():
+            log.warning("a child process (pid %d) is replaced: a task outlasts its timeout", child.pid)
+            self._retire(child)
 
-    def _replace(self) -> None:
-        birth = asyncio.get_running_loop().create_task(self._bear())
-        self._births.add(birth)
-        birth.add_done_callback(self._births.discard)
+    def _charge(self, child: Child) -> list[Report]:
+        """Who is guilty of a child's death; the others run again, those that may be guilty alone."""
+        cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
+        verdicts: dict[int, Report] = {}
+        shelter = self._suspects
+        if child.condemned is not None:
+            key, reason = child.condemned
+            verdicts[key] = Overran(key, reason)
+            shelter = self._waiting
+        elif len(child.started) == 1:
+            (key,) = child.started
+            verdicts[key] = Died(key, cause)
+            self._remember(child.started[key].job)
+        for key, begun in reversed(child.started.items()):
+            if key in verdicts:
+                continue
+            if begun.job.once:
+                verdicts[key] = Died(key, cause)
+            else:
+                shelter.appendleft(begun.job)
+        return [verdict for verdict in verdicts.values() if verdict.key in child.started]
+
+    def _remember(self, job: Job) -> None:
+        """Its next attempt is made in a ward, if it comes here."""
+        self._killers[job.envelope.id] = None
+        if len(self._killers) > _KILLERS:
+            self._killers.popitem(last=False)
+
+    def _retire(self, child: Child) -> int:
+        """Give a serving child no more jobs, and take back those that it has not started: how many."""
+        self._forget(child)
+        self._leaving.add(child)
+        jobs = child.take_back()
+        self._waiting.extendleft(reversed(jobs))
+        if not child.load():
+            self._dismiss(child)
+        self._restock()
+        self._assign()
+        return len(jobs)
+
+    def _recycle_if_due(self, child: Child) -> None:
+        """One at a time, and the next child is ready before this one leaves."""
+        if not any(self._births.values()) and self._recycling.is_due(child):
+            log.info("a child process (pid %d) is recycled after %d tasks", child.pid, child.finished)
+            self._births[self._begin_birth(self._bear())] = child
+
+    def _has_finished(self, child: Child) -> None:
+        """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
+        if child in self._wards and self._suspects:
+            job = self._suspects.popleft()
+            child.hold(job)
+            child.send([job])
+        else:
+            self._dismiss(child)
+
+    def _dismiss(self, child: Child) -> None:
+        if self._forget(child):
+            farewell = asyncio.get_running_loop().create_task(child.stop())
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    def _forget(self, child: Child) -> bool:
+        """Whether it was still one of ours."""
+        for birth, leaver in self._births.items():
+            if leaver is child:
+                self._births[birth] = None
+        known = child in self._serving or child in self._leaving or child in self._wards
+        if child in self._serving:
+            self._serving.remove(child)
+        self._leaving.discard(child)
+        self._wards.discard(child)
+        return known
+
+    def _has_room(self) -> bool:
+        """Children that leave take memory too: when many do, no more are replaced before some have gone."""
+        return len(self._serving) + len(self._leaving) + len(self._births) < 2 * self._processes + 2
+
+    def _restock(self) -> None:
+        """Start the children that are wanted and not there."""
+        coming = sum(leaver is None for leaver in self._births.values())
+        for _ in range(self._processes - len(self._serving) - coming):
+            self._births[self._begin_birth(self._bear())] = None
+        wanted = min(_WARDS - len(self._wards), len(self._suspects)) - len(self._ward_births)
+        for _ in range(wanted):
+            self._ward_births.add(self._begin_birth(self._bear_ward()))
+
+    def _begin_birth(self, birth: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(birth)
+        task.add_done_callback(self._ward_births.discard)
+        return task
 
     async def _bear(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            child = await self._newborn()
+        finally:
+            leaver = self._births.pop(this)
+        if child is None:
+            return
+        self._serving.append(child)
+        if leaver is not None:
+            self._retire(leaver)
+        self._assign()
+
+    async def _bear_ward(self) -> None:
+        child = await self._newborn()
+        if child is not None:
+            self._wards.add(child)
+            self._has_finished(child)
+
+    async def _newborn(self) -> Child | None:
+        """A child, however long that takes; None when the application can't be imported any more."""
         for pause in backoff():
             try:
-                child = await Child.start(self._begin, self._on_reports, self._on_death)
+                return await Child.start(self._begin, self)
             except AppNotLoaded as error:
                 if not self._broken.done():
                     self._broken.set_exception(error)
-                return
+                return None
             except OSError as error:
                 log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
                 await asyncio.sleep(pause)
-            else:
-                self._children.append(child)
-                self._assign()
-                return
-
-
-class Child:
-    """One child process, from its start to its death."""
-
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        pipe: Pipe[ToWorker],
-        lifeline: int,
-        manifest: Manifest,
-    ) -> None:
-        self.pid = process.pid
-        self.manifest = manifest
-        self.started: dict[int, Job] = {}
-        self._held: dict[int, Job] = {}
-        self._process = process
-        self._pipe = pipe
-        self._lifeline = lifeline
-        self._ended = asyncio.ensure_future(process.wait())
-        self._reading: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def start(
-        cls,
-        begin: Begin,
-        report: Callable[[Sequence[Report]], None],
-        died: Callable[[Child], None],
-    ) -> Child:
-        """A child that has imported the application. Raises AppNotLoaded with the reason, and leaves nothing behind."""
-        process, pipe, lifeline = await _spawn()
-        try:
-            pipe.write([begin])
-            async with asyncio.timeout(_IMPORT):
-                manifest = _manifest(await pipe.read())
-        except BaseException as error:
-            pipe.close()
-            if isinstance(error, (asyncio.CancelledError, TimeoutError)):
-                with suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
-            os.close(lifeline)
-            if isinstance(error, TimeoutError):
-                raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
-            if isinstance(error, AppNotLoaded) and not error.args:
-                raise AppNotLoaded(
-                    f"importing {begin.app!r} ended the child process, which {_cause(process)}"
-                ) from None
-            raise
-        child = cls(process, pipe, lifeline, manifest)
-        child._reading = asyncio.get_running_loop().create_task(child._read(report, died))
-        return child
-
-    def load(self) -> int:
-        """How many jobs it has."""
-        return len(self.started) + len(self._held)
-
-    def hold(self, job: Job) -> None:
-        self._held[job.key] = job
-
-    def unstarted(self) -> list[Job]:
-        return list(self._held.values())
-
-    def send(self, jobs: Sequence[Job]) -> None:
-        self._pipe.write([Run(job) for job in jobs])
-
-    def cause(self) -> str:
-        return _cause(self._process)
-
-    async def stop(self) -> None:
-        """Let an idle child end by itself; kill one that still runs a task."""
-        if self.load():
-            self._kill()
-        self._pipe.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _FAREWELL)
-        except TimeoutError:
-            self._kill()
-        if self._reading is not None:
-            await self._reading
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGKILL)
-
-    async def _batch(self) -> list[ToWorker]:
-        """The next batch; empty when the process has ended, though a process that it forked holds its socket open."""
-        reading = asyncio.ensure_future(self._pipe.read())
-        await asyncio.wait([reading, self._ended], return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            # What it wrote before it ended is in our buffer by now, or on the way to it.
-            await asyncio.wait([reading], timeout=_LAST_WORDS)
-        if reading.done():
-            return reading.result()
-        reading.cancel()
-        return []
-
-    async def _read(self, report: Callable[[Sequence[Report]], None], died: Callable[[Child], None]) -> None:
-        while batch := await self._batch():
-            reports = [message for message in batch if isinstance(message, (Started, Finished))]
-            for message in reports:
-                if isinstance(message, Started):
-                    self.started[message.key] = self._held.pop(message.key)
-                else:
-                    del self.started[message.key]
-            report(reports)
-        # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
-        self._pipe.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _FAREWELL)
-        except TimeoutError:
-            self._kill()
-            await self._process.wait()
-        os.close(self._lifeline)
-        died(self)
-
-
-async def _spawn() -> tuple[asyncio.subprocess.Process, Pipe[ToWorker], int]:
-    ours, theirs = socket.socketpair()
-    lifeline_read, lifeline = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "leveret.executors.child",
-            str(theirs.fileno()),
-            str(lifeline_read),
-            pass_fds=(theirs.fileno(), lifeline_read),
-            stdin=asyncio.subprocess.DEVNULL,
-            # A group of its own: Ctrl-C in a terminal is for the worker, which decides what to do about its children.
-            process_group=0,
-        )
-    except BaseException:
-        ours.close()
-        os.close(lifeline)
-        raise
-    finally:
-        theirs.close()
-        os.close(lifeline_read)
-    reader, writer = await asyncio.open_connection(sock=ours)
-    return process, Pipe(reader, writer, ToWorker), lifeline
-
-
-def _manifest(batch: list[ToWorker]) -> Manifest:
-    for message in batch:
-        if isinstance(message, Ready):
-            return message.manifest
-        if isinstance(message, NotLoaded):
-            raise AppNotLoaded(message.reason)
-    raise AppNotLoaded
-
-
-def _cause(process: asyncio.subprocess.Process) -> str:
-    code = process.returncode
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}"
-    return f"exited with code {code}"
+        raise AssertionError("backoff() never ends")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.executors import Finished, Job, Manifest, Report, Started
+from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -45,7 +46,7 @@ class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 ToChild: TypeAlias = Begin | Run
-ToWorker: TypeAlias = Ready | NotLoaded | Started | Finished
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Finished | Blocks
 M = TypeVar("M")
 
 _LENGTH = 4
@@ -53,6 +54,21 @@ _LENGTH = 4
 _MOST_BYTES = 1 << 30
 
 log = logging.getLogger("leveret.executors")
+
+
+def frame(
+    messages: Sequence[ToChild | ToWorker | Report], encode: Callable[[Any], bytes] = msgspec.msgpack.encode
+) -> bytes:
+    """The bytes of one batch."""
+    body = encode(messages)
+    return len(body).to_bytes(_LENGTH, "big") + body
+
+
+def read_begin(connection: socket.socket) -> Begin | None:
+    """The first message to a child, read before it has an event loop; None: its worker is gone."""
+    length = int.from_bytes(connection.recv(_LENGTH, socket.MSG_WAITALL), "big")
+    body = connection.recv(length, socket.MSG_WAITALL) if length else b""
+    return msgspec.msgpack.decode(body, type=list[Begin])[0] if body and len(body) == length else None
 
 
 class Pipe(Generic[M]):
@@ -66,8 +82,7 @@ class Pipe(Generic[M]):
 
     def write(self, messages: Sequence[ToChild | ToWorker | Report]) -> None:
         """Queue a batch for sending. A peer that is gone shows when reading, never here."""
-        frame = self._encode(messages)
-        self._writer.write(len(frame).to_bytes(_LENGTH, "big") + frame)
+        self._writer.write(frame(messages, self._encode))
 
     async def read(self) -> list[M]:
         """The next batch; empty at the end: the other process is gone, or what it writes makes no sense any more."""

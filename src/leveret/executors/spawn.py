@@ -1,0 +1,286 @@
+"""One child process as its worker sees it, from its start to its death.
+
+Beside the socket that jobs and reports travel on there are two more lines. The lifeline ends when either process
+does, and the child's watch reports on it while the child's event loop is blocked. The tickets are a pipe with one byte
+for each job sent: the child reads one before it starts a job, and the worker reads out those of the jobs that it takes
+back. The kernel gives each byte to one of them, so that no job can be started twice, whatever state the child is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from leveret.errors import AppNotLoaded
+from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
+from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: A child that is idle ends within this time of being told to (seconds); then it is killed.
+_FAREWELL = 2.0
+#: How long a child may take to import the application (seconds).
+_IMPORT = 120.0
+#: How long the last reports of a process that has ended may take to arrive (seconds).
+_LAST_WORDS = 0.2
+#: How often a child with jobs is looked at (seconds).
+_LOOK = 0.3
+
+
+class Keeper(Protocol):
+    """Who is told what happens to a child."""
+
+    def reported(self, child: Child, reports: Sequence[Report], /) -> None: ...
+    def looked(self, child: Child, /) -> None:
+        """A moment is over, and it has jobs or had some."""
+
+    def died(self, child: Child, /) -> None: ...
+
+
+class Begun(NamedTuple):
+    """A job that runs."""
+
+    job: Job
+    #: On the monotonic clock (seconds).
+    since: float
+    #: Seconds that it may run.
+    timeout: float | None
+
+
+class Lines(NamedTuple):
+    """Our ends of what connects us with a child."""
+
+    pipe: Pipe[ToWorker]
+    lifeline: Pipe[ToWorker]
+    tickets_in: int
+    tickets_out: int
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.lifeline.close()
+        os.close(self.tickets_in)
+        os.close(self.tickets_out)
+
+
+class Child:
+    """One child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, lines: Lines, manifest: Manifest, keeper: Keeper) -> None:
+        self.pid = process.pid
+        self.manifest = manifest
+        self.started: dict[int, Begun] = {}
+        #: How many jobs it has finished.
+        self.finished = 0
+        #: The job that it was killed for, and why, if so.
+        self.condemned: tuple[int, str] | None = None
+        self._held: dict[int, tuple[Job, float]] = {}
+        self._process = process
+        self._lines = lines
+        self._keeper = keeper
+        loop = asyncio.get_running_loop()
+        self._ended = asyncio.ensure_future(process.wait())
+        self._looking: asyncio.TimerHandle | None = None
+        self._hearing = loop.create_task(self._hear())
+        self._reading = loop.create_task(self._read())
+
+    @classmethod
+    async def start(cls, begin: Begin, keeper: Keeper) -> Child:
+        """A child that has imported the application. Raises AppNotLoaded with the reason, and leaves nothing behind."""
+        process, lines = await _spawn()
+        try:
+            lines.pipe.write([begin])
+            async with asyncio.timeout(_IMPORT):
+                manifest = _manifest(await lines.pipe.read())
+        except BaseException as error:
+            lines.pipe.close()
+            if isinstance(error, (asyncio.CancelledError, TimeoutError)):
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+            lines.close()
+            if isinstance(error, TimeoutError):
+                raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
+            if isinstance(error, AppNotLoaded) and not error.args:
+                raise AppNotLoaded(
+                    f"importing {begin.app!r} ended the child process, which {_cause(process)}"
+                ) from None
+            raise
+        return cls(process, lines, manifest, keeper)
+
+    def load(self) -> int:
+        """How many jobs it has."""
+        return len(self.started) + len(self._held)
+
+    def hold(self, job: Job) -> None:
+        """Note a job that `send` will send."""
+        self._held[job.key] = (job, time.monotonic())
+
+    def send(self, jobs: Sequence[Job]) -> None:
+        os.write(self._lines.tickets_in, bytes(len(jobs)))
+        self._lines.pipe.write([Run(job) for job in jobs])
+        self._look_later()
+
+    def unstarted(self) -> list[Job]:
+        return [job for job, _ in self._held.values()]
+
+    def oldest_unstarted(self) -> float:
+        """How long the first of the jobs that it has not started waits for it (seconds)."""
+        return next((time.monotonic() - since for _, since in self._held.values()), 0.0)
+
+    def take_back(self) -> list[Job]:
+        """The jobs that it has not started and now never will. It must not be sent another one after this."""
+        if not self._held:
+            return []
+        try:
+            count = len(os.read(self._lines.tickets_out, len(self._held)))
+        except BlockingIOError:
+            return []
+        # It starts them in the order in which they were sent: ours are the last ones.
+        keys = list(self._held)[len(self._held) - count :]
+        return [self._held.pop(key)[0] for key in keys]
+
+    def cause(self) -> str:
+        return _cause(self._process)
+
+    def resident(self) -> int:
+        """Its memory (bytes); 0 when it has ended. Linux alone tells."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def condemn(self, key: int, cause: str) -> None:
+        """Kill it because of one of its jobs."""
+        self.condemned = (key, cause)
+        self.kill()
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Let an idle child end by itself; kill one that still runs a task."""
+        if self.load():
+            self.kill()
+        self._lines.pipe.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _FAREWELL)
+        except TimeoutError:
+            self.kill()
+        await self._reading
+
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._keeper.looked(self)
+        if self.load():
+            self._look_later()
+
+    async def _batch(self) -> list[ToWorker]:
+        """The next batch; empty when the process has ended, though a process that it forked holds its socket open."""
+        reading = asyncio.ensure_future(self._lines.pipe.read())
+        await asyncio.wait([reading, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            # What it wrote before it ended is in our buffer by now, or on the way to it.
+            await asyncio.wait([reading], timeout=_LAST_WORDS)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        return []
+
+    async def _read(self) -> None:
+        while batch := await self._batch():
+            now = time.monotonic()
+            reports = [message for message in batch if isinstance(message, (Started, Finished))]
+            for message in reports:
+                if isinstance(message, Started):
+                    job, _ = self._held.pop(message.key)
+                    self.started[message.key] = Begun(job, now, message.timeout)
+                else:
+                    del self.started[message.key]
+                    self.finished += 1
+            self._keeper.reported(self, reports)
+        # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
+        self._lines.pipe.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _FAREWELL)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        self._end_lines()
+        self._keeper.died(self)
+
+    def _end_lines(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        self._hearing.cancel()
+        self._lines.close()
+
+    async def _hear(self) -> None:
+        """What its watch says."""
+        while batch := await self._lines.lifeline.read():
+            blocks = [message for message in batch if isinstance(message, Blocks)]
+            self._keeper.reported(self, [message for message in blocks if message.key in self.started])
+
+
+async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
+    ours, theirs = socket.socketpair()
+    lifeline, their_lifeline = socket.socketpair()
+    tickets_out, tickets_in = os.pipe()
+    os.set_blocking(tickets_out, False)
+    os.set_blocking(tickets_in, False)
+    inherited = (theirs.fileno(), their_lifeline.fileno(), tickets_out)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "leveret.executors.child",
+            *(str(number) for number in inherited),
+            pass_fds=inherited,
+            stdin=asyncio.subprocess.DEVNULL,
+            # A group of its own: Ctrl-C in a terminal is for the worker, which decides what to do about its children.
+            process_group=0,
+        )
+    except BaseException:
+        ours.close()
+        lifeline.close()
+        os.close(tickets_out)
+        os.close(tickets_in)
+        raise
+    finally:
+        theirs.close()
+        their_lifeline.close()
+    pipes = [Pipe[ToWorker](*await asyncio.open_connection(sock=end), ToWorker) for end in (ours, lifeline)]
+    return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
+
+
+def _manifest(batch: list[ToWorker]) -> Manifest:
+    for message in batch:
+        if isinstance(message, Ready):
+            return message.manifest
+        if isinstance(message, NotLoaded):
+            raise AppNotLoaded(message.reason)
+    raise AppNotLoaded
+
+
+def _cause(process: asyncio.subprocess.Process) -> str:
+    code = process.returncode
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"was killed by {name}"
+    return f"exited with code {code}"
