@@ -12,7 +12,7 @@ import logging
 import random
 import signal
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
+_Attempt: TypeAlias = tuple[str, str, int, float | None]
 Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
@@ -43,6 +44,9 @@ MOST_PREFETCH = 65_535
 MOST_CONCURRENCY = 10_000
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
+#: How long, and how many, outcomes that were lost with their connection wait for their task to come again (seconds).
+_REMEMBERED = 600.0
+_MOST_REMEMBERED = 1_000
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
 _SETTLE_AGAIN = 5.0
 
@@ -74,6 +78,9 @@ class Worker:
         self._keys = itertools.count()
         self._backlog: deque[Delivery] = deque()
         self._jobs: dict[int, Delivery] = {}
+        #: The jobs by queue and task id, and the outcomes that were lost: for deliveries that come again.
+        self._keys_by_task: dict[tuple[str, str], int] = {}
+        self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
         self._acknowledged: set[int] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -105,6 +112,7 @@ class Worker:
             if consumer is None:
                 return
             self._tell(WorkerReady([queue.name for queue in queues]))
+            _warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
@@ -146,7 +154,7 @@ class Worker:
             self._admit(batch)
 
     def _admit(self, batch: Sequence[Delivery]) -> None:
-        self._backlog.extend(batch)
+        self._backlog.extend(delivery for delivery in batch if not self._is_known(delivery))
         if self._stop.is_set():
             self._hand_back_backlog()  # dealt in the moment of the stop
         self._fill()
@@ -166,6 +174,7 @@ class Worker:
                 continue
             key = next(self._keys)
             self._jobs[key] = delivery
+            self._keys_by_task[_task(delivery)] = key
             if self._is_at_most_once(delivery):
                 self._background(self._acknowledge_and_submit(key, delivery))
             else:
@@ -174,6 +183,31 @@ class Worker:
             self._executor.submit(jobs)
         if dead:
             self._settle(dead)
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Whether it is one that came before and was lost with its connection: it runs still, or it has run.
+
+        Then that run is this delivery's, and nothing is started again.
+        """
+        key = self._keys_by_task.get(_task(delivery))
+        if key is not None and not self._jobs[key].lease.held and delivery.returns < MAX_RETURNS:
+            if key in self._acknowledged:
+                self._settle([(delivery, Succeeded())])
+            else:
+                self._jobs[key] = delivery
+            return True
+        outcome, until = self._unrecorded.pop(_attempt(delivery), (None, 0.0)) if delivery.returns else (None, 0.0)
+        if outcome is None or time.monotonic() > until:
+            return False
+        self._settle([(delivery, outcome)])
+        return True
+
+    def _finish(self, key: int) -> Delivery:
+        """Take a job from those that run."""
+        delivery = self._jobs.pop(key)
+        if self._keys_by_task.get(_task(delivery)) == key:
+            del self._keys_by_task[_task(delivery)]
+        return delivery
 
     def _is_at_most_once(self, delivery: Delivery) -> bool:
         return self._name(delivery.envelope) in self._at_most_once
@@ -184,7 +218,7 @@ class Worker:
     async def _acknowledge_and_submit(self, key: int, delivery: Delivery) -> None:
         lost = await self._record([(delivery, Succeeded())])
         if lost:
-            self._jobs.pop(key, None)
+            self._finish(key)
             self._fill()
             return
         self._acknowledged.add(key)
@@ -202,7 +236,7 @@ class Worker:
             if isinstance(report, Blocks):
                 self._tell(TaskBlocks(delivery.envelope, report.seconds, report.stack))
                 continue
-            del self._jobs[report.key]
+            self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
@@ -235,7 +269,15 @@ class Worker:
     async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
         lost = await self._record(settlements)
         for delivery, outcome in settlements:
-            self._tell(TaskSettled(delivery.envelope, outcome, kept=delivery.envelope.id not in lost))
+            kept = delivery.envelope.id not in lost
+            if not (kept or isinstance(outcome, Released)):
+                self._remember(delivery, outcome)
+            self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+
+    def _remember(self, delivery: Delivery, outcome: Outcome) -> None:
+        self._unrecorded[_attempt(delivery)] = (outcome, time.monotonic() + _REMEMBERED)
+        if len(self._unrecorded) > _MOST_REMEMBERED:
+            self._unrecorded.popitem(last=False)
 
     async def _record(self, settlements: Sequence[Settlement]) -> frozenset[str]:
         """Settle, again and again while the broker can't; the ids whose lease was lost."""
@@ -271,6 +313,7 @@ class Worker:
         await self._executor.stop()
         left = [delivery for key, delivery in self._jobs.items() if key not in self._acknowledged]
         self._jobs.clear()
+        self._keys_by_task.clear()
         if left:
             self._settle([(delivery, Released()) for delivery in left])
         if self._settling:
@@ -292,6 +335,16 @@ class Worker:
                 log.exception("a listener failed on %s", type(event).__name__)
 
 
+def _task(delivery: Delivery) -> tuple[str, str]:
+    return delivery.envelope.queue, delivery.envelope.id
+
+
+def _attempt(delivery: Delivery) -> _Attempt:
+    """What tells one attempt at a task from every other: an id may be used again, by a dead letter put back, say."""
+    envelope = delivery.envelope
+    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at
+
+
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
@@ -310,6 +363,18 @@ def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     if not names and not known:
         raise ConfigurationError("the application has no tasks, so there is no queue to work on")
     return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
+
+
+def _warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
+    limit = consumer.hold_limit
+    if limit is None:
+        return
+    minutes = limit.seconds / 60
+    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
+    if long:
+        log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
+    else:
+        log.info("a task that runs %g minutes or longer may run twice: %s", minutes, limit.remedy)
 
 
 def _dead_already(delivery: Delivery, now: float) -> Outcome | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from leveret.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -18,8 +20,21 @@ DEFAULT_URL = "sqlite:///leveret.db"
 DEFAULT_TIMEOUT = 30.0
 
 
+class HoldLimit(msgspec.Struct, frozen=True):
+    """A broker takes a delivery back that is not settled in time, though its consumer lives."""
+
+    #: As far as is known: the server may be set otherwise (seconds).
+    seconds: float
+    #: Who does so, and what to set there.
+    remedy: str
+
+
 class Consumer(Protocol):
     """Deliveries, in batches, until it is stopped. A broken connection is mended behind it."""
+
+    @property
+    def hold_limit(self) -> HoldLimit | None:
+        """How long a delivery may be held; None: as long as the consumer lives."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
 

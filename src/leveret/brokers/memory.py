@@ -119,6 +119,10 @@ class _MemoryConsumer:
             if batch:
                 yield batch
 
+    @property
+    def hold_limit(self) -> None:
+        return None
+
     async def stop(self) -> None:
         self.stopped = True
         self._wake.set()

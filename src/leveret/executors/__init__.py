@@ -27,6 +27,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     at_most_once: list[str]
     #: How often each task is tried: for a worker whose child died, and can't be asked.
     policies: dict[str, RetryPolicy]
+    #: Seconds that an attempt at each task may run, where there is a limit.
+    timeouts: dict[str, float]
 
     @classmethod
     def of(cls, app: App) -> Manifest:
@@ -36,6 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             default_tasks=app.default_tasks,
             at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
             policies={task.name: task.retry.policy for task in app.tasks},
+            timeouts={task.name: task.timeout for task in app.tasks if task.timeout is not None},
         )
 
 

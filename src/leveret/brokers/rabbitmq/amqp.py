@@ -65,6 +65,7 @@ __all__ = [
     "is_blocked",
     "is_lost",
     "open_channel",
+    "server_version",
     "translate",
     "unblocked",
 ]
@@ -95,6 +96,8 @@ class Line:
         self.connection = connection
         self.channel = channel
         self._running: set[asyncio.Task[Any]] = set()
+        #: What the server said when it closed the channel or the connection.
+        self.farewell = ""
         self._watch = asyncio.create_task(self._release_when_lost())
 
     @classmethod
@@ -150,8 +153,8 @@ class Line:
             try:
                 await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for closing in closings:
-                    _forget(closing)
+                said = [_forget(closing) for closing in closings]
+                self.farewell = next((_reason(error) for error in said if isinstance(error, AMQPError)), "")
                 self._release()
 
     def _release(self) -> None:
@@ -182,6 +185,15 @@ async def open_channel(connection: Connection, *, confirms: bool) -> Channel:
     return underlay
 
 
+def server_version(connection: Connection) -> tuple[int, ...]:
+    """As the server told in the handshake; (0,) when it is lost or told none."""
+    transport = connection.transport
+    properties: dict[str, Any] = dict(transport.connection.server_properties) if transport is not None else {}
+    version = properties.get("version", b"")
+    text = version.decode(errors="replace") if isinstance(version, bytes) else str(version)
+    return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit()) or (0,)
+
+
 def is_lost(connection: Connection) -> bool:
     """Whether the connection is closed, by whichever side."""
     return connection.transport is None or connection.transport.connection.is_closed
@@ -210,12 +222,12 @@ async def unblocked(connection: Connection) -> None:
         _forget(closing)
 
 
-def _forget(closing: asyncio.Future[None]) -> None:
+def _forget(closing: asyncio.Future[None]) -> BaseException | None:
     """Stop watching a closing (a future of our own, see aiormq's `Base.closing`), and take its exception."""
     if not closing.done():
         closing.cancel()
-    elif not closing.cancelled():
-        closing.exception()
+        return None
+    return None if closing.cancelled() else closing.exception()
 
 
 async def is_blocked(connection: Connection) -> bool:

@@ -12,6 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
@@ -36,6 +37,10 @@ _MOST_CREDIT = 65_535
 _CANCEL_TIMEOUT = 5.0
 #: How long declaring and starting to consume may take (seconds).
 _OPEN_TIMEOUT = 60.0
+#: The server's default for how long a delivery may be unacknowledged (seconds), and ours, where a consumer may choose:
+#: a year (milliseconds). A worker that lives has a reason to hold its tasks, however long they run.
+_CONSUMER_TIMEOUT = 1_800.0
+_NEVER = 366 * 86_400 * 1_000
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
 _REFUSALS = 3
 
@@ -64,6 +69,10 @@ class RabbitMQConsumer:
         self._stopped = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def hold_limit(self) -> HoldLimit | None:
+        return self._session.hold_limit() if self._session is not None else None
 
     async def start(self) -> None:
         """Take from now on. A broker that is away is waited for; one that refuses raises."""
@@ -110,7 +119,11 @@ class RabbitMQConsumer:
                 await session.over()
                 if self._stopped:
                     return
-                log.warning("the connection to RabbitMQ was lost; %d deliveries go back to it", session.outstanding)
+                log.warning(
+                    "the connection to RabbitMQ was lost%s; %d deliveries go back to it",
+                    session.why(),
+                    session.outstanding,
+                )
                 await session.close()
                 session = self._session = await self._open(refusals=None)
                 log.info("connected to RabbitMQ again")
@@ -229,6 +242,22 @@ class Session:
     def _take(self, tag: int) -> bool:
         return self.held and self._unsettled.pop(tag, None) is not None
 
+    def why(self) -> str:
+        """What the server said when it ended this session, in brackets; nothing if it said nothing."""
+        return f" ({self._line.farewell})" if self._line.farewell else ""
+
+    def hold_limit(self) -> HoldLimit | None:
+        """A consumer may choose its timeout since RabbitMQ 4.3."""
+        version = amqp.server_version(self._line.connection)
+        if version >= (4, 3):
+            return None
+        number = ".".join(str(part) for part in version)
+        return HoldLimit(
+            _CONSUMER_TIMEOUT,
+            f"RabbitMQ {number} gives a task that is not settled within its consumer_timeout, 30 minutes unless set "
+            "otherwise, to another worker; set consumer_timeout (milliseconds) in the server's rabbitmq.conf",
+        )
+
     async def over(self) -> None:
         """Wait until this session can deliver no more."""
         failed = asyncio.ensure_future(self._failed.wait())
@@ -264,7 +293,12 @@ class Session:
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue
-        await self._line.channel.basic_consume(queue.name, partial(self._on_message, queue.name), consumer_tag=tag)
+        await self._line.channel.basic_consume(
+            queue.name,
+            partial(self._on_message, queue.name),
+            consumer_tag=tag,
+            arguments={"x-consumer-timeout": _NEVER},
+        )
 
     async def _on_message(self, queue: str, message: amqp.DeliveredMessage) -> None:
         """Only hands over: aiormq cancels its callbacks when the channel closes."""

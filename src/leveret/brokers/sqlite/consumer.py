@@ -73,6 +73,10 @@ class SQLiteConsumer:
         if batch:
             yield batch
 
+    @property
+    def hold_limit(self) -> None:
+        return None
+
     async def stop(self) -> None:
         if not self._stopped:
             self._stopped = True
