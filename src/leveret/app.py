@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import importlib
 import importlib.util
 import inspect
@@ -326,9 +327,14 @@ class _Door:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+        #: What other threads wait for now.
+        self._waited_for: set[concurrent.futures.Future[Any]] = set()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop())
+        with self._lock:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop())
+            self._waited_for.add(future)
+        future.add_done_callback(self._waited_for.discard)
         try:
             return future.result()
         except BaseException:
@@ -338,22 +344,24 @@ class _Door:
     def close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with self._lock:
             opened, self._open = self._open, None
+            waited_for = set(self._waited_for)
         if opened is None:
             return
         loop, thread = opened
+        for late in concurrent.futures.wait(waited_for, timeout=_CLOSE_TIMEOUT).not_done:
+            late.cancel()
         asyncio.run_coroutine_threadsafe(closer(), loop).result(_CLOSE_TIMEOUT)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._open is None:
-                loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="leveret-door", daemon=True)
-                thread.start()
-                self._open = loop, thread
-            return self._open[0]
+        if self._open is None:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="leveret-door", daemon=True)
+            thread.start()
+            self._open = loop, thread
+        return self._open[0]
 
 
 def _after_fork(app: App) -> None:

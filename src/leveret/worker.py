@@ -103,10 +103,10 @@ class Worker:
             self._at_most_once = frozenset(manifest.at_most_once)
             self._default_tasks = manifest.default_tasks
             self._policies = manifest.policies
-            self._broker = self._given_broker or connect(manifest.url)
+            queues = _select(self._names, manifest)
+            self._broker = self._given_broker or _connect(manifest.url)
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
-            queues = _select(self._names, manifest)
             opening = stack.enter_async_context(self._broker.consume(queues, credit=self._credit))
             consumer = await self._until_stopped(opening)
             if consumer is None:
@@ -356,6 +356,15 @@ def _credit(prefetch: object, slots: int) -> int | None:
     if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
         raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
     return credit
+
+
+def _connect(url: str) -> Broker:
+    if url.startswith("memory:"):
+        raise ConfigurationError(
+            f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
+            "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
+        )
+    return connect(url)
 
 
 def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -276,6 +278,23 @@ def test_enqueue_sync_needs_no_loop() -> None:
     finally:
         app.close_sync()
     assert [envelope.id for envelope in app.sent] == [one.id for one in [handle, *handles]]
+
+
+def test_closing_the_door_waits_for_other_threads() -> None:
+    """What they have begun is finished; nobody waits for ever."""
+    app, begun, results = App("memory://"), threading.Event(), []
+
+    async def slow() -> str:
+        begun.set()
+        await asyncio.sleep(0.3)
+        return "done"
+
+    other = threading.Thread(target=lambda: results.append(app.wait(slow())), daemon=True)
+    other.start()
+    begun.wait()
+    app.close_sync()
+    other.join(10)
+    assert results == ["done"]
 
 
 async def test_enqueue_sync_inside_a_loop_is_refused() -> None:

@@ -241,6 +241,14 @@ async def test_an_application_without_tasks_has_nothing_to_work_on() -> None:
         await Worker(InProcessExecutor(App("memory://"))).run()
 
 
+async def test_a_worker_of_a_store_of_its_own_is_refused() -> None:
+    """Nobody could put anything into it."""
+    app = App("memory://")
+    app.task(name="work")(lambda: None)
+    with pytest.raises(ConfigurationError, match="give the worker the producer's broker"):
+        await Worker(InProcessExecutor(app)).run()
+
+
 # At most once
 
 
