@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
+import msgspec
+
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
@@ -120,6 +122,7 @@ class App:
         give_up_on: Exceptions = ...,
         retry: Decide | None = ...,
         timeout: float | None = ...,
+        priority: int | None = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -138,12 +141,15 @@ class App:
         give_up_on: Exceptions = (),
         retry: Decide | None = None,
         timeout: float | None = None,
+        priority: int | None = None,
     ) -> Any:
         """Register a function as a task.
 
         ``name``: what it is called on the wire (the function's name). ``queue``: where it is enqueued.
         ``acknowledge="before"``: at most once, for tasks that must not run twice and may be lost.
         ``default=True``: it takes the queue's messages that name no task, as foreign producers send them.
+        ``priority``: 0 to 9, the higher first, unless ``options(priority=...)`` says another; see there. A worker of
+        its queue says at its start if the broker does not keep priorities, as with ``Queue(priorities=True)``.
 
         A failed attempt is tried again until there were ``max_attempts`` (None: for ever), each time after a chance
         wait of at most ``backoff`` seconds, doubled with each attempt up to ``max_backoff``. ``retry_on`` and
@@ -163,7 +169,10 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             return self._register(
-                function, name or function.__name__, TaskOptions(queue, acknowledge, rules, timeout), default=default
+                function,
+                name or function.__name__,
+                TaskOptions(queue, acknowledge, rules, timeout, priority=priority),
+                default=default,
             )
 
         return register if function is None else register(function)
@@ -247,7 +256,10 @@ class App:
                 f"queue {options.queue!r} has a default task already: {self._default_tasks[options.queue]!r}"
             )
         task: Task[..., Any] = Task(function, name, options, self)
-        self._queues.setdefault(options.queue, Queue(options.queue))
+        declared = self._queues.get(options.queue, Queue(options.queue))
+        if options.priority is not None:
+            declared = msgspec.structs.replace(declared, priorities=True)
+        self._queues[options.queue] = declared
         self._tasks[name] = task
         if default:
             self._default_tasks[options.queue] = name

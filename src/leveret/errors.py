@@ -90,6 +90,19 @@ class QueueFull(EnqueueError):
     """The queue holds its ``max_length``. The tasks in ``ids`` were not stored."""
 
 
+class DuplicateTask(EnqueueError):
+    """Tasks with the ids in ``ids`` are there already, or were given twice. Nothing of the call was stored."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(
+            f"task id taken, or given twice: {', '.join(map(repr, ids[:5]))}"
+            + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            + "; nothing was stored. If it is the same task, there is nothing to do; else choose another id. "
+            "An id is free again when its task has succeeded or its dead letter was dropped",
+            ids,
+        )
+
+
 class EnqueueTimeout(EnqueueError, TimeoutError):
     """The broker did not confirm in time. The tasks in ``ids`` may or may not be stored."""
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Protocol, TypeAlias
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from leveret.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DEFAULT_QUEUE = "default"
+Kind: TypeAlias = Literal["quorum", "classic"]
+#: Priorities are 0 to this, the higher first.
+MAX_PRIORITY = 9
+#: Where a task without a priority stands among the others: RabbitMQ 4.3 decides so.
+MIDDLE_PRIORITY = 4
 #: A reason or a traceback longer than this is cut in the middle, so that a dead letter stays readable (characters).
 MAX_TRACEBACK = 16_384
 
@@ -21,11 +30,16 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
     ``max_length``: with that many ready tasks, ``enqueue`` raises ``QueueFull`` and nothing is dropped. On RabbitMQ
     the limit is the queue's own and approximate by the messages in flight.
     ``create=False``: the operator makes the queue; a missing one is an error instead of being declared.
+    ``priorities=True``: its tasks have priorities, so a worker says at its start if the broker does not keep them.
+    ``kind="classic"``: on RabbitMQ a classic queue with strict priorities, in place of a replicated quorum queue, which
+    has them since 4.3 only. It is on one node, and does not count how often a task came back. No other broker minds it.
     """
 
     name: str
     max_length: int | None = None
     create: bool = True
+    priorities: bool = False
+    kind: Kind = "quorum"
 
     def __post_init__(self) -> None:
         if not _fits(self.name, MAX_QUEUE_NAME):
@@ -41,11 +55,14 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigurationError(f"queue {self.name!r}: max_length is {self.max_length}, it must be at least 1")
+        if self.kind not in ("quorum", "classic"):
+            raise ConfigurationError(f"queue {self.name!r}: kind is {self.kind!r}, it must be 'quorum' or 'classic'")
 
 
 DEAD_SUFFIX = ".dead"
 DELAY_INFIX = ".delay."
 MAX_TASK_NAME = 255
+MAX_ID = 255
 MAX_QUEUE_NAME = 255 - len(DELAY_INFIX) - len("16777216000")
 
 
@@ -70,6 +87,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     expires_at: float | None = None
     #: The message's other headers, handed on as they came.
     headers: dict[str, Any] = {}
+    #: The higher is taken first; None counts as `MIDDLE_PRIORITY`. 0 to 9, but a foreign message's may be any octet.
+    priority: int | None = None
 
 
 class Lease(Protocol):
@@ -176,6 +195,26 @@ def check_task_name(name: str) -> None:
         raise ConfigurationError(
             f"task name {name!r} must be text of 1 to {MAX_TASK_NAME} bytes (AMQP's property 'type')"
         )
+
+
+def check_priority(priority: object) -> None:
+    """Raises ConfigurationError for what is neither None nor a priority."""
+    if priority is None or (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
+        return
+    raise ConfigurationError(f"priority is {priority!r}; it must be an integer from 0 to {MAX_PRIORITY}, the highest")
+
+
+def check_id(id_: object) -> None:
+    """Raises ConfigurationError for an id that cannot be shown, or does not fit AMQP's property ``message_id``."""
+    if not isinstance(id_, str) or not id_.isprintable() or not _fits(id_, MAX_ID):
+        raise ConfigurationError(
+            f"task id {id_!r} must be printable text of 1 to {MAX_ID} bytes (AMQP's property 'message_id')"
+        )
+
+
+def repeated(ids: Sequence[str]) -> list[str]:
+    """The ids that are there more than once."""
+    return [id_ for id_, count in Counter(ids).items() if count > 1]
 
 
 def new_id() -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Ty
 
 import msgspec
 
-from leveret.errors import ConfigurationError, TaskTooLarge
-from leveret.model import Envelope, new_id
+from leveret.errors import ConfigurationError, DuplicateTask, TaskTooLarge
+from leveret.model import Envelope, check_id, check_priority, new_id, repeated
 from leveret.payload import Signature
 from leveret.retry import MAX_DELAY, RetryRules
 
@@ -46,12 +46,19 @@ class TaskOptions(msgspec.Struct, frozen=True):
     at: float | None = None
     #: Seconds from the enqueueing after which it must not start any more.
     expires: float | None = None
+    #: 0 to 9, the higher first; None is like 4.
+    priority: int | None = None
+    #: Of the next task; None: a new one.
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
             raise ConfigurationError(
                 f"timeout is {self.timeout!r}; it must be more than 0 seconds, or None for no limit"
             )
+        check_priority(self.priority)
+        if self.id is not None:
+            check_id(self.id)
         if self.acknowledge not in ("after", "before"):
             raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
 
@@ -107,12 +114,19 @@ class Task(Generic[P, R]):
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         expires: float | timedelta | None = None,
+        priority: int | None = None,
+        id: str | None = None,  # noqa: A002 - the user's word for it
     ) -> Task[P, R]:
         """The same task, enqueued differently. Options never mix with the task's own arguments.
 
         ``delay`` (seconds or a timedelta) and ``at`` (an aware datetime): not before then; the broker keeps it
         until, durably. ``expires`` (seconds or a timedelta): a task that has not started by then is dead.
-        Raises ConfigurationError for a delay that is negative or over a year, both kinds at once, or a naive datetime.
+        ``priority``: 0 to 9, the higher first; a task without one is like 4. RabbitMQ keeps it strictly since 4.3, or
+        with ``Queue(kind="classic")``; see docs/guarantees.md. ``id``: the task's own, for one enqueue, as
+        "invoice-42". The SQLite and memory brokers refuse it (DuplicateTask) while a task with that id is ready,
+        delayed, running or dead; RabbitMQ cannot know, and stores both.
+        Raises ConfigurationError for a delay that is negative or over a year, both kinds at once, a naive datetime,
+        another priority, or an id that is empty, not printable or over 255 bytes.
         """
         changed: dict[str, Any] = {}
         if queue is not None:
@@ -123,26 +137,36 @@ class Task(Generic[P, R]):
             changed |= {"at": _moment(at, delay), "delay": 0.0}
         if expires is not None:
             changed["expires"] = _seconds("expires", expires, None)
+        changed |= {name: value for name, value in (("priority", priority), ("id", id)) if value is not None}
         return Task(self.function, self.name, msgspec.structs.replace(self._options, **changed), self._producer)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Store the task durably, to be run by a worker.
 
         Returns when it is safe. Raises InvalidArguments, NotSerializable or TaskTooLarge before anything is sent;
-        an EnqueueError or BrokerError when the task is not known to be stored, at most the application's
-        ``enqueue_timeout`` (seconds) later.
+        DuplicateTask for a chosen id that is taken (not on RabbitMQ); another EnqueueError or a BrokerError when the
+        task is not known to be stored, at most the application's ``enqueue_timeout`` (seconds) later.
         """
         envelope = self._envelope(args, kwargs)
         await self._producer.publish([envelope])
         return Handle(envelope.id, self.name, envelope.queue)
 
-    async def enqueue_many(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
-        """Store many calls, each a tuple of positional arguments, in one round trip.
+    async def enqueue_many(
+        self, calls: Iterable[tuple[Any, ...]], *, ids: Iterable[str] | None = None
+    ) -> list[Handle[R]]:
+        """Store many calls, each a tuple of positional arguments, in one round trip. ``ids``: one chosen for each.
 
         On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that
-        are not known to be.
+        are not known to be. An id that is given twice raises DuplicateTask before anything is sent.
         """
-        envelopes = [self._envelope(tuple(args), {}) for args in calls]
+        every = list(calls)
+        tasks = [self] * len(every) if ids is None else [self.options(id=id_) for id_ in ids]
+        if len(tasks) != len(every):
+            raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(tasks)} ids; give one for each")
+        envelopes = [task._envelope(tuple(args), {}) for task, args in zip(tasks, every, strict=True)]  # noqa: SLF001
+        twice = repeated([envelope.id for envelope in envelopes])
+        if twice:
+            raise DuplicateTask(twice)
         if envelopes:
             await self._producer.publish(envelopes)
         return [Handle(envelope.id, self.name, envelope.queue) for envelope in envelopes]
@@ -162,7 +186,7 @@ class Task(Generic[P, R]):
         now, options = time.time(), self._options
         due = options.at if options.at is not None else now + options.delay if options.delay else None
         return Envelope(
-            new_id(),
+            options.id if options.id is not None else new_id(),
             options.queue,
             self.name,
             body,
@@ -170,6 +194,7 @@ class Task(Generic[P, R]):
             enqueued_at=now,
             due=due,
             expires_at=None if options.expires is None else now + options.expires,
+            priority=options.priority,
         )
 
 

@@ -6,6 +6,7 @@ Nothing survives the process. Several brokers on one `MemoryStore` see the same 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import time
 from collections import deque
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.errors import LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
+    MIDDLE_PRIORITY,
     DeadLetter,
     DeadLettered,
     Delivery,
@@ -26,6 +28,7 @@ from leveret.model import (
     Released,
     Retrying,
     Settlement,
+    repeated,
     retried,
     revived,
 )
@@ -39,13 +42,17 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.queues: dict[str, _Stored] = {}
+        #: Of every task that is ready, delayed, running or dead.
+        self.ids: set[str] = set()
+        #: Numbers deliveries, and the places of ready tasks.
         self.tokens = itertools.count(1)
 
 
 class _Stored:
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.ready: deque[_Waiting] = deque()
+        #: A heap: the first is the next to be dealt.
+        self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
         self.delayed: set[asyncio.TimerHandle] = set()
         #: In turn: whoever was dealt to last stands last.
@@ -55,7 +62,8 @@ class _Stored:
         """Make a task ready, now or when it is due."""
         wait = 0.0 if envelope.due is None else envelope.due - time.time()
         if wait <= 0:
-            self.ready.append(_Waiting(envelope))
+            rank = MIDDLE_PRIORITY if envelope.priority is None else envelope.priority
+            heapq.heappush(self.ready, _Waiting(-rank, next(tokens), envelope))
             return
 
         def become_ready() -> None:
@@ -74,11 +82,18 @@ class _Stored:
                 return
             self.takers.remove(taker)
             self.takers.append(taker)
-            waiting = self.ready.popleft()
-            taker.give(Delivery(waiting.envelope, taker, next(tokens), waiting.returns))
+            taker.give(next(tokens), heapq.heappop(self.ready))
+
+    def put_back(self, waiting: _Waiting) -> None:
+        """Where it stood."""
+        heapq.heappush(self.ready, waiting)
 
 
-class _Waiting(msgspec.Struct, frozen=True):
+class _Waiting(msgspec.Struct, frozen=True, order=True):
+    """A task with its place in the queue: the smaller is dealt first, and no two have the same."""
+
+    rank: int
+    place: int
     envelope: Envelope
     returns: int = 0
 
@@ -90,15 +105,19 @@ class _Taker:
         self._consumer = consumer
         self._credit = credit
         self.held = True
-        self.holding: dict[int, Delivery] = {}
+        self.holding: dict[int, _Waiting] = {}
 
     @property
     def has_credit(self) -> bool:
         return self.held and not self._consumer.stopped and (self._credit is None or len(self.holding) < self._credit)
 
-    def give(self, delivery: Delivery) -> None:
-        self.holding[delivery.tag] = delivery
-        self._consumer.give(delivery)
+    def give(self, token: int, waiting: _Waiting) -> None:
+        self.holding[token] = waiting
+        self._consumer.give(Delivery(waiting.envelope, self, token, waiting.returns))
+
+    def release(self, token: int) -> _Waiting | None:
+        """What was given under the token; None when it is not this taker's any more."""
+        return self.holding.pop(token, None) if self.held else None
 
 
 class _MemoryConsumer:
@@ -159,6 +178,11 @@ class MemoryBroker:
             limit = stored.queue.max_length
             if limit is not None and len(stored.ready) + len(mine) > limit:
                 raise QueueFull(f"queue {name!r} holds {len(stored.ready)} ready tasks of at most {limit}", ids)
+        ids = [envelope.id for envelope in envelopes]
+        taken = list(dict.fromkeys([*(id_ for id_ in ids if id_ in self._store.ids), *repeated(ids)]))
+        if taken:
+            raise DuplicateTask(taken)
+        self._store.ids.update(ids)
         for envelope in envelopes:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._deal({envelope.queue for envelope in envelopes})
@@ -178,18 +202,19 @@ class MemoryBroker:
                 taker.held = False
                 stored = self._store.queues[name]
                 stored.takers.remove(taker)
-                back = [_Waiting(delivery.envelope, delivery.returns + 1) for delivery in taker.holding.values()]
-                stored.ready.extendleft(reversed(back))
+                for waiting in taker.holding.values():
+                    stored.put_back(msgspec.structs.replace(waiting, returns=waiting.returns + 1))
             self._deal(takers)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         lost = []
         for delivery, outcome in settlements:
             taker = delivery.lease
-            if isinstance(taker, _Taker) and taker.held and taker.holding.pop(delivery.tag, None) is not None:
-                self._settle(delivery, outcome)
-            else:
+            waiting = taker.release(delivery.tag) if isinstance(taker, _Taker) else None
+            if waiting is None:
                 lost.append(delivery.envelope.id)
+            else:
+                self._settle(waiting, outcome)
         self._deal({delivery.envelope.queue for delivery, _ in settlements})
         if lost:
             raise LeaseLost(lost)
@@ -220,7 +245,9 @@ class MemoryBroker:
         return [letter.envelope.id for letter in letters]
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return [letter.envelope.id for letter in self._take_dead(queue, ids)]
+        dropped = [letter.envelope.id for letter in self._take_dead(queue, ids)]
+        self._store.ids.difference_update(dropped)
+        return dropped
 
     def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)
@@ -236,14 +263,16 @@ class MemoryBroker:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        stored, envelope = self._store.queues[delivery.envelope.queue], delivery.envelope
+    def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
+        stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope
         if isinstance(outcome, Retrying):
             stored.put(retried(envelope, outcome, time.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
             stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time()))
         elif isinstance(outcome, Released):
-            stored.ready.appendleft(_Waiting(envelope, delivery.returns))
+            stored.put_back(waiting)
+        else:
+            self._store.ids.discard(envelope.id)
 
     def _deal(self, names: Sequence[str] | set[str] | dict[str, _Taker]) -> None:
         for name in names:

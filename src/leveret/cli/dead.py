@@ -190,6 +190,7 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
         "task": envelope.task,
         "queue": envelope.queue,
         "attempt": envelope.attempt,
+        "priority": envelope.priority,
         "reason": letter.reason,
         "died_at": _time(letter.died_at),
         "enqueued_at": _time(envelope.enqueued_at),

@@ -26,9 +26,11 @@ CREATE TABLE task (
     token        INTEGER,             -- running: the fence; no two deliveries have the same
     reason       TEXT,                -- dead: why
     traceback    TEXT,
-    died_at      REAL
+    died_at      REAL,
+    priority     INTEGER              -- the higher first; NULL: none given, which is like 4
 );
-CREATE INDEX task_ready ON task (queue, seq) WHERE state = 'ready';
+CREATE UNIQUE INDEX task_id ON task (id);
+CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready';
 CREATE INDEX task_delayed ON task (due) WHERE state = 'delayed';
 CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.errors import QueueFull, QueueMismatch, QueueNotFound, StoreError
-from leveret.model import DeadLetter, DeadLettered, Envelope, Outcome, Queue, QueueStats, Released, Retrying
+from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
+from leveret.model import (
+    MIDDLE_PRIORITY,
+    DeadLetter,
+    DeadLettered,
+    Envelope,
+    Outcome,
+    Queue,
+    QueueStats,
+    Released,
+    Retrying,
+    repeated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +36,13 @@ APPLICATION_ID = 0x4C767274
 SCHEMA_VERSION = 1
 
 _ENVELOPE = (
-    "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers"
+    "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
+    " priority"
+)
+#: As the index has it, literally: else SQLite would sort all that is ready.
+_READY = (
+    f"SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
+    f" ORDER BY coalesce(priority, {MIDDLE_PRIORITY}) DESC, seq LIMIT ?"
 )
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -111,13 +128,32 @@ class Store:
             by_queue.setdefault(envelope.queue, []).append(envelope)
         now = time.time()
         ids = {name: self._room_for(name, mine, envelopes) for name, mine in by_queue.items()}
-        self._database.executemany(
-            "INSERT INTO task"
-            " (queue, state, id, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [_row(ids[envelope.queue], envelope, now) for envelope in envelopes],
-        )
+        self._insert([_row(ids[envelope.queue], envelope, now) for envelope in envelopes])
         self._deal(ids.values())
+
+    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """All of the rows, or none. Raises DuplicateTask."""
+        self._execute("SAVEPOINT tasks")
+        try:
+            self._database.executemany(
+                "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due,"
+                " expires_at, headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+        except sqlite3.IntegrityError as error:
+            # The transaction is shared with other requests, which go on.
+            self._execute("ROLLBACK TO tasks")
+            self._execute("RELEASE tasks")
+            taken = self._taken([row[0] for row in rows])
+            if not taken:
+                raise
+            raise DuplicateTask(taken) from error
+        self._execute("RELEASE tasks")
+
+    def _taken(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that are in the file, or there twice."""
+        stored = [id_ for id_ in ids if self._execute("SELECT 1 FROM task WHERE id = ?", id_).fetchone()]
+        return list(dict.fromkeys([*stored, *repeated(ids)]))
 
     def register(self, bell: str, queues: Sequence[Queue], credit: int | None) -> int:
         """A new consumer of the queues; its number."""
@@ -293,9 +329,7 @@ class Store:
 
     def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None, str]]) -> None:
         limit = -1 if any(free is None for _, free, _ in takers) else sum(free or 0 for _, free, _ in takers)
-        ready = self._execute(
-            "SELECT seq FROM task WHERE queue = ? AND state = 'ready' ORDER BY seq LIMIT ?", queue, limit
-        ).fetchall()
+        ready = self._execute(_READY, queue, limit).fetchall()
         hands, last = share([free for _, free, _ in takers], len(ready))
         for index in last:
             consumer, _, bell = takers[index]
@@ -360,9 +394,9 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
 
 def _row(queue: int, envelope: Envelope, now: float) -> tuple[Any, ...]:
     return (
+        envelope.id,
         queue,
         "delayed" if envelope.due is not None and envelope.due > now else "ready",
-        envelope.id,
         envelope.task,
         envelope.body,
         envelope.content_type,
@@ -372,11 +406,12 @@ def _row(queue: int, envelope: Envelope, now: float) -> tuple[Any, ...]:
         envelope.due,
         envelope.expires_at,
         _pack(envelope.headers) if envelope.headers else None,
+        envelope.priority,
     )
 
 
 def _envelope(row: Sequence[Any]) -> Envelope:
-    id_, queue, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers = row
+    id_, queue, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers, priority = row
     return Envelope(
         id_,
         queue,
@@ -389,4 +424,5 @@ def _envelope(row: Sequence[Any]) -> Envelope:
         due,
         expires_at,
         _unpack(headers) if headers else {},
+        priority,
     )
