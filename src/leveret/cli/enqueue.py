@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.argument("arguments", metavar="[ARG]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--kwargs", metavar="JSON", default="{}", help="Keyword arguments, as a JSON object.")
 @click.option("-q", "--queue", help="Instead of the task's own queue.")
-@click.option(
-    "--priority", type=click.IntRange(0, MAX_PRIORITY), help="The higher first; a task without one is like 4."
-)
+@click.option("--priority", type=click.IntRange(0, MAX_PRIORITY), help="The higher first; none is like 4.")
 @click.option("--id", help="The task's id. On SQLite one that is taken is refused.")
 @url_option
 def command(app: str, task: str, arguments: tuple[str, ...], kwargs: str, url: str | None, **options: Any) -> None:

@@ -43,7 +43,7 @@ class Bench:
         self._stack.push_async_callback(broker.close)
         return broker
 
-    def other_queue(self, **settings: int | bool) -> Queue:
+    def other_queue(self, **settings: int | bool | str) -> Queue:
         return Queue(f"check-{secrets.token_hex(6)}", **settings)  # type: ignore[arg-type]
 
     async def declared(self, queue: Queue | None = None) -> Broker:
@@ -114,7 +114,11 @@ class Taken:
 
 
 def text(delivery: Delivery) -> str:
-    return delivery.envelope.body.decode()
+    return text_of(delivery.envelope)
+
+
+def text_of(envelope: Envelope) -> str:
+    return envelope.body.decode()
 
 
 async def settle_all(broker: Broker, deliveries: Sequence[Delivery], outcome: Outcome) -> None:

@@ -16,9 +16,9 @@ import asyncio
 import secrets
 import time
 
-from leveret.errors import LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
-from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text
+from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text, text_of
 
 __all__ = ["CHECKS", "Check"]
 
@@ -338,13 +338,55 @@ async def many_are_published_in_one_call(bench: Bench) -> None:
 
 
 @check
-async def an_id_may_be_published_twice_at_once(bench: Bench) -> None:
-    """The same id on the way twice confuses no confirm."""
+async def an_id_published_twice_at_once_is_told_truly(bench: Bench) -> None:
+    """A broker may refuse it or store both; what is confirmed is there, and what is refused is not."""
     broker = await bench.declared()
-    envelope = bench.envelope("twin")
-    await asyncio.gather(broker.publish([envelope]), broker.publish([envelope, envelope]))
+    twin, other = bench.envelopes("twin", "other")
+    calls = [[twin], [other, twin], [twin, twin]]
+    results = await asyncio.gather(*(broker.publish(call) for call in calls), return_exceptions=True)
+    stored = [text_of(one) for call, result in zip(calls, results, strict=True) if result is None for one in call]
+    for result in results:
+        assert result is None or (isinstance(result, DuplicateTask) and result.ids == (twin.id,)), result
     taken = await bench.consumer(broker)
-    assert await taken.texts(3) == ["twin"] * 3
+    assert sorted(await taken.texts(len(stored))) == sorted(stored)
+    await taken.nothing()
+
+
+@check
+async def the_higher_priority_is_first(bench: Bench) -> None:
+    """Then whoever came first; none is like 4. (On RabbitMQ in a classic queue: there in every version.)"""
+    queue = bench.other_queue(kind="classic", priorities=True)
+    broker = await bench.declared(queue)
+    for name, priority in {"a": None, "b": 9, "c": 0, "d": 5, "e": 4, "f": 9, "g": 3, "h": None}.items():
+        await broker.publish([bench.envelope(name, queue=queue.name, priority=priority)])
+    taken = await bench.consumer(bench.broker(), queue, credit=1)
+    seen = ""
+    while len(seen) < 8:
+        (delivery,) = await taken.next()
+        seen += text(delivery)
+        await broker.settle([(delivery, Succeeded())])
+    assert seen == "bfdaehgc"
+
+
+@check
+async def a_task_keeps_its_priority(bench: Bench) -> None:
+    """Delayed, tried again at once and later, handed back, dead and alive again; and one that has none gets none."""
+    broker = await bench.declared()
+    wanted = {"none": None, "low": 0, "high": 9}
+    due = time.time() + 0.5
+    for name, priority in wanted.items():
+        await broker.publish([bench.envelope(name, priority=priority, due=due)])
+    taken = await bench.consumer(broker)
+    for outcome in (Retrying("no"), Retrying("no", delay=0.5), Released(), DeadLettered("no")):
+        deliveries = await taken.next(3)
+        assert {text(delivery): delivery.envelope.priority for delivery in deliveries} == wanted
+        await settle_all(broker, deliveries, outcome)
+    await becomes(broker, bench.queue, dead=3)
+    letters = await broker.dead_letters(bench.queue.name, limit=3)
+    assert {text_of(letter.envelope): letter.envelope.priority for letter in letters} == wanted
+    assert [letter.envelope.id for letter in letters] == [delivery.envelope.id for delivery in deliveries]
+    await broker.revive(bench.queue.name, [letter.envelope.id for letter in letters])
+    assert {text(delivery): delivery.envelope.priority for delivery in await taken.next(3)} == wanted
 
 
 @check
