@@ -8,16 +8,27 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
-from leveret.brokers.rabbitmq.codec import buried, retry_message, revived_message, routed, to_dead_letter, to_message
+from leveret.brokers.rabbitmq.codec import (
+    buried,
+    retry_message,
+    revived_message,
+    routed,
+    to_dead_letter,
+    to_message,
+    unranked,
+)
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.declare import Notes, declare, declare_delay, message_count
+from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
-from leveret.model import DeadLettered, Queue, QueueStats, Released, Retrying
+from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -49,13 +60,15 @@ class RabbitMQBroker:
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
         self._delays: set[tuple[str, int]] = set()
+        #: Of the server that made, or had, those delay queues.
+        self._version = ""
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)
         self._queues.update((queue.name, queue) for queue in queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        messages = [to_message(envelope) for envelope in envelopes]
+        messages = [to_message(self._ranked(envelope)) for envelope in envelopes]
         try:
             await self._store(messages)
         except QueueNotFound as error:
@@ -102,6 +115,13 @@ class RabbitMQBroker:
     async def close(self) -> None:
         await self._publisher.close()
 
+    def _ranked(self, envelope: Envelope) -> Envelope:
+        """A task without a priority is like 4 everywhere: a classic queue takes a missing one as 0."""
+        queue = self._queues.get(envelope.queue)
+        if envelope.priority is not None or queue is None or queue.kind == "quorum":
+            return envelope
+        return msgspec.structs.replace(envelope, priority=MIDDLE_PRIORITY)
+
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Record one outcome; False when the delivery is not the caller's any more."""
         session = delivery.lease
@@ -141,14 +161,18 @@ class RabbitMQBroker:
                 break
             await self._make_delays(missing)
         try:
-            await self._publisher.publish([message for message, _ in routes])
+            await self._publisher.publish([self._fit_to_wait(*route) for route in routes])
         except QueueNotFound:
             self._delays.clear()
             raise
 
+    def _fit_to_wait(self, message: Message, milliseconds: int | None) -> Message:
+        return message if milliseconds is None or expires_in_order(self._version) else unranked(message)
+
     async def _make_delays(self, missing: set[tuple[str, int]]) -> None:
         async def ask() -> float:
             connection = await self._publisher.connection()
+            self._version = amqp.server_version(connection)
             return max([await declare_delay(connection, home, milliseconds) for home, milliseconds in missing])
 
         await asyncio.sleep(await self._insist("declaring delay queues", ask))

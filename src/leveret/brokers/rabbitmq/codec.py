@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +24,9 @@ EXPIRES_AT = "leveret-expires-at"
 REASON = "leveret-reason"
 TRACEBACK = "leveret-traceback"
 DIED_AT = "leveret-died-at"
-_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT})
+#: The priority of a message that waits where its property would change the order.
+PRIORITY = "leveret-priority"
+_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, PRIORITY})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _PERSISTENT = 2
@@ -35,6 +38,8 @@ _LAST_MOMENT = 32_503_680_000_000
 _LARGEST_FLOAT = 3.4e38
 #: Headers must fit a frame (128 KiB by default) together.
 _MAX_ERROR = 1_000
+#: AMQP's priority is an octet.
+_MOST_PRIORITY = 255
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -72,6 +77,7 @@ def to_message(envelope: Envelope) -> Message:
     properties = Properties(
         content_type=envelope.content_type,
         delivery_mode=_PERSISTENT,
+        priority=envelope.priority,
         headers=headers or None,
         message_id=envelope.id,
         message_type=envelope.task,
@@ -111,7 +117,7 @@ def routed(message: Message, now: float) -> tuple[Message, int | None]:
 
 
 def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message:
-    """The message for the dead-letter queue. It never expires there."""
+    """The message for the dead-letter queue. It never expires there, and the oldest is first."""
     changed = {
         ATTEMPT: delivery.envelope.attempt,
         REASON: shorten(outcome.reason, _MAX_ERROR * 4),
@@ -120,7 +126,18 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
     }
     message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
     message.properties.expiration = None
-    return message
+    return unranked(message)
+
+
+def unranked(message: Message) -> Message:
+    """The message with its priority in a header, where it changes no order."""
+    properties = message.properties
+    if properties.priority is None:
+        return message
+    changed = copy(properties)
+    changed.headers = {**(properties.headers or {}), PRIORITY: properties.priority}
+    changed.priority = None
+    return msgspec.structs.replace(message, properties=changed)
 
 
 def revived_message(message: DeliveredMessage, queue: str) -> Message:
@@ -154,14 +171,14 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     kept = {
         name: _sendable(value)
         for name, value in (original.headers or {}).items()
-        if name not in headers and not name.startswith(_BROKERS)
+        if name not in headers and name != PRIORITY and not name.startswith(_BROKERS)
     }
     properties = Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=kept | {name: value for name, value in headers.items() if value is not None},
         delivery_mode=_PERSISTENT,
-        priority=original.priority,
+        priority=envelope.priority,
         correlation_id=original.correlation_id,
         reply_to=original.reply_to,
         expiration=original.expiration,
@@ -187,6 +204,7 @@ def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
         due=_moment(headers.get(DUE)),
         expires_at=_moment(headers.get(EXPIRES_AT)),
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
+        priority=_priority(headers.get(PRIORITY) if properties.priority is None else properties.priority),
     )
 
 
@@ -209,6 +227,10 @@ def _timestamp(seconds: float | None) -> dt.datetime | None:
 
 def _integer(value: object, otherwise: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
+
+
+def _priority(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_PRIORITY else None
 
 
 def _milliseconds(moment: float | None) -> int | None:

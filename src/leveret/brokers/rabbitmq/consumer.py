@@ -16,7 +16,7 @@ from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
-from leveret.brokers.rabbitmq.declare import Notes, declare, message_count
+from leveret.brokers.rabbitmq.declare import Notes, declare, message_count, tell_priorities
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -201,6 +201,7 @@ class Session:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         channel, connection = self._line.channel, self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
+        await tell_priorities(connection, self._queues, self._notes)
         await channel.basic_qos(prefetch_count=credit)
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         await census.answer_on(connection, self.running)

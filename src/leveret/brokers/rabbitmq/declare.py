@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.priorities import Given, given
 from leveret.brokers.rabbitmq.topology import (
     RUNGS,
     Declaration,
@@ -34,15 +35,24 @@ _REMEMBERED = 2.0
 
 
 class Notes:
-    """What was found out about adopted queues; each is logged once, however often they are declared."""
+    """What was found out about queues; each is logged once, however often they are declared."""
 
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
 
     def tell(self, queue: str, lack: str) -> None:
-        if (queue, lack) not in self._told:
-            self._told.add((queue, lack))
+        if self._is_new(queue, lack):
             log.warning("queue %r is used as it is: %s", queue, lack)
+
+    def tell_priorities(self, queue: str, priorities: Given) -> None:
+        if self._is_new(queue, priorities.text):
+            level = logging.INFO if priorities.complete else logging.WARNING
+            log.log(level, "queue %r: %s", queue, priorities.text)
+
+    def _is_new(self, queue: str, text: str) -> bool:
+        known = (queue, text) in self._told
+        self._told.add((queue, text))
+        return not known
 
 
 async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes, *, dead: bool) -> float:
@@ -56,6 +66,15 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: N
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0
+
+
+async def tell_priorities(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> None:
+    """Log what becomes of priorities in those of the queues whose tasks have some."""
+    version = amqp.server_version(connection)
+    for queue in queues:
+        if queue.priorities or queue.kind == "classic":
+            found = await _examine(connection, task_declaration(queue))
+            notes.tell_priorities(queue.name, given(queue, found, version))
 
 
 async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:

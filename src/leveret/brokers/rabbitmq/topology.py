@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leveret.errors import ConfigurationError, QueueMismatch
-from leveret.model import DEAD_SUFFIX, DELAY_INFIX, Queue
+from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, Queue
 
 #: Workers and `leveret queues` talk through it.
 CONTROL_EXCHANGE = "leveret.control"
 _QUORUM = {"x-queue-type": "quorum"}
+_KINDS: dict[str, dict[str, Any]] = {"quorum": _QUORUM, "classic": {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}}
 #: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
 #: Arguments that let the broker drop tasks by itself.
@@ -85,10 +86,11 @@ def dead_queue(name: str) -> str:
 
 def task_declaration(queue: Queue) -> Declaration:
     """What a queue is declared as when it does not exist."""
+    kind = _KINDS[queue.kind]
     if queue.max_length is None:
-        return Declaration(queue.name, arguments=dict(_QUORUM))
+        return Declaration(queue.name, arguments=dict(kind))
     limit = {"x-max-length": queue.max_length, "x-overflow": "reject-publish"}
-    return Declaration(queue.name, arguments={**_QUORUM, **limit})
+    return Declaration(queue.name, arguments={**kind, **limit})
 
 
 def dead_declaration(name: str) -> Declaration:
@@ -147,7 +149,7 @@ def judge(queue: Queue, found: Declaration) -> list[str]:
         problem = "RabbitMQ cannot change a queue's length limit: delete the empty queue, or use another name"
     if problem is not None:
         raise QueueMismatch(queue.name, found=found.described(), wanted=wanted.described(), remedy=problem)
-    return _shortcomings(found, kind)
+    return _shortcomings(queue, found, kind)
 
 
 def _limits(found: Declaration, max_length: int) -> bool:
@@ -155,10 +157,12 @@ def _limits(found: Declaration, max_length: int) -> bool:
     return rejects and found.arguments.get("x-max-length") == max_length
 
 
-def _shortcomings(found: Declaration, kind: str) -> list[str]:
+def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:
     lacks = []
-    if kind == "classic":
+    if kind == "classic" and queue.kind == "quorum":
         lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
+    if kind == "quorum" and queue.kind == "classic":
+        lacks.append("it is a quorum queue, and a classic one was asked for")
     rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
     limits = {name: found.arguments[name] for name in _LOSSY if name in found.arguments}
     # A negative delivery limit is none (RabbitMQ 4.0 and later).
