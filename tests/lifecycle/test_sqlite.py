@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from leveret.brokers import connect
+from leveret.brokers.sqlite.store import CLAIM
 from leveret.model import Queue, Succeeded
 from tests.support import ledger_app
 from tests.support.client import Client
@@ -96,13 +97,26 @@ async def test_a_million_ready_tasks_claim_as_a_thousand(tmp_path: Path) -> None
     assert pages[1_000_000] < pages[1_000] * 10
 
 
+async def test_a_claim_is_served_by_its_index(tmp_path: Path) -> None:
+    """Whatever the priorities: nothing is sorted."""
+    path = tmp_path / "leveret.db"
+    broker = connect(f"sqlite:///{path}")
+    await broker.declare([Queue("work")])
+    await broker.close()
+    with closing(sqlite3.connect(path)) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {CLAIM}", (1, 10))]
+    assert len(plan) == 1
+    assert plan[0].startswith("SEARCH task USING")
+    assert "INDEX task_ready (queue=?)" in plan[0]
+
+
 def fill(path: Path, count: int) -> None:
     """Rows as `publish` writes them, all at once."""
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(
-            "INSERT INTO task (queue, id, name, body, attempt)"
+            "INSERT INTO task (queue, id, name, body, attempt, priority)"
             " WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)"
-            " SELECT 1, printf('%032x', n), 'say', '{\"args\":[\"x\"]}', 1 FROM number",
+            " SELECT 1, printf('%032x', n), 'say', '{\"args\":[\"x\"]}', 1, nullif(n % 11, 10) FROM number",
             (count,),
         )
 

@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.codec import (
     to_dead_letter,
     to_delivery,
     to_message,
+    unranked,
 )
 from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Retrying
 
@@ -252,9 +253,10 @@ def test_a_burial_keeps_the_message_and_says_why() -> None:
     """And it does not expire in its grave."""
     message = buried(delivery_of(delivered(FULL, b"body")), BURIED, 1_700_000_000.0)
     assert (message.queue, message.body, message.id) == ("work.dead", b"body", "m-1")
-    for name in KEPT:
-        assert message.properties[name] == FULL[name], name
-    assert message.properties.expiration is None
+    for name in (*KEPT, "expiration"):
+        expected = None if name in ("priority", "expiration") else FULL[name]
+        assert message.properties[name] == expected, name
+    assert (message.properties.headers or {})["leveret-priority"] == FULL.priority  # the oldest is first in its grave
     assert message.properties.delivery_mode == 2
     letter = to_dead_letter(delivered(through_the_wire(message.properties), b"body"), "work")
     assert (letter.reason, letter.traceback) == ("gave up", "Traceback: gave up")
@@ -323,6 +325,32 @@ def test_a_revived_task_is_as_it_first_came() -> None:
     again = delivery_of(delivered(message.properties, b"body")).envelope
     assert again == Envelope(again.id, "work", "resize", b"body", content_type=None, headers={"tenant": "a"})
     assert message.properties.headers == {"tenant": "a"}
+
+
+@pytest.mark.parametrize("priority", [None, 0, 7, 255])
+def test_a_priority_survives_every_copy(priority: int | None) -> None:
+    """As the property where the task waits to run, in a header where it would change another order."""
+    envelope = Envelope("m-1", "work", "resize", b"{}", priority=priority, headers={"tenant": "a"})
+    message = to_message(envelope)
+    assert message.properties.priority == priority
+    header = {} if priority is None else {"leveret-priority": priority}
+    for hide in (unranked, lambda message: bury(delivery_of(delivered(message.properties)))):
+        hidden = hide(message)
+        assert hidden.properties.priority is None
+        assert (hidden.properties.headers or {}).items() >= {"tenant": "a", **header}.items()
+        delivery = delivery_of(delivered(through_the_wire(hidden.properties)))
+        assert (delivery.envelope.priority, delivery.envelope.headers) == (priority, {"tenant": "a"})
+        for copy in (retry(delivery), postponed(delivery)):
+            assert copy.properties.priority == priority
+            assert "leveret-priority" not in (copy.properties.headers or {})
+    assert message.properties.priority == priority
+
+
+@pytest.mark.parametrize("value", [-1, 256, True, "7", 7.0, None, [7]])
+def test_a_priority_in_a_header_is_an_octet(value: Any) -> None:
+    delivery = delivery_of(with_headers(leveret_priority=value))
+    assert delivery.envelope.priority is None
+    through_the_wire(retry(delivery).properties)
 
 
 def test_a_message_without_an_id_keeps_the_one_it_was_given() -> None:
@@ -399,6 +427,7 @@ names = st.text(max_size=20) | st.sampled_from(
         "leveret-died-at",
         "leveret-due",
         "leveret-expires-at",
+        "leveret-priority",
         "x-death",
         "x-delivery-count",
         "x-acquired-count",

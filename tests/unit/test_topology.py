@@ -44,6 +44,14 @@ def test_a_task_queue_is_the_tutorials() -> None:
 
 def test_a_length_limit_rejects_and_drops_nothing() -> None:
     assert task_declaration(Queue("q", max_length=5)) == Declaration("q", arguments=LIMITED)
+    assert task_declaration(Queue("q", priorities=True)) == task_declaration(Queue("q"))
+
+
+def test_a_classic_queue_has_priorities() -> None:
+    arguments = {"x-queue-type": "classic", "x-max-priority": 9}
+    assert task_declaration(Queue("q", kind="classic")) == Declaration("q", arguments=arguments)
+    limited = {**arguments, "x-max-length": 5, "x-overflow": "reject-publish"}
+    assert task_declaration(Queue("q", kind="classic", max_length=5)) == Declaration("q", arguments=limited)
 
 
 def test_a_dead_letter_queue_may_be_looked_at_for_ever() -> None:
@@ -259,6 +267,8 @@ def test_a_queue_that_cannot_do_what_is_wanted_is_refused(found: Declaration, qu
         (quorum(max_length=5, overflow="reject-publish-dlx"), Queue("q")),
         (quorum(dead_letter_exchange="dlx", max_priority=5), Queue("q")),
         (quorum(delivery_limit=-1), Queue("q")),
+        (Declaration("q", arguments={"x-queue-type": "classic", "x-max-priority": 9}), Queue("q", kind="classic")),
+        (Declaration("q"), Queue("q", kind="classic")),
     ],
 )
 def test_a_queue_that_loses_nothing_is_adopted_in_silence(found: Declaration, queue: Queue) -> None:
@@ -283,6 +293,11 @@ def test_a_queue_that_may_lose_tasks_is_adopted_with_a_warning(found: Declaratio
     told = judge(Queue("q"), found)
     assert len(told) == len(lacks)
     assert all(expected in line for expected, line in zip(lacks, told, strict=True))
+
+
+def test_a_quorum_queue_in_the_place_of_a_classic_one_is_adopted_with_a_warning() -> None:
+    (told,) = judge(Queue("q", kind="classic"), quorum())
+    assert told == "it is a quorum queue, and a classic one was asked for"
 
 
 # Hosts

@@ -18,7 +18,10 @@ from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, Queue
 #: Workers and `leveret queues` talk through it.
 CONTROL_EXCHANGE = "leveret.control"
 _QUORUM = {"x-queue-type": "quorum"}
-_KINDS: dict[str, dict[str, Any]] = {"quorum": _QUORUM, "classic": {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}}
+_KINDS: dict[str, dict[str, Any]] = {
+    "quorum": _QUORUM,
+    "classic": {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY},
+}
 #: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
 #: Arguments that let the broker drop tasks by itself.

@@ -40,8 +40,8 @@ _ENVELOPE = (
     " priority"
 )
 #: As the index has it, literally: else SQLite would sort all that is ready.
-_READY = (
-    f"SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
+CLAIM = (
+    "SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
     f" ORDER BY coalesce(priority, {MIDDLE_PRIORITY}) DESC, seq LIMIT ?"
 )
 _pack = msgspec.msgpack.Encoder().encode
@@ -329,7 +329,7 @@ class Store:
 
     def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None, str]]) -> None:
         limit = -1 if any(free is None for _, free, _ in takers) else sum(free or 0 for _, free, _ in takers)
-        ready = self._execute(_READY, queue, limit).fetchall()
+        ready = self._execute(CLAIM, queue, limit).fetchall()
         hands, last = share([free for _, free, _ in takers], len(ready))
         for index in last:
             consumer, _, bell = takers[index]

@@ -1,0 +1,206 @@
+"""Ids that the user chose: what they may be, and that a broker that can know refuses one that is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from leveret import App, ConfigurationError, DuplicateTask, StoreError
+from leveret.brokers.memory import MemoryBroker, MemoryStore
+from leveret.brokers.sqlite import SQLiteBroker
+from leveret.model import DeadLettered, Released, Retrying, Succeeded
+from leveret.testing.bench import Bench, becomes, settle_all
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from pathlib import Path
+
+    from leveret.brokers import Broker
+    from leveret.brokers.sqlite.store import Store
+    from leveret.model import Envelope
+
+
+class Outbox(App):
+    """Keeps what it is given to send."""
+
+    def __init__(self) -> None:
+        super().__init__("memory://")
+        self.sent: list[Envelope] = []
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+        self.sent.extend(envelopes)
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def open_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Broker]:
+    store = MemoryStore()
+    openers: dict[str, Callable[[], Broker]] = {
+        "memory": lambda: MemoryBroker(store),
+        "sqlite": lambda: SQLiteBroker(tmp_path / "leveret.db", timeout=20.0),
+    }
+    return openers[request.param]
+
+
+@asynccontextmanager
+async def bench_on(open_broker: Callable[[], Broker]) -> AsyncGenerator[Bench]:
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        yield Bench(open_broker, stack)
+
+
+async def is_refused(broker: Broker, envelope: Envelope) -> bool:
+    try:
+        await broker.publish([envelope])
+    except DuplicateTask as error:
+        return error.ids == (envelope.id,)
+    return False
+
+
+# What an id may be
+
+
+@pytest.mark.parametrize("id_", ["", "a\nb", "\ud800", "x" * 256, "é" * 128, "\u200b", 7])
+def test_an_id_that_cannot_be_is_refused(outbox: Outbox, id_: Any) -> None:
+    task = outbox.task(name="say")(lambda: None)
+    with pytest.raises(ConfigurationError, match="must be printable text of 1 to 255 bytes"):
+        task.options(id=id_)
+
+
+@pytest.mark.parametrize("id_", ["invoice-42", " ", "x" * 255, "é" * 127, "-", "✓ 1/2"])
+async def test_other_ids_are_the_tasks(outbox: Outbox, id_: str) -> None:
+    task = outbox.task(name="say")(lambda: None)
+    handle = await task.options(id=id_).options(priority=3).enqueue()
+    await task.enqueue()
+    assert [envelope.id == id_ for envelope in outbox.sent] == [True, False]
+    assert handle.id == id_
+
+
+async def test_many_have_an_id_each(outbox: Outbox) -> None:
+    @outbox.task
+    def say(text: str) -> None: ...
+
+    handles = await say.options(priority=3).enqueue_many([("x",), ("y",)], ids=["one", "two"])
+    assert [handle.id for handle in handles] == ["one", "two"]
+    assert [(envelope.id, envelope.priority) for envelope in outbox.sent] == [("one", 3), ("two", 3)]
+    with pytest.raises(ConfigurationError, match="has 2 calls and 1 ids; give one for each"):
+        await say.enqueue_many([("x",), ("y",)], ids=["one"])
+    assert await say.enqueue_many([], ids=[]) == []
+
+
+async def test_an_id_given_twice_in_one_call_is_refused_before_anything_is_sent(outbox: Outbox) -> None:
+    @outbox.task
+    def say(text: str) -> None: ...
+
+    for task, ids in ((say.options(id="one"), None), (say, ["one", "one"])):
+        with pytest.raises(DuplicateTask, match="'one'") as caught:
+            await task.enqueue_many([("x",), ("y",)], ids=ids)
+        assert caught.value.ids == ("one",)
+    assert outbox.sent == []
+
+
+def test_the_error_names_the_ids_and_the_remedy() -> None:
+    text = str(DuplicateTask([f"id-{number}" for number in range(7)]))
+    assert "'id-0'" in text
+    assert "'id-4' and 2 more; nothing was stored" in text
+    assert "choose another id" in text
+
+
+# What a priority may be
+
+
+@pytest.mark.parametrize("priority", [-1, 10, True, 3.0, "7"])
+def test_a_priority_that_cannot_be_is_refused(outbox: Outbox, priority: Any) -> None:
+    task = outbox.task(name="say")(lambda: None)
+    with pytest.raises(ConfigurationError, match="must be an integer from 0 to 9"):
+        task.options(priority=priority)
+    with pytest.raises(ConfigurationError, match="must be an integer from 0 to 9"):
+        outbox.task(name="shout", priority=priority)(lambda: None)
+    assert outbox.tasks == (task,)
+
+
+async def test_a_tasks_own_priority_is_its_default(outbox: Outbox) -> None:
+    """And tells its queue, so that a worker can say what becomes of it."""
+    urgent = outbox.task(name="urgent", priority=7)(lambda: None)
+    plain = outbox.task(name="plain", queue="other")(lambda: None)
+    for task in (urgent, urgent.options(priority=0), plain, plain.options(priority=9)):
+        await task.enqueue()
+    assert [envelope.priority for envelope in outbox.sent] == [7, 0, None, 9]
+    assert {queue.name: queue.priorities for queue in outbox.queues} == {"default": True, "other": False}
+
+
+# Taken ids
+
+
+async def test_an_id_is_taken_until_its_task_has_ended(open_broker: Callable[[], Broker]) -> None:
+    """Ready, delayed, running, handed back, tried again, dead and alive again; free after success."""
+    async with bench_on(open_broker) as bench:
+        broker = await bench.declared()
+        twin, later = bench.envelope("x", id="twin"), bench.envelope("y", id="later", due=time.time() + 3600)
+        await broker.publish([twin, later])
+        assert await is_refused(broker, later)
+        assert await is_refused(bench.broker(), twin)
+        taken = await bench.consumer(broker)
+        for outcome in (Released(), Retrying("no"), Retrying("no", delay=0.1), DeadLettered("no")):
+            running = await taken.next()
+            assert await is_refused(broker, twin)
+            await settle_all(broker, running, outcome)
+            assert await is_refused(broker, twin)
+        await broker.revive(bench.queue.name, ["twin"])
+        assert await is_refused(broker, twin)
+        await settle_all(broker, await taken.next(), Succeeded())
+        assert not await is_refused(broker, twin)
+        await settle_all(broker, await taken.next(), DeadLettered("no"))
+        await broker.discard(bench.queue.name, ["twin"])
+        assert not await is_refused(broker, twin)
+
+
+async def test_an_id_is_taken_in_every_queue(open_broker: Callable[[], Broker]) -> None:
+    async with bench_on(open_broker) as bench:
+        other = bench.other_queue()
+        broker = await bench.declared()
+        await broker.declare([other])
+        await broker.publish([bench.envelope("x", id="twin")])
+        assert await is_refused(broker, bench.envelope("x", id="twin", queue=other.name))
+
+
+@pytest.mark.parametrize(
+    ("ids", "taken"), [(["a", "twin", "b"], ["twin"]), (["a", "b", "a"], ["a"]), (["a", "a", "twin"], ["twin", "a"])]
+)
+async def test_nothing_of_a_call_with_a_taken_id_is_stored(
+    open_broker: Callable[[], Broker], ids: list[str], taken: list[str]
+) -> None:
+    async with bench_on(open_broker) as bench:
+        broker = await bench.declared()
+        await broker.publish([bench.envelope("x", id="twin")])
+        with pytest.raises(DuplicateTask) as caught:
+            await broker.publish([bench.envelope("y", id=id_) for id_ in ids])
+        assert caught.value.ids == tuple(taken)
+        await becomes(broker, bench.queue, ready=1)
+        await broker.publish([bench.envelope("y", id=id_) for id_ in ("a", "b")])
+        await becomes(broker, bench.queue, ready=3)
+
+
+async def test_a_taken_id_is_refused_alone(tmp_path: Path) -> None:
+    """Those that share its transaction are stored, and none is taken for its own twin when a neighbour fails."""
+
+    def fail(store: Store) -> None:
+        store._execute("INSERT INTO nowhere VALUES (1)")
+
+    async with bench_on(lambda: SQLiteBroker(tmp_path / "leveret.db", timeout=20.0)) as bench:
+        broker = await bench.declared()
+        assert isinstance(broker, SQLiteBroker)
+        twin = bench.envelope("x", id="twin")
+        calls = [[twin], [bench.envelope("y", id="a"), twin], [bench.envelope("z", id="b")]]
+        results = await asyncio.gather(
+            *(broker.publish(call) for call in calls), broker._writer.do(fail), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [type(None), DuplicateTask, type(None), StoreError]
+        await becomes(broker, bench.queue, ready=2)
