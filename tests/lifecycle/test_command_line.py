@@ -44,6 +44,8 @@ def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -
         (["enqueue", LEDGER_APP, "say", "1"], "does not fit str"),
         (["enqueue", LEDGER_APP, "say", "--kwargs", "[1]"], "is not a JSON object"),
         (["enqueue", LEDGER_APP, "say", "x" * 2_000_000], "Argument list too long"),
+        (["enqueue", LEDGER_APP, "say", "x", "--priority", "10"], "10 is not in the range 0<=x<=9"),
+        (["enqueue", LEDGER_APP, "say", "x", "--id", ""], "must be printable text of 1 to 255 bytes"),
         (["queues", "--url", "amqp://guest:s3cret@127.0.0.1:1/"], "cannot connect to amqp://guest:***@127.0.0.1:1/"),
         (["queues", "--url", "amqp://host:port/"], "cannot be read"),
         (["queues", "--url", "sqlite:///"], "names no file"),
@@ -69,6 +71,13 @@ def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
     )
     printed = leveret("enqueue", f"{app}:app", "say", "x" * 200, "--url", f"sqlite:///{tmp_path / 'x.db'}", fails=True)
     assert "over the limit of 100" in printed
+
+
+def test_a_chosen_id_is_enqueued_once(tmp_path: Path) -> None:
+    once = ("enqueue", LEDGER_APP, "say", "x", "--id", "invoice-42", "--url", f"sqlite:///{tmp_path / 'x.db'}")
+    environment = {"LEDGER": str(tmp_path / "ledger")}
+    assert leveret(*once, environment=environment) == "invoice-42\n"
+    assert "leveret: task id taken" in leveret(*once, environment=environment, fails=True)
 
 
 def test_help_has_examples(tmp_path: Path) -> None:

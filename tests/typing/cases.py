@@ -105,6 +105,8 @@ async def parameters_are_kept_by_options() -> None:
     coroutine.options("small")  # type: ignore[call-arg]
     coroutine.options(queue=1)  # type: ignore[arg-type]
     coroutine.options(delay="5")  # type: ignore[arg-type]
+    coroutine.options(priority="5")  # type: ignore[arg-type]
+    coroutine.options(id=5)  # type: ignore[arg-type]
 
 
 async def a_handle_carries_the_awaited_result() -> None:
@@ -143,6 +145,7 @@ def options_are_checked() -> None:
     app.task(retry=lambda: 5.0)  # type: ignore[misc, arg-type]
     App(queues=["small"])  # type: ignore[list-item]
     Queue("small", max_length="10")  # type: ignore[arg-type]
+    Queue("small", kind="stream")  # type: ignore[arg-type]
 
 
 def a_task_is_no_function_any_more() -> None:

@@ -127,6 +127,11 @@ def test_a_length_limit_is_at_least_one(limit: int) -> None:
         Queue("work", max_length=limit)
 
 
+def test_a_queue_is_quorum_or_classic() -> None:
+    with pytest.raises(ConfigurationError, match="queue 'work': kind is 'stream', it must be 'quorum' or 'classic'"):
+        Queue("work", kind="stream")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("timeout", [0, -1.0])
 def test_an_enqueue_has_time(timeout: float) -> None:
     with pytest.raises(ConfigurationError, match="must be more than 0 seconds"):
