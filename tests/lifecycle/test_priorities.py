@@ -160,8 +160,8 @@ async def test_a_classic_queue_is_made_on_request(node: Node, caplog: pytest.Log
     """Durable, with priorities 0 to 9, and used without a complaint by whoever asked for it."""
     caplog.set_level(logging.INFO, "leveret.rabbitmq")
     queue = Queue("work", kind="classic", max_length=50)
-    async with broker_on(node, queue) as broker, consuming(broker, queue):
-        await connect(node.url).declare([queue])
+    async with broker_on(node, queue) as broker, consuming(broker, queue), broker_on(node, queue):
+        pass
     (made,) = [row for row in node.queues("name", "durable", "arguments") if row["name"] == "work"]
     assert made["durable"] is True
     arguments = made["arguments"]
