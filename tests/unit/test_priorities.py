@@ -18,17 +18,17 @@ def classic(most: int | None) -> Declaration:
 @pytest.mark.parametrize(
     ("version", "complete", "text"),
     [
-        ("3.10.8", False, "RabbitMQ 3.10.8 ignores priorities in a quorum queue; upgrade to 4.3, or have a classic"),
-        ("3.13.7", False, "ignores priorities"),
-        ("4.0.5", False, "RabbitMQ 4.0.5 knows two priorities in a quorum queue, above 4 and the rest"),
-        ("4.2.1", False, "knows two priorities"),
-        ("4.3.0-rc.1", True, "priorities are strict (a quorum queue on RabbitMQ 4.3.0-rc.1)"),
-        ("4.10.0", True, "priorities are strict"),
-        ("5.0", True, "priorities are strict"),
-        ("", False, "ignores priorities"),
+        ((3, 10, 8), False, "RabbitMQ 3.10.8 ignores priorities in a quorum queue; upgrade to 4.3, or have a classic"),
+        ((3, 13, 7), False, "ignores priorities"),
+        ((4, 0, 5), False, "RabbitMQ 4.0.5 knows two priorities in a quorum queue, above 4 and the rest"),
+        ((4, 2, 1), False, "knows two priorities"),
+        ((4, 3, 0), True, "priorities are strict (a quorum queue on RabbitMQ 4.3.0)"),
+        ((4, 10, 0), True, "priorities are strict"),
+        ((5, 0), True, "priorities are strict"),
+        ((0,), False, "ignores priorities"),
     ],
 )
-def test_a_quorum_queue_gives_what_its_server_can(version: str, complete: bool, text: str) -> None:
+def test_a_quorum_queue_gives_what_its_server_can(version: tuple[int, ...], complete: bool, text: str) -> None:
     priorities = given(Queue("q", priorities=True), QUORUM, version)
     assert priorities.complete == complete
     assert text in priorities.text
@@ -47,14 +47,15 @@ def test_a_quorum_queue_gives_what_its_server_can(version: str, complete: bool, 
 )
 def test_a_classic_queue_gives_what_it_was_made_with(queue: Queue, most: int | None, complete: bool, text: str) -> None:
     """In every version."""
-    for version in ("3.10.8", "4.1.0", "4.3.6"):
+    for version in ((3, 10, 8), (4, 1, 0), (4, 3, 6)):
         priorities = given(queue, classic(most), version)
         assert priorities.complete == complete
         assert text in priorities.text
 
 
 @pytest.mark.parametrize(
-    ("version", "in_order"), [("3.10.8", True), ("3.13.7", True), ("4.0.0", False), ("4.2.9", False), ("4.3.0", True)]
+    ("version", "in_order"),
+    [((3, 10, 8), True), ((3, 13, 7), True), ((4, 0, 0), False), ((4, 2, 9), False), ((4, 3, 0), True)],
 )
-def test_mixed_priorities_hold_one_another_up_in_some_versions(version: str, in_order: bool) -> None:
+def test_mixed_priorities_hold_one_another_up_in_some_versions(version: tuple[int, ...], in_order: bool) -> None:
     assert expires_in_order(version) == in_order

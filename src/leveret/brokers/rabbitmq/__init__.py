@@ -61,7 +61,7 @@ class RabbitMQBroker:
         self._notes = Notes()
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
-        self._version = ""
+        self._version: tuple[int, ...] = (0,)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)

@@ -199,13 +199,6 @@ def is_lost(connection: Connection) -> bool:
     return connection.transport is None or connection.transport.connection.is_closed
 
 
-def server_version(connection: Connection) -> str:
-    """As "4.3.6"; empty when the server does not say, or the connection is gone."""
-    transport = connection.transport
-    version = None if transport is None else transport.connection.server_properties.get("version")
-    return version if isinstance(version, str) else ""
-
-
 async def close(connection: Connection) -> None:
     """Close the connection; one that is lost, or does not answer, is let go all the same."""
     closing = asyncio.ensure_future(connection.close())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.topology import Declaration
     from leveret.model import Queue
 
-_VERSION = re.compile(r"(\d+)\.(\d+)")
 #: Quorum queues: none before, then two levels, then strict.
 _TWO_LEVELS, _STRICT = (4, 0), (4, 3)
 
@@ -25,25 +23,26 @@ class Given(msgspec.Struct, frozen=True):
     complete: bool
 
 
-def expires_in_order(version: str) -> bool:
+def expires_in_order(version: tuple[int, ...]) -> bool:
     """Whether messages of mixed priorities in a queue with one TTL leave it when they expire.
 
     From 4.0 to 4.2 only the first message of both levels together is looked at, and it may be a younger one.
     """
-    return not _TWO_LEVELS <= _numbers(version) < _STRICT
+    return not _TWO_LEVELS <= version < _STRICT
 
 
-def given(queue: Queue, found: Declaration, version: str) -> Given:
+def given(queue: Queue, found: Declaration, version: tuple[int, ...]) -> Given:
     """What the queue that was found, or made, makes of priorities on a server of that version."""
     if found.arguments.get("x-queue-type", "classic") == "classic":
         return _given_by_classic(queue, found.arguments.get("x-max-priority"))
-    if _numbers(version) >= _STRICT:
-        return Given(f"priorities are strict (a quorum queue on RabbitMQ {version})", complete=True)
+    server = f"RabbitMQ {'.'.join(map(str, version))}"
+    if version >= _STRICT:
+        return Given(f"priorities are strict (a quorum queue on {server})", complete=True)
     remedy = "upgrade to 4.3, or have a classic queue under another name: Queue(..., kind='classic')"
-    if _numbers(version) >= _TWO_LEVELS:
-        text = f"RabbitMQ {version} knows two priorities in a quorum queue, above 4 and the rest, and takes two to one"
+    if version >= _TWO_LEVELS:
+        text = f"{server} knows two priorities in a quorum queue, above 4 and the rest, and takes two to one"
     else:
-        text = f"RabbitMQ {version} ignores priorities in a quorum queue"
+        text = f"{server} ignores priorities in a quorum queue"
     return Given(f"{text}; {remedy}", complete=False)
 
 
@@ -60,8 +59,3 @@ def _given_by_classic(queue: Queue, most: object) -> Given:
         )
         return Given(text, complete=False)
     return Given(f"priorities are strict (a classic queue with x-max-priority={most})", complete=True)
-
-
-def _numbers(version: str) -> tuple[int, int]:
-    found = _VERSION.match(version)
-    return (0, 0) if found is None else (int(found[1]), int(found[2]))
