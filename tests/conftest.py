@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -13,7 +14,8 @@ from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue
 from tests.support.client import Client
-from tests.support.nodes import Node
+from tests.support.nodes import TREES, Node
+from tests.support.reaper import MARK, Reaper
 from tests.support.workers import Ledger
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RABBITMQ = ("3.10", "4")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The run's reaper; xdist's workers, and a run inside a run, belong to the run that has one."""
+    if MARK not in os.environ:
+        reaper = Reaper([tree / "tmp" for tree in TREES.values()])
+        config.add_cleanup(reaper.close)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -15,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.reaper import FOLDER, MARK, own_mark
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -22,6 +25,9 @@ CACHE = Path(
     os.environ.get("LEVERET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leveret"
 )
 TREES = {"3.10": Path("/"), "4": CACHE / "rabbitmq-4"}
+#: Below the ports that Linux gives to outgoing connections (32768 and more): a client's connection, or a node that is
+#: connected to while it is down, cannot take the port of a node that starts again.
+PORTS = range(20_000, 32_000)
 #: A node on a busy two-core machine may take this long to start (seconds).
 START_TIMEOUT = 90.0
 
@@ -38,9 +44,10 @@ class Node:
         self.tree = TREES[version]
         if not (self.tree / "usr/lib/rabbitmq/bin/rabbitmq-server").exists():
             raise MissingServer(f"RabbitMQ {version} is not in {self.tree}; run scripts/install-rabbitmq")
-        self.port, self._dist_port, self._epmd_port = free_ports(3)
+        self._reserved = reserve_ports(3)
+        self.port, self._dist_port, self._epmd_port = (one.getsockname()[1] for one in self._reserved)
         self.name = f"leveret-{secrets.token_hex(4)}@localhost"
-        self.folder = Path(tempfile.mkdtemp(prefix="leveret-node-", dir=self.tree / "tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{own_mark()}-", dir=self.tree / "tmp"))
         self._inside = Path("/") / self.folder.relative_to(self.tree)
         self._write_config(config or {}, advanced)
         self._epmd = subprocess.Popen(
@@ -109,6 +116,8 @@ class Node:
         self.kill()
         self._epmd.kill()
         self._epmd.wait()
+        for one in self._reserved:
+            one.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
@@ -149,6 +158,7 @@ class Node:
     def _environment(self) -> dict[str, str]:
         inside = self._inside
         return {
+            MARK: own_mark(),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(inside),
             "LANG": "C.UTF-8",
@@ -185,10 +195,25 @@ class Node:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
+    sockets = reserve_ports(count)
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
     return ports
+
+
+def reserve_ports(count: int) -> list[socket.socket]:
+    """Sockets that hold a port each, so that no other test takes it. A server with SO_REUSEADDR can listen there."""
+    reserved: list[socket.socket] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(reserved) == count:
+            break
+        one = socket.socket()
+        try:
+            one.bind(("127.0.0.1", port))  # without SO_REUSEADDR: refused if another holds it
+        except OSError:
+            one.close()
+            continue
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.append(one)
+    return reserved
