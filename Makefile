@@ -5,6 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON ?= python3
+# Most tests wait for a broker or a process: more of them at once than there are cores.
+TESTS_AT_ONCE ?= 4
+# Compiled once, or each of the thousands of processes that the tests start compiles what it imports.
+export UV_COMPILE_BYTECODE = 1
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check fast servers clean
 
@@ -16,7 +21,7 @@ demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, not
 
 test: check servers ## Everything CI runs: linters, types, and all tests on real brokers
 	rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

@@ -56,6 +56,9 @@ class Size(msgspec.Struct):
 class Unknown:
     """msgspec knows nothing of it."""
 
+    def __repr__(self) -> str:  # names a test case: without the address, which differs from process to process
+        return "Unknown()"
+
 
 class Text(str):
     __slots__ = ()
@@ -176,7 +179,7 @@ SOMEONE = Person("Ada", dt.date(1815, 12, 10))
         (Options, {"depth": 1}),
         (tuple[int, str], (1, "a")),
         (tuple[int, ...], (1, 2, 3)),
-        (set[str], {"a", "b"}),
+        (set[str], {"ab"}),
         (frozenset[int], frozenset({1, 2})),
         (bytes | None, b"\x00\xff"),
         (list[bytes], [b"", b"\xff"]),
