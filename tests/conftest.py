@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RABBITMQ = ("3.10", "4")
+#: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
+#: ends the process.
+HANGS = 200.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +41,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+
+    async def run() -> None:
+        async with asyncio.timeout(HANGS):
+            await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+
+    asyncio.run(run())
     return True
 
 
@@ -136,9 +144,14 @@ def delete_queues(node: Node) -> None:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Quick tests first: a mistake shows in seconds."""
+    """Quick tests first: a mistake shows in seconds. Then those with a limit of their own: the longest is not last."""
     order = ["unit", "typing", "conformance"]
-    items.sort(key=lambda item: next((i for i, name in enumerate(order) if f"/{name}/" in str(item.path)), len(order)))
+
+    def place(item: Any) -> tuple[int, bool]:
+        folder = next((i for i, name in enumerate(order) if f"/{name}/" in str(item.path)), len(order))
+        return folder, item.get_closest_marker("timeout") is None
+
+    items.sort(key=place)
 
 
 @pytest.fixture

@@ -113,8 +113,12 @@ def test_tasks_survive_the_broker(place: Place, client: Client, ledger: Ledger) 
     left = 51 - ledger.count("said")
     if place.node is not None:
         place.node.restart()
-    stats = client.stats("work")
-    assert stats.ready + stats.running >= left
+
+    def kept() -> bool:
+        stats = client.stats("work")
+        return stats.ready + stats.running >= left
+
+    wait_until(kept, f"the queue counts the {left} tasks that are left")
     client.enqueue(ledger_app.say, "after")
     with Worker(place.url, ledger):
         ledger.wait_for("said after")

@@ -67,7 +67,7 @@ def test_what_cannot_run_is_dead_with_the_reason(place: Place, client: Client, l
     for letter in letters:
         assert expected[letter.envelope.id] in letter.reason
         assert letter.died_at is not None
-    assert client.stats("work").dead == len(expected)
+    client.wait_until_counts("work", dead=len(expected))
     (given_up,) = (letter for letter in letters if letter.envelope.task == "give_up")
     assert "raise Dead" in given_up.traceback
     (body,) = (
@@ -104,6 +104,7 @@ def test_the_queues_command_counts(place: Place, client: Client, ledger: Ledger)
     with Worker(place.url, ledger, "--concurrency", "2"):
         ledger.wait_for("start", 2)
         client.wait_until_dead("work", 1)
+        client.wait_until_counts("work", ready=3, running=2, dead=1, consumers=1)
         (counted,) = json.loads(leveret("queues", "-q", "work", "--json", "--url", place.url))
         assert counted == {
             "name": "work",

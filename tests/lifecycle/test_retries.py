@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.support import ledger_app
+from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, Worker, leveret
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def test_a_delay_outlives_the_broker(place: Place, client: Client, ledger: Ledge
     client.enqueue(ledger_app.say.options(delay=0.3), "first of its kind")
     due = time.time() + 9
     client.enqueue(ledger_app.say.options(delay=9), "later")
-    assert client.stats("work").delayed >= 1
+    wait_until(lambda: client.stats("work").delayed >= 1, "the delayed task is counted")
     if place.node is not None:
         place.node.restart()
     with Worker(place.url, ledger):
@@ -54,7 +55,7 @@ def test_a_delay_outlives_the_broker(place: Place, client: Client, ledger: Ledge
         ledger.wait_for("said later")
         assert time.time() >= due
         client.wait_until_empty("work")
-    assert client.stats("work").delayed == 0
+    client.wait_until_counts("work", delayed=0)
 
 
 def test_what_expired_is_dead(place: Place, client: Client, ledger: Ledger) -> None:
@@ -98,8 +99,7 @@ def test_dead_letters_are_decided_about(place: Place, client: Client, ledger: Le
     assert "not among the dead letters" in leveret("dead", "drop", "work", "none", *url, fails=True)
     assert leveret("dead", "drop", "work", unknown, *url) == "1 dead letters of queue 'work' deleted\n"
     assert leveret("dead", "retry", "work", "--all", *url) == "2 dead letters of queue 'work' put back\n"
-    stats = client.stats("work")
-    assert (stats.ready, stats.dead) == (2, 0)
+    client.wait_until_counts("work", ready=2, dead=0)
     with Worker(place.url, ledger):
         client.wait_until_dead("work", 2)
     assert sorted(listed(*url)) == sorted([wrong, given_up])

@@ -13,6 +13,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import pytest
+
 from leveret.brokers import connect
 from leveret.brokers.sqlite.store import CLAIM
 from leveret.model import Queue, Succeeded
@@ -42,6 +44,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.timeout(480)  # more than a hundred processes, on a machine that may be busy
 def test_a_hundred_kills(tmp_path: Path, ledger: Ledger) -> None:
     """kill -9 of producers and workers at random moments: every task whose enqueue returned runs."""
     url = f"sqlite:///{tmp_path / 'leveret.db'}"

@@ -31,12 +31,11 @@ def test_a_stop_finishes_what_runs(place: Place, client: Client, ledger: Ledger,
         assert "Traceback" not in worker.output
         assert not is_alive(child)
     assert ledger.lines() == [f"start a {child}", "end a"]
-    assert client.stats("work").ready == 3
+    client.wait_until_counts("work", ready=3)
     with Worker(place.url, ledger, "--concurrency", "4"):
         for name in "bcd":
             ledger.wait_for(f"end {name}")
         client.wait_until_empty("work")
-    assert "end" not in client.stats("work").name
 
 
 def test_what_outlasts_the_grace_is_handed_back(place: Place, client: Client, ledger: Ledger) -> None:
@@ -49,8 +48,7 @@ def test_what_outlasts_the_grace_is_handed_back(place: Place, client: Client, le
         assert not is_alive(child)
         assert "handed back" in worker.output
         assert "attempt" not in worker.output
-    stats = client.stats("work")
-    assert (stats.ready, stats.running, stats.dead) == (1, 0, 0)
+    client.wait_until_counts("work", ready=1, running=0, dead=0)
 
 
 def test_a_second_signal_stops_at_once(place: Place, client: Client, ledger: Ledger) -> None:
@@ -63,8 +61,7 @@ def test_a_second_signal_stops_at_once(place: Place, client: Client, ledger: Led
         worker.signal(signal.SIGINT)
         assert worker.exit_code(within=10) == 0
         assert time.monotonic() - stopped < 5
-    stats = client.stats("work")
-    assert (stats.ready, stats.running, stats.dead) == (1, 0, 0)
+    client.wait_until_counts("work", ready=1, running=0, dead=0)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,7 @@ def test_an_app_that_breaks_later_ends_the_worker(tmp_path: Path, ledger: Ledger
         assert worker.exit_code(within=20) == 1
         assert "ZeroDivisionError" in worker.output
         assert "Traceback" not in worker.output
-    stats = client.stats("work")
-    assert (stats.ready, stats.running) == (1, 0)
+    client.wait_until_counts("work", ready=1, running=0)
 
 
 def signal_and_wait(pid: int) -> None:

@@ -86,4 +86,4 @@ def test_threads_and_forks(place: Place, client: Client, ledger: Ledger) -> None
 def test_a_program_need_not_close_anything(place: Place, client: Client) -> None:
     """It ends by itself, without a warning, and what it enqueued is stored."""
     assert run(PLAIN, place.url) == ""
-    assert client.stats("work").ready == 3
+    client.wait_until_counts("work", ready=3)

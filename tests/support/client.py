@@ -66,6 +66,15 @@ class Client:
 
         wait_until(empty, f"queue {queue!r} is empty")
 
+    def wait_until_counts(self, queue: str, **expected: int) -> None:
+        """A quorum queue counts what came back to it, or was just acknowledged, a moment later."""
+
+        def counted() -> bool:
+            stats = self.stats(queue)
+            return all(getattr(stats, name) == value for name, value in expected.items())
+
+        wait_until(counted, f"queue {queue!r} counts {expected}")
+
     def wait_until_dead(self, queue: str, count: int) -> Sequence[DeadLetter]:
         return wait_until(lambda: len(found := self.dead(queue)) >= count and found, f"{count} dead letters") or ()
 
