@@ -107,6 +107,8 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     tag: int
     #: How often the broker had this back without an outcome: a worker died, stopped or lost its connection.
     returns: int = 0
+    #: Why it cannot run, when the broker could not read the whole message; the envelope holds what could be read.
+    defect: str = ""
 
 
 class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):

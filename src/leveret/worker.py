@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
-_Attempt: TypeAlias = tuple[str, str, int, float | None]
+_Attempt: TypeAlias = tuple[str, str, int, float | None, int]
 Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
@@ -190,7 +190,9 @@ class Worker:
         Then that run is this delivery's, and nothing is started again.
         """
         key = self._keys_by_task.get(_task(delivery))
-        if key is not None and not self._jobs[key].lease.held and delivery.returns < MAX_RETURNS:
+        running = None if key is None else self._jobs[key]
+        is_again = running is not None and not running.lease.held and _attempt(running) == _attempt(delivery)
+        if key is not None and is_again and delivery.returns < MAX_RETURNS:
             if key in self._acknowledged:
                 self._settle([(delivery, Succeeded())])
             else:
@@ -342,7 +344,9 @@ def _task(delivery: Delivery) -> tuple[str, str]:
 def _attempt(delivery: Delivery) -> _Attempt:
     """What tells one attempt at a task from every other: an id may be used again, by a dead letter put back, say."""
     envelope = delivery.envelope
-    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at
+    # The content too: a foreign producer may give all its messages one id, and none of them may pass for another.
+    content = hash((envelope.task, envelope.body, delivery.defect))
+    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, content
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
@@ -388,6 +392,8 @@ def _warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
 
 def _dead_already(delivery: Delivery, now: float) -> Outcome | None:
     """Why a delivery must not run at all, if so."""
+    if delivery.defect:
+        return DeadLettered(delivery.defect)
     expires_at = delivery.envelope.expires_at
     if expires_at is not None and expires_at < now:
         return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")

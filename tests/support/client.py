@@ -50,6 +50,10 @@ class Client:
         self._ask(declare_and_publish)
         return envelope.id
 
+    def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        """To queues that are there."""
+        self._ask(lambda broker: broker.publish(envelopes))
+
     def stats(self, queue: str) -> QueueStats:
         found = [one for one in self._ask(lambda broker: broker.stats([queue])) if one.name == queue]
         return found[0] if found else QueueStats(queue, 0, 0, 0, 0)

@@ -102,6 +102,13 @@ async def fail_always(text: str) -> None:
     raise ValueError(text)
 
 
+@app.task(queue="work", max_attempts=2, backoff=0)
+async def fail_loudly(text: str) -> None:
+    """With a traceback of the largest size."""
+    note(f"try {text}")
+    raise ValueError("é" * 20_000)
+
+
 @app.task(queue="work", max_attempts=3)
 async def kill_the_child(text: str) -> None:
     note(f"try {text}")

@@ -13,12 +13,16 @@ from aiormq.abc import DeliveredMessage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pamqp import commands as spec
+from pamqp import frame
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq.codec import (
+    LEFT_OUT,
     Message,
     RabbitMQDelivery,
     buried,
+    dead_letter_id,
+    fitted,
     postponed,
     retry_message,
     revived_message,
@@ -491,3 +495,72 @@ def test_an_attempt_too_many_can_be_sent(attempt: int) -> None:
     delivery = delivery_of(with_headers(leveret_attempt=attempt))
     through_the_wire(retry(delivery).properties)
     through_the_wire(bury(delivery).properties)
+
+
+def test_a_copy_is_not_routed_again() -> None:
+    """RabbitMQ delivers what has a header CC to the queues in it, too: that was done with the first copy."""
+    delivery = delivery_of(with_headers(CC=["work"], BCC=["work"], tenant="a"))
+    for message in (retry(delivery), bury(delivery), postponed(delivery)):
+        assert not {"CC", "BCC"} & (message.properties.headers or {}).keys()
+        assert (message.properties.headers or {})["tenant"] == "a"
+
+
+def test_a_dead_letter_without_an_id_is_known_by_its_content() -> None:
+    """Each look returns it, which the broker counts in a header."""
+    headers: dict[str, Any] = {"tenant": "a", "x-delivery-count": 1}
+    letter = delivered(Properties(headers=headers, message_type="resize"), b"one")
+    looked_at = delivered(Properties(headers=headers | {"x-delivery-count": 2}, message_type="resize"), b"one")
+    assert dead_letter_id(letter) == dead_letter_id(looked_at)
+    assert to_dead_letter(letter, "work").envelope.id == dead_letter_id(letter)
+    others = [
+        delivered(Properties(headers=headers, message_type="resize"), b"two"),
+        delivered(Properties(headers=headers, message_type="other"), b"one"),
+        delivered(Properties(headers={"tenant": "b"}, message_type="resize"), b"one"),
+        delivered(Properties(headers=headers, message_type="resize", message_id="m-1"), b"one"),
+    ]
+    assert len({dead_letter_id(one) for one in (letter, *others)}) == 5
+    assert dead_letter_id(others[3]) == "m-1"
+
+
+def test_two_messages_of_the_same_content_are_two_tasks() -> None:
+    """An id that both had would let one pass for the other's second delivery."""
+    message = delivered(Properties(message_type="resize"), b"one")
+    ids = {delivery_of(message).envelope.id, delivery_of(message).envelope.id, revived_message(message, "work").id}
+    assert len(ids) == 3
+    assert dead_letter_id(message) not in ids
+
+
+@pytest.mark.parametrize("frame_max", [4_096, 8_192, 131_072])
+@pytest.mark.parametrize("size", [100, 3_900, 8_000, 60_000, 100_000, 130_900])
+def test_a_copy_fits_its_frame(frame_max: int, size: int) -> None:
+    """A larger one would end the connection, and be sent again on the next one, for ever."""
+    headers: dict[str, Any] = {"large": "x" * size, "small": "y", "leveret-error": ["hostile" * (size // 8)]}
+    delivery = delivery_of(with_headers(**headers))
+    for message in (retry(delivery), buried(delivery, DeadLettered("é" * 9_999, "é" * 99_999), NOW)):
+        before: dict[str, Any] = dict(message.properties.headers or {})
+        fit = fitted(message, frame_max)
+        assert len(frame.marshal(ContentHeader(0, 1, fit.properties), 1)) <= frame_max
+        kept: dict[str, Any] = dict(fit.properties.headers or {})
+        gone = before.keys() - kept.keys()
+        assert kept["small"] == "y"
+        assert kept["leveret-attempt"] == before["leveret-attempt"]
+        assert kept.get("leveret-reason", "")[:50] == before.get("leveret-reason", "")[:50]
+        assert all(name in kept[LEFT_OUT] for name in gone)
+        assert message.properties.headers == before
+        assert gone or LEFT_OUT not in kept
+
+
+def test_a_message_that_fits_is_left_alone() -> None:
+    message = to_message(Envelope("id", "work", "resize", b"{}", headers={"tenant": "a"}))
+    assert fitted(message, 131_072) is message
+    assert fitted(message, 0) is message
+
+
+def test_an_unreadable_message_is_one_once() -> None:
+    """Its dead letter can be read. Put back, it is a task as any other."""
+    message = with_headers(**{"leveret-unreadable": "its type", "leveret-due": 32_000_000_000_000})
+    delivery = delivery_of(message)
+    assert (delivery.defect, delivery.envelope.due) == ("its type", None)
+    for copy in (bury(delivery), revived_message(message, "work")):
+        assert "leveret-unreadable" not in (copy.properties.headers or {})
+    assert to_dead_letter(message, "work").reason == "its type"

@@ -614,6 +614,7 @@ async def test_what_has_run_is_not_run_again_when_its_delivery_comes_back() -> N
         pytest.param(lambda envelope: (envelope, 0), id="never delivered before"),
         pytest.param(lambda envelope: (msgspec.structs.replace(envelope, attempt=2), 1), id="another attempt"),
         pytest.param(lambda envelope: (msgspec.structs.replace(envelope, enqueued_at=1.0), 1), id="another enqueueing"),
+        pytest.param(lambda envelope: (msgspec.structs.replace(envelope, body=envelope.body + b" "), 1), id="another"),
     ],
 )
 async def test_what_only_looks_like_it_runs(again: Callable[[Envelope], tuple[Envelope, int]]) -> None:

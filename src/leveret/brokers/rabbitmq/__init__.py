@@ -15,6 +15,7 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import Census, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
+    dead_letter_id,
     retry_message,
     revived_message,
     routed,
@@ -43,6 +44,11 @@ T = TypeVar("T")
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
+#: How long no dead letter comes until the queue is asked for one (seconds), and how often it must have none.
+_QUIET = 0.2
+_ENDS = 2
+#: How many dead letters are put back at once.
+_BATCH = 200
 #: How long a failed task of a full queue is kept before it goes back (seconds).
 _FULL = 1.0
 
@@ -104,7 +110,9 @@ class RabbitMQBroker:
         return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION)
+        # A timeout for each batch: thousands may take long, and those that are put back stay so.
+        limit = self._timeout * (1 + len(ids) / _BATCH)
+        return await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION, limit)
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
@@ -228,18 +236,20 @@ class RabbitMQBroker:
 
     async def _revive(self, queue: str, ids: Sequence[str]) -> list[str]:
         async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if message.header.properties.message_id in ids]
-            for message in chosen:
-                await self._store([revived_message(message, queue)])
-                await channel.basic_ack(message.delivery_tag or 0)
-            return [str(message.header.properties.message_id) for message in chosen]
+            chosen = [message for message in messages if dead_letter_id(message) in ids]
+            for start in range(0, len(chosen), _BATCH):
+                batch = chosen[start : start + _BATCH]
+                await self._store([revived_message(message, queue) for message in batch])
+                for message in batch:
+                    await channel.basic_ack(message.delivery_tag or 0, wait=False)
+            return [dead_letter_id(message) for message in chosen]
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
         async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if message.header.properties.message_id in ids]
+            chosen = [message for message in messages if dead_letter_id(message) in ids]
             for message in chosen:
                 await channel.basic_ack(message.delivery_tag or 0)
-            return [str(message.header.properties.message_id) for message in chosen]
+            return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
     async def _fetched_dead(
@@ -247,27 +257,32 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
         """Dead letters, the oldest first; those that are not acknowledged go back to where they stood."""
         connection = await self._publisher.connection()
-        count = await message_count(connection, dead_queue(queue))
+        exists = await message_count(connection, dead_queue(queue)) is not None
         channel = await amqp.open_channel(connection, confirms=False)
-        messages: list[amqp.DeliveredMessage] = []
         try:
-            while count is not None and (limit is None or len(messages) < limit):
-                message = await channel.basic_get(dead_queue(queue))
-                if isinstance(message.delivery, amqp.GetEmpty):
-                    break
-                messages.append(message)
-            yield channel, messages
+            yield channel, await _taken(channel, dead_queue(queue), limit) if exists else []
         finally:
             await channel.close()
 
-    async def _insist(self, doing: str, question: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
-        """Ask again while the broker is unavailable, for as long as ``patience`` (seconds; None: the timeout)."""
+    async def _insist(
+        self,
+        doing: str,
+        question: Callable[[], Awaitable[T]],
+        patience: float | None = None,
+        limit: float | None = None,
+    ) -> T:
+        """Ask again while the broker is unavailable, for as long as ``patience`` (seconds; None: the timeout).
+
+        ``limit``: for how long one answer may take (seconds; None: the timeout).
+        """
         loop = asyncio.get_running_loop()
         seconds = self._timeout if patience is None else min(patience, self._timeout)
         deadline = loop.time() + seconds
         for pause in backoff():
             try:
-                return await self._ask(doing, question, self._timeout if patience else deadline - loop.time())
+                return await self._ask(
+                    doing, question, (limit or self._timeout) if patience else deadline - loop.time()
+                )
             except BrokerUnavailable as error:
                 if loop.time() + pause > deadline:
                     raise BrokerUnavailable(f"not possible within {seconds:g} s: {error}") from error
@@ -288,6 +303,37 @@ class RabbitMQBroker:
             raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+
+
+async def _taken(channel: amqp.Channel, queue: str, limit: int | None) -> list[amqp.DeliveredMessage]:
+    """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
+
+    By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
+    """
+    messages: list[amqp.DeliveredMessage] = []
+    came = asyncio.Event()
+
+    async def take(message: amqp.DeliveredMessage) -> None:
+        if limit is None or len(messages) < limit:
+            messages.append(message)
+        came.set()
+
+    await channel.basic_qos(prefetch_count=limit if limit and limit <= amqp.MOST_PREFETCH else 0)
+    await channel.basic_consume(queue, take)
+    ends = 0
+    while ends < _ENDS and (limit is None or len(messages) < limit):
+        came.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET):
+                await came.wait()
+                continue
+        # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.
+        message = await channel.basic_get(queue)
+        if isinstance(message.delivery, amqp.GetEmpty):
+            ends += 1
+        else:
+            await take(message)
+    return messages
 
 
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from leveret.brokers import censor
+from leveret.brokers.rabbitmq import foreign
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ GetEmpty = spec.Basic.GetEmpty
 
 __all__ = [
     "CONNECTION_LOST",
+    "MOST_PREFETCH",
     "AMQPChannelError",
     "AMQPError",
     "Cancel",
@@ -77,6 +79,8 @@ class LineLost(Exception):
 
 #: What an operation raises when its connection or channel goes away under it.
 CONNECTION_LOST = (LineLost, AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
+#: basic.qos carries it in 16 bits; 0 is no limit.
+MOST_PREFETCH = 65_535
 #: Seconds. A dead peer is noticed after three missed heartbeats: (10 + 1) x 3 s, not aiormq's default 183 s.
 _HEARTBEAT = 10
 #: How long one try to connect may take (seconds).
@@ -167,7 +171,9 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
     failures: list[BrokerError] = []
     for url in urls:
         try:
-            return await aio_pika.connect(_with_defaults(url, purpose), timeout=_CONNECT_TIMEOUT)
+            return await aio_pika.connect(
+                _with_defaults(url, purpose), timeout=_CONNECT_TIMEOUT, connection_class=foreign.Connection
+            )
         except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))
     refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import math
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.rabbitmq.amqp import DeliveredMessage, Properties
+from leveret.brokers.rabbitmq.foreign import UNREADABLE, sendable
 from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
 from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten
 
@@ -26,18 +28,24 @@ TRACEBACK = "leveret-traceback"
 DIED_AT = "leveret-died-at"
 #: The priority of a message that waits where its property would change the order.
 PRIORITY = "leveret-priority"
-_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, PRIORITY})
+#: The names of headers that did not fit a copy.
+LEFT_OUT = "leveret-left-out"
+_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, PRIORITY, UNREADABLE, LEFT_OUT})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Where else the broker shall deliver what is published: that was done with the first copy.
+_ROUTES = ("CC", "BCC")
 _PERSISTENT = 2
 #: A header may claim any attempt; the next one must fit an AMQP integer.
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.
 _LAST_MOMENT = 32_503_680_000_000
-#: The largest number that pamqp can pack a float into (32 bits).
-_LARGEST_FLOAT = 3.4e38
-#: Headers must fit a frame (128 KiB by default) together.
 _MAX_ERROR = 1_000
+#: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
+_CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
+_MAX_LEFT_OUT = 200
+#: Of a content header, without its properties: the frame's head and end, class, weight and size of the body (bytes).
+_FRAME_OVERHEAD = 8 + 12
 #: AMQP's priority is an octet.
 _MOST_PRIORITY = 255
 
@@ -90,9 +98,11 @@ def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQ
     properties = message.header.properties
     headers = properties.headers or {}
     returns = _integer(headers.get("x-delivery-count"), int(bool(message.redelivered)))
-    return RabbitMQDelivery(
-        _envelope(properties, message.body, queue), lease, message.delivery_tag or 0, returns, properties
-    )
+    envelope = _envelope(properties, message.body, queue, properties.message_id or new_id())
+    defect = _text(headers.get(UNREADABLE)) or ""
+    if defect:
+        envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
+    return RabbitMQDelivery(envelope, lease, message.delivery_tag or 0, returns, defect, properties)
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -123,6 +133,7 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
         REASON: shorten(outcome.reason, _MAX_ERROR * 4),
         TRACEBACK: shorten(outcome.traceback),
         DIED_AT: _milliseconds(died_at),
+        UNREADABLE: None,
     }
     message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
     message.properties.expiration = None
@@ -143,8 +154,7 @@ def unranked(message: Message) -> Message:
 def revived_message(message: DeliveredMessage, queue: str) -> Message:
     """A dead letter's message for another life, as it first came."""
     delivery = to_delivery(message, queue, _NoLease())
-    gone = dict.fromkeys((ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT))
-    return _copy(delivery, queue, gone)
+    return _copy(delivery, queue, dict.fromkeys(_OURS))
 
 
 class _NoLease:
@@ -157,22 +167,72 @@ def to_dead_letter(message: DeliveredMessage, queue: str) -> DeadLetter:
     properties = message.header.properties
     headers = properties.headers or {}
     return DeadLetter(
-        _envelope(properties, message.body, queue),
-        reason=_text(headers.get(REASON)) or "(its reason is not recorded)",
+        _envelope(properties, message.body, queue, dead_letter_id(message)),
+        reason=_text(headers.get(REASON)) or _text(headers.get(UNREADABLE)) or "(its reason is not recorded)",
         traceback=_text(headers.get(TRACEBACK)) or "",
         died_at=_moment(headers.get(DIED_AT)),
     )
+
+
+def dead_letter_id(message: DeliveredMessage) -> str:
+    """A dead letter's id. One that came without is known by its content: at every look, and in any program, the same.
+
+    (A task that runs is not: two messages of the same content are two tasks.)
+    """
+    properties = message.header.properties
+    if properties.message_id:
+        return properties.message_id
+    described = _with_headers(properties, _kept(properties.headers)).marshal()
+    return hashlib.sha256(b"%d:%b%b" % (len(described), described, message.body)).hexdigest()[:32]
+
+
+def fitted(message: Message, frame_max: int) -> Message:
+    """The message with headers that fit the one frame that AMQP has for them; what is left out is named in `LEFT_OUT`.
+
+    A server closes the connection of whoever sends a larger frame (``frame_max``: bytes; 0: no limit).
+    """
+    room = frame_max - _FRAME_OVERHEAD
+    headers = message.properties.headers
+    if not headers or not frame_max or len(message.properties.marshal()) <= room:
+        return message
+    headers = dict(headers)
+    message = msgspec.structs.replace(message, properties=_with_headers(message.properties, headers))
+    for name, limit in _CUTS:
+        if text := _text(headers.get(name)):
+            headers[name] = shorten(text, limit)
+        if len(message.properties.marshal()) <= room:
+            return message
+    sizes = {name: len(Properties(headers={name: value}).marshal()) for name, value in headers.items()}
+    left_out: list[str] = []
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        del headers[name]
+        left_out.append(name)
+        headers[LEFT_OUT] = shorten(", ".join(left_out), _MAX_LEFT_OUT)
+        if len(message.properties.marshal()) <= room:
+            break
+    return message
+
+
+def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties:
+    changed = copy(properties)
+    changed.headers = headers
+    return changed
+
+
+def _kept(headers: dict[str, Any] | None) -> dict[str, Any]:
+    """The headers that a copy keeps: not the broker's own record, nor where else the first one was to go."""
+    return {
+        name: sendable(value)
+        for name, value in (headers or {}).items()
+        if name not in _ROUTES and not name.startswith(_BROKERS)
+    }
 
 
 def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     """The message as it came, but for some headers, the broker's own record and what a copy may not carry."""
     envelope = delivery.envelope
     original = delivery.properties if isinstance(delivery, RabbitMQDelivery) else Properties()
-    kept = {
-        name: _sendable(value)
-        for name, value in (original.headers or {}).items()
-        if name not in headers and name != PRIORITY and not name.startswith(_BROKERS)
-    }
+    kept = {name: value for name, value in _kept(original.headers).items() if name not in headers and name != PRIORITY}
     properties = Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
@@ -190,10 +250,10 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     return Message(queue, envelope.body, properties, envelope.queue)
 
 
-def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
+def _envelope(properties: Properties, body: bytes, queue: str, id_: str) -> Envelope:
     headers = properties.headers or {}
     return Envelope(
-        id=properties.message_id or new_id(),
+        id=id_,
         queue=queue,
         task=properties.message_type or None,
         body=body,
@@ -206,19 +266,6 @@ def _envelope(properties: Properties, body: bytes, queue: str) -> Envelope:
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
         priority=_priority(headers.get(PRIORITY) if properties.priority is None else properties.priority),
     )
-
-
-def _sendable(value: Any) -> Any:
-    """A header's value as pamqp can encode it: it decodes some that it does not encode."""
-    if isinstance(value, bytes):
-        return bytearray(value)
-    if isinstance(value, float) and not abs(value) < _LARGEST_FLOAT:
-        return repr(value)
-    if isinstance(value, list):
-        return [_sendable(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _sendable(item) for name, item in value.items()}
-    return value
 
 
 def _timestamp(seconds: float | None) -> dt.datetime | None:

@@ -31,8 +31,6 @@ log = logging.getLogger("leveret.rabbitmq")
 #: Stores a copy of a delivery that is not due yet, and settles it.
 Postpone: TypeAlias = "Callable[[Delivery, Message], Coroutine[object, object, None]]"
 
-#: basic.qos carries it in 16 bits; 0 is no limit.
-_MOST_CREDIT = 65_535
 #: How long the broker may take to confirm that it delivers no more (seconds).
 _CANCEL_TIMEOUT = 5.0
 #: How long declaring and starting to consume may take (seconds).
@@ -59,7 +57,7 @@ class RabbitMQConsumer:
     ) -> None:
         self._urls = urls
         self._queues = queues
-        self._credit = min(credit or 0, _MOST_CREDIT)
+        self._credit = min(credit or 0, amqp.MOST_PREFETCH)
         self._census = census
         self._notes = notes
         self._postpone = postpone

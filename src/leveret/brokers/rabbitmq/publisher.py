@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.codec import fitted
 from leveret.errors import (
     BrokerBlocked,
     BrokerRefused,
@@ -153,6 +154,7 @@ class Publisher:
             while (other := self._in_flight.get(message.id)) is not None:
                 await other.wait()
             confirmed = self._in_flight[message.id] = asyncio.Event()
+            message = fitted(message, channel.connection.connection_tune.frame_max or 0)
             try:
                 await channel.basic_publish(
                     message.body, routing_key=message.queue, properties=message.properties, mandatory=True, wait=False

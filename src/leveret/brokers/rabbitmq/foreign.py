@@ -1,0 +1,291 @@
+"""Messages that aiormq could not read: made readable between the socket and aiormq, for Leveret's connections alone.
+
+pamqp decodes every frame whole, and aiormq gives the connection up when it can't; the message comes back and ends the
+next connection too. So each frame that carries a foreigner's bytes is tried here first, and one that fails is replaced
+by its nearest readable form, whose header `UNREADABLE` says what was wrong. See docs/adr/0012.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from pamqp import commands, constants, decode, encode, frame
+from pamqp.header import ContentHeader
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+#: What was wrong with a message's properties; it cannot run.
+UNREADABLE = "leveret-unreadable"
+#: Headers nested deeper are kept as bytes: decoders, encoders and copies all go down by calling themselves.
+MAX_DEPTH = 32
+#: An AMQP short string, in bytes.
+_MAX_SHORT = 255
+#: The largest number that pamqp can pack a float into (32 bits).
+_LARGEST_FLOAT = 3.4e38
+#: Enough to see what is wrong (characters).
+_MAX_COMPLAINT = 1_000
+_MAX_VALUE = 60
+_FRAME_HEADER = 7
+_CONTENT_HEADER = struct.Struct(">HHQ")
+_Properties = commands.Basic.Properties
+#: What pamqp calls otherwise than AMQP does.
+_AMQP_NAMES = {"message_type": "type"}
+#: What stands between the consumer's tag and the exchange in a delivery: its number, and the mark of a redelivery.
+_TAG_AND_MARK = 9
+#: How long a table's values are, by the letter of their type; a value of another type begins with its length.
+_SIZES = {
+    letter: size
+    for letters, size in ((b"V\x00", 0), (b"tbB", 1), (b"su", 2), (b"Iif", 4), (b"D", 5), (b"lLdT", 8))
+    for letter in letters
+}
+
+
+class Connection(aio_pika.Connection):
+    """A connection that reads every message, whatever is in its properties."""
+
+    async def connect(self, timeout: float | None = None) -> None:
+        self.kwargs["transport_factory"] = _Transport()
+        await super().connect(timeout)
+
+
+class _Transport(TransportFactory):
+    """aiormq's own transports, with `Frames` between the socket and aiormq."""
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await factory.create(url, **kwargs)
+        return Frames(reader), writer
+
+
+class Frames(asyncio.StreamReader):
+    """The part of a stream reader that aiormq uses: it gives frame after frame, each of them readable."""
+
+    def __init__(self, source: asyncio.StreamReader) -> None:
+        super().__init__()
+        self._source = source
+        self._frame = b""
+        self._at = 0
+
+    def at_eof(self) -> bool:
+        return self._at == len(self._frame) and self._source.at_eof()
+
+    async def readexactly(self, n: int) -> bytes:
+        if self._at == len(self._frame):
+            self._frame, self._at = await self._next(), 0
+        start, self._at = self._at, self._at + n
+        return self._frame[start : self._at]
+
+    async def _next(self) -> bytes:
+        beginning = await self._source.readexactly(_FRAME_HEADER)
+        if beginning.startswith(constants.AMQP):
+            return beginning  # no frame: the server's answer to a client of another protocol
+        _, _, size = frame.frame_parts(beginning)
+        return readable(beginning + await self._source.readexactly((size or 0) + 1))
+
+
+def readable(data: bytes) -> bytes:
+    """A whole frame as it is, or the nearest that pamqp can read."""
+    kind, channel, _ = frame.frame_parts(data)
+    if kind == constants.FRAME_HEADER and not _is_plain(data) and not _is_readable(data):
+        return frame.marshal(_mended(data[_FRAME_HEADER:-1]), channel)
+    if kind == constants.FRAME_METHOD:
+        return _with_readable_names(data, channel)
+    return data
+
+
+def sendable(value: Any) -> Any:
+    """A header's value as pamqp can encode it: it decodes some that it does not encode."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, float) and not abs(value) < _LARGEST_FLOAT:
+        return repr(value)
+    if isinstance(value, list):
+        return [sendable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: sendable(item) for name, item in value.items()}
+    try:
+        encode.encode_table_value(value)
+    except (TypeError, ValueError, ArithmeticError, struct.error):
+        return repr(value)
+    return value
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether a content header is certainly readable: a quick look that knows most of them without decoding them."""
+    at = _FRAME_HEADER + _CONTENT_HEADER.size
+    flags, at = int.from_bytes(data[at : at + 2], "big"), at + 2
+    for name, flag in _Properties.flags.items():
+        if not flags & flag:
+            continue
+        kind = _Properties.amqp_type(name)
+        if kind == "shortstr":
+            end = at + 1 + data[at]
+            if not data[at + 1 : end].isascii():
+                return False
+            at = end
+        elif kind == "octet":
+            at += 1
+        elif kind == "timestamp" and not any(data[at : at + 4]):  # in seconds, until 2106
+            at += 8
+        else:
+            return False
+    return at == len(data) - 1
+
+
+def _is_readable(data: bytes) -> bool:
+    content = ContentHeader()
+    try:
+        content.unmarshal(data[_FRAME_HEADER:-1])
+    except Exception:  # noqa: BLE001 - struct.error, ValueError, OverflowError, RecursionError: whatever a decoder raises
+        return False
+    return _is_flat(content.properties.headers, MAX_DEPTH)
+
+
+def _is_flat(value: object, depth: int) -> bool:
+    """Whether a value is nested no deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_flat(item, depth - 1) for item in inner if isinstance(item, (dict, list)))
+
+
+def _mended(payload: bytes) -> ContentHeader:
+    _, weight, size = _CONTENT_HEADER.unpack_from(payload)
+    reader = _Reader(payload, _CONTENT_HEADER.size)
+    try:
+        content = ContentHeader(weight, size, reader.properties())
+        content.marshal()
+    except Exception as error:  # noqa: BLE001 - nothing that a foreigner sends may end the connection
+        complaint = _shown(f"its properties cannot be read at all: {type(error).__name__}: {error}", _MAX_COMPLAINT)
+        return ContentHeader(weight, size, _Properties(headers={UNREADABLE: complaint}))
+    return content
+
+
+class _Reader:
+    """Reads the properties of a message whatever they are, and keeps a list of what was wrong with them."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._at = at
+        self._wrong: list[str] = []
+
+    def properties(self) -> commands.Basic.Properties:
+        flags = int.from_bytes(self._take(2), "big")
+        properties = _Properties()
+        for name, flag in _Properties.flags.items():
+            if flags & flag:
+                setattr(properties, name, self._property(name, _Properties.amqp_type(name)))
+        complaint = _shown("its properties cannot be read: " + "; ".join(self._wrong), _MAX_COMPLAINT)
+        properties.headers = {**(properties.headers or {}), UNREADABLE: complaint}
+        return properties
+
+    def _property(self, name: str, kind: str) -> Any:
+        if kind == "shortstr":
+            return _cut(self._text(_AMQP_NAMES.get(name, name)))
+        if kind == "octet":
+            return self._take(1)[0]
+        if kind == "timestamp":
+            value = self._fixed("timestamp", b"T", self._take(8))
+            return None if isinstance(value, (int, str)) else value
+        return self._table(MAX_DEPTH)
+
+    def _take(self, count: int) -> bytes:
+        start, self._at = self._at, self._at + count
+        if self._at > len(self._data):
+            raise ValueError("they end too soon")
+        return self._data[start : self._at]
+
+    def _text(self, what: str) -> str:
+        raw = self._take(self._take(1)[0])
+        text = _text(raw)
+        if text.encode() != raw:
+            self._wrong.append(f"{what} {_shown(raw)} is not UTF-8, and was read as Latin-1")
+        return text
+
+    def _table(self, depth: int) -> dict[str, Any]:
+        end = self._end()
+        table: dict[str, Any] = {}
+        while self._at < end:
+            name = self._text("header")
+            table[name] = self._value(name, depth - 1, end)
+        return table
+
+    def _array(self, name: str, depth: int) -> list[Any]:
+        end = self._end()
+        items = []
+        while self._at < end:
+            items.append(self._value(name, depth - 1, end))
+        return items
+
+    def _end(self) -> int:
+        return self._at + int.from_bytes(self._take(4), "big") + 4
+
+    def _value(self, name: str, depth: int, end: int) -> Any:
+        kind = self._take(1)
+        if kind[0] in _SIZES:
+            return self._fixed(f"header {_shown(name)!r}:", kind, self._take(_SIZES[kind[0]]))
+        if kind == b"F" and depth > 0:
+            return self._table(depth)
+        if kind == b"A" and depth > 0:
+            return self._array(name, depth)
+        if kind in (b"S", b"x", b"F", b"A"):
+            return self._sized(name, kind)
+        self._wrong.append(f"header {_shown(name)!r} has the unknown type {kind!r}, and was read as bytes")
+        return bytearray(self._take(end - self._at))
+
+    def _sized(self, name: str, kind: bytes) -> Any:
+        length = self._take(4)
+        raw = self._take(int.from_bytes(length, "big"))
+        if kind == b"S":
+            return sendable(decode.long_str(length + raw)[1])
+        if kind != b"x":
+            self._wrong.append(f"header {_shown(name)!r} is nested more than {MAX_DEPTH} deep, and was read as bytes")
+        return bytearray(raw)
+
+    def _fixed(self, what: str, kind: bytes, raw: bytes) -> Any:
+        try:
+            return sendable(decode.TABLE_MAPPING[kind](raw)[1])
+        except Exception:  # noqa: BLE001 - as in `_is_readable`
+            number = int.from_bytes(raw, "big")
+            self._wrong.append(f"{what} {number} is no time in seconds or milliseconds")
+            return sendable(number)
+
+
+def _with_readable_names(data: bytes, channel: int) -> bytes:
+    """A method frame; in a delivery, the exchange and the routing key that the message was published with."""
+    at = _FRAME_HEADER + 4
+    index = int.from_bytes(data[_FRAME_HEADER:at], "big")
+    if index == commands.Basic.Deliver.index:
+        at += 1 + data[at]
+    elif index != commands.Basic.GetOk.index:
+        return data
+    at += _TAG_AND_MARK
+    if data[at:-1].isascii():
+        return data
+    payload, end = data[_FRAME_HEADER:at], at
+    for _ in ("exchange", "routing key"):
+        start, end = end + 1, end + 1 + data[end]
+        name = _cut(_text(data[start:end])).encode()
+        payload += bytes([len(name)]) + name
+    payload += data[end:-1]
+    return struct.pack(">BHI", constants.FRAME_METHOD, channel, len(payload)) + payload + constants.FRAME_END_CHAR
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _cut(text: str) -> str:
+    """The text as a short string: Latin-1 gets longer as UTF-8."""
+    return text.encode()[:_MAX_SHORT].decode(errors="ignore")
+
+
+def _shown(value: object, limit: int = _MAX_VALUE) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
