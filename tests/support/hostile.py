@@ -23,6 +23,7 @@ OURS = (
     b"leveret-died-at",
     b"leveret-unreadable",
     b"leveret-left-out",
+    b"leveret-priority",
 )
 BROKERS = (b"x-death", b"x-first-death-queue", b"x-last-death-reason", b"x-delivery-count", b"x-acquired-count")
 #: All headers must fit a frame (bytes); with so many, what a dead letter adds to them does not fit any more.
