@@ -119,6 +119,12 @@ class SQLiteBroker:
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._writer.do(lambda store: store.discard(queue, ids))
 
+    async def pause(self, queue: str) -> None:
+        await self._writer.do(lambda store: store.set_paused(queue, paused=True))
+
+    async def resume(self, queue: str) -> None:
+        await self._writer.do(lambda store: store.set_paused(queue, paused=False))
+
     def abandon(self) -> None:
         self._writer.abandon()
 
