@@ -244,10 +244,11 @@ class Session:
         try:
             await census.listen_on(connection, self.report, self._on_notice)
         except amqp.ChannelAccessRefused as error:
-            self._notes.tell_no_control(str(error))
+            lack = "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs"
+            self._notes.tell_refusal(lack, error)
         async with self._pausing:  # a notice may have come by now
             for queue in self._queues:
-                if await is_paused(connection, queue.name):
+                if await self._is_paused(queue):
                     self.paused |= {queue.name}
                 else:
                     await self._consume(queue, credit)
@@ -386,10 +387,17 @@ class Session:
         for pause in (0.0, _SECOND_LOOK):
             await asyncio.sleep(pause)
             async with self._pausing:
-                paused = await is_paused(self._line.connection, queue.name)
+                paused = await self._is_paused(queue)
                 if paused != (queue.name in self.paused):
                     await (self._pause(queue) if paused else self._resume(queue))
                     self._changed()
+
+    async def _is_paused(self, queue: Queue) -> bool:
+        try:
+            return await is_paused(self._line.connection, queue.name)
+        except amqp.ChannelAccessRefused as error:
+            self._notes.tell_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
+            return False
 
     async def _pause(self, queue: Queue) -> None:
         for tag in [tag for tag, consumed in self._tags.items() if consumed is queue]:

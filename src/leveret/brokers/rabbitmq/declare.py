@@ -51,19 +51,14 @@ class Notes:
             level = logging.INFO if priorities.complete else logging.WARNING
             log.log(level, "queue %r: %s", queue, priorities.text)
 
+    def tell_refusal(self, lack: str, error: amqp.ChannelAccessRefused) -> None:
+        if self._is_new("", lack):
+            log.warning("%s, for want of a permission: %s", lack, error)
+
     def _is_new(self, queue: str, text: str) -> bool:
         known = (queue, text) in self._told
         self._told.add((queue, text))
         return not known
-    def tell_no_control(self, reason: str) -> None:
-        if ("", reason) not in self._told:
-            self._told.add(("", reason))
-            log.warning(
-                "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs: "
-                "its user may not use the exchange %r (%s)",
-                CONTROL_EXCHANGE,
-                reason,
-            )
 
 
 async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes, *, dead: bool) -> float:
