@@ -29,8 +29,8 @@ def stays(ledger: Ledger, count: int) -> None:
 
 def test_a_pause_stops_all_workers(place: Place, client: Client, ledger: Ledger) -> None:
     """What runs ends and is settled; what waited in a worker goes back; later workers and a restart change nothing."""
-    # The first two last longer than the command takes to start on a busy machine.
-    client.enqueue_many(ledger_app.pause, [("a", 10.0), ("b", 10.0), *((name, 0.1) for name in "cdef")])
+    # Longer than the command takes to start on a busy machine.
+    client.enqueue_many(ledger_app.pause, [(name, 8.0) for name in "abcdef"])
     options = ("--concurrency", "1", "--prefetch", "2")
     with Worker(place.url, ledger, *options) as one, Worker(place.url, ledger, *options) as two:
         ledger.wait_for("start", 2)

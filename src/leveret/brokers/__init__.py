@@ -123,10 +123,26 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
     )
 
 
+#: Parameters of a URL that are shown in logs; any other may be a secret.
+HARMLESS = frozenset(
+    {
+        *("heartbeat", "name", "timeout", "auth", "interleave", "happy_eyeballs_delay"),
+        *("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"),
+    }
+)
+
+
 def censor(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    scheme, separator, rest = url.partition("://")
+    """The URL without its password and without parameters that may be secret, for logs and errors."""
     # By hand: a password with a stray / ? # or [ in it confuses a URL parser, and would be shown.
-    credentials, at, host = rest.rpartition("@")
+    scheme, separator, rest = url.partition("://")
+    credentials, at, address = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}:***{at}{host}" if colon and not rest.startswith("/") else url
+    if any(mark in user for mark in "/?#"):
+        return f"{scheme}{separator}***"  # a secret with an @ of its own: nobody can tell where it ends
+    address, mark, query = address.partition("?")
+    pairs = [one.partition("=") for one in query.split("&")]
+    shown = [
+        f"{name}{equals}{value if name in HARMLESS else '***'}" if equals else "***" for name, equals, value in pairs
+    ]
+    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{address}{mark}{'&'.join(shown) if mark else ''}"

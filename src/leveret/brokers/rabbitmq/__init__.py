@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq import amqp, tls
 from leveret.brokers.rabbitmq.census import PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
@@ -62,6 +62,11 @@ class RabbitMQBroker:
 
     def __init__(self, url: str, *, timeout: float) -> None:
         self._urls = hosts(url)
+        if tls.is_unverified(self._urls[0]):
+            log.warning(
+                "no_verify_ssl: the server's certificate is not checked, so whoever is in between can read and change "
+                "all that is sent, the password too; use cafile instead"
+            )
         self._timeout = timeout
         self._publisher = Publisher(self._urls, timeout=timeout)
         self._census = Census(self._publisher)
