@@ -112,6 +112,8 @@ def _distrust(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error that is raised again can be its own context
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
