@@ -134,7 +134,7 @@ async def test_the_drivers_log_does_not_have_it(node: Node, caplog: pytest.LogCa
     node.ctl("add_user", "secretive", "s3cret")
     try:
         node.ctl("set_permissions", "secretive", ".*", ".*", ".*")
-        with caplog.at_level(logging.DEBUG, logger="aio_pika"), caplog.at_level(logging.INFO, logger="aiormq"):
+        with caplog.at_level(logging.INFO, logger="aiormq"), caplog.at_level(logging.DEBUG, logger="aio_pika"):
             broker = connect(f"amqp://secretive:s3cret@127.0.0.1:{node.port}/?token=s3cret", timeout=10)
             await broker.stats(["work"])
             await broker.close()
