@@ -12,7 +12,7 @@ import pytest
 
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
 from tests.support.client import Client
 from tests.support.nodes import TREES, Node
 from tests.support.reaper import MARK, Reaper
@@ -137,6 +137,7 @@ def delete_queues(node: Node) -> None:
             for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo"):
                 await channel.queue_delete(name)
                 await channel.queue_delete(dead_queue(name))
+            await channel.queue_delete(pause_marker("work").name)
             for milliseconds in RUNGS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
 

@@ -67,7 +67,7 @@ class BrokerUnavailable(BrokerError):
 
 
 class BrokerRefused(BrokerError):
-    """The broker refuses this client: credentials, virtual host or permissions."""
+    """The broker refuses this client (credentials, virtual host, permissions, certificate), or is not to be trusted."""
 
 
 class StoreError(BrokerError):

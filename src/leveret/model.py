@@ -53,6 +53,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DELAY_INFIX}N' is the ending of delay queues")
         if self.name.endswith(DEAD_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
+        if self.name.endswith(PAUSED_SUFFIX):
+            raise ConfigurationError(f"queue name {self.name!r}: '{PAUSED_SUFFIX}' is the ending of pause markers")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigurationError(f"queue {self.name!r}: max_length is {self.max_length}, it must be at least 1")
         if self.kind not in ("quorum", "classic"):
@@ -60,6 +62,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
 
 
 DEAD_SUFFIX = ".dead"
+PAUSED_SUFFIX = ".paused"
 DELAY_INFIX = ".delay."
 MAX_TASK_NAME = 255
 MAX_ID = 255
@@ -176,6 +179,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     delayed: int = 0
     #: Consumers that are not Leveret's, or did not answer in time: what they run is not in ``running``.
     silent_consumers: int = 0
+    #: Nothing of it is started until it is resumed.
+    paused: bool = False
 
 
 def _fits(name: str, limit: int) -> bool:

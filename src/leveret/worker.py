@@ -150,13 +150,19 @@ class Worker:
             await asyncio.gather(taking, stopped, return_exceptions=True)
 
     async def _take(self, consumer: Consumer) -> None:
+        paused: frozenset[str] = frozenset()
         async for batch in consumer:
-            self._admit(batch)
+            if paused != consumer.paused:
+                paused = consumer.paused
+                log.info("paused queues, of which nothing is started: %s", ", ".join(sorted(paused)) or "none any more")
+            self._admit(batch, paused)
 
-    def _admit(self, batch: Sequence[Delivery]) -> None:
+    def _admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
         self._backlog.extend(delivery for delivery in batch if not self._is_known(delivery))
         if self._stop.is_set():
             self._hand_back_backlog()  # dealt in the moment of the stop
+        elif paused:
+            self._hand_back_backlog(paused)
         self._fill()
 
     def _fill(self) -> None:
@@ -297,10 +303,17 @@ class Worker:
             else:
                 return frozenset()
 
-    def _hand_back_backlog(self) -> None:
-        if self._backlog:
-            self._settle([(delivery, Released()) for delivery in self._backlog])
-            self._backlog.clear()
+    def _hand_back_backlog(self, queues: frozenset[str] | None = None) -> None:
+        """What waits here goes back to its queue; with ``queues``, only what is from those."""
+        waiting, self._backlog = self._backlog, deque()
+        back: list[Settlement] = []
+        for delivery in waiting:
+            if queues is None or delivery.envelope.queue in queues:
+                back.append((delivery, Released()))
+            else:
+                self._backlog.append(delivery)
+        if back:
+            self._settle(back)
 
     async def _finish_running(self) -> None:
         """Until nothing runs, the grace is over, or a second stop."""

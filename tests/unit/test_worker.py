@@ -493,6 +493,7 @@ async def test_a_delivery_whose_lease_ended_while_it_waited_is_not_run() -> None
                 class Wrapped:
                     stop = consumer.stop
                     hold_limit = None
+                    paused: frozenset[str] = frozenset()
 
                     async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
                         async for batch in consumer:
@@ -587,6 +588,7 @@ class Forgetful(MemoryBroker):
             class Counting:
                 stop = consumer.stop
                 hold_limit = None
+                paused: frozenset[str] = frozenset()
 
                 async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
                     async for batch in consumer:

@@ -30,13 +30,20 @@ class HoldLimit(msgspec.Struct, frozen=True):
 
 
 class Consumer(Protocol):
-    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it."""
+    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it.
+
+    An empty batch says that ``paused`` has changed.
+    """
 
     @property
     def hold_limit(self) -> HoldLimit | None:
         """How long a delivery may be held; None: as long as the consumer lives."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
 
     async def stop(self) -> None:
         """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
@@ -71,6 +78,15 @@ class Broker(Protocol):
 
     async def discard(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
         """Delete dead letters for good; those found."""
+
+    async def pause(self, queue: str, /) -> None:
+        """Have all workers start nothing more of a queue, those too that come later, until it is resumed.
+
+        Durable when it returns. Tasks can still be enqueued. Raises QueueNotFound.
+        """
+
+    async def resume(self, queue: str, /) -> None:
+        """End the pause of a queue; one that is not paused stays so. Raises QueueNotFound."""
 
     def abandon(self) -> None:
         """Let go of what is open without a loop to close it on: the loop that it was opened on has ended."""
@@ -107,10 +123,26 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
     )
 
 
+#: Parameters of a URL that are shown in logs; any other may be a secret.
+HARMLESS = frozenset(
+    {
+        *("heartbeat", "name", "timeout", "auth", "interleave", "happy_eyeballs_delay"),
+        *("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"),
+    }
+)
+
+
 def censor(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    scheme, separator, rest = url.partition("://")
+    """The URL without its password and without parameters that may be secret, for logs and errors."""
     # By hand: a password with a stray / ? # or [ in it confuses a URL parser, and would be shown.
-    credentials, at, host = rest.rpartition("@")
+    scheme, separator, rest = url.partition("://")
+    credentials, at, address = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}:***{at}{host}" if colon and not rest.startswith("/") else url
+    if any(mark in user for mark in "/?#"):
+        return f"{scheme}{separator}***"  # a secret with an @ of its own: nobody can tell where it ends
+    address, mark, query = address.partition("?")
+    pairs = [one.partition("=") for one in query.split("&")]
+    shown = [
+        f"{name}{equals}{value if name in HARMLESS else '***'}" if equals else "***" for name, equals, value in pairs
+    ]
+    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{address}{mark}{'&'.join(shown) if mark else ''}"

@@ -55,6 +55,7 @@ class _Stored:
         self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
         self.delayed: set[asyncio.TimerHandle] = set()
+        self.paused = False
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
 
@@ -76,7 +77,7 @@ class _Stored:
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
-        while self.ready:
+        while self.ready and not self.paused:
             taker = next((taker for taker in self.takers if taker.has_credit), None)
             if taker is None:
                 return
@@ -119,15 +120,27 @@ class _Taker:
         """What was given under the token; None when it is not this taker's any more."""
         return self.holding.pop(token, None) if self.held else None
 
+    def look_up(self) -> None:
+        self._consumer.look_up()
+
 
 class _MemoryConsumer:
-    def __init__(self) -> None:
+    def __init__(self, queues: Sequence[_Stored]) -> None:
+        self._queues = queues
         self._batch: list[Delivery] = []
+        self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
         self.stopped = False
 
+    @property
+    def paused(self) -> frozenset[str]:
+        return frozenset(stored.queue.name for stored in self._queues if stored.paused)
+
     def give(self, delivery: Delivery) -> None:
         self._batch.append(delivery)
+        self._wake.set()
+
+    def look_up(self) -> None:
         self._wake.set()
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
@@ -135,7 +148,8 @@ class _MemoryConsumer:
             await self._wake.wait()
             self._wake.clear()
             batch, self._batch = self._batch, []
-            if batch:
+            before, self._told = self._told, self.paused
+            if batch or before != self._told:
                 yield batch
 
     @property
@@ -190,7 +204,8 @@ class MemoryBroker:
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[_MemoryConsumer]:
         await self.declare(queues)
-        consumer = _MemoryConsumer()
+        consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues])
+        consumer.look_up()
         takers = {queue.name: _Taker(consumer, credit) for queue in queues}
         for name, taker in takers.items():
             self._store.queues[name].takers.append(taker)
@@ -229,6 +244,7 @@ class MemoryBroker:
                 dead=len(stored.dead),
                 consumers=len(stored.takers),
                 delayed=len(stored.delayed),
+                paused=stored.paused,
             )
             for name, stored in sorted(self._store.queues.items())
         ]
@@ -248,6 +264,21 @@ class MemoryBroker:
         dropped = [letter.envelope.id for letter in self._take_dead(queue, ids)]
         self._store.ids.difference_update(dropped)
         return dropped
+
+    async def pause(self, queue: str) -> None:
+        self._set_paused(queue, paused=True)
+
+    async def resume(self, queue: str) -> None:
+        self._set_paused(queue, paused=False)
+        self._deal([queue])
+
+    def _set_paused(self, queue: str, *, paused: bool) -> None:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused or resumed")
+        stored.paused = paused
+        for taker in stored.takers:
+            taker.look_up()
 
     def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "worker": ("leveret.cli.worker", "Run the tasks of an application."),
     "enqueue": ("leveret.cli.enqueue", "Enqueue one task from the command line."),
-    "queues": ("leveret.cli.queues", "Show what is ready, running and dead."),
+    "queues": ("leveret.cli.queues", "Show what is ready, running and dead; pause and resume."),
     "dead": ("leveret.cli.dead", "Look at tasks that cannot or shall not run again."),
     "demo": ("leveret.cli.demo", "See two workers share five tasks, one of them killed."),
 }

@@ -90,8 +90,10 @@ class _Worker:
         self._lines = lines
 
     async def __aenter__(self) -> _Worker:
-        command = (sys.executable, "-m", "leveret.cli.demo_worker", self._url)
-        self._process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        # Not as an argument, which every user of the machine could read.
+        environment = {**os.environ, "LEVERET_URL": self._url}
+        command = (sys.executable, "-m", "leveret.cli.demo_worker")
+        self._process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
         self._reading = asyncio.create_task(self._read())
         return self
 

@@ -1,9 +1,8 @@
-"""A worker of ``leveret demo``, ``python -m leveret.cli.demo_worker URL``: the tutorial's task, a pause a dot."""
+"""A worker of ``leveret demo``, ``python -m leveret.cli.demo_worker``: the tutorial's task, a pause a dot."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from leveret.app import App
 from leveret.events import Event, WorkerReady
@@ -30,4 +29,4 @@ def announce(event: Event) -> None:
 
 
 if __name__ == "__main__":
-    run_worker(f"{__spec__.name}:app", url=sys.argv[1], concurrency=1, listeners=[announce], log_level="WARNING")
+    run_worker(f"{__spec__.name}:app", concurrency=1, listeners=[announce], log_level="WARNING")

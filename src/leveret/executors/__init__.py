@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from leveret.brokers import censor
 from leveret.model import Envelope, Outcome, Queue
 from leveret.retry import RetryPolicy
 
@@ -29,6 +30,9 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     policies: dict[str, RetryPolicy]
     #: Seconds that an attempt at each task may run, where there is a limit.
     timeouts: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"Manifest({censor(self.url)!r}, {self.queues}, ...)"
 
     @classmethod
     def of(cls, app: App) -> Manifest:

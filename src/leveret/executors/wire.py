@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.brokers import censor
 from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     app: str
     url: str | None
     concurrency: int
+
+    def __repr__(self) -> str:
+        return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):

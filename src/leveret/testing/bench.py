@@ -80,6 +80,14 @@ class Taken:
     async def texts(self, count: int) -> list[str]:
         return [text(delivery) for delivery in await self.next(count)]
 
+    async def sees_paused(self, *queues: Queue) -> None:
+        """Wait until exactly these queues are paused for the consumer."""
+        names = {queue.name for queue in queues}
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while self.consumer.paused != names:
+            assert asyncio.get_running_loop().time() < deadline, f"{names} were to be paused: {self.consumer.paused}"
+            await self._batch(0.02)
+
     async def nothing(self) -> None:
         """Fails when something comes."""
         await self._batch(QUIET)
@@ -104,7 +112,9 @@ class Taken:
 
     async def _advance(self) -> Sequence[Delivery]:
         try:
-            return await anext(self._batches)
+            while not (batch := await anext(self._batches)):
+                pass  # what is paused has changed
+            return batch
         except StopAsyncIteration:
             return ()
 

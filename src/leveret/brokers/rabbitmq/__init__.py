@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.census import Census, Tally
+from leveret.brokers.rabbitmq import amqp, tls
+from leveret.brokers.rabbitmq.census import PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
     dead_letter_id,
@@ -24,7 +24,15 @@ from leveret.brokers.rabbitmq.codec import (
     unranked,
 )
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
-from leveret.brokers.rabbitmq.declare import Notes, declare, declare_delay, message_count
+from leveret.brokers.rabbitmq.declare import (
+    Notes,
+    declare,
+    declare_delay,
+    is_paused,
+    mark_paused,
+    message_count,
+    unmark_paused,
+)
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
@@ -60,6 +68,11 @@ class RabbitMQBroker:
 
     def __init__(self, url: str, *, timeout: float) -> None:
         self._urls = hosts(url)
+        if tls.is_unverified(self._urls[0]):
+            log.warning(
+                "no_verify_ssl: the server's certificate is not checked, so whoever is in between can read and change "
+                "all that is sent, the password too; use cafile instead"
+            )
         self._timeout = timeout
         self._publisher = Publisher(self._urls, timeout=timeout)
         self._census = Census(self._publisher)
@@ -116,6 +129,12 @@ class RabbitMQBroker:
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
+
+    async def pause(self, queue: str) -> None:
+        await self._insist("pausing", lambda: self._set_paused(queue, mark_paused), _QUESTION)
+
+    async def resume(self, queue: str) -> None:
+        await self._insist("resuming", lambda: self._set_paused(queue, unmark_paused), _QUESTION)
 
     def abandon(self) -> None:
         """The sockets went with their loop."""
@@ -221,7 +240,8 @@ class RabbitMQBroker:
         connection = await self._publisher.connection()
         counts = {name: await _count(connection, name) for name in names}
         expected = {name: count[1] for name, count in counts.items() if count is not None}
-        tally = await self._census.take(connection, expected)
+        paused = [name for name in counts if await is_paused(connection, name)]
+        tally = await self._census.take(connection, expected, more=bool(paused))
         for name in tally.running.keys() - counts.keys():
             counts[name] = await _count(connection, name)
         return [
@@ -229,6 +249,11 @@ class RabbitMQBroker:
             for name, count in sorted(counts.items())
             if count is not None
         ]
+
+    async def _set_paused(self, queue: str, change: Callable[[amqp.Connection, str], Awaitable[None]]) -> None:
+        connection = await self._publisher.connection()
+        await change(connection, queue)
+        await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         async with self._fetched_dead(queue, limit) as (_, messages):
@@ -344,13 +369,15 @@ async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | No
 
 async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
     dead = await _count(connection, dead_queue(name))
+    silent = max(0, consumers - tally.consumers.get(name, 0))
     waiting = [await message_count(connection, delay_queue(name, milliseconds)) for milliseconds in RUNGS]
     return QueueStats(
         name=name,
         ready=ready,
         running=tally.running.get(name, 0),
         dead=dead[0] if dead else 0,
-        consumers=consumers,
+        consumers=silent + tally.workers.get(name, 0),
         delayed=sum(count[0] for count in waiting if count is not None),
-        silent_consumers=max(0, consumers - tally.consumers.get(name, 0)),
+        silent_consumers=silent,
+        paused=await is_paused(connection, name),
     )

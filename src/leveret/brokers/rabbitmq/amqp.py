@@ -29,8 +29,8 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from leveret.brokers import censor
-from leveret.brokers.rabbitmq import foreign
+from leveret.brokers import HARMLESS, censor
+from leveret.brokers.rabbitmq import foreign, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -171,10 +171,14 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
     failures: list[BrokerError] = []
     for url in urls:
         try:
+            context = await asyncio.to_thread(tls.context, url)
             return await aio_pika.connect(
-                _with_defaults(url, purpose), timeout=_CONNECT_TIMEOUT, connection_class=foreign.Connection
+                _with_defaults(url, purpose),
+                timeout=_CONNECT_TIMEOUT,
+                ssl_context=context,
+                connection_class=foreign.Connection,
             )
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+        except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))
     refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)
     if refused is not None:
@@ -253,7 +257,10 @@ def translate(error: BaseException, doing: str) -> BrokerError:
     """An exception of aio-pika's as Leveret's, with what was being done."""
     translated: BrokerError
     reason = _reason(error)
-    if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
+    distrust = tls.explain(error)
+    if distrust is not None:
+        translated = BrokerRefused(f"{doing}: {distrust}")
+    elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
         translated = BrokerRefused(f"{doing}: the user name or password is wrong, or the user may not use this host")
     elif isinstance(error, InvalidFrameError) and "Connection.Close" in reason:
         # aiormq loses the server's words here (it expects Connection.Open-Ok), so the usual cause is named.
@@ -279,4 +286,6 @@ def _reason(error: BaseException) -> str:
 def _with_defaults(url: str, purpose: str) -> URL:
     parsed = URL(url)
     defaults = {"heartbeat": str(_HEARTBEAT), "name": f"leveret {purpose}"}
-    return parsed.update_query({key: value for key, value in defaults.items() if key not in parsed.query})
+    # What aio-pika does not know may be a secret, and it logs its URLs.
+    known = {key: value for key, value in parsed.query.items() if key in HARMLESS - tls.PARAMETERS}
+    return parsed.with_query({**defaults, **known})

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, TypeAlias
 from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.census import PAUSING, Report
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
-from leveret.brokers.rabbitmq.declare import Notes, declare, message_count, tell_priorities
+from leveret.brokers.rabbitmq.declare import Notes, declare, is_paused, message_count, tell_priorities
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-    from leveret.brokers.rabbitmq.census import Census
+    from leveret.brokers.rabbitmq.census import Census, Notice
     from leveret.model import Delivery, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -39,6 +40,8 @@ _OPEN_TIMEOUT = 60.0
 #: a year (milliseconds). A worker that lives has a reason to hold its tasks, however long they run.
 _CONSUMER_TIMEOUT = 1_800.0
 _NEVER = 366 * 86_400 * 1_000
+#: A node of a cluster may learn of a pause a little later than of its notice (seconds).
+_SECOND_LOOK = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
 _REFUSALS = 3
 
@@ -63,6 +66,7 @@ class RabbitMQConsumer:
         self._postpone = postpone
         self._postponing: set[asyncio.Task[None]] = set()
         self._batch: list[Delivery] = []
+        self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
         self._stopped = False
         self._session: Session | None = None
@@ -76,16 +80,22 @@ class RabbitMQConsumer:
         """Take from now on. A broker that is away is waited for; one that refuses raises."""
         self._session = await self._open(refusals=_REFUSALS)
         self._supervisor = asyncio.create_task(self._supervise(self._session))
+        self._wake.set()
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
         while not (self._stopped and not self._batch):
             await self._wake.wait()
             self._wake.clear()
             batch, self._batch = self._batch, []
-            if batch:
+            before, self._told = self._told, self.paused
+            if batch or before != self._told:
                 yield batch
             if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
                 self._supervisor.result()
+
+    @property
+    def paused(self) -> frozenset[str]:
+        return self._told if self._session is None else self._session.paused
 
     async def stop(self) -> None:
         if self._stopped:
@@ -124,6 +134,7 @@ class RabbitMQConsumer:
                 )
                 await session.close()
                 session = self._session = await self._open(refusals=None)
+                self._wake.set()
                 log.info("connected to RabbitMQ again")
         finally:
             self._wake.set()
@@ -144,7 +155,7 @@ class RabbitMQConsumer:
 
     async def _open_session(self) -> Session:
         line = await amqp.Line.open(self._urls, purpose="worker", confirms=False)
-        session = Session(line, self._queues, self._deliver, self._notes)
+        session = Session(line, self._queues, self._deliver, self._wake.set, self._notes)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 await line.run(session.begin(self._credit, self._census))
@@ -173,6 +184,25 @@ class RabbitMQConsumer:
         self._wake.set()
 
 
+class Owed:
+    """Credit that a resumed queue lacks: deliveries from before its pause have it, and give it back as they end."""
+
+    def __init__(self, queue: Queue, tags: set[int]) -> None:
+        self.queue = queue
+        self._tags = tags
+        self._free = 0
+
+    def repaid(self, tag: int) -> int:
+        """How much to give now that a delivery is settled. In halves: each gift is one more consumer on the server."""
+        if tag in self._tags:
+            self._tags.discard(tag)
+            self._free += 1
+        if self._free < len(self._tags):
+            return 0
+        given, self._free = self._free, 0
+        return given
+
+
 class Session:
     """One connection's consumers; also the lease of all that they were given."""
 
@@ -181,13 +211,20 @@ class Session:
         line: amqp.Line,
         queues: Sequence[Queue],
         deliver: Callable[[Delivery], None],
+        changed: Callable[[], None],
         notes: Notes,
     ) -> None:
         self._line = line
         self._notes = notes
         self._queues = queues
         self._deliver = deliver
+        #: Told when ``paused`` has changed.
+        self._changed = changed
+        self.paused: frozenset[str] = frozenset()
+        self._pausing = asyncio.Lock()
         self._unsettled: dict[int, str] = {}
+        self._credit = 0
+        self._owed: dict[str, Owed] = {}
         self._tags: dict[str, Queue] = {}
         self._numbers = itertools.count(1)
         self._closed = False
@@ -200,11 +237,19 @@ class Session:
         channel, connection = self._line.channel, self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
         await tell_priorities(connection, self._queues, self._notes)
-        await channel.basic_qos(prefetch_count=credit)
+        self._credit = credit
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        await census.answer_on(connection, self.running)
-        for queue in self._queues:
-            await self._consume(queue)
+        try:
+            await census.listen_on(connection, self.report, self._on_notice)
+        except amqp.ChannelAccessRefused as error:
+            lack = "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs"
+            self._notes.tell_refusal(lack, error)
+        async with self._pausing:  # a notice may have come by now
+            for queue in self._queues:
+                if await self._is_paused(queue):
+                    self.paused |= {queue.name}
+                else:
+                    await self._consume(queue, credit)
 
     @property
     def held(self) -> bool:
@@ -214,12 +259,13 @@ class Session:
     def outstanding(self) -> int:
         return len(self._unsettled)
 
-    def running(self) -> dict[str, int]:
-        """How many deliveries of each queue are unsettled."""
+    def report(self) -> Report:
+        """How many deliveries of each queue are unsettled, and what consumes it."""
         counts = dict.fromkeys((queue.name for queue in self._queues), 0)
         for name in self._unsettled.values():
             counts[name] += 1
-        return counts
+        consumed = [queue.name for queue in self._tags.values()]
+        return Report(counts, {name: consumed.count(name) for name in counts if consumed.count(name) != 1})
 
     def holds(self, tag: int) -> bool:
         return self.held and tag in self._unsettled
@@ -239,7 +285,12 @@ class Session:
         return True
 
     def _take(self, tag: int) -> bool:
-        return self.held and self._unsettled.pop(tag, None) is not None
+        name = self._unsettled.pop(tag, None) if self.held else None
+        owed = self._owed.get(name or "")
+        given = owed.repaid(tag) if owed else 0
+        if owed and given:
+            self._mend(owed.queue, partial(self._consume_more, owed, given))
+        return name is not None
 
     def why(self) -> str:
         """What the server said when it ended this session, in brackets; nothing if it said nothing."""
@@ -288,7 +339,8 @@ class Session:
         await asyncio.gather(*self._mending, return_exceptions=True)
         await self._line.close()
 
-    async def _consume(self, queue: Queue) -> None:
+    async def _consume(self, queue: Queue, credit: int) -> None:
+        await self._line.channel.basic_qos(prefetch_count=credit)
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue
@@ -307,14 +359,71 @@ class Session:
 
     def _on_cancel(self, frame: amqp.Cancel) -> None:
         """The broker ended a consumer: its queue was deleted, or moved."""
-        queue = self._tags.pop(frame.consumer_tag or "", None)
+        queue = self._tags.get(frame.consumer_tag or "")
+        self._tags = {tag: consumed for tag, consumed in self._tags.items() if consumed is not queue}
         if queue is not None and not self._closed and not self._cancelled:
-            task = asyncio.get_running_loop().create_task(self._mend(queue))
-            self._mending.add(task)
-            task.add_done_callback(self._mending.discard)
+            self._mend(queue, self._replace)
 
-    async def _mend(self, queue: Queue) -> None:
+    def _on_notice(self, notice: Notice) -> None:
+        for queue in self._queues:
+            if notice.kind == PAUSING and notice.queue == queue.name:
+                self._mend(queue, self._look_whether_paused)
+
+    def _mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._or_fail(queue, work))
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _or_fail(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
         try:
+            await work(queue)
+        except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
+            log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
+            self._failed.set()
+
+    async def _look_whether_paused(self, queue: Queue) -> None:
+        for pause in (0.0, _SECOND_LOOK):
+            await asyncio.sleep(pause)
+            async with self._pausing:
+                paused = await self._is_paused(queue)
+                if paused != (queue.name in self.paused):
+                    await (self._pause(queue) if paused else self._resume(queue))
+                    self._changed()
+
+    async def _is_paused(self, queue: Queue) -> bool:
+        try:
+            return await is_paused(self._line.connection, queue.name)
+        except amqp.ChannelAccessRefused as error:
+            self._notes.tell_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
+            return False
+
+    async def _pause(self, queue: Queue) -> None:
+        for tag in [tag for tag, consumed in self._tags.items() if consumed is queue]:
+            if self._tags.pop(tag, None) is not None:  # a stop may have come before
+                await self._line.run(self._line.channel.basic_cancel(tag))
+        # Not before: what is handed back as long as it consumes would be delivered to it again.
+        self.paused |= {queue.name}
+        self._owed.pop(queue.name, None)
+
+    async def _resume(self, queue: Queue) -> None:
+        # It may have been deleted meanwhile; to consume from a queue that is not there closes the channel.
+        await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
+        self.paused -= {queue.name}
+        older = {tag for tag, name in self._unsettled.items() if name == queue.name}
+        if older and self._credit:
+            self._owed[queue.name] = Owed(queue, older)
+        if not self._cancelled and not (self._credit and len(older) >= self._credit):
+            await self._consume(queue, self._credit - len(older) if self._credit else 0)
+
+    async def _consume_more(self, owed: Owed, credit: int, queue: Queue) -> None:
+        async with self._pausing:
+            if self._owed.get(queue.name) is owed and not self._cancelled:
+                await self._consume(queue, credit)
+
+    async def _replace(self, queue: Queue) -> None:
+        async with self._pausing:
+            if queue.name in self.paused or self._cancelled:
+                return
             if await message_count(self._line.connection, queue.name) is not None:
                 # A consumer timeout (RabbitMQ 4.3) or a move. The server may keep the cancelled consumer and deliver to
                 # it, where nobody listens (4.3.6); only a new connection is free of it.
@@ -323,7 +432,5 @@ class Session:
                 return
             log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
             await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
-            await self._consume(queue)
-        except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
-            log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
-            self._failed.set()
+            self._owed.pop(queue.name, None)
+            await self._consume(queue, self._credit)

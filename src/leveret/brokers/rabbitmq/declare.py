@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
 from leveret.brokers.rabbitmq.topology import (
+    CONTROL_EXCHANGE,
     RUNGS,
     Declaration,
     closer,
     dead_declaration,
     delay_declaration,
     judge,
+    pause_marker,
     read_difference,
     task_declaration,
 )
@@ -48,6 +50,10 @@ class Notes:
         if self._is_new(queue, priorities.text):
             level = logging.INFO if priorities.complete else logging.WARNING
             log.log(level, "queue %r: %s", queue, priorities.text)
+
+    def tell_refusal(self, lack: str, error: amqp.ChannelAccessRefused) -> None:
+        if self._is_new("", lack):
+            log.warning("%s, for want of a permission: %s", lack, error)
 
     def _is_new(self, queue: str, text: str) -> bool:
         known = (queue, text) in self._told
@@ -89,6 +95,39 @@ async def declare_delay(connection: amqp.Connection, home: str, milliseconds: in
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0
+
+
+async def is_paused(connection: amqp.Connection, queue: str) -> bool:
+    return await message_count(connection, pause_marker(queue).name) is not None
+
+
+async def mark_paused(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound: a pause of a queue that is not there is a misspelt one."""
+    if await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused")
+    if not await is_paused(connection, queue):
+        await _make(connection, pause_marker(queue))
+
+
+async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound when there is neither such a queue nor a pause that it left behind."""
+    if await is_paused(connection, queue):
+        channel = await amqp.open_channel(connection, confirms=False)
+        await channel.queue_delete(pause_marker(queue).name)
+        await channel.close()
+    elif await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist, so there is nothing to resume")
+
+
+async def make_control_exchange(connection: amqp.Connection) -> None:
+    """Make the exchange, or find it: a user who may not make one may still use it."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", passive=True)
+    except amqp.ChannelNotFoundEntity:
+        channel = await amqp.open_channel(connection, confirms=False)
+        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", durable=True)
+    await channel.close()
 
 
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leveret.errors import ConfigurationError, QueueMismatch
-from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, Queue
+from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, PAUSED_SUFFIX, Queue
 
 #: Workers and `leveret queues` talk through it.
 CONTROL_EXCHANGE = "leveret.control"
@@ -85,6 +85,11 @@ def delay_declaration(name: str, milliseconds: int) -> Declaration:
 
 def dead_queue(name: str) -> str:
     return f"{name}{DEAD_SUFFIX}"
+
+
+def pause_marker(name: str) -> Declaration:
+    """An empty queue that says by being there that another one is paused; a quorum queue, to outlive a lost node."""
+    return Declaration(f"{name}{PAUSED_SUFFIX}", arguments=dict(_QUORUM))
 
 
 def task_declaration(queue: Queue) -> Declaration:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
@@ -43,10 +44,10 @@ class SQLiteBroker:
         path = unquote(parts.path.removeprefix("/"))
         if parts.netloc or parts.fragment or not path or path.endswith("/") or "\0" in path:
             raise ConfigurationError(
-                f"{url!r} names no file: write sqlite:///tasks.db (in the working directory) or sqlite:////var/lib/tasks.db"
+                f"{censor(url)!r} names no file: write sqlite:///tasks.db (in the working directory) or sqlite:////var/lib/tasks.db"
             )
         if parts.query:
-            raise ConfigurationError(f"{url!r}: the SQLite broker takes no parameters, found {parts.query!r}")
+            raise ConfigurationError(f"{censor(url)!r}: the SQLite broker takes no parameters")
         return cls(Path(path), timeout=timeout)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
@@ -118,6 +119,12 @@ class SQLiteBroker:
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._writer.do(lambda store: store.discard(queue, ids))
+
+    async def pause(self, queue: str) -> None:
+        await self._writer.do(lambda store: store.set_paused(queue, paused=True))
+
+    async def resume(self, queue: str) -> None:
+        await self._writer.do(lambda store: store.set_paused(queue, paused=False))
 
     def abandon(self) -> None:
         self._writer.abandon()

@@ -41,6 +41,8 @@ class SQLiteConsumer:
         self._bells = bells
         self._queues = queues
         self._credit = credit
+        self._paused: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
         self._stopped = False
         self._newest = 0
@@ -67,7 +69,8 @@ class SQLiteConsumer:
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
         while not self._stopped:
             batch = await self._next()
-            if batch:
+            before, self._told = self._told, self._paused
+            if batch or before != self._told:
                 yield batch
         batch = await self._dealt()
         if batch:
@@ -76,6 +79,10 @@ class SQLiteConsumer:
     @property
     def hold_limit(self) -> None:
         return None
+
+    @property
+    def paused(self) -> frozenset[str]:
+        return self._paused
 
     async def stop(self) -> None:
         if not self._stopped:
@@ -116,6 +123,7 @@ class SQLiteConsumer:
             await self._renew()
             return []
         claims, self._next_due = dealt.claims, dealt.next_due
+        self._paused = dealt.paused.intersection(queue.name for queue in self._queues)
         if claims:
             self._newest = claims[-1].token
         return [Delivery(claim.envelope, self._lease, claim.token, claim.returns) for claim in claims]

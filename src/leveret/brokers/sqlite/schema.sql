@@ -4,7 +4,8 @@
 CREATE TABLE queue (
     id          INTEGER PRIMARY KEY,
     name        TEXT NOT NULL UNIQUE,
-    max_length  INTEGER               -- most ready tasks; NULL: no limit
+    max_length  INTEGER,              -- most ready tasks; NULL: no limit
+    paused      INTEGER NOT NULL DEFAULT 0 -- 1: nothing of it is dealt
 );
 
 CREATE TABLE task (

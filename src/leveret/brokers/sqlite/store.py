@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: What makes a file of each version one of the next.
+_UPGRADES = {1: "ALTER TABLE queue ADD COLUMN paused INTEGER NOT NULL DEFAULT 0"}
 
 _ENVELOPE = (
     "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
@@ -61,6 +63,8 @@ class Dealt(msgspec.Struct, frozen=True):
 
     claims: list[Claim]
     next_due: float | None
+    #: All paused queues of the file.
+    paused: frozenset[str] = frozenset()
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -89,10 +93,15 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     # FULL syncs the log at each commit: without it, a commit survives a crash of the process but not of the machine.
     database.execute("PRAGMA synchronous = FULL")
     database.execute("BEGIN IMMEDIATE")
-    if _check_owner(database, path) == 0:
+    version = _check_owner(database, path)
+    if version == 0:
         for statement in resources.files(__package__).joinpath("schema.sql").read_text().split(";\n"):
             database.execute(statement)
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    else:
+        for older in range(version, SCHEMA_VERSION):
+            database.execute(_UPGRADES[older])
+    if version < SCHEMA_VERSION:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     database.execute("COMMIT")
 
@@ -176,7 +185,9 @@ class Store:
         ).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        return Dealt([Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows], next_due)
+        claims = [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
+        paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
+        return Dealt(claims, next_due, frozenset(name for (name,) in paused))
 
     def _promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
@@ -233,10 +244,21 @@ class Store:
             "   WHERE task.queue = queue.id AND state = 'running'),"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'dead'),"
             " (SELECT count(*) FROM taker WHERE queue = queue.id),"
-            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'delayed')"
+            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'delayed'),"
+            " paused"
             " FROM queue ORDER BY name"
         )
-        return [QueueStats(*row) for row in rows]
+        return [
+            QueueStats(name, ready, running, dead, consumers, delayed, paused=bool(paused))
+            for name, ready, running, dead, consumers, delayed, paused in rows
+        ]
+
+    def set_paused(self, queue: str, *, paused: bool) -> None:
+        number = self._queue_id(queue)
+        self._execute("UPDATE queue SET paused = ? WHERE id = ?", paused, number)
+        takers = self._execute("SELECT bell FROM taker JOIN consumer ON consumer.id = consumer WHERE queue = ?", number)
+        self.rings.update(bell for (bell,) in takers.fetchall())
+        self._deal([number])
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         rows = self._execute(
@@ -321,7 +343,8 @@ class Store:
         for queue in queues:
             takers = self._execute(
                 "SELECT consumer, free, bell FROM taker JOIN consumer ON consumer.id = taker.consumer"
-                " WHERE queue = ? AND (free IS NULL OR free > 0) ORDER BY turn",
+                " JOIN queue ON queue.id = taker.queue"
+                " WHERE queue = ? AND NOT paused AND (free IS NULL OR free > 0) ORDER BY turn",
                 queue,
             ).fetchall()
             if takers:

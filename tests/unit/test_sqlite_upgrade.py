@@ -1,0 +1,46 @@
+"""A file of an older Leveret's goes on being used."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from leveret.brokers.sqlite import SQLiteBroker
+from leveret.brokers.sqlite.store import SCHEMA_VERSION
+from leveret.model import Envelope, Queue, new_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORK = Queue("work")
+
+
+def schema(path: Path) -> list[tuple[str, str]]:
+    """Every table's columns."""
+    with closing(sqlite3.connect(path)) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return sorted(
+            (table, column[1]) for table in tables for column in database.execute(f"PRAGMA table_info({table})")
+        )
+
+
+async def test_a_file_of_version_1(tmp_path: Path) -> None:
+    """It keeps its tasks, becomes like a new one, and can be paused."""
+    path = tmp_path / "old.db"
+    broker = SQLiteBroker(path, timeout=5)
+    await broker.declare([WORK])
+    await broker.publish([Envelope(new_id(), WORK.name, "say", b"{}")])
+    await broker.close()
+    new = schema(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("ALTER TABLE queue DROP COLUMN paused; PRAGMA user_version = 1;")
+    assert schema(path) != new
+    broker = SQLiteBroker(path, timeout=5)
+    await broker.pause(WORK.name)
+    (stats,) = await broker.stats()
+    await broker.close()
+    assert (stats.ready, stats.paused) == (1, True)
+    assert schema(path) == new
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
