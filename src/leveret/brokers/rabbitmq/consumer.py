@@ -17,7 +17,14 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import PAUSING, Report
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
-from leveret.brokers.rabbitmq.declare import Notes, declare, is_paused, message_count, tell_priorities
+from leveret.brokers.rabbitmq.declare import (
+    Notes,
+    consumer_arguments,
+    declare,
+    is_paused,
+    message_count,
+    tell_priorities,
+)
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -36,10 +43,8 @@ Postpone: TypeAlias = "Callable[[Delivery, Message], Coroutine[object, object, N
 _CANCEL_TIMEOUT = 5.0
 #: How long declaring and starting to consume may take (seconds).
 _OPEN_TIMEOUT = 60.0
-#: The server's default for how long a delivery may be unacknowledged (seconds), and ours, where a consumer may choose:
-#: a year (milliseconds). A worker that lives has a reason to hold its tasks, however long they run.
+#: The server's default for how long a delivery may be unacknowledged (seconds).
 _CONSUMER_TIMEOUT = 1_800.0
-_NEVER = 366 * 86_400 * 1_000
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
@@ -340,6 +345,7 @@ class Session:
         await self._line.close()
 
     async def _consume(self, queue: Queue, credit: int) -> None:
+        arguments = await consumer_arguments(self._line.connection, queue)
         await self._line.channel.basic_qos(prefetch_count=credit)
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
@@ -348,7 +354,7 @@ class Session:
             queue.name,
             partial(self._on_message, queue.name),
             consumer_tag=tag,
-            arguments={"x-consumer-timeout": _NEVER},
+            arguments=arguments,
         )
 
     async def _on_message(self, queue: str, message: amqp.DeliveredMessage) -> None:

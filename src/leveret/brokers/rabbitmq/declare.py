@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
@@ -34,6 +34,8 @@ _MOST_QUESTIONS = 24
 #: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
 #: just made is not used for so long (seconds).
 _REMEMBERED = 2.0
+#: A year: a worker that lives has a reason to hold its tasks, however long they run (milliseconds).
+_NEVER = 366 * 86_400 * 1_000
 
 
 class Notes:
@@ -81,6 +83,17 @@ async def tell_priorities(connection: amqp.Connection, queues: Sequence[Queue], 
         if queue.priorities or queue.kind == "classic":
             found = await _examine(connection, task_declaration(queue))
             notes.tell_priorities(queue.name, given(queue, found, version))
+
+
+async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:
+    """What to consume a queue with. A quorum queue of RabbitMQ 4.3 lets a consumer choose its timeout, others refuse."""
+    if amqp.server_version(connection) < (4, 3):
+        return {}
+    try:
+        found = await _examine(connection, task_declaration(queue))
+    except amqp.ChannelAccessRefused:
+        return {}
+    return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
 
 async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
