@@ -86,7 +86,7 @@ async def tell_priorities(connection: amqp.Connection, queues: Sequence[Queue], 
 
 
 async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:
-    """What to consume a queue with. A quorum queue of RabbitMQ 4.3 lets a consumer choose its timeout, others refuse."""
+    """What to consume a queue with. A quorum queue of RabbitMQ 4.3 lets a consumer choose a timeout, others refuse."""
     if amqp.server_version(connection) < (4, 3):
         return {}
     try:
