@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 import traceback
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,6 @@ from leveret.brokers.rabbitmq.topology import dead_queue
 from tests.support.nodes import MissingServer, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from typing import Self
 
     from chaos.faults.fault import Fault

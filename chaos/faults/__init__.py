@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from chaos.faults import processes
-from chaos.faults.fault import Fault
+
+if TYPE_CHECKING:
+    from chaos.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (*processes.FAULTS,)

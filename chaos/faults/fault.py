@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TypeAlias
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from chaos.stage import Stage
+from chaos.stage import Stage
 
 RABBITMQ = ("rabbitmq-3.10", "rabbitmq-4")
 KINDS = ("sqlite", *RABBITMQ)
+
+
+Play: TypeAlias = Callable[[Stage], None]
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -20,5 +21,5 @@ class Fault(msgspec.Struct, frozen=True):
 
     name: str
     what: str
-    play: Callable[[Stage], None]
+    play: Play
     brokers: tuple[str, ...] = KINDS

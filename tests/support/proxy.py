@@ -1,9 +1,10 @@
-"""A TCP proxy on loopback that can cut, or swallow, what goes through it."""
+"""A TCP proxy on loopback that can cut, swallow or slow down what goes through it."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._open = threading.Event()
         self._open.set()
+        self._delay = 0.0
         self.accepted = 0
 
     def __enter__(self) -> Self:
@@ -57,6 +59,10 @@ class Proxy:
     def resume(self) -> None:
         self._open.set()
 
+    def slow(self, delay: float) -> None:
+        """From now on each piece (of at most 64 KiB, in each direction) takes so many seconds; 0: no more."""
+        self._delay = delay
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
@@ -76,6 +82,7 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65_536):
                 self._open.wait()
+                time.sleep(self._delay)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
