@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 import sys
 import time
 
@@ -24,6 +26,10 @@ def main() -> int:
         for fault in FAULTS:
             print(f"{fault.name:24} {fault.what} ({', '.join(fault.brokers)})")
         return 0
+    # The drivers tell of each connection that fails, which is what is wanted here.
+    logging.getLogger().addHandler(logging.NullHandler())
+    # Whoever ends this run ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = []
     with Theatre(QUICK if options.quick else FULL, options.seed) as theatre:
         for kind in options.on or KINDS:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from chaos.faults.fault import Fault
 
 FULL = Profile(
-    rounds=5, between=1.5, outage=12.0, stopped=60.0, backlog=1_000_000, backlog_rabbitmq=200_000, patience=60.0
+    rounds=5, between=1.5, outage=12.0, stopped=60.0, backlog=1_000_000, backlog_rabbitmq=200_000, patience=90.0
 )
-QUICK = Profile(rounds=1, between=0.3, outage=5.0, stopped=6.0, backlog=20_000, backlog_rabbitmq=2_000, patience=40.0)
+QUICK = Profile(rounds=1, between=0.3, outage=5.0, stopped=6.0, backlog=20_000, backlog_rabbitmq=2_000, patience=90.0)
 
 
 class Theatre:

@@ -34,6 +34,8 @@ APP = f"{Path(__file__).with_name('app.py')}:app"
 #: How many tasks enqueued after the fault must be done before the producers are told to stop.
 _FRESH = 10
 _LOOK = 0.05
+#: Nothing that is waited for takes longer, whatever else goes on (seconds).
+_LIMIT = 240.0
 
 
 class NotPossible(Exception):
@@ -173,14 +175,14 @@ class Stage:
         return self.book.fresh(since)
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Until the condition holds. Raises Hung when nothing was written to the ledger for all of the patience."""
-        lines, deadline = -1, 0.0
+        """Until the condition holds. Raises Hung when nothing is written to the ledger for too long."""
+        lines, deadline, limit = -1, 0.0, time.monotonic() + _LIMIT
         while not condition():
             self.book.read()
             if self.book.lines != lines:
                 lines, deadline = self.book.lines, time.monotonic() + self.profile.patience
-            if time.monotonic() > deadline:
-                raise Hung(f"nothing happened for {self.profile.patience:g} s while it was waited until {what}")
+            if time.monotonic() > min(deadline, limit):
+                raise Hung(f"it was waited in vain until {what}; last sign of life {lines} lines into the ledger")
             time.sleep(_LOOK)
 
     def settled(self) -> None:

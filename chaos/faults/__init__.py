@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.faults import processes
+from chaos.faults import cluster, poison, processes, rabbitmq, sqlite
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*processes.FAULTS,)
+FAULTS: tuple[Fault, ...] = (
+    *processes.FAULTS,
+    *poison.FAULTS,
+    *sqlite.FAULTS,
+    *rabbitmq.FAULTS,
+    *cluster.FAULTS,
+)

@@ -88,7 +88,8 @@ class Cluster:
         """End the partition."""
         peers = _atoms(self.others(node))
         node.evaluate(
-            f"[erlang:set_cookie(P, erlang:get_cookie()) || P <- {peers}], [net_kernel:connect_node(P) || P <- {peers}]."
+            f"[erlang:set_cookie(P, erlang:get_cookie()) || P <- {peers}], "
+            f"[net_kernel:connect_node(P) || P <- {peers}]."
         )
 
 
