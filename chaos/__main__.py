@@ -7,11 +7,12 @@ import logging
 import signal
 import sys
 import time
+from contextlib import closing
 
 from chaos.faults import FAULTS
 from chaos.faults.fault import KINDS
-from chaos.run import FULL, QUICK, Theatre
-from chaos.table import brief, legend, table
+from chaos.run import FULL, QUICK, Nodes, Theatre
+from chaos.table import brief, legend, notes, table
 
 
 def main() -> int:
@@ -31,7 +32,8 @@ def main() -> int:
     # Whoever ends this run ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = []
-    with Theatre(QUICK if options.quick else FULL, options.seed) as theatre:
+    with closing(Nodes()) as nodes:
+        theatre = Theatre(QUICK if options.quick else FULL, options.seed, nodes.get)
         for kind in options.on or KINDS:
             for fault in FAULTS:
                 if kind in fault.brokers and (not options.fault or fault.name in options.fault):
@@ -40,7 +42,7 @@ def main() -> int:
                     result = theatre.play(fault, kind)
                     results.append(result)
                     print(f"{brief(result)} ({time.monotonic() - began:.0f} s)", flush=True)
-    print(f"\nseed {options.seed}\n\n{table(results)}\n\n{legend()}")
+    print(f"\nseed {options.seed}\n\n{table(results)}\n\n{legend()}\n\n{notes(results)}")
     return 1 if any(result.lost or result.failed for result in results) else 0
 
 

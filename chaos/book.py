@@ -82,6 +82,15 @@ class Book:
             default=None,
         )
 
+    def longest_wait(self) -> float | None:
+        """From being stored to the first end of a run."""
+        waits = (
+            self.tasks[id_].ends[0] - moment
+            for id_, moment in self.safe.items()
+            if id_ in self.tasks and self.tasks[id_].ends
+        )
+        return max(waits, default=None)
+
     def _lines(self, path: Path) -> Iterator[tuple[str, str, float, int]]:
         with path.open("rb") as file:
             file.seek(self._offsets[path])

@@ -18,30 +18,57 @@ from leveret.brokers.rabbitmq.topology import dead_queue
 from tests.support.nodes import MissingServer, Node
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Callable
 
     from chaos.faults.fault import Fault
 
 FULL = Profile(
-    rounds=5, between=1.5, outage=12.0, stopped=60.0, backlog=1_000_000, backlog_rabbitmq=200_000, patience=90.0
+    rounds=5,
+    between=1.5,
+    outage=12.0,
+    stopped=60.0,
+    disconnected=None,
+    backlog=1_000_000,
+    backlog_rabbitmq=100_000,
+    patience=90.0,
 )
-QUICK = Profile(rounds=1, between=0.3, outage=5.0, stopped=6.0, backlog=20_000, backlog_rabbitmq=2_000, patience=90.0)
+QUICK = Profile(
+    rounds=1,
+    between=0.3,
+    outage=4.0,
+    stopped=4.0,
+    disconnected=2_000,
+    backlog=20_000,
+    backlog_rabbitmq=5_000,
+    patience=60.0,
+)
+
+
+class Nodes:
+    """One node of each version, started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def get(self, version: str) -> Node:
+        if version not in self._nodes:
+            self._nodes[version] = Node(version)
+            self._nodes[version].start()
+        self._nodes[version].wait()
+        return self._nodes[version]
+
+    def close(self) -> None:
+        for node in self._nodes.values():
+            node.close()
 
 
 class Theatre:
-    """The nodes, one of each version, kept for all faults that need no other."""
+    """Plays faults. ``node``: the node of a version, for all faults that need no other."""
 
-    def __init__(self, profile: Profile, seed: int) -> None:
+    def __init__(self, profile: Profile, seed: int, node: Callable[[str], Node]) -> None:
         self._profile = profile
         self._seed = seed
-        self._nodes: dict[str, Node] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for node in self._nodes.values():
-            node.close()
+        self._node = node
 
     def play(self, fault: Fault, kind: str) -> Result:
         """One fault on one broker; never raises, so that the others are played too."""
@@ -61,12 +88,7 @@ class Theatre:
     def _target(self, kind: str, folder: Path) -> Target:
         if kind == "sqlite":
             return Target(kind, f"sqlite:///{folder / 'leveret.db'}")
-        version = kind.removeprefix("rabbitmq-")
-        if version not in self._nodes:
-            self._nodes[version] = Node(version)
-            self._nodes[version].start()
-        node = self._nodes[version]
-        node.wait()
+        node = self._node(kind.removeprefix("rabbitmq-"))
         _purge(node)
         return Target(kind, node.url, node)
 
@@ -79,7 +101,9 @@ def _played(fault: Fault, stage: Stage) -> Result:
     except Hung as error:
         return msgspec.structs.replace(stage.result(fault.name), failed=True, note=str(error))
     except Exception:  # noqa: BLE001 - whatever it is, it is this line's of the table
-        return msgspec.structs.replace(stage.result(fault.name), failed=True, note=traceback.format_exc())
+        (stage.folder / "error.txt").write_text(traceback.format_exc())
+        what = traceback.format_exc().strip().splitlines()[-1]
+        return msgspec.structs.replace(stage.result(fault.name), failed=True, note=what)
     finally:
         stage.close()
     return stage.result(fault.name)

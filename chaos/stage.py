@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +58,8 @@ class Profile(msgspec.Struct, frozen=True):
     outage: float
     #: How long a node is stopped.
     stopped: float
+    #: RabbitMQ 4.3's consumer_disconnected_timeout (milliseconds); None: its default.
+    disconnected: int | None
     #: Tasks of a backlog: on SQLite, on RabbitMQ.
     backlog: int
     backlog_rabbitmq: int
@@ -81,6 +84,8 @@ class Result(msgspec.Struct, frozen=True):
     recovered: float | None = None
     #: Seconds from the end of the fault until all that was stored by then was done.
     done: float | None = None
+    #: The longest that a task waited from being stored to its end, outage and all (seconds).
+    longest: float | None = None
     note: str = ""
     #: The fault could not be played here.
     skipped: bool = False
@@ -122,6 +127,8 @@ class Stage:
         #: Safe tasks that an operator deleted.
         self.deleted: set[str] = set()
         self.dead: set[str] = set()
+        #: Safe tasks that are left in the queue on purpose.
+        self.queued = 0
         #: Where `settled` looks and new processes connect, unless told otherwise.
         self.url = target.url
         #: What the queue must come to at the end, besides all safe tasks being done.
@@ -139,7 +146,7 @@ class Stage:
             for _ in range(workers):
                 self.add_worker(*options, url=url)
             for worker in self.workers:
-                self.wait_for(lambda worker=worker: READY in worker.output, "the workers are ready")
+                self.wait_for(partial(_is_ready, worker), "the workers are ready")
             self.wait_for(lambda: self.fresh(0) >= _FRESH, "the first tasks are done")
             yield
             self.settled()
@@ -250,12 +257,13 @@ class Stage:
             fault,
             self.target.kind,
             tasks=len(self.book.safe),
-            lost=len(self.book.undone() - self.dead - self.deleted),
+            lost=max(0, len(self.book.undone() - self.dead - self.deleted) - self.queued),
             doubled=self.book.doubled(),
             dead=len(self.dead & set(self.book.safe)),
             unknown=len(self.book.unknown) + self.book.refused,
             recovered=None if began is None else began - ended,
             done=None if finished is None else max(0.0, finished - ended),
+            longest=self.book.longest_wait(),
             note=self.note,
         )
 
@@ -287,6 +295,10 @@ class Stage:
 
     def _environment(self) -> dict[str, str]:
         return {"SENT": str(self.book.sent), "LEDGER": str(self.book.runs), "PYTHONPATH": str(ROOT)}
+
+
+def _is_ready(worker: Worker) -> bool:
+    return READY in worker.output
 
 
 def ask(url: str, question: Callable[[Broker], Awaitable[T]]) -> T:

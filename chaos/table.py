@@ -9,7 +9,18 @@ if TYPE_CHECKING:
 
     from chaos.stage import Result
 
-_HEAD = ("broker", "fault", "tasks", "lost", "doubled", "dead", "unknown", "recovered (s)", "all done (s)", "note")
+_HEAD = (
+    "broker",
+    "fault",
+    "tasks",
+    "lost",
+    "doubled",
+    "dead",
+    "unknown",
+    "recovered (s)",
+    "all done (s)",
+    "longest wait (s)",
+)
 
 
 def brief(result: Result) -> str:
@@ -35,16 +46,25 @@ def legend() -> str:
 tasks: those whose `enqueue` returned. lost: neither done nor a dead letter at the end. doubled: begun more than once.
 dead: kept as a dead letter. unknown: `enqueue` raised, so stored or not; they are in no other column.
 recovered: from the end of the fault (its moment, where it has no end; the last one, where it is repeated) to the first
-task that began after it. all done: from there until all that was stored by then was done."""
+task that began after it. all done: from there until all that was stored by then was done. longest wait: of any task,
+from the moment when it was stored to the end of its first whole run, outage and all."""
 
 
 def _row(result: Result) -> tuple[str, ...]:
     head = (result.broker, result.fault)
     if result.skipped:
-        return (*head, *["-"] * 7, f"skipped: {result.note}")
+        return (*head, *["-"] * (len(_HEAD) - len(head)))
     counts = (result.tasks, result.lost, result.doubled, result.dead, result.unknown)
-    note = f"FAILED: {result.note.strip().splitlines()[-1]}" if result.failed and result.note else result.note
-    return (*head, *map(str, counts), _seconds(result.recovered), _seconds(result.done), note)
+    times = (result.recovered, result.done, result.longest)
+    return (*head, *map(str, counts), *map(_seconds, times))
+
+
+def notes(results: Sequence[Result]) -> str:
+    return "\n".join(f"- {one.broker}, {one.fault}: {_verdict(one)}{one.note}" for one in results if one.note)
+
+
+def _verdict(result: Result) -> str:
+    return "skipped: " if result.skipped else "FAILED: " if result.failed else ""
 
 
 def _seconds(value: float | None) -> str:

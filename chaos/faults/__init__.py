@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.faults import cluster, poison, processes, rabbitmq, sqlite
+from chaos.faults import backlog, cluster, poison, processes, rabbitmq, sqlite
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
@@ -15,4 +15,5 @@ FAULTS: tuple[Fault, ...] = (
     *sqlite.FAULTS,
     *rabbitmq.FAULTS,
     *cluster.FAULTS,
+    *backlog.FAULTS,
 )

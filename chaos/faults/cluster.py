@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 _HEARTBEAT = 2
 
 
+def _cluster(stage: Stage) -> Cluster:
+    timeout = stage.profile.disconnected
+    known = stage.target.version == "4" and timeout is not None
+    return Cluster(stage.target.version, config={"consumer_disconnected_timeout": timeout} if known else {})
+
+
 def leader_killed(stage: Stage) -> None:
     """The next leader is elected by the two that are left; the fault does not end."""
-    with Cluster(stage.target.version) as cluster:
+    with _cluster(stage) as cluster:
         url = f"{cluster.url}?heartbeat={_HEARTBEAT}"
         stage.url = url
         with stage.busy():
@@ -29,7 +35,7 @@ def leader_killed(stage: Stage) -> None:
 
 def partition(stage: Stage) -> None:
     """The leader's node sees neither of the other two, nor they it; later it does again."""
-    with Cluster(stage.target.version) as cluster:
+    with _cluster(stage) as cluster:
         url = f"{cluster.url}?heartbeat={_HEARTBEAT}"
         stage.url = url
         with stage.busy():

@@ -73,7 +73,7 @@ def connection_reset(stage: Stage) -> None:
 def half_open(stage: Stage) -> None:
     with _proxied(stage) as proxy:
         proxy.swallow()
-        time.sleep(stage.profile.outage + 3 * (_HEARTBEAT + 1))
+        time.sleep(max(stage.profile.outage, 3 * (_HEARTBEAT + 1) + 1))
         proxy.resume()
         stage.fault_ended()
 

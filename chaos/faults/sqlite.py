@@ -78,7 +78,6 @@ def read_only(stage: Stage) -> None:
         finally:
             _change("-i", files)
         stage.fault_ended()
-    stage.note = f"{stage.book.refused} times `enqueue` raised"
     _check_integrity(stage)
 
 

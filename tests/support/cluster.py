@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.nodes import Family, Node, new_name
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 #: Seconds. Three nodes on two busy cores.
@@ -20,17 +20,18 @@ _PATIENCE = 120.0
 class Cluster:
     """Killed nodes keep their data. Queues that are declared when all three are up have a replica on each."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, *, config: Mapping[str, Any] | None = None) -> None:
         self._family = Family()
         names = [new_name() for _ in range(3)]
-        config = {
+        settings = {
             "cluster_formation.peer_discovery_backend": "classic_config",
             **{f"cluster_formation.classic_config.nodes.{i}": name for i, name in enumerate(names, 1)},
-            # What RabbitMQ's documentation advises for three nodes. Quorum queues would go on without it, but before
-            # Khepri (4.x) the other data of a healed cluster stays split until somebody restarts a node.
+            # What RabbitMQ's documentation advises for three nodes. Quorum queues would go on without it, but the other
+            # data of a healed cluster stays split until somebody restarts a node. 4.3 has Khepri, and ignores this.
             "cluster_partition_handling": "pause_minority",
+            **(config or {}),
         }
-        self.nodes = [Node(version, config=config, name=name, family=self._family) for name in names]
+        self.nodes = [Node(version, config=settings, name=name, family=self._family) for name in names]
 
     def __enter__(self) -> Self:
         try:
@@ -67,8 +68,11 @@ class Cluster:
         return [other for other in self.nodes if other is not node]
 
     def running(self, seen_from: Node) -> set[str]:
-        """The nodes that run, as one of them sees it."""
-        status = json.loads(seen_from.ctl("cluster_status", "--formatter", "json"))
+        """The nodes that run, as one of them sees it; none, when it does not run itself (``pause_minority``)."""
+        try:
+            status = json.loads(seen_from.ctl("cluster_status", "--formatter", "json"))
+        except RuntimeError:
+            return set()
         return set(status["running_nodes"])
 
     def wait_for_running(self, count: int, seen_from: Node | None = None) -> None:

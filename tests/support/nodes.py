@@ -48,6 +48,16 @@ class Family:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self._wait()
+
+    def _wait(self) -> None:
+        """A node that finds no epmd starts one of its own, which nobody would end."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.01)
+        raise RuntimeError(f"epmd does not listen on port {self.port}")
 
     def close(self) -> None:
         self._epmd.kill()
