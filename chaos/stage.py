@@ -145,13 +145,16 @@ class Stage:
                 self.add_producer(url)
             for _ in range(workers):
                 self.add_worker(*options, url=url)
-            for worker in self.workers:
-                self.wait_for(partial(_is_ready, worker), "the workers are ready")
+            self.wait_until_ready()
             self.wait_for(lambda: self.fresh(0) >= _FRESH, "the first tasks are done")
             yield
             self.settled()
         finally:
             self.close()
+
+    def wait_until_ready(self) -> None:
+        for worker in self.workers:
+            self.wait_for(partial(_is_ready, worker), "the workers are ready")
 
     def add_worker(self, *options: str, url: str | None = None) -> Worker:
         # Of an option that is given twice the last one counts.

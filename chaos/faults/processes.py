@@ -63,11 +63,12 @@ def terminated(stage: Stage) -> None:
     """SIGTERM in mid-task, with time to finish and with none."""
     with stage.busy("--grace", "0"):
         for number in range(stage.profile.rounds):
+            stage.wait_until_ready()  # before, it has no handler for the signal
             stage.pause()
             victim = _victim(stage)
             victim.signal(signal.SIGTERM)
             stage.fault_ended()
-            assert victim.exit_code() == 0
+            assert victim.exit_code() == 0, victim.output
             stage.add_worker("--grace", str(number % 2 * 10))
 
 
