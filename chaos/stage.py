@@ -234,6 +234,7 @@ class Stage:
                 raise Hung(f"a producer ended with code {code}: {producer.output[-2000:]}")
 
     def stop_workers(self) -> None:
+        self.wait_until_ready()  # before, a worker has no handler for the signal
         workers, self.workers = self.workers, []
         for worker in workers:
             if worker.process.poll() is None:

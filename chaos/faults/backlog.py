@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chaos.stage import Stage
 
 #: Tasks that are enqueued in one call.
-_BATCH = 5_000
+_BATCH = 1_000
 #: How much more memory the worker may have with the backlog (bytes), and how much slower it may be.
 _MORE_MEMORY = 64 * 1024 * 1024
 _SLOWER = 8.0

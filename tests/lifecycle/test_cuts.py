@@ -214,6 +214,55 @@ async def test_a_silent_peer_is_noticed_by_heartbeats(node: Node) -> None:
         await direct.close()
 
 
+#: The method that opens a channel: class 20, method 10.
+CHANNEL_OPEN = b"\x00\x14\x00\x0a"
+
+
+async def test_a_connection_that_falls_silent_while_it_is_opened_is_opened_again(node: Node) -> None:
+    """aiormq cancels what waits on a connection that it gives up: that is no cancellation of the caller's."""
+    with Proxy(node.port) as proxy:
+        direct = connect(node.url)
+        await direct.declare([QUEUE])
+        producer, worker = connect(f"{proxy.url}?heartbeat=1"), connect(f"{proxy.url}?heartbeat=1")
+        async with worker.consume([QUEUE], credit=5) as consumer:
+            reader = Reader(consumer)
+            proxy.swallow_from(CHANNEL_OPEN)
+            publishing = asyncio.create_task(producer.publish(envelopes(1)))
+            await until(lambda: _is(proxy.swallows), "the producer opens its channel")
+            before = proxy.accepted
+            await until(lambda: _is(proxy.accepted >= before + 2), "both connect again")
+            proxy.resume()
+            await publishing
+            await reader.has(1)
+            reader.task.cancel()
+        await producer.close()
+        await worker.close()
+        await direct.close()
+
+
+async def test_a_worker_whose_connection_falls_silent_while_it_is_opened_goes_on(node: Node) -> None:
+    with Proxy(node.port) as proxy:
+        direct, worker = connect(node.url), connect(f"{proxy.url}?heartbeat=1")
+        await direct.declare([QUEUE])
+        async with worker.consume([QUEUE], credit=5) as consumer:
+            reader = Reader(consumer)
+            proxy.swallow_from(CHANNEL_OPEN)
+            proxy.cut()
+            await until(lambda: _is(proxy.swallows), "the worker opens its channel again")
+            before = proxy.accepted
+            await until(lambda: _is(proxy.accepted > before), "it connects once more")
+            proxy.resume()
+            await direct.publish(envelopes(1))
+            await reader.has(1)
+            reader.task.cancel()
+        await worker.close()
+        await direct.close()
+
+
+async def _is(condition: bool) -> bool:
+    return condition
+
+
 async def test_the_queue_is_deleted_under_its_consumer(node: Node) -> None:
     """It is declared again, and work goes on."""
     broker = connect(node.url)

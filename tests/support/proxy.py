@@ -24,6 +24,7 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self._delay = 0.0
+        self._trap: bytes | None = None
         self.accepted = 0
 
     def __enter__(self) -> Self:
@@ -56,7 +57,16 @@ class Proxy:
         """From now on nothing comes through, and nobody is told: a half-open connection."""
         self._open.clear()
 
+    def swallow_from(self, words: bytes) -> None:
+        """`swallow` as soon as these bytes want to come through; they do not."""
+        self._trap = words
+
+    @property
+    def swallows(self) -> bool:
+        return not self._open.is_set()
+
     def resume(self) -> None:
+        self._trap = None
         self._open.set()
 
     def slow(self, delay: float) -> None:
@@ -81,6 +91,8 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                if self._trap is not None and self._trap in data:
+                    self.swallow()
                 self._open.wait()
                 time.sleep(self._delay)
                 sink.sendall(data)

@@ -319,9 +319,7 @@ class RabbitMQBroker:
             async with asyncio.timeout(limit):
                 return await question()
         except asyncio.CancelledError as error:
-            # aiormq cancels what waits on a connection that it gives up; only this task's own cancellation is real.
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if amqp.is_cancelled():
                 raise
             raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:

@@ -65,6 +65,7 @@ __all__ = [
     "close",
     "connect",
     "is_blocked",
+    "is_cancelled",
     "is_lost",
     "open_channel",
     "server_version",
@@ -113,6 +114,11 @@ class Line:
         except CONNECTION_LOST as error:
             await close(connection)
             raise translate(error, "the connection was lost while it was opened") from error
+        except asyncio.CancelledError as error:
+            await close(connection)
+            if is_cancelled():
+                raise
+            raise BrokerUnavailable("the connection to RabbitMQ was lost while it was opened") from error
         except BaseException:
             await close(connection)
             raise
@@ -139,8 +145,7 @@ class Line:
         try:
             return await self.start(operation)
         except asyncio.CancelledError as error:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if is_cancelled():
                 raise
             raise LineLost("the connection to RabbitMQ was lost") from error
 
@@ -164,6 +169,12 @@ class Line:
     def _release(self) -> None:
         for task in list(self._running):
             task.cancel()
+
+
+def is_cancelled() -> bool:
+    """Whether a CancelledError is this task's own: aiormq also cancels what waits on a connection that it gives up."""
+    current = asyncio.current_task()
+    return current is None or current.cancelling() > 0
 
 
 async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
