@@ -214,6 +214,8 @@ async def test_a_silent_peer_is_noticed_by_heartbeats(node: Node) -> None:
         await direct.close()
 
 
+#: The server's confirm: class 60, method 80.
+BASIC_ACK = b"\x00\x3c\x00\x50"
 #: The method that opens a channel: class 20, method 10.
 CHANNEL_OPEN = b"\x00\x14\x00\x0a"
 
@@ -257,6 +259,22 @@ async def test_a_worker_whose_connection_falls_silent_while_it_is_opened_goes_on
             reader.task.cancel()
         await worker.close()
         await direct.close()
+
+
+async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> None:
+    """It answers, as a node without its cluster's majority does. What it left unconfirmed is sent again."""
+    with Proxy(node.port) as proxy:
+        producer = connect(proxy.url)
+        await producer.declare([QUEUE])
+        await producer.publish(envelopes(1))
+        proxy.keep_back(BASIC_ACK)
+        before = proxy.accepted
+        publishing = [asyncio.create_task(producer.publish(envelopes(1))) for _ in range(3)]
+        await until(lambda: _is(proxy.accepted > before), "the producer connects again")
+        proxy.keep_back(None)
+        await asyncio.gather(*publishing)
+        await counts(producer, ready=7)
+        await producer.close()
 
 
 async def _is(condition: bool) -> bool:

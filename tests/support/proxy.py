@@ -25,6 +25,7 @@ class Proxy:
         self._open.set()
         self._delay = 0.0
         self._trap: bytes | None = None
+        self._kept_back: bytes | None = None
         self.accepted = 0
 
     def __enter__(self) -> Self:
@@ -61,6 +62,10 @@ class Proxy:
         """`swallow` as soon as these bytes want to come through; they do not."""
         self._trap = words
 
+    def keep_back(self, words: bytes | None) -> None:
+        """From now on pieces with these bytes do not come through, all others do; None: no more."""
+        self._kept_back = words
+
     @property
     def swallows(self) -> bool:
         return not self._open.is_set()
@@ -93,6 +98,8 @@ class Proxy:
             while data := source.recv(65_536):
                 if self._trap is not None and self._trap in data:
                     self.swallow()
+                if self._kept_back is not None and self._kept_back in data:
+                    continue
                 self._open.wait()
                 time.sleep(self._delay)
                 sink.sendall(data)

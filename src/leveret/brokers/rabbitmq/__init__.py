@@ -317,7 +317,7 @@ class RabbitMQBroker:
     async def _ask(self, doing: str, question: Callable[[], Awaitable[T]], limit: float) -> T:
         try:
             async with asyncio.timeout(limit):
-                return await question()
+                return await amqp.told(question())
         except asyncio.CancelledError as error:
             if amqp.is_cancelled():
                 raise

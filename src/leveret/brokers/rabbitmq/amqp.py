@@ -34,7 +34,7 @@ from leveret.brokers.rabbitmq import foreign, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
 
 Connection: TypeAlias = aio_pika.abc.AbstractConnection
 Channel: TypeAlias = aiormq.channel.Channel
@@ -69,6 +69,7 @@ __all__ = [
     "is_lost",
     "open_channel",
     "server_version",
+    "told",
     "translate",
     "unblocked",
 ]
@@ -133,7 +134,7 @@ class Line:
 
     def start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run an operation that is cancelled when the line is lost."""
-        task = asyncio.create_task(operation)
+        task = asyncio.create_task(told(operation))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         if self._watch.done():
@@ -169,6 +170,16 @@ class Line:
     def _release(self) -> None:
         for task in list(self._running):
             task.cancel()
+
+
+async def told(operation: Awaitable[T]) -> T:
+    """The operation, with LineLost for the bare Exception that aiormq gives to what waits on a line that we close."""
+    try:
+        return await operation
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
 
 
 def is_cancelled() -> bool:

@@ -156,8 +156,14 @@ class Publisher:
             confirmed = self._in_flight[message.id] = asyncio.Event()
             message = fitted(message, channel.connection.connection_tune.frame_max or 0)
             try:
-                await channel.basic_publish(
-                    message.body, routing_key=message.queue, properties=message.properties, mandatory=True, wait=False
+                await amqp.told(
+                    channel.basic_publish(
+                        message.body,
+                        routing_key=message.queue,
+                        properties=message.properties,
+                        mandatory=True,
+                        wait=False,
+                    )
                 )
             except amqp.CONNECTION_LOST as error:
                 raise _explain(error, message) from error
