@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.errors import LeaseLost
+from leveret.errors import LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -274,6 +274,24 @@ async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> Non
         proxy.keep_back(None)
         await asyncio.gather(*publishing)
         await counts(producer, ready=7)
+        await producer.close()
+
+
+async def test_a_refusal_is_asked_for_again_on_a_new_connection(node: Node) -> None:
+    """A channel of RabbitMQ 3.10 may refuse for ever what another would take; at most once in five seconds."""
+    with Proxy(node.port) as proxy:
+        producer = connect(proxy.url)
+        await producer.declare([Queue("other", max_length=1)])
+        refused = 0
+        while not refused:  # the limit is approximate
+            try:
+                await producer.publish([Envelope(new_id(), "other", "say", b"")])
+            except QueueFull:
+                refused += 1
+        assert proxy.accepted == 2
+        with pytest.raises(QueueFull):
+            await producer.publish([Envelope(new_id(), "other", "say", b"")])
+        assert proxy.accepted == 2
         await producer.close()
 
 
