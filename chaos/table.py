@@ -27,8 +27,10 @@ def brief(result: Result) -> str:
     """One line for whoever watches."""
     if result.skipped:
         return f"skipped: {result.note}"
+    if result.failed:
+        return f"FAILED: {result.note}"
     words = f"{result.tasks} tasks, {result.lost} lost, {result.doubled} doubled"
-    if result.failed or result.lost:
+    if result.lost:
         return f"{words}. FAILED: {result.note}"
     return f"{words}, recovered in {_seconds(result.recovered)} s"
 
@@ -54,7 +56,9 @@ def _row(result: Result) -> tuple[str, ...]:
     head = (result.broker, result.fault)
     if result.skipped:
         return (*head, *["-"] * (len(_HEAD) - len(head)))
-    counts = (result.tasks, result.lost, result.doubled, result.dead, result.unknown)
+    # Where something hung, it was not waited until all is done, so nobody knows what is lost.
+    lost = "?" if result.failed else result.lost
+    counts = (result.tasks, lost, result.doubled, result.dead, result.unknown)
     times = (result.recovered, result.done, result.longest)
     return (*head, *map(str, counts), *map(_seconds, times))
 
