@@ -13,6 +13,8 @@ from chaos.faults import FAULTS
 from chaos.faults.fault import KINDS
 from chaos.run import FULL, QUICK, Nodes, Theatre
 from chaos.table import brief, legend, notes, table
+from tests.support.nodes import TREES
+from tests.support.reaper import Reaper
 
 
 def main() -> int:
@@ -32,7 +34,7 @@ def main() -> int:
     # Whoever ends this run ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = []
-    with closing(Nodes()) as nodes:
+    with closing(Reaper([tree / "tmp" for tree in TREES.values()])), closing(Nodes()) as nodes:
         theatre = Theatre(QUICK if options.quick else FULL, options.seed, nodes.get)
         for kind in options.on or KINDS:
             for fault in FAULTS:
