@@ -67,4 +67,4 @@ def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
-FAULTS = (Fault("backlog", "a million waiting tasks (fewer on RabbitMQ): memory and pace stay flat", backlog),)
+FAULTS = (Fault("backlog", "a million waiting tasks (30,000 on RabbitMQ): memory and pace stay flat", backlog),)
