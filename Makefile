@@ -11,7 +11,7 @@ TESTS_AT_ONCE ?= 4
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fast servers clean
+.PHONY: help demo test check fast chaos servers clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ check: $(VENV)/dev ## Linters, types and the import rule
 
 fast: $(VENV)/dev ## The tests that need no RabbitMQ and no processes
 	$(BIN)/pytest -q tests/unit
+
+chaos: $(VENV)/dev servers ## The fault run: is a task lost? CHAOS="--seed 7 --on sqlite --fault disk-full"
+	$(BIN)/python -m chaos $(CHAOS)
 
 servers: ## Install the RabbitMQ servers that the tests start nodes of
 	scripts/install-rabbitmq

@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.errors import LeaseLost
+from leveret.errors import LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -212,6 +212,91 @@ async def test_a_silent_peer_is_noticed_by_heartbeats(node: Node) -> None:
             reader.task.cancel()
         await broker.close()
         await direct.close()
+
+
+#: The server's confirm: class 60, method 80.
+BASIC_ACK = b"\x00\x3c\x00\x50"
+#: The method that opens a channel: class 20, method 10.
+CHANNEL_OPEN = b"\x00\x14\x00\x0a"
+
+
+async def test_a_connection_that_falls_silent_while_it_is_opened_is_opened_again(node: Node) -> None:
+    """aiormq cancels what waits on a connection that it gives up: that is no cancellation of the caller's."""
+    with Proxy(node.port) as proxy:
+        direct = connect(node.url)
+        await direct.declare([QUEUE])
+        producer, worker = connect(f"{proxy.url}?heartbeat=1"), connect(f"{proxy.url}?heartbeat=1")
+        async with worker.consume([QUEUE], credit=5) as consumer:
+            reader = Reader(consumer)
+            proxy.swallow_from(CHANNEL_OPEN)
+            publishing = asyncio.create_task(producer.publish(envelopes(1)))
+            await until(lambda: _is(proxy.swallows), "the producer opens its channel")
+            before = proxy.accepted
+            await until(lambda: _is(proxy.accepted >= before + 2), "both connect again")
+            proxy.resume()
+            await publishing
+            await reader.has(1)
+            reader.task.cancel()
+        await producer.close()
+        await worker.close()
+        await direct.close()
+
+
+async def test_a_worker_whose_connection_falls_silent_while_it_is_opened_goes_on(node: Node) -> None:
+    with Proxy(node.port) as proxy:
+        direct, worker = connect(node.url), connect(f"{proxy.url}?heartbeat=1")
+        await direct.declare([QUEUE])
+        async with worker.consume([QUEUE], credit=5) as consumer:
+            reader = Reader(consumer)
+            proxy.swallow_from(CHANNEL_OPEN)
+            proxy.cut()
+            await until(lambda: _is(proxy.swallows), "the worker opens its channel again")
+            before = proxy.accepted
+            await until(lambda: _is(proxy.accepted > before), "it connects once more")
+            proxy.resume()
+            await direct.publish(envelopes(1))
+            await reader.has(1)
+            reader.task.cancel()
+        await worker.close()
+        await direct.close()
+
+
+async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> None:
+    """It answers, as a node without its cluster's majority does. What it left unconfirmed is sent again."""
+    with Proxy(node.port) as proxy:
+        producer = connect(proxy.url)
+        await producer.declare([QUEUE])
+        await producer.publish(envelopes(1))
+        proxy.keep_back(BASIC_ACK)
+        before = proxy.accepted
+        publishing = [asyncio.create_task(producer.publish(envelopes(1))) for _ in range(3)]
+        await until(lambda: _is(proxy.accepted > before), "the producer connects again")
+        proxy.keep_back(None)
+        await asyncio.gather(*publishing)
+        await counts(producer, ready=7)
+        await producer.close()
+
+
+async def test_a_refusal_is_asked_for_again_on_a_new_connection(node: Node) -> None:
+    """A channel of RabbitMQ 3.10 may refuse for ever what another would take; at most once in five seconds."""
+    with Proxy(node.port) as proxy:
+        producer = connect(proxy.url)
+        await producer.declare([Queue("other", max_length=1)])
+        refused = 0
+        while not refused:  # the limit is approximate
+            try:
+                await producer.publish([Envelope(new_id(), "other", "say", b"")])
+            except QueueFull:
+                refused += 1
+        assert proxy.accepted == 2
+        with pytest.raises(QueueFull):
+            await producer.publish([Envelope(new_id(), "other", "say", b"")])
+        assert proxy.accepted == 2
+        await producer.close()
+
+
+async def _is(condition: bool) -> bool:
+    return condition
 
 
 async def test_the_queue_is_deleted_under_its_consumer(node: Node) -> None:

@@ -36,25 +36,63 @@ class MissingServer(Exception):
     """A RabbitMQ version that the tests need is not installed: `scripts/install-rabbitmq` installs it."""
 
 
+class Family:
+    """An epmd and a cookie: what nodes that may talk to each other share."""
+
+    def __init__(self) -> None:
+        self.cookie = secrets.token_hex(16)
+        (self._reserved,) = reserve_ports(1)
+        self.port: int = self._reserved.getsockname()[1]
+        self._epmd = subprocess.Popen(
+            ["epmd", "-port", str(self.port), "-address", "127.0.0.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        """A node that finds no epmd starts one of its own, which nobody would end."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.01)
+        raise RuntimeError(f"epmd does not listen on port {self.port}")
+
+    def close(self) -> None:
+        self._epmd.kill()
+        self._epmd.wait()
+        self._reserved.close()
+
+
+def new_name() -> str:
+    return f"leveret-{secrets.token_hex(4)}@localhost"
+
+
 class Node:
     """One RabbitMQ node. Killed and started again, it keeps its ports and its data."""
 
-    def __init__(self, version: str, *, config: Mapping[str, Any] | None = None, advanced: str | None = None) -> None:
+    def __init__(
+        self,
+        version: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        advanced: str | None = None,
+        name: str | None = None,
+        family: Family | None = None,
+    ) -> None:
         self.version = version
         self.tree = TREES[version]
         if not (self.tree / "usr/lib/rabbitmq/bin/rabbitmq-server").exists():
             raise MissingServer(f"RabbitMQ {version} is not in {self.tree}; run scripts/install-rabbitmq")
-        self._reserved = reserve_ports(3)
-        self.port, self._dist_port, self._epmd_port = (one.getsockname()[1] for one in self._reserved)
-        self.name = f"leveret-{secrets.token_hex(4)}@localhost"
+        self._reserved = reserve_ports(2)
+        self.port, self._dist_port = (one.getsockname()[1] for one in self._reserved)
+        self.name = name or new_name()
+        self._family = family or Family()
+        self._has_own_family = family is None
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{own_mark()}-", dir=self.tree / "tmp"))
         self._inside = Path("/") / self.folder.relative_to(self.tree)
         self._write_config(config or {}, advanced)
-        self._epmd = subprocess.Popen(
-            ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
         self._server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -112,12 +150,12 @@ class Node:
         self.wait()
 
     def close(self) -> None:
-        """End the node and its epmd, and remove its data."""
+        """End the node and its own epmd, and remove its data."""
         self.kill()
-        self._epmd.kill()
-        self._epmd.wait()
         for one in self._reserved:
             one.close()
+        if self._has_own_family:
+            self._family.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
@@ -162,7 +200,7 @@ class Node:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(inside),
             "LANG": "C.UTF-8",
-            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_PORT": str(self._family.port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self._dist_port),
@@ -189,7 +227,7 @@ class Node:
         (self.folder / "rabbitmq.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
         (self.folder / "advanced.config").write_text(advanced or "[].\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
-        (self.folder / ".erlang.cookie").write_text(secrets.token_hex(16))
+        (self.folder / ".erlang.cookie").write_text(self._family.cookie)
         (self.folder / ".erlang.cookie").chmod(0o400)
 
 

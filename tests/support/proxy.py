@@ -1,9 +1,10 @@
-"""A TCP proxy on loopback that can cut, or swallow, what goes through it."""
+"""A TCP proxy on loopback that can cut, swallow or slow down what goes through it."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ class Proxy:
         self._lock = threading.Lock()
         self._open = threading.Event()
         self._open.set()
+        self._delay = 0.0
+        self._trap: bytes | None = None
+        self._kept_back: bytes | None = None
         self.accepted = 0
 
     def __enter__(self) -> Self:
@@ -54,8 +58,25 @@ class Proxy:
         """From now on nothing comes through, and nobody is told: a half-open connection."""
         self._open.clear()
 
+    def swallow_from(self, words: bytes) -> None:
+        """`swallow` as soon as these bytes want to come through; they do not."""
+        self._trap = words
+
+    def keep_back(self, words: bytes | None) -> None:
+        """From now on pieces with these bytes do not come through, all others do; None: no more."""
+        self._kept_back = words
+
+    @property
+    def swallows(self) -> bool:
+        return not self._open.is_set()
+
     def resume(self) -> None:
+        self._trap = None
         self._open.set()
+
+    def slow(self, delay: float) -> None:
+        """From now on each piece (of at most 64 KiB, in each direction) takes so many seconds; 0: no more."""
+        self._delay = delay
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -75,7 +96,12 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                if self._trap is not None and self._trap in data:
+                    self.swallow()
+                if self._kept_back is not None and self._kept_back in data:
+                    continue
                 self._open.wait()
+                time.sleep(self._delay)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):

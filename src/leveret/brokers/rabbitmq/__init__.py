@@ -317,11 +317,9 @@ class RabbitMQBroker:
     async def _ask(self, doing: str, question: Callable[[], Awaitable[T]], limit: float) -> T:
         try:
             async with asyncio.timeout(limit):
-                return await question()
+                return await amqp.told(question())
         except asyncio.CancelledError as error:
-            # aiormq cancels what waits on a connection that it gives up; only this task's own cancellation is real.
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if amqp.is_cancelled():
                 raise
             raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:

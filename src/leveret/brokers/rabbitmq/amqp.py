@@ -34,7 +34,7 @@ from leveret.brokers.rabbitmq import foreign, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
 
 Connection: TypeAlias = aio_pika.abc.AbstractConnection
 Channel: TypeAlias = aiormq.channel.Channel
@@ -65,9 +65,11 @@ __all__ = [
     "close",
     "connect",
     "is_blocked",
+    "is_cancelled",
     "is_lost",
     "open_channel",
     "server_version",
+    "told",
     "translate",
     "unblocked",
 ]
@@ -113,6 +115,11 @@ class Line:
         except CONNECTION_LOST as error:
             await close(connection)
             raise translate(error, "the connection was lost while it was opened") from error
+        except asyncio.CancelledError as error:
+            await close(connection)
+            if is_cancelled():
+                raise
+            raise BrokerUnavailable("the connection to RabbitMQ was lost while it was opened") from error
         except BaseException:
             await close(connection)
             raise
@@ -127,7 +134,7 @@ class Line:
 
     def start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run an operation that is cancelled when the line is lost."""
-        task = asyncio.create_task(operation)
+        task = asyncio.create_task(told(operation))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         if self._watch.done():
@@ -139,8 +146,7 @@ class Line:
         try:
             return await self.start(operation)
         except asyncio.CancelledError as error:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if is_cancelled():
                 raise
             raise LineLost("the connection to RabbitMQ was lost") from error
 
@@ -164,6 +170,22 @@ class Line:
     def _release(self) -> None:
         for task in list(self._running):
             task.cancel()
+
+
+async def told(operation: Awaitable[T]) -> T:
+    """The operation, with LineLost for the bare Exception that aiormq gives to what waits on a line that we close."""
+    try:
+        return await operation
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
+
+
+def is_cancelled() -> bool:
+    """Whether a CancelledError is this task's own: aiormq also cancels what waits on a connection that it gives up."""
+    current = asyncio.current_task()
+    return current is None or current.cancelling() > 0
 
 
 async def connect(urls: Sequence[str], *, purpose: str) -> Connection:

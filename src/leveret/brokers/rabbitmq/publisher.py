@@ -52,6 +52,8 @@ class Publisher:
         self._in_flight: dict[str, asyncio.Event] = {}
         #: When this publisher last got a confirm, for whichever call (the loop's time).
         self._confirmed_at = 0.0
+        #: When a refusal was last doubted (the loop's time).
+        self._doubted_at = float("-inf")
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Returned means confirmed. What a lost connection left unknown is sent again, under the same id.
@@ -124,12 +126,28 @@ class Publisher:
         again = [message for message, result in zip(messages, results, strict=True) if isinstance(result, _Lost)]
         refusals = [result for result in results if isinstance(result, LeveretError)]
         if refusals:
+            if all(isinstance(refusal, QueueFull) for refusal in refusals) and await self._doubts(line):
+                return [one for one, result in zip(messages, results, strict=True) if result is not None], None
             ids = [message.id for message, result in zip(messages, results, strict=True) if result is not None]
             raise _refused(refusals[0], ids)
         for result in results:
             if result is not None and not isinstance(result, _Lost):
                 raise result
         return again, next((result for result in results if isinstance(result, _Lost)), None)
+
+    async def _doubts(self, line: amqp.Line) -> bool:
+        """Whether a refusal is to be asked for again, on a new connection: at most once in a while.
+
+        A channel of RabbitMQ 3.10 that publishes while its quorum queue elects a leader may refuse everything from
+        then on, although the queue has neither a limit nor, soon, a lack of a leader.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._doubted_at < _SILENCE:
+            return False
+        self._doubted_at = now
+        async with self._opening:
+            await self._drop(line)
+        return True
 
     async def _watch(self, line: amqp.Line, sending: Sequence[asyncio.Task[None]]) -> None:
         """Until all are done, or the connection is given up because it confirms nothing any more.
@@ -156,8 +174,14 @@ class Publisher:
             confirmed = self._in_flight[message.id] = asyncio.Event()
             message = fitted(message, channel.connection.connection_tune.frame_max or 0)
             try:
-                await channel.basic_publish(
-                    message.body, routing_key=message.queue, properties=message.properties, mandatory=True, wait=False
+                await amqp.told(
+                    channel.basic_publish(
+                        message.body,
+                        routing_key=message.queue,
+                        properties=message.properties,
+                        mandatory=True,
+                        wait=False,
+                    )
                 )
             except amqp.CONNECTION_LOST as error:
                 raise _explain(error, message) from error

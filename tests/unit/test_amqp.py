@@ -1,0 +1,22 @@
+"""The edge to aio-pika: what its exceptions mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from leveret.brokers.rabbitmq import amqp
+
+
+async def raises(error: Exception) -> None:
+    raise error
+
+
+async def test_a_bare_exception_is_a_lost_line() -> None:
+    """What aiormq gives to those who wait for a confirm when the server has agreed to close the connection."""
+    with pytest.raises(amqp.LineLost):
+        await amqp.told(raises(Exception()))
+
+
+async def test_any_other_exception_is_told_as_it_is() -> None:
+    with pytest.raises(ValueError, match="a mistake"):
+        await amqp.told(raises(ValueError("a mistake")))
