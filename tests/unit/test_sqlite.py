@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-import select
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers import connect
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.store import APPLICATION_ID, SCHEMA_VERSION, Store
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import (
@@ -31,8 +25,7 @@ from leveret.errors import (
     StoreError,
 )
 from leveret.model import Envelope, Queue, Retrying, Succeeded, new_id
-from tests.support.waiting import until, wait_until
-from tests.support.workers import is_alive
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -309,40 +302,6 @@ def test_other_errors_keep_their_words_and_their_cause(path: Path) -> None:
     assert translate(own, path) is own
 
 
-# The URL
-
-
-@pytest.mark.parametrize(
-    ("url", "file"),
-    [
-        ("sqlite:///tasks.db", "tasks.db"),
-        ("sqlite:///sub/tasks.db", "sub/tasks.db"),
-        ("sqlite:///{absolute}/tasks.db", "tasks.db"),
-        ("sqlite:///a%20b%23%3F%25.db", "a b#?%.db"),
-        ("sqlite:///täsks.db", "täsks.db"),
-        ("sqlite:///sub/../tasks.db", "tasks.db"),
-    ],
-)
-async def test_a_url_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, file: str) -> None:
-    """Three slashes for one in the working directory, four for an absolute one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    broker = connect(url.format(absolute=tmp_path))
-    await broker.declare([WORK])
-    await broker.close()
-    assert (tmp_path / file).is_file()
-
-
-async def test_a_relative_path_is_of_the_directory_at_the_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that changes its directory later goes on with its file."""
-    monkeypatch.chdir(path.parent)
-    broker = connect("sqlite:///leveret.db")
-    monkeypatch.chdir("/")
-    await broker.declare([WORK])
-    await broker.close()
-    assert names(path.parent) == [path.name]
-
-
 # Transactions
 
 
@@ -607,95 +566,3 @@ async def test_an_outcome_is_recorded_once(path: Path) -> None:
             await broker.settle([(first, Retrying("late")), (second, Succeeded())])
         assert caught.value.ids == (first.envelope.id,)
         assert await counts(broker) == (0, 0, 0)
-
-
-def test_a_bell_is_held_until_it_is_taken_down(path: Path) -> None:
-    bells = Bells(path)
-    bell = bells.hang()
-    assert bells.is_held(bell.name)
-    assert bells.silent() == []
-    bell.take_down()
-    assert not bells.is_held(bell.name)
-    assert names(path.parent / "leveret.db-consumers") == []
-
-
-def test_a_bell_nobody_holds_is_silent_until_it_is_taken_down(path: Path) -> None:
-    bells = Bells(path)
-    name = bells.hang().name  # let go of at once
-    gc.collect()
-    assert not bells.is_held(name)
-    assert bells.silent() == [name]
-    bells.take_down(name)
-    assert bells.silent() == []
-    bells.take_down(name)
-
-
-def test_ringing_wakes_and_hushing_forgets(path: Path) -> None:
-    bells = Bells(path)
-    bell = bells.hang()
-    assert not is_ringing(bell.reader)
-    bells.ring(bell.name)
-    assert is_ringing(bell.reader)
-    bell.hush()
-    assert not is_ringing(bell.reader)
-    fill(path.with_name("leveret.db-consumers") / bell.name)
-    bells.ring(bell.name)
-    assert is_ringing(bell.reader)
-    bell.hush()
-    assert not is_ringing(bell.reader)
-    bell.hush()
-    bell.take_down()
-
-
-def fill(pipe: Path) -> None:
-    """Ring as often as it holds."""
-    descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(descriptor, b"!" * 4_096)
-    os.close(descriptor)
-
-
-def is_ringing(reader: int) -> bool:
-    return bool(select.select([reader], [], [], 0)[0])
-
-
-def test_ringing_where_nobody_is_does_nothing(path: Path) -> None:
-    bells = Bells(path)
-    bells.ring("nobody")
-    name = bells.hang().name
-    gc.collect()
-    bells.ring(name)
-    assert not bells.is_held(name)
-
-
-FORKING = """
-import os, signal, sys
-from pathlib import Path
-from leveret.brokers.sqlite.bells import Bells
-
-bell = Bells(Path(sys.argv[1])).hang()
-child = os.fork()
-if child == 0:
-    os.read(0, 1)  # lives until the test ends
-    os._exit(0)
-print(bell.name, child, flush=True)
-signal.pause()
-"""
-
-
-def test_a_forked_child_does_not_keep_its_parents_bell(path: Path) -> None:
-    """It would make its dead parent look alive, and nobody would get the parent's tasks."""
-    bells = Bells(path)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdin is not None
-    assert parent.stdout is not None
-    with parent.stdin, parent.stdout:
-        name, child = parent.stdout.readline().split()
-        assert bells.is_held(name)
-        parent.kill()
-        parent.wait()
-        wait_until(lambda: not bells.is_held(name), "the bell is let go of")
-        assert is_alive(int(child))

@@ -6,103 +6,25 @@ import asyncio
 import contextvars
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from leveret import App, BrokerError, BrokerRefused, ConfigurationError, Dead, LeaseLost, Queue
+from leveret import App, BrokerError, BrokerRefused, ConfigurationError, LeaseLost, Queue
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
 from leveret.executors.in_process import InProcessExecutor
-from leveret.model import DeadLettered, Envelope, QueueStats, Released, Retrying, Settlement, Succeeded, new_id
+from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement, Succeeded, new_id
 from leveret.worker import MAX_RETURNS, Worker
-from tests.support.waiting import until
+from tests.support.bench import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from leveret.model import Delivery
 
-E = TypeVar("E")
-
 owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
-
-
-class Bench:
-    """An application with some tasks, what they did, and a queue to put them in."""
-
-    def __init__(self, broker: MemoryBroker | None = None) -> None:
-        self.app = App("memory://")
-        self.broker = broker or MemoryBroker()
-        self.done: list[str] = []
-        self.events: list[Event] = []
-        self.gate = asyncio.Event()
-
-        @self.app.task(queue="work")
-        async def say(text: str) -> None:
-            self.done.append(text)
-
-        @self.app.task(queue="work")
-        async def wait(text: str) -> None:
-            self.done.append(f"start {text}")
-            await self.gate.wait()
-            self.done.append(f"end {text}")
-
-        @self.app.task(queue="work", backoff=0)
-        async def fail_once(text: str) -> None:
-            self.done.append(text)
-            if self.done.count(text) == 1:
-                raise ValueError(text)
-
-        @self.app.task(queue="work")
-        async def give_up(text: str) -> None:
-            raise Dead(text)
-
-    async def put(self, task: str | None, *texts: str, returns: int = 0) -> None:
-        """Enqueue; with ``returns``, after the broker had them back so often."""
-        await self.broker.declare([Queue("work")])
-        await self.broker.publish(
-            [Envelope(new_id(), "work", task, msgspec.json.encode({"args": [text]})) for text in texts]
-        )
-        for _ in range(returns):
-            async with self.broker.consume([Queue("work")], credit=None):
-                pass
-
-    @asynccontextmanager
-    async def working(self, *, concurrency: int = 2, **options: Any) -> AsyncGenerator[Worker]:
-        """A worker that takes tasks; stopped at the end."""
-        listeners = [*options.pop("listeners", []), self.events.append]
-        executor = InProcessExecutor(self.app, concurrency=concurrency)
-        worker = Worker(executor, broker=self.broker, listeners=listeners, **{"grace": 5.0, **options})
-        run = asyncio.create_task(worker.run())
-        await self.wait_for(lambda: run.done() or self.told(WorkerReady), "the worker is ready")
-        try:
-            yield worker
-        finally:
-            worker.stop()
-            await asyncio.wait_for(run, 20)
-
-    async def wait_for(self, condition: Callable[[], object], what: str, within: float = 10.0) -> None:
-        async def holds() -> object:
-            return condition()
-
-        await until(holds, f"{what}; {self.done}", within)
-
-    async def wait_until_settled(self, count: int) -> list[TaskSettled]:
-        await self.wait_for(lambda: len(self.told(TaskSettled)) >= count, f"{count} tasks are settled")
-        return self.told(TaskSettled)
-
-    def told(self, kind: type[E]) -> list[E]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    async def stats(self) -> QueueStats:
-        (stats,) = await self.broker.stats()
-        return stats
-
-    async def counts(self) -> tuple[int, int, int]:
-        stats = await self.stats()
-        return stats.ready, stats.running, stats.dead
 
 
 async def test_tasks_are_run_and_settled() -> None:
@@ -562,67 +484,3 @@ async def test_a_tasks_context_is_its_own() -> None:
     async with bench.working(concurrency=1, prefetch=10):
         await bench.wait_until_settled(3)
     assert bench.done == ["nobody", "nobody", "nobody"]
-
-
-class Forgetful(MemoryBroker):
-    """Loses the lease of the first outcome, as a broken connection does, and delivers its task once more."""
-
-    def __init__(self, again: Callable[[Envelope], tuple[Envelope, int]]) -> None:
-        super().__init__()
-        self._again = again
-        self._lost: list[Envelope] = []
-
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        await super().settle(settlements)
-        if not self._lost:
-            self._lost.append(settlements[0][0].envelope)
-            envelope, _ = self._again(self._lost[0])
-            await self.publish([envelope])
-            raise LeaseLost([self._lost[0].id])
-
-    @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Any]:
-        async with super().consume(queues, credit=credit) as consumer:
-            lost, again = self._lost, self._again
-
-            class Counting:
-                stop = consumer.stop
-                hold_limit = None
-                paused: frozenset[str] = frozenset()
-
-                async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
-                    async for batch in consumer:
-                        yield [
-                            msgspec.structs.replace(delivery, returns=again(delivery.envelope)[1] if lost else 0)
-                            for delivery in batch
-                        ]
-
-            yield Counting()
-
-
-async def test_what_has_run_is_not_run_again_when_its_delivery_comes_back() -> None:
-    bench = Bench(Forgetful(lambda envelope: (envelope, 1)))
-    await bench.put("say", "a")
-    async with bench.working():
-        settled = await bench.wait_until_settled(2)
-    assert bench.done == ["a"]
-    assert [event.kept for event in settled] == [False, True]
-    assert await bench.counts() == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    "again",
-    [
-        pytest.param(lambda envelope: (envelope, 0), id="never delivered before"),
-        pytest.param(lambda envelope: (msgspec.structs.replace(envelope, attempt=2), 1), id="another attempt"),
-        pytest.param(lambda envelope: (msgspec.structs.replace(envelope, enqueued_at=1.0), 1), id="another enqueueing"),
-        pytest.param(lambda envelope: (msgspec.structs.replace(envelope, body=envelope.body + b" "), 1), id="another"),
-    ],
-)
-async def test_what_only_looks_like_it_runs(again: Callable[[Envelope], tuple[Envelope, int]]) -> None:
-    """The same id for something else: a task enqueued again, retried by another worker, or put back by hand."""
-    bench = Bench(Forgetful(again))
-    await bench.put("say", "a")
-    async with bench.working():
-        await bench.wait_until_settled(2)
-    assert bench.done == ["a", "a"]

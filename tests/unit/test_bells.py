@@ -1,0 +1,121 @@
+"""The SQLite consumers' bells: named pipes that wake whoever holds them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from leveret.brokers.sqlite.bells import Bells
+from tests.support.waiting import wait_until
+from tests.support.workers import is_alive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "leveret.db"
+
+
+def test_a_bell_is_held_until_it_is_taken_down(path: Path) -> None:
+    bells = Bells(path)
+    bell = bells.hang()
+    assert bells.is_held(bell.name)
+    assert bells.silent() == []
+    bell.take_down()
+    assert not bells.is_held(bell.name)
+    assert names(path.parent / "leveret.db-consumers") == []
+
+
+def test_a_bell_nobody_holds_is_silent_until_it_is_taken_down(path: Path) -> None:
+    bells = Bells(path)
+    name = bells.hang().name  # let go of at once
+    gc.collect()
+    assert not bells.is_held(name)
+    assert bells.silent() == [name]
+    bells.take_down(name)
+    assert bells.silent() == []
+    bells.take_down(name)
+
+
+def test_ringing_wakes_and_hushing_forgets(path: Path) -> None:
+    bells = Bells(path)
+    bell = bells.hang()
+    assert not is_ringing(bell.reader)
+    bells.ring(bell.name)
+    assert is_ringing(bell.reader)
+    bell.hush()
+    assert not is_ringing(bell.reader)
+    fill(path.with_name("leveret.db-consumers") / bell.name)
+    bells.ring(bell.name)
+    assert is_ringing(bell.reader)
+    bell.hush()
+    assert not is_ringing(bell.reader)
+    bell.hush()
+    bell.take_down()
+
+
+def fill(pipe: Path) -> None:
+    """Ring as often as it holds."""
+    descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, b"!" * 4_096)
+    os.close(descriptor)
+
+
+def is_ringing(reader: int) -> bool:
+    return bool(select.select([reader], [], [], 0)[0])
+
+
+def test_ringing_where_nobody_is_does_nothing(path: Path) -> None:
+    bells = Bells(path)
+    bells.ring("nobody")
+    name = bells.hang().name
+    gc.collect()
+    bells.ring(name)
+    assert not bells.is_held(name)
+
+
+FORKING = """
+import os, signal, sys
+from pathlib import Path
+from leveret.brokers.sqlite.bells import Bells
+
+bell = Bells(Path(sys.argv[1])).hang()
+child = os.fork()
+if child == 0:
+    os.read(0, 1)  # lives until the test ends
+    os._exit(0)
+print(bell.name, child, flush=True)
+signal.pause()
+"""
+
+
+def test_a_forked_child_does_not_keep_its_parents_bell(path: Path) -> None:
+    """It would make its dead parent look alive, and nobody would get the parent's tasks."""
+    bells = Bells(path)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    with parent.stdin, parent.stdout:
+        name, child = parent.stdout.readline().split()
+        assert bells.is_held(name)
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not bells.is_held(name), "the bell is let go of")
+        assert is_alive(int(child))
