@@ -37,6 +37,10 @@ async def test_a_url_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / file).is_file()
 
 
+def files(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
 async def test_a_relative_path_is_of_the_directory_at_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that changes its directory later goes on with its file."""
     monkeypatch.chdir(tmp_path)
@@ -44,4 +48,4 @@ async def test_a_relative_path_is_of_the_directory_at_the_time(tmp_path: Path, m
     monkeypatch.chdir("/")
     await broker.declare([WORK])
     await broker.close()
-    assert [file.name for file in tmp_path.iterdir()] == ["leveret.db"]
+    assert files(tmp_path) == ["leveret.db"]
