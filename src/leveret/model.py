@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -164,6 +165,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     traceback: str
     #: Unix time, seconds; None when whoever wrote it did not say.
     died_at: float | None
+    #: The worker that gave it up, as `this_process` names it.
+    worker: str | None = None
 
 
 class QueueStats(msgspec.Struct, frozen=True):
@@ -222,6 +225,11 @@ def check_id(id_: object) -> None:
 def repeated(ids: Sequence[str]) -> list[str]:
     """The ids that are there more than once."""
     return [id_ for id_, count in Counter(ids).items() if count > 1]
+
+
+def this_process() -> str:
+    """What a worker is called where others read of it: its host and process id."""
+    return f"{platform.node() or 'localhost'}:{os.getpid()}"
 
 
 def new_id() -> str:

@@ -429,6 +429,7 @@ names = st.text(max_size=20) | st.sampled_from(
         "leveret-reason",
         "leveret-traceback",
         "leveret-died-at",
+        "leveret-worker",
         "leveret-due",
         "leveret-expires-at",
         "leveret-priority",

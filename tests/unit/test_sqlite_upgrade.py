@@ -16,12 +16,25 @@ if TYPE_CHECKING:
 WORK = Queue("work")
 
 
-def schema(path: Path) -> list[tuple[str, str]]:
-    """Every table's columns."""
+#: What the first version's tables lacked, or had otherwise.
+BACK_TO_1 = """
+ALTER TABLE queue DROP COLUMN paused;
+DROP INDEX task_ready;
+DROP INDEX task_id;
+ALTER TABLE task DROP COLUMN priority;
+ALTER TABLE task DROP COLUMN worker;
+CREATE INDEX task_ready ON task (queue, seq) WHERE state = 'ready';
+PRAGMA user_version = 1;
+"""
+
+
+def schema(path: Path) -> set[tuple[str, str]]:
+    """Every table's columns, and every index's definition."""
     with closing(sqlite3.connect(path)) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-        return sorted(
-            (table, column[1]) for table in tables for column in database.execute(f"PRAGMA table_info({table})")
+        columns = {(table, column[1]) for table in tables for column in database.execute(f"PRAGMA table_info({table})")}
+        return columns | set(
+            database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL")
         )
 
 
@@ -34,7 +47,7 @@ async def test_a_file_of_version_1(tmp_path: Path) -> None:
     await broker.close()
     new = schema(path)
     with closing(sqlite3.connect(path)) as database:
-        database.executescript("ALTER TABLE queue DROP COLUMN paused; PRAGMA user_version = 1;")
+        database.executescript(BACK_TO_1)
     assert schema(path) != new
     broker = SQLiteBroker(path, timeout=5)
     await broker.pause(WORK.name)

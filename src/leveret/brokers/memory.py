@@ -31,6 +31,7 @@ from leveret.model import (
     repeated,
     retried,
     revived,
+    this_process,
 )
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class MemoryBroker:
         if isinstance(outcome, Retrying):
             stored.put(retried(envelope, outcome, time.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
-            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time()))
+            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time(), this_process()))
         elif isinstance(outcome, Released):
             stored.put_back(waiting)
         else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Most dead letters that are looked through at once.
 _MOST = 100_000
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
 class _Filter(msgspec.Struct, frozen=True):
@@ -193,6 +194,7 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
         "priority": envelope.priority,
         "reason": letter.reason,
         "died_at": _time(letter.died_at),
+        "worker": letter.worker,
         "enqueued_at": _time(envelope.enqueued_at),
         "body": envelope.body.decode(errors="backslashreplace"),
         "traceback": letter.traceback,
@@ -201,6 +203,15 @@ def _plain(letter: DeadLetter) -> dict[str, object]:
 
 def _time(seconds: float | None) -> str | None:
     return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
+
+
+def _age(died_at: float | None) -> str:
+    """How long ago, in the largest unit that fits."""
+    if died_at is None:
+        return "-"
+    seconds = max(0.0, time.time() - died_at)
+    unit, length = next(((unit, length) for unit, length in _UNITS if seconds >= length), ("s", 1))
+    return f"{seconds / length:.0f} {unit}"
 
 
 def _print_json(value: object) -> None:
@@ -214,11 +225,11 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
-    for heading in ("task", "died", "attempt"):
+    for heading in ("task", "age", "attempt"):
         table.add_column(heading)
     table.add_column("reason", overflow="fold", min_width=20)
     for letter in letters:
         envelope = letter.envelope
-        cells = (envelope.id, envelope.task or "-", _time(letter.died_at) or "-", str(envelope.attempt), letter.reason)
+        cells = (envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason)
         table.add_row(*(Text(cell) for cell in cells))
     Console().print(table)

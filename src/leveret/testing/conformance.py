@@ -13,6 +13,7 @@ docstring is broken.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 
@@ -197,6 +198,8 @@ async def a_dead_letter_is_kept_with_its_reason(bench: Bench) -> None:
     assert (letters[0].envelope.body, letters[0].envelope.task) == (body, None)
     assert letters[0].envelope.headers["kept"] == "yes"
     assert letters[0].died_at is not None
+    assert letters[0].worker is not None
+    assert letters[0].worker.endswith(f":{os.getpid()}")
     assert len(await broker.dead_letters(bench.queue.name, limit=1)) == 1
     await becomes(broker, bench.queue, dead=2)
 

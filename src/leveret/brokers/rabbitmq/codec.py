@@ -13,7 +13,7 @@ import msgspec
 from leveret.brokers.rabbitmq.amqp import DeliveredMessage, Properties
 from leveret.brokers.rabbitmq.foreign import UNREADABLE, sendable
 from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
-from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten
+from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten, this_process
 
 if TYPE_CHECKING:
     from leveret.model import Lease
@@ -26,11 +26,12 @@ EXPIRES_AT = "leveret-expires-at"
 REASON = "leveret-reason"
 TRACEBACK = "leveret-traceback"
 DIED_AT = "leveret-died-at"
+WORKER = "leveret-worker"
 #: The priority of a message that waits where its property would change the order.
 PRIORITY = "leveret-priority"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
-_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, PRIORITY, UNREADABLE, LEFT_OUT})
+_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, PRIORITY, UNREADABLE, LEFT_OUT})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Where else the broker shall deliver what is published: that was done with the first copy.
@@ -133,6 +134,7 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
         REASON: shorten(outcome.reason, _MAX_ERROR * 4),
         TRACEBACK: shorten(outcome.traceback),
         DIED_AT: _milliseconds(died_at),
+        WORKER: this_process(),
         UNREADABLE: None,
     }
     message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
@@ -171,6 +173,7 @@ def to_dead_letter(message: DeliveredMessage, queue: str) -> DeadLetter:
         reason=_text(headers.get(REASON)) or _text(headers.get(UNREADABLE)) or "(its reason is not recorded)",
         traceback=_text(headers.get(TRACEBACK)) or "",
         died_at=_moment(headers.get(DIED_AT)),
+        worker=_text(headers.get(WORKER)),
     )
 
 

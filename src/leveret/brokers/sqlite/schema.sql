@@ -28,7 +28,8 @@ CREATE TABLE task (
     reason       TEXT,                -- dead: why
     traceback    TEXT,
     died_at      REAL,
-    priority     INTEGER              -- the higher first; NULL: none given, which is like 4
+    priority     INTEGER,             -- the higher first; NULL: none given, which is like 4
+    worker       TEXT                 -- dead: who gave it up
 );
 CREATE UNIQUE INDEX task_id ON task (id);
 CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready';

@@ -25,6 +25,7 @@ from leveret.model import (
     Released,
     Retrying,
     repeated,
+    this_process,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,16 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x4C767274
 SCHEMA_VERSION = 2
 #: What makes a file of each version one of the next.
-_UPGRADES = {1: "ALTER TABLE queue ADD COLUMN paused INTEGER NOT NULL DEFAULT 0"}
+_UPGRADES = {
+    1: (
+        "ALTER TABLE queue ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE task ADD COLUMN priority INTEGER",
+        "ALTER TABLE task ADD COLUMN worker TEXT",
+        "DROP INDEX task_ready",
+        "CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready'",
+        "CREATE UNIQUE INDEX task_id ON task (id)",
+    )
+}
 
 _ENVELOPE = (
     "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
@@ -100,7 +110,8 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     else:
         for older in range(version, SCHEMA_VERSION):
-            database.execute(_UPGRADES[older])
+            for statement in _UPGRADES[older]:
+                database.execute(statement)
     if version < SCHEMA_VERSION:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     database.execute("COMMIT")
@@ -262,18 +273,21 @@ class Store:
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         rows = self._execute(
-            f"SELECT reason, traceback, died_at, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
+            f"SELECT reason, traceback, died_at, worker, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
             queue,
             limit,
         )
-        return [DeadLetter(_envelope(rest), reason, traceback, died_at) for reason, traceback, died_at, *rest in rows]
+        return [
+            DeadLetter(_envelope(rest), reason, traceback, died_at, worker)
+            for reason, traceback, died_at, worker, *rest in rows
+        ]
 
     def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
         number = self._queue_id(queue)
         found = self._each_dead(
             "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"
-            " due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL",
+            " due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL, worker = NULL",
             number,
             ids,
         )
@@ -379,8 +393,8 @@ _RETRY = (
     f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
 )
 _BURY = (
-    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, reason = ?, traceback = ?, died_at = ?"  # noqa: S608
-    f" {_FENCE}"
+    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, reason = ?, traceback = ?, died_at = ?,"  # noqa: S608
+    f" worker = ? {_FENCE}"
 )
 
 
@@ -391,7 +405,7 @@ def _change(outcome: Outcome) -> tuple[str, tuple[Any, ...]]:
             return _RETRY, ("delayed", time.time() + outcome.delay, outcome.error)
         return _RETRY, ("ready", None, outcome.error)
     if isinstance(outcome, DeadLettered):
-        return _BURY, (outcome.reason, outcome.traceback, time.time())
+        return _BURY, (outcome.reason, outcome.traceback, time.time(), this_process())
     return _RELEASE if isinstance(outcome, Released) else _SUCCEED, ()
 
 
