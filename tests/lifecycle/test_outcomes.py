@@ -114,6 +114,7 @@ def test_the_queues_command_counts(place: Place, client: Client, ledger: Ledger)
             "consumers": 1,
             "delayed": 0,
             "silent_consumers": 0,
+            "paused": False,
         }
         table = leveret("queues", "--url", place.url).splitlines()
         assert table[0].split() == ["name", "ready", "running", "delayed", "dead", "consumers"]
