@@ -28,8 +28,8 @@ TREES = {"3.10": Path("/"), "4": CACHE / "rabbitmq-4"}
 #: Below the ports that Linux gives to outgoing connections (32768 and more): a client's connection, or a node that is
 #: connected to while it is down, cannot take the port of a node that starts again.
 PORTS = range(20_000, 32_000)
-#: A node that starts may forward an expired message before its target's leader is there; it tries again after 180 s, or this
-#: (milliseconds): docs/operations.md tells operators so.
+#: A node that starts may forward an expired message before its target has a leader; it tries again after 180 s, or
+#: after this (milliseconds), which docs/operations.md tells operators of.
 RETRY_SOON = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n"
 #: A node on a busy two-core machine may take this long to start (seconds).
 START_TIMEOUT = 90.0
