@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-#: What follows `python -m`.
+#: What follows `python -m`. A worker's has {queue} and {url} where it must be told them.
 Command: TypeAlias = tuple[str, ...]
 
 
@@ -43,6 +43,7 @@ OURS_MANY = _ours(
 )
 OURS = _ours("leveret, enqueue", "256 outstanding; one child, --concurrency 10, --prefetch 256", "each", *_PREFETCH)
 OURS_AUTO = _ours("leveret, as it comes", "enqueue_many; no option of the worker given", "many")
+OURS_AUTO_EACH = replace(OURS_AUTO, name="leveret, enqueue, as it comes", producer=OURS.producer)
 OURS_TWO_CHILDREN = replace(
     _ours("leveret, two children", "as enqueue_many, --processes 2", "many", *_PREFETCH, "--processes", "2"),
     children=2,
@@ -53,3 +54,69 @@ OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueu
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")
 MASTER = _peer("aio_pika.patterns.Master", "256 outstanding, prefetch 256, pickle", "master")
+FASTSTREAM = _peer("FastStream", "256 outstanding, prefetch 256, AckPolicy.NACK_ON_ERROR", "faststream_app", share=0.6)
+TASKIQ = _peer(
+    "taskiq-aio-pika",
+    "256 outstanding, qos 256, one worker process, --ack-type when_executed, --max-async-tasks 256",
+    "taskiq_app",
+    (
+        *("taskiq", "worker", "benchmarks.peers.taskiq_app:broker", "--workers", "1", "--log-level", "WARNING"),
+        *("--ack-type", "when_executed", "--max-async-tasks", "256"),
+    ),
+    share=0.6,
+)
+_CELERY = (
+    "celery",
+    "-A",
+    "benchmarks.peers.celery_app",
+    "worker",
+    "--without-gossip",
+    "--without-mingle",
+    "-l",
+    "WARNING",
+)
+CELERY_SOLO = _peer(
+    "Celery, solo",
+    "acks_late, confirm_publish, prefetch multiplier 256, no results",
+    "celery_app",
+    (*_CELERY, "-P", "solo"),
+    share=0.3,
+)
+CELERY_PREFORK = replace(
+    _peer("Celery, prefork", "as solo, two processes", "celery_app", (*_CELERY, "-P", "prefork", "-c", "2"), share=0.3),
+    children=2,
+)
+DRAMATIQ = _peer(
+    "Dramatiq",
+    "confirm_delivery, one process, 8 threads; its own durable classic queue",
+    "dramatiq_app",
+    ("dramatiq", "benchmarks.peers.dramatiq_app", "--processes", "1", "--threads", "8"),
+    share=0.3,
+)
+TARSK = _peer(
+    "tarsk-amqp",
+    "its defaults, one child",
+    "tarsk_app",
+    (
+        *("benchmarks.peers.tarsk_app", "worker", "--app", "benchmarks.peers.tarsk_app:app", "--children", "1"),
+        *("--queues", "{queue}", "--broker", "{url}"),
+    ),
+    share=0.3,
+)
+POTATOQ = _peer(
+    "potatoq",
+    "its defaults, one process that is not recycled",
+    "potatoq_app",
+    (
+        *("potatoq", "-A", "benchmarks.peers.potatoq_app", "worker", "-c", "1", "-Q", "{queue}", "-l", "WARNING"),
+        *("--max-tasks-per-child", "1000000"),
+    ),
+    share=0.2,
+)
+HUEY = _peer(
+    "Huey",
+    "fsync, write-ahead log, one thread, no results",
+    "huey_app",
+    ("huey.bin.huey_consumer", "benchmarks.peers.huey_app.huey", "-w", "1", "-k", "thread", "-q"),
+)
+WIRE = _peer("the wire itself", "a raw socket, ready-made frames, 1,024 outstanding, acks by 64", "wire", share=10.0)

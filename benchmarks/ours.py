@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 from benchmarks.peers.ledger import note_run, own_ledger
 from benchmarks.peers.producing import Order, produce, produce_batches, queue, url
 from leveret import App
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 app = App(url(), queues=())
 #: Tasks of one enqueue_many.
@@ -19,7 +23,7 @@ async def noop(task: int) -> None:
     note_run(task)
 
 
-async def _many(tasks: range) -> None:
+async def _many(tasks: Sequence[int]) -> None:
     for task in tasks:
         own_ledger().note_sent(task)
     await noop.enqueue_many((task,) for task in tasks)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import aio_pika
 from aio_pika.exceptions import ChannelNotFoundEntity
-
 from tests.support.nodes import Node
 
 if TYPE_CHECKING:
@@ -21,12 +20,16 @@ if TYPE_CHECKING:
 
 #: How long a queue may take to be empty after its last task ran (seconds).
 _PATIENCE = 10.0
+#: The tables of waiting tasks: Leveret's and Huey's, which have one name, and potatoq's.
+_WAITING = {"task", "potatoq_jobs"}
 
 
 class Place(Protocol):
     """A broker. ``url`` names a store of its own for each measurement on SQLite, the node on RabbitMQ."""
 
     name: str
+    #: "rabbitmq" or "sqlite".
+    kind: str
 
     def url(self, queue: str) -> str: ...
     def remaining(self, queue: str) -> int:
@@ -38,6 +41,8 @@ class Place(Protocol):
 
 class RabbitMQ:
     """One node, used by all in turn."""
+
+    kind = "rabbitmq"
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -75,6 +80,7 @@ class RabbitMQ:
 class SQLite:
     """A folder with a file for each measurement."""
 
+    kind = "sqlite"
     name = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, folder: Path) -> None:
@@ -87,11 +93,14 @@ class SQLite:
         return f"sqlite:///{self.path(queue)}"
 
     def remaining(self, queue: str) -> int:
-        # Leveret's and Huey's tables of waiting tasks have one name.
-        with sqlite3.connect(self.path(queue)) as database:
-            (count,) = database.execute("SELECT count(*) FROM task").fetchone()
-        database.close()
-        return int(count)
+        database = sqlite3.connect(self.path(queue))
+        try:
+            names = {name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
+            (table,) = names.intersection(_WAITING)
+            (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+            return int(count)
+        finally:
+            database.close()
 
     def forget(self, queue: str) -> None:
         for left in self._folder.glob(f"{queue}.db*"):

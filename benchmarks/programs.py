@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = Path(__file__).with_name(".peers") / "bin" / "python"
 #: How long a worker may take to stop when it is told to (seconds).
 _STOP = 20.0
-#: How long a producer may take (seconds).
-_PRODUCE = 600.0
+#: How long a program that is asked may take (seconds).
+_ANSWER = 900.0
 
 
 class ProgramFailed(Exception):
@@ -37,6 +37,7 @@ class Programs:
 
     def __init__(self, entrant: Entrant, url: str, queue: str, ledger: Path) -> None:
         self._entrant = entrant
+        self._worker = [part.format(queue=queue, url=url) for part in entrant.worker]
         self._python = Path(sys.executable) if entrant.is_ours else PEERS_PYTHON
         self._environment = {**os.environ, "PYTHONPATH": "", URL: url, QUEUE: queue, VARIABLE: str(ledger)}
 
@@ -48,22 +49,35 @@ class Programs:
             "rate": rate,
             "outstanding": self._entrant.outstanding if outstanding is None else outstanding,
         }
-        module, *arguments = self._entrant.producer
-        command = [str(self._python), "-m", module, json.dumps(order), *arguments]
+        return self.ask(self._entrant.producer, order)["seconds"]
+
+    def ask(self, command: Command, order: Mapping[str, object]) -> dict[str, float]:
+        """Run a program to its end; the numbers in its last line. Raises ProgramFailed."""
+        module, *arguments = command
         done = subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=_PRODUCE, check=False
+            [str(self._python), "-m", module, json.dumps(order), *arguments],
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER,
+            check=False,
         )
         if done.returncode:
-            raise ProgramFailed(f"the producer of {self._entrant.name} ended with {done.returncode}:\n{done.stderr}")
-        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+            raise ProgramFailed(
+                f"{module} of {self._entrant.name} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+            )
+        numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return numbers
 
     @contextmanager
     def working(self) -> Iterator[list[Worker]]:
         """The entrant's workers; stopped at the end, and what they said shown when they fail."""
         workers: list[Worker] = []
         try:
-            for _ in range(self._entrant.workers):
-                workers.append(Worker([str(self._python), "-m", *self._entrant.worker], self._environment))
+            command = [str(self._python), "-m", *self._worker]
+            # One by one into the list: when one does not start, those before it are stopped.
+            workers.extend(Worker(command, self._environment) for _ in range(self._entrant.workers))
             yield workers
         finally:
             for worker in workers:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import aio_pika
-from aio_pika.abc import AbstractIncomingMessage
 
 from benchmarks.peers.ledger import note_run
 from benchmarks.peers.producing import Order, produce, queue, url
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
 
 _QUORUM = {"x-queue-type": "quorum"}
 
@@ -20,10 +23,10 @@ async def enqueue(order: Order) -> None:
         channel = await connection.channel(on_return_raises=True)
         await channel.declare_queue(queue(), durable=True, arguments=_QUORUM)
 
-        def send(task: int) -> object:
+        async def send(task: int) -> None:
             body = json.dumps({"args": [task]}).encode()
             message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, type="noop")
-            return channel.default_exchange.publish(message, routing_key=queue())
+            await channel.default_exchange.publish(message, routing_key=queue())
 
         await produce(send, order)
 

@@ -1,10 +1,9 @@
-"""aio_pika.patterns.Master, with its own settings: pickled arguments, durable, confirmed, acknowledged after the run."""
+"""aio_pika.patterns.Master, with its own settings: pickled arguments, durable, confirmed, late acks."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from functools import partial
 
 import aio_pika
 from aio_pika.patterns import Master
@@ -25,8 +24,8 @@ async def enqueue(order: Order) -> None:
         await channel.declare_queue(queue(), durable=True, arguments=_QUORUM)
         master = Master(channel)
 
-        def send(task: int) -> object:
-            return master.create_task(queue(), kwargs={"task": task})
+        async def send(task: int) -> None:
+            await master.create_task(queue(), kwargs={"task": task})
 
         await produce(send, order)
 

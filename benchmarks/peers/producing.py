@@ -1,4 +1,4 @@
-"""How a producer's program enqueues: what the harness asks for comes as JSON in its argument, what it took goes back."""
+"""How a producer's program enqueues: its order is JSON in its argument, what it took is JSON in its output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def queue() -> str:
 
 
 def report(seconds: float) -> None:
-    print(json.dumps({"seconds": seconds}), flush=True)  # noqa: T201 - read by the harness
+    print(json.dumps({"seconds": seconds}), flush=True)
 
 
 async def produce(send: Send, order: Order) -> None:
