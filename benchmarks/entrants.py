@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-#: What follows `python -m`. A worker's has {queue} and {url} where it must be told them.
+#: What follows `python -m`. A worker's has {queue} where it must be told its queue.
 Command: TypeAlias = tuple[str, ...]
 
 
@@ -99,7 +99,7 @@ TARSK = _peer(
     "tarsk_app",
     (
         *("benchmarks.peers.tarsk_app", "worker", "--app", "benchmarks.peers.tarsk_app:app", "--children", "1"),
-        *("--queues", "{queue}", "--broker", "{url}"),
+        *("--queues", "{queue}"),
     ),
     share=0.3,
 )

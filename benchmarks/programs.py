@@ -37,7 +37,7 @@ class Programs:
 
     def __init__(self, entrant: Entrant, url: str, queue: str, ledger: Path) -> None:
         self._entrant = entrant
-        self._worker = [part.format(queue=queue, url=url) for part in entrant.worker]
+        self._worker = [part.format(queue=queue) for part in entrant.worker]
         self._python = Path(sys.executable) if entrant.is_ours else PEERS_PYTHON
         self._environment = {**os.environ, "PYTHONPATH": "", URL: url, QUEUE: queue, VARIABLE: str(ledger)}
 
