@@ -53,10 +53,14 @@ class Setting:
         self.ledger = Ledger.create(path, tasks)
         self.programs = Programs(entrant, place.url(self.queue), self.queue, path)
 
+    def ran(self, tasks: int) -> int:
+        """How many of the first so many have run."""
+        return sum(map(bool, self.ledger.runs[:tasks]))
+
     def wait_for_all(self, workers: Sequence[Worker], tasks: int) -> None:
         """Until the first so many tasks have run. Raises Incorrect when nothing happens any more."""
         done, since = -1, time.monotonic()
-        while (now := sum(map(bool, self.ledger.runs[:tasks]))) < tasks:
+        while (now := self.ran(tasks)) < tasks:
             for worker in workers:
                 worker.check()
             if now != done:
@@ -90,13 +94,20 @@ def setting(entrant: Entrant, place: Place, tasks: int) -> Iterator[Setting]:
 
 
 def throughput(entrant: Entrant, place: Place, tasks: int) -> dict[str, float]:
-    """Enqueue no-op tasks, then run them: tasks a second of both."""
+    """Enqueue no-op tasks, then run them: tasks a second of both, and microseconds of processor time that a run takes.
+
+    The processor time, of the workers and all their children, tells on a busy machine too where work became less.
+    """
     with setting(entrant, place, tasks) as here:
         enqueue = tasks / here.programs.produce(0, tasks)
         with here.programs.working() as workers:
+            here.wait_for_all(workers, int(tasks * _WARM_UP))
+            begun, before = here.ran(tasks), _cpu_seconds(workers)
             here.wait_for_all(workers, tasks)
+            used = _cpu_seconds(workers) - before
         here.check(tasks)
-        return {"enqueue": enqueue, "run": _rate(here.ledger, entrant.workers * entrant.children)}
+        rate = _rate(here.ledger, entrant.workers * entrant.children)
+        return {"enqueue": enqueue, "run": rate, "run cpu": used * 1e6 / max(1, tasks - begun)}
 
 
 def _rate(ledger: Ledger, processes: int) -> float:
@@ -172,6 +183,10 @@ def startup(times: int) -> dict[str, float]:
             took[name].append((time.perf_counter() - began) * 1e3)
     middle = {name: statistics.median(values) for name, values in took.items()}
     return {"import": middle["import"] - middle["bare"], "help": middle["help"]}
+
+
+def _cpu_seconds(workers: Sequence[Worker]) -> float:
+    return sum(processes.cpu_seconds(processes.family(worker.pid)) for worker in workers)
 
 
 def _probe(here: Setting, workers: Sequence[Worker]) -> None:

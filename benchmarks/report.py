@@ -87,9 +87,10 @@ def _reached(verdict: Verdict) -> str:
 
 
 def _throughput(results: Results) -> list[str]:
-    enqueue, run = results.figures("enqueue"), results.figures("run")
-    rows = [(name, _rate(enqueue[name]), _rate(run[name])) for name in enqueue]
-    table = _table(("tasks a second, median (lowest to highest)", "enqueue", "run"), rows)
+    enqueue, run, cpu = (results.figures(figure) for figure in ("enqueue", "run", "run cpu"))
+    rows = [(name, _rate(enqueue[name]), _rate(run[name]), f"{cpu[name].median:,.0f}") for name in enqueue]
+    head = ("tasks a second, median (lowest to highest)", "enqueue", "run", "processor time of a run (us)")
+    table = _table(head, rows)
     failures = [
         f"- not measured: {bout.duel.peer.name}: {bout.failure.splitlines()[0]}"
         for bout in results.bouts
