@@ -37,6 +37,10 @@ class Ledger:
         words[at + _PID] = os.getpid()
         words[at + _RUNS] += 1
 
+    def first_missing(self, first: int, end: int) -> int:
+        """The first of some tasks that has not run; ``end`` when there is none."""
+        return next((task for task in range(first, end) if not self._words[task * _FIELDS + _RUNS]), end)
+
     @property
     def sent(self) -> list[int]:
         return self._words[_SENT::_FIELDS].tolist()
