@@ -23,7 +23,8 @@ class Entrant:
     #: Enqueues that wait for their confirm at the same time.
     outstanding: int = 256
     is_ours: bool = False
-    #: Tasks of one measurement, relative to the others': slower ones need fewer for the same time.
+    #: Tasks of one measurement, relative to the others': fewer for slow ones, and more for several processes, which
+    #: must be at work together.
     share: float = 1.0
 
 
@@ -47,9 +48,10 @@ OURS_AUTO_EACH = replace(OURS_AUTO, name="leveret, enqueue, as it comes", produc
 OURS_TWO_CHILDREN = replace(
     _ours("leveret, two children", "as enqueue_many, --processes 2", "many", *_PREFETCH, "--processes", "2"),
     children=2,
+    share=2.0,
 )
-OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2)
-OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4)
+OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=2.0)
+OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=4.0)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aio_pika
 
@@ -15,7 +15,7 @@ from benchmarks.peers.producing import Order, produce, queue, url
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-_QUORUM = {"x-queue-type": "quorum"}
+_QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 
 
 async def enqueue(order: Order) -> None:

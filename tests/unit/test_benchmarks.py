@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-
 from benchmarks import entrants
 from benchmarks.goals import Duel, Goal
 from benchmarks.measures import Incorrect, Setting, rate
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import SQLite
 from benchmarks.results import Bout, Results
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _goal(*, at_least: bool) -> Goal:
