@@ -16,7 +16,7 @@ from benchmarks import processes
 from benchmarks.entrants import WIRE
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import RabbitMQ
-from benchmarks.programs import Programs, Worker
+from benchmarks.programs import Programs, Worker, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -177,12 +177,14 @@ def startup(times: int) -> dict[str, float]:
     """Milliseconds: what `import leveret` takes over bare Python, and `leveret --help` from its start to its end."""
     commands = {"bare": ["-c", "pass"], "import": ["-c", "import leveret"], "help": ["-m", "leveret", "--help"]}
     took: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(times):
+    for _ in range(times + 1):
         for name, arguments in commands.items():
             began = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+            command = [sys.executable, *arguments]
+            subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, check=True)
             took[name].append((time.perf_counter() - began) * 1e3)
-    middle = {name: statistics.median(values) for name, values in took.items()}
+    # Without the first, which compiles what it imports.
+    middle = {name: statistics.median(values[1:]) for name, values in took.items()}
     return {"import": middle["import"] - middle["bare"], "help": middle["help"]}
 
 

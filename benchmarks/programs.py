@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = Path(__file__).with_name(".peers") / "bin" / "python"
+_NOT_OURS = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
 #: How long a worker may take to stop when it is told to (seconds).
 _STOP = 20.0
 #: How long a program that is asked may take (seconds).
@@ -32,6 +33,11 @@ class ProgramFailed(Exception):
     """A program of a measurement ended when it should not have."""
 
 
+def environment() -> dict[str, str]:
+    """This process's, without what makes Python compile all that it imports at each start, or import other things."""
+    return {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+
+
 class Programs:
     """Starts an entrant's programs with what they need to know in their environment."""
 
@@ -39,7 +45,7 @@ class Programs:
         self._entrant = entrant
         self._worker = [part.format(queue=queue) for part in entrant.worker]
         self._python = Path(sys.executable) if entrant.is_ours else PEERS_PYTHON
-        self._environment = {**os.environ, "PYTHONPATH": "", URL: url, QUEUE: queue, VARIABLE: str(ledger)}
+        self._environment = {**environment(), URL: url, QUEUE: queue, VARIABLE: str(ledger)}
 
     def produce(self, first: int, count: int, *, rate: float = 0.0, outstanding: int | None = None) -> float:
         """Enqueue; the seconds that the program says it took."""
