@@ -138,7 +138,7 @@ def _plot(results: Sequence[Results]) -> None:
     drawn = [
         {
             "place": one.place,
-            "bars": {
+            "throughput": {
                 figure: {name: s.median for name, s in one.figures(figure).items()} for figure in ("enqueue", "run")
             },
             "curves": {curve.name: {str(rate): point for rate, point in curve.points.items()} for curve in one.curves},
