@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import aio_pika
 from aio_pika.exceptions import ChannelNotFoundEntity
+
 from tests.support.nodes import Node
 
 if TYPE_CHECKING:

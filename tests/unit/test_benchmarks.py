@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from benchmarks import entrants
 from benchmarks.goals import Duel, Goal
 from benchmarks.measures import Incorrect, Setting, rate
