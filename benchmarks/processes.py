@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def family(pid: int) -> list[int]:
     """A process and all that it started, however deep."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = _read(Path(f"/proc/{pid}/task/{pid}/children")).split()
     return [pid, *(one for child in children for one in family(int(child)))]
 
 
@@ -22,12 +22,20 @@ def resident(pids: Sequence[int]) -> int:
 
 def cpu_seconds(pids: Sequence[int]) -> float:
     """Processor time used by all threads that live (nanoseconds are counted, not ticks)."""
-    spent = (Path(f"/proc/{pid}/task").glob("*/schedstat") for pid in pids)
-    return sum(int(thread.read_text().split()[0]) for threads in spent for thread in threads) / 1e9
+    threads = (thread for pid in pids for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int((_read(thread) or "0").split()[0]) for thread in threads) / 1e9
+
+
+def _read(path: Path) -> str:
+    """Nothing when the process or the thread has ended meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _kilobytes(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in _read(Path(f"/proc/{pid}/status")).splitlines():
         name, _, rest = line.partition(":")
         if name == field:
             return int(rest.split()[0])

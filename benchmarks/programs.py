@@ -60,15 +60,18 @@ class Programs:
     def ask(self, command: Command, order: Mapping[str, object]) -> dict[str, float]:
         """Run a program to its end; the numbers in its last line. Raises ProgramFailed."""
         module, *arguments = command
-        done = subprocess.run(
-            [str(self._python), "-m", module, json.dumps(order), *arguments],
-            cwd=ROOT,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=_ANSWER,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [str(self._python), "-m", module, json.dumps(order), *arguments],
+                cwd=ROOT,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=_ANSWER,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProgramFailed(f"{module} of {self._entrant.name} took more than {_ANSWER:g} s") from error
         if done.returncode:
             raise ProgramFailed(
                 f"{module} of {self._entrant.name} ended with {done.returncode}:\n{done.stderr[-3000:]}"
