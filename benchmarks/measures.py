@@ -95,12 +95,13 @@ def setting(entrant: Entrant, place: Place, tasks: int) -> Iterator[Setting]:
 
 
 def throughput(entrant: Entrant, place: Place, tasks: int) -> dict[str, float]:
-    """Enqueue no-op tasks, then run them: tasks a second of both, and microseconds of processor time that a run takes.
+    """Enqueue no-op tasks, then run them: tasks a second of both, and microseconds of processor time that each takes.
 
-    The processor time, of the workers and all their children, tells on a busy machine too where work became less.
+    The processor time (the producer's; the workers' and all their children's) tells on a busy machine too where work
+    became less.
     """
     with setting(entrant, place, tasks) as here:
-        enqueue = tasks / here.programs.produce(0, tasks)
+        took = here.programs.produce(0, tasks)
         with here.programs.working() as workers:
             here.wait_for_all(workers, int(tasks * _WARM_UP))
             begun, before = here.ran(tasks), _cpu_seconds(workers)
@@ -108,7 +109,12 @@ def throughput(entrant: Entrant, place: Place, tasks: int) -> dict[str, float]:
             used = _cpu_seconds(workers) - before
         here.check(tasks)
         run = rate(here.ledger, entrant.workers * entrant.children)
-        return {"enqueue": enqueue, "run": run, "run cpu": used * 1e6 / max(1, tasks - begun)}
+        return {
+            "enqueue": tasks / took["seconds"],
+            "enqueue cpu": took["cpu"] * 1e6 / tasks,
+            "run": run,
+            "run cpu": used * 1e6 / max(1, tasks - begun),
+        }
 
 
 def rate(ledger: Ledger, processes: int) -> float:

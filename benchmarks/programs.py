@@ -47,15 +47,15 @@ class Programs:
         self._python = Path(sys.executable) if entrant.is_ours else PEERS_PYTHON
         self._environment = {**environment(), URL: url, QUEUE: queue, VARIABLE: str(ledger)}
 
-    def produce(self, first: int, count: int, *, rate: float = 0.0, outstanding: int | None = None) -> float:
-        """Enqueue; the seconds that the program says it took."""
+    def produce(self, first: int, count: int, *, rate: float = 0.0, outstanding: int | None = None) -> dict[str, float]:
+        """Enqueue; the seconds that the program says it took, of time and of processor time."""
         order = {
             "first": first,
             "count": count,
             "rate": rate,
             "outstanding": self._entrant.outstanding if outstanding is None else outstanding,
         }
-        return self.ask(self._entrant.producer, order)["seconds"]
+        return self.ask(self._entrant.producer, order)
 
     def ask(self, command: Command, order: Mapping[str, object]) -> dict[str, float]:
         """Run a program to its end; the numbers in its last line. Raises ProgramFailed."""

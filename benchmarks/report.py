@@ -87,9 +87,13 @@ def _reached(verdict: Verdict) -> str:
 
 
 def _throughput(results: Results) -> list[str]:
-    enqueue, run, cpu = (results.figures(figure) for figure in ("enqueue", "run", "run cpu"))
-    rows = [(name, _rate(enqueue[name]), _rate(run[name]), f"{cpu[name].median:,.0f}") for name in enqueue]
-    head = ("tasks a second, median (lowest to highest)", "enqueue", "run", "processor time of a run (us)")
+    enqueue, run = results.figures("enqueue"), results.figures("run")
+    cpu = [results.figures("enqueue cpu"), results.figures("run cpu")]
+    rows = [
+        (name, _rate(enqueue[name]), _rate(run[name]), " / ".join(f"{spent[name].median:,.0f}" for spent in cpu))
+        for name in enqueue
+    ]
+    head = ("tasks a second, median (lowest to highest)", "enqueue", "run", "processor time, enqueue / run (us)")
     table = _table(head, rows)
     failures = [
         f"- not measured: {bout.duel.peer.name}: {bout.failure.splitlines()[0]}"

@@ -11,7 +11,6 @@ import secrets
 import socket
 import struct
 import sys
-import time
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from pamqp import body, commands, frame, header
 
 from benchmarks.peers.ledger import note_run, own_ledger
-from benchmarks.peers.producing import Order, queue, report, url
+from benchmarks.peers.producing import Order, Stopwatch, queue, url
 
 _QUORUM = {"x-queue-type": "quorum"}
 _CHANNEL = 1
@@ -87,7 +86,7 @@ def enqueue(tasks: range) -> None:
     wire = Wire()
     wire.ask(_CHANNEL, commands.Confirm.Select(), commands.Confirm.SelectOk)
     ready, count = message(), len(tasks)
-    began = time.perf_counter()
+    watch = Stopwatch()
     sent = confirmed = 0
     rest = b""
     while confirmed < count:
@@ -101,7 +100,7 @@ def enqueue(tasks: range) -> None:
             assert method == commands.Basic.Ack.frame_id, "a publish was refused"
             confirmed = max(confirmed, tag) if multiple else confirmed + 1
         rest = rest[whole:]
-    report(time.perf_counter() - began)
+    watch.report()
 
 
 def consume(count: int) -> None:
