@@ -3,6 +3,8 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What the benchmarks compare with has an environment of its own, never the project's.
+PEERS := benchmarks/.peers
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON ?= python3
 # Most tests wait for a broker or a process: more of them at once than there are cores.
@@ -11,7 +13,7 @@ TESTS_AT_ONCE ?= 4
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fast chaos servers clean
+.PHONY: help demo test check fast chaos servers bench bench-quick clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,8 +44,14 @@ chaos: $(VENV)/dev servers ## The fault run: is a task lost? CHAOS="--seed 7 --o
 servers: ## Install the RabbitMQ servers that the tests start nodes of
 	scripts/install-rabbitmq
 
+bench: $(VENV)/dev $(PEERS)/installed servers ## Measure Leveret beside its peers and write benchmarks/RESULTS.md (BENCH="--on 4")
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(VENV)/dev $(PEERS)/installed servers ## The same in three minutes: fewer peers and rounds, writes nothing
+	$(BIN)/python -m benchmarks --quick $(BENCH)
+
 clean: ## Remove what was built here
-	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The standard library's venv is a package of its own on Debian.
 $(BIN)/uv:
@@ -57,4 +65,10 @@ $(VENV)/runtime: $(BIN)/uv pyproject.toml uv.lock
 
 $(VENV)/dev: $(BIN)/uv pyproject.toml uv.lock
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync -q --locked --inexact
+	@touch $@
+
+$(PEERS)/installed: $(BIN)/uv benchmarks/peers.txt
+	rm -rf $(PEERS)
+	$(BIN)/uv venv -q --python $(BIN)/python $(PEERS)
+	$(BIN)/uv pip install -q --python $(PEERS)/bin/python -r benchmarks/peers.txt
 	@touch $@

@@ -1,0 +1,1 @@
+"""Leveret beside its peers, on the same broker in turn. `make bench` runs it; see docs/performance.md."""

@@ -1,0 +1,125 @@
+"""Who meets whom, and what is to be reached. The numbers are promises: change one only with an ADR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import entrants as e
+
+if TYPE_CHECKING:
+    from benchmarks.entrants import Entrant
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on a ratio (ours to the peer's) or on a number of ours alone."""
+
+    text: str
+    figure: str
+    bound: float
+    at_least: bool = True
+    unit: str = "x"
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    @property
+    def wanted(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.bound:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two that are measured right after one another, in each round. ``quick``: in `make bench-quick` too."""
+
+    ours: Entrant
+    peer: Entrant
+    goals: tuple[Goal, ...] = ()
+    quick: bool = False
+
+
+def _enqueue(text: str, bound: float) -> Goal:
+    return Goal(text, "enqueue", bound)
+
+
+def _run(text: str, bound: float) -> Goal:
+    return Goal(text, "run", bound)
+
+
+DUELS: dict[str, tuple[Duel, ...]] = {
+    "rabbitmq": (
+        Duel(
+            e.OURS_MANY,
+            e.MASTER,
+            (
+                _enqueue("RabbitMQ, enqueue_many, to Master's enqueue", 3),
+                _run("RabbitMQ, no-op tasks, one child, to Master's", 1.8),
+            ),
+            quick=True,
+        ),
+        Duel(e.OURS_MANY, e.WIRE, (_enqueue("RabbitMQ, enqueue_many, to the wire", 0.33),), quick=True),
+        Duel(e.OURS, e.MASTER, (_enqueue("RabbitMQ, 256 concurrent enqueues, to Master's", 1.6),)),
+        Duel(
+            e.OURS,
+            e.TASKIQ,
+            (
+                _enqueue("RabbitMQ, 256 concurrent enqueues, to taskiq's", 2.5),
+                _run("RabbitMQ, no-op tasks, one child, to taskiq's", 4),
+            ),
+            quick=True,
+        ),
+        Duel(e.OURS_TWO_CHILDREN, e.OURS_MANY, (_run("RabbitMQ, no-op tasks, two children to one", 1),)),
+        Duel(e.OURS_TWO_WORKERS, e.OURS_MANY, (_run("RabbitMQ, no-op tasks, two workers to one", 1),)),
+        Duel(e.OURS_AUTO, e.OURS_MANY),
+        Duel(e.OURS, e.BY_HAND),
+        Duel(e.OURS, e.FASTSTREAM),
+        Duel(e.OURS, e.CELERY_SOLO),
+        Duel(e.OURS_TWO_CHILDREN, e.CELERY_PREFORK),
+        Duel(e.OURS, e.DRAMATIQ),
+        Duel(e.OURS, e.TARSK),
+        Duel(e.OURS, e.POTATOQ),
+    ),
+    "sqlite": (
+        Duel(
+            e.OURS_MANY,
+            e.HUEY,
+            (
+                _enqueue("SQLite, enqueue_many, to Huey's enqueue", 10),
+                _run("SQLite, no-op tasks, one child, to Huey's", 4),
+            ),
+            quick=True,
+        ),
+        Duel(e.OURS_ONE_BY_ONE, e.HUEY, (_enqueue("SQLite, one enqueue at a time, to Huey's", 0.9),), quick=True),
+        Duel(e.OURS_TWO_WORKERS, e.OURS_MANY, (_run("SQLite, no-op tasks, two workers on one file to one", 1),)),
+        Duel(e.OURS_FOUR_WORKERS, e.OURS_MANY, (_run("SQLite, no-op tasks, four workers on one file to one", 0.8),)),
+        Duel(e.OURS_TWO_CHILDREN, e.OURS_MANY),
+        Duel(e.OURS_AUTO, e.OURS_MANY),
+        Duel(e.OURS_ONE_BY_ONE, e.POTATOQ),
+    ),
+}
+
+#: At a rate of 200 a second, one enqueue at a time. On RabbitMQ beside the bare client, on SQLite by itself.
+LATENCY: dict[str, tuple[Goal, ...]] = {
+    "rabbitmq": (
+        Goal("RabbitMQ, enqueue to start at 200/s, median, to bare aio-pika", "median", 1.5, at_least=False),
+        Goal("RabbitMQ, enqueue to start at 200/s, 99th percentile, to bare aio-pika", "p99", 1.5, at_least=False),
+    ),
+    "sqlite": (Goal("SQLite, enqueue to start, median", "median", 3, at_least=False, unit="ms"),),
+}
+FOOTPRINT: dict[str, tuple[Goal, ...]] = {
+    kind: (
+        Goal(f"{name}, idle worker and child, share of a core", "idle", 0.5, at_least=False, unit="%"),
+        Goal(f"{name}, memory of worker and child at rest", "at rest", 90, at_least=False, unit="MB"),
+        Goal(f"{name}, memory, growth over 200,000 tasks", "growth", 5, at_least=False, unit="MB"),
+    )
+    for kind, name in (("rabbitmq", "RabbitMQ"), ("sqlite", "SQLite"))
+}
+CLAIM: dict[str, Goal] = {
+    kind: Goal(f"{name}, a claim at a backlog of 1,000,000, to one of 1,000", "claim", 1.2, at_least=False)
+    for kind, name in (("rabbitmq", "RabbitMQ"), ("sqlite", "SQLite"))
+}
+STARTUP: tuple[Goal, ...] = (
+    Goal("import leveret, over bare Python", "import", 60, at_least=False, unit="ms"),
+    Goal("leveret --help", "help", 200, at_least=False, unit="ms"),
+)

@@ -1,0 +1,155 @@
+"""The order of a benchmark: what is measured on one broker, how often, in which order."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import entrants as e
+from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, STARTUP
+from benchmarks.measures import Incorrect, claim_cost, footprint, latency, startup, throughput
+from benchmarks.programs import ProgramFailed
+from benchmarks.results import Bout, Curve, Results
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.entrants import Entrant
+    from benchmarks.places import Place
+
+log = logging.getLogger("benchmarks")
+
+#: The rate of the latency goals (a second).
+_RATE = 200.0
+_OPEN = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    #: No-op tasks of one measurement of throughput.
+    tasks: int
+    #: How long a latency is measured at one rate (seconds).
+    seconds: float
+    #: Rates of the curve of latency over load (a second).
+    rates: tuple[float, ...]
+    is_quick: bool = False
+    #: Tasks of the memory's growth; how long an idle worker is watched (seconds).
+    growth: int = 200_000
+    idle: float = 20.0
+    #: The large backlog and the small one.
+    backlogs: tuple[int, int] = (1_000_000, 1_000)
+    windows: int = 20
+    starts: int = 15
+
+
+FULL = Size(rounds=5, tasks=10_000, seconds=10.0, rates=(50, 100, 200, 400, 800, 1600, 3200))
+QUICK = Size(rounds=1, tasks=3_000, seconds=3.0, rates=(), is_quick=True, starts=7)
+
+
+def run(place: Place, size: Size) -> Results:
+    """All measurements on one broker. Raises Incorrect or ProgramFailed when one of ours fails."""
+    results = Results(place.name)
+    results.bouts = [Bout(duel) for duel in DUELS[place.kind] if duel.quick or not size.is_quick]
+    for number in range(size.rounds):
+        for bout in results.bouts:
+            _fight(bout, place, size.tasks, number)
+    results.judge_bouts()
+    _latency_goals(results, place, size)
+    if not size.is_quick:
+        _footprint_goals(results, place, size)
+        _claim_goal(results, place, size)
+        results.curves = [_curve(entrant, place, size) for entrant in _CURVES[place.kind]]
+    return results
+
+
+def run_startup(size: Size) -> Results:
+    results = Results("the program itself")
+    took = startup(size.starts)
+    for goal in STARTUP:
+        results.judge(goal, [took[goal.figure]])
+    return results
+
+
+_CURVES: dict[str, Sequence[Entrant]] = {
+    "rabbitmq": (e.OURS, e.BY_HAND, e.TASKIQ, e.FASTSTREAM),
+    "sqlite": (e.OURS,),
+}
+
+
+def _fight(bout: Bout, place: Place, tasks: int, number: int) -> None:
+    """One round of a duel. Who begins changes: the second finds the broker's caches warm."""
+    if bout.failure:
+        return
+    duel = bout.duel
+    found: dict[str, dict[str, float]] = {}
+    for entrant in (duel.ours, duel.peer) if number % 2 == 0 else (duel.peer, duel.ours):
+        found[entrant.name] = {}
+        try:
+            found[entrant.name] = throughput(entrant, place, int(tasks * entrant.share))
+        except (Incorrect, ProgramFailed) as error:
+            if entrant.is_ours:
+                raise
+            bout.failure = str(error)
+            log.warning("%s: %s", entrant.name, error)
+            return
+        log.info("%s, round %d: %s %s", place.name, number + 1, entrant.name, _words(found[entrant.name]))
+    bout.ours.append(found[duel.ours.name])
+    bout.peer.append(found[duel.peer.name])
+
+
+def _latency_goals(results: Results, place: Place, size: Size) -> None:
+    def at_rate(entrant: Entrant) -> dict[str, float]:
+        return latency(entrant, place, rate=_RATE, seconds=size.seconds, outstanding=1)
+
+    rounds = []
+    for _ in range(size.rounds):
+        ours = at_rate(e.OURS_AUTO_EACH)
+        rounds.append((ours, at_rate(e.BY_HAND) if place.kind == "rabbitmq" else dict.fromkeys(ours, 1.0)))
+        log.info("%s: latency, ours %s, bare %s", place.name, _words(ours), _words(rounds[-1][1]))
+    for goal in LATENCY[place.kind]:
+        results.judge(goal, [ours[goal.figure] / bare[goal.figure] for ours, bare in rounds])
+
+
+def _footprint_goals(results: Results, place: Place, size: Size) -> None:
+    numbers = footprint(e.OURS_MANY, place, tasks=size.growth, idle=size.idle)
+    log.info("%s: footprint %s", place.name, _words(numbers))
+    for goal in FOOTPRINT[place.kind]:
+        results.judge(goal, [numbers[goal.figure]])
+
+
+def _claim_goal(results: Results, place: Place, size: Size) -> None:
+    large, small = (claim_cost(e.OURS_MANY, place, backlog=backlog, windows=size.windows) for backlog in size.backlogs)
+    log.info(
+        "%s: a claim takes %.0f us at %d, %.0f us at %d", place.name, large, size.backlogs[0], small, size.backlogs[1]
+    )
+    results.judge(CLAIM[place.kind], [large / small])
+
+
+def _curve(entrant: Entrant, place: Place, size: Size) -> Curve:
+    """Until the entrant falls behind: what comes after is a queue, not a latency."""
+    curve = Curve(entrant.name)
+    for rate in size.rates:
+        try:
+            point = latency(entrant, place, rate=rate, seconds=size.seconds / 2, outstanding=_OPEN)
+        except (Incorrect, ProgramFailed) as error:
+            if entrant.is_ours:
+                raise
+            log.warning("%s at %g/s: %s", entrant.name, rate, error)
+            break
+        log.info("%s: %s at %g/s %s", place.name, entrant.name, rate, _words(point))
+        curve.points[rate] = point
+        if point["median"] > _BEHIND:
+            break
+    return curve
+
+
+#: A median above this (milliseconds) is of an entrant that does not keep up.
+_BEHIND = 500.0
+
+
+def _words(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:,.1f}" for name, value in numbers.items())
