@@ -29,7 +29,7 @@ FULL = Profile(
     stopped=60.0,
     disconnected=None,
     backlog=1_000_000,
-    backlog_rabbitmq=30_000,
+    backlog_rabbitmq=1_000_000,
     patience=90.0,
 )
 QUICK = Profile(

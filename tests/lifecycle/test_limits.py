@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -172,8 +173,10 @@ def test_children_are_recycled_by_tasks(place: Place, client: Client, ledger: Le
         wait_until(lambda: ledger.count("end long") == 1 and not is_alive(first), "the first child leaves")
         assert "failed" not in worker.output
         client.wait_until_empty("work")
+        worker.signal(signal.SIGTERM)
+        assert worker.exit_code() == 0
     assert ledger.count("by ") == sent
-    wait_until(lambda: not [pid for pid in children() if is_alive(pid)], "no child is left")
+    assert not [pid for pid in children() if is_alive(pid)]
 
 
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)

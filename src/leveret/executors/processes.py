@@ -136,6 +136,8 @@ class ProcessExecutor:
         self._assign()
 
     def looked(self, child: Child) -> None:
+        if self._stopping:
+            return
         for key, begun in list(child.started.items()):
             self._check_time(child, key, begun)
         if child not in self._serving:
