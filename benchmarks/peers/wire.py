@@ -61,7 +61,10 @@ class Wire:
             try:
                 size, _, method = frame.unmarshal(self.rest)
             except Exception:  # noqa: BLE001 - not a whole frame yet
-                self.rest += self.socket.recv(_READ)
+                more = self.socket.recv(_READ)
+                if not more:
+                    raise ConnectionError("the server closed the connection") from None
+                self.rest += more
                 continue
             self.rest = self.rest[size:]
             if isinstance(method, answer):
