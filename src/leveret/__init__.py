@@ -16,18 +16,26 @@ from leveret.errors import (
     InvalidArguments,
     LeaseLost,
     LeveretError,
+    NoResult,
     NotSerializable,
     QueueFull,
     QueueMismatch,
     QueueNotFound,
+    ResultError,
+    ResultTimeout,
     Retry,
     StoreError,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
     TaskTooLarge,
     UnknownTask,
     UnreadableBody,
 )
+from leveret.handle import Handle, as_finished, gather_results
 from leveret.model import Queue
-from leveret.task import Handle, Task
+from leveret.status import Progress, Status
+from leveret.task import Task
 
 __version__ = "0.1.0"
 
@@ -49,16 +57,26 @@ __all__ = [
     "LeaseLost",
     "LeveretError",
     "NoCurrentTask",
+    "NoResult",
     "NotSerializable",
+    "Progress",
     "Queue",
     "QueueFull",
     "QueueMismatch",
     "QueueNotFound",
+    "ResultError",
+    "ResultTimeout",
     "Retry",
+    "Status",
     "StoreError",
     "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskNotFound",
     "TaskTooLarge",
     "UnknownTask",
     "UnreadableBody",
+    "as_finished",
     "current_task",
+    "gather_results",
 ]

@@ -11,8 +11,9 @@ import inspect
 import os
 import sys
 import threading
+import time
 import weakref
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
@@ -20,18 +21,22 @@ import msgspec
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.handle import Handle
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
+from leveret.status import KEEP, enqueued
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import ModuleType
     from typing import Self
 
     from leveret.current import Middleware
     from leveret.model import Envelope
     from leveret.retry import Decide
+    from leveret.status import Status
 
 T = TypeVar("T")
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
@@ -43,6 +48,8 @@ _CLOSE_TIMEOUT = 5.0
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Producer]"
 #: The default limit of an encoded task (bytes).
 MAX_MESSAGE_SIZE = 1024 * 1024
+#: The default limit of an encoded result (bytes).
+MAX_RESULT_SIZE = 1024 * 1024
 
 
 class App:
@@ -52,6 +59,8 @@ class App:
     of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds after which an
     enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task. ``middleware``: what is
     wrapped around each run in a worker, the first one outermost: logging, tracing, a database session.
+    ``keep_results``: how long the broker keeps what became of a task (seconds). ``max_result_size``: bytes of an
+    encoded result; a larger one is not kept, and whoever asks for it is told.
 
     ``async with app:`` opens the connection at once and closes it at the end; a first ``enqueue`` opens it too.
     """
@@ -64,9 +73,14 @@ class App:
         enqueue_timeout: float = DEFAULT_TIMEOUT,
         max_message_size: int = MAX_MESSAGE_SIZE,
         middleware: Sequence[Middleware] = (),
+        keep_results: float = KEEP,
+        max_result_size: int = MAX_RESULT_SIZE,
     ) -> None:
-        if enqueue_timeout <= 0:
-            raise ConfigurationError(f"enqueue_timeout is {enqueue_timeout}; it must be more than 0 seconds")
+        for name, seconds in (("enqueue_timeout", enqueue_timeout), ("keep_results", keep_results)):
+            if not 0 < seconds < float("inf"):
+                raise ConfigurationError(f"{name} is {seconds!r}; it must be more than 0 seconds")
+        self.keep_results = keep_results
+        self.max_result_size = max_result_size
         self._url = url
         self.enqueue_timeout = enqueue_timeout
         self.max_message_size = max_message_size
@@ -123,6 +137,7 @@ class App:
         retry: Decide | None = ...,
         timeout: float | None = ...,
         priority: int | None = ...,
+        store_result: bool = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -142,6 +157,7 @@ class App:
         retry: Decide | None = None,
         timeout: float | None = None,
         priority: int | None = None,
+        store_result: bool = True,
     ) -> Any:
         """Register a function as a task.
 
@@ -171,7 +187,7 @@ class App:
             return self._register(
                 function,
                 name or function.__name__,
-                TaskOptions(queue, acknowledge, rules, timeout, priority=priority),
+                TaskOptions(queue, acknowledge, rules, timeout, priority=priority, store_result=store_result),
                 default=default,
             )
 
@@ -191,8 +207,8 @@ class App:
             raise UnknownTask(f"no task is registered as {wanted!r}; known: {known}")
         return task
 
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
-        """Store tasks on this loop's connection, opening it first if need be."""
+    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> None:
+        """Store tasks on this loop's connection, opening it first if need be. ``told``: let those who follow know."""
         try:
             # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
             async with asyncio.timeout(self.enqueue_timeout + 1.0):
@@ -204,6 +220,37 @@ class App:
             raise EnqueueTimeout(
                 f"{len(ids)} tasks were not confirmed within {self.enqueue_timeout:g} s", ids
             ) from error
+        if told:
+            now = time.time()
+            await self._producer().broker.tell([enqueued(envelope, now) for envelope in envelopes])
+
+    def handle(self, id_: str, /) -> Handle[Any]:
+        """The handle of a task that any program enqueued, by its id. See `Task.handle` for a typed one."""
+        return Handle(id_, self)
+
+    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
+        """What is known of tasks now, by their ids; nothing of those that are not known. Raises BrokerError."""
+        return await self._producer().broker.statuses(ids)
+
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        """News of tasks, by their ids: what is known now, then each change. Raises BrokerError."""
+        return self._follow(ids)
+
+    @asynccontextmanager
+    async def _follow(self, ids: Sequence[str]) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        async with self._producer().broker.follow(ids) as feed:
+            yield aiter(feed)
+
+    async def cancel(self, id_: str, /) -> Status | None:
+        """See `leveret.brokers.Broker.cancel`; `Handle.cancel` waits for what comes of it."""
+        return await self._producer().broker.cancel(id_)
+
+    def restore(self, task: str | None, queue: str, result: msgspec.Raw, /) -> Any:
+        """An encoded result as its task returned it; plain JSON when the task is not registered here."""
+        try:
+            return self.find(task, queue).returns.decode(result)
+        except UnknownTask:
+            return msgspec.json.decode(result)
 
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """The synchronous door: run a coroutine of this application (``enqueue_many``, ...) and return its result.
@@ -271,7 +318,7 @@ class App:
             self._producers.pop(ended).broker.abandon()
         producer = self._producers.get(loop)
         if producer is None:
-            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
+            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout, keep=self.keep_results), self._queues)
             self._producers[loop] = producer
         return producer
 

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.errors import LeveretError
+from leveret.errors import LeveretError, TaskCancelled
+from leveret.model import shorten
+from leveret.status import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: A longer note is cut in the middle (characters).
+_MAX_NOTE = 1_000
+
 
 class NoCurrentTask(LeveretError, RuntimeError):
     """`current_task` was called outside of a task."""
+
+
+class Link(Protocol):
+    """From a running task to whoever runs it. Called from the task's thread."""
+
+    def progressed(self, progress: Progress, /) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+
+class _NoLink:
+    cancelled = False
+
+    def progressed(self, progress: Progress) -> None:
+        """Nobody listens."""
 
 
 class CurrentTask(msgspec.Struct, frozen=True):
@@ -35,6 +56,26 @@ class CurrentTask(msgspec.Struct, frozen=True):
     enqueued_at: float | None
     #: The message's other headers, as they came.
     headers: dict[str, Any]
+    _link: Link = _NoLink()
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Tell those who follow the task how far it is, from coroutines and threads alike. It never waits.
+
+        What is told in quick succession may come as one. Raises ValueError for numbers that are not finite.
+        """
+        if not (math.isfinite(done) and (total is None or math.isfinite(total))):
+            raise ValueError(f"progress({done!r}, {total!r}): the numbers must be finite")
+        self._link.progressed(Progress(float(done), None if total is None else float(total), shorten(note, _MAX_NOTE)))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody wants the task to end. An ``async def`` task is cancelled besides."""
+        return self._link.cancelled
+
+    def check(self) -> None:
+        """For plain ``def`` tasks, now and then: raises TaskCancelled when somebody wants the task to end."""
+        if self.cancelled:
+            raise TaskCancelled(f"task {self.task!r} {self.id} was cancelled while it ran")
 
 
 #: Runs what is inside; returns what the task returned.

@@ -122,6 +122,39 @@ class LeaseLost(BrokerError):
         self.ids = tuple(ids)
 
 
+class ResultError(LeveretError):
+    """A task's result cannot be had."""
+
+
+class ResultTimeout(ResultError, TimeoutError):
+    """The task had not ended in time. It goes on; ask again."""
+
+
+class TaskFailed(ResultError):
+    """The task is dead: it failed for good, or could not run. ``reason``, ``traceback``: as the worker told them."""
+
+    def __init__(self, id_: str, task: str | None, reason: str, traceback: str = "") -> None:
+        super().__init__(f"task {task or '(default task)'} {id_} is dead: {reason}")
+        self.id = id_
+        self.task = task
+        self.reason = reason
+        self.traceback = traceback
+        if traceback:
+            self.add_note(f"On the worker:\n{traceback.rstrip()}")
+
+
+class TaskCancelled(ResultError):
+    """The task was cancelled; the message says whether it had begun."""
+
+
+class TaskNotFound(ResultError):
+    """The broker knows nothing of a task with that id."""
+
+
+class NoResult(ResultError):
+    """The task succeeded, and its result was not kept: it was too large, or nothing that JSON can carry."""
+
+
 class TimedOut(LeveretError, TimeoutError):
     """An attempt ran longer than its task's ``timeout``. It is a failure like others: the retry policy decides."""
 

@@ -118,6 +118,11 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The task ran to its end."""
 
+    #: What it returned, as JSON; None when that is not to be kept, or cannot be.
+    result: bytes | None = None
+    #: Why the result cannot be kept.
+    problem: str = ""
+
 
 class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The attempt failed and is charged; the task goes to the end of its queue, ``delay`` seconds from now."""
@@ -138,7 +143,13 @@ class Released(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Not run, or interrupted by a stop: handed back, uncharged, for another worker."""
 
 
-Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Somebody wanted it to end: it leaves its queue, and is no dead letter."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled
 Settlement: TypeAlias = tuple[Delivery, Outcome]
 
 

@@ -100,16 +100,12 @@ class Signature:
                 yield name, value, annotation
 
     def _check(self, name: str, value: Any, annotation: Any) -> None:
-        problem = _not_json(value, "", MAX_DEPTH)
-        if problem is None:
-            if annotation is not Any and type(value) is not annotation:
-                self._convert(name, value, annotation)
-            return
-        if problem.is_final or annotation is Any or not _survives(value, annotation):
-            raise NotSerializable(
-                f"argument {name!r} of task {self._name!r}{problem.text}; pass JSON (text, numbers, booleans, None, "
-                "lists, dicts with text keys) or annotate the parameter with a type that msgspec can restore"
-            )
+        if (
+            check_value(f"argument {name!r} of task {self._name!r}", value, annotation, "annotate the parameter with")
+            and annotation is not Any
+            and type(value) is not annotation
+        ):
+            self._convert(name, value, annotation)
 
     def _restore(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         arguments = bound.arguments
@@ -133,6 +129,26 @@ class Signature:
             raise InvalidArguments(
                 f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {error}"
             ) from None
+
+
+def check_value(what: str, value: Any, annotation: Any, remedy: str) -> bool:
+    """Whether it is JSON as it is; its annotation restores it otherwise. Raises NotSerializable, naming it."""
+    problem = _not_json(value, "", MAX_DEPTH)
+    if problem is None:
+        return True
+    if problem.is_final or annotation is Any or not _survives(value, annotation):
+        raise NotSerializable(
+            f"{what}{problem.text}; use JSON (text, numbers, booleans, None, lists, dicts with text keys) "
+            f"or {remedy} a type that msgspec can restore"
+        )
+    return False
+
+
+def hint_of(function: Callable[..., Any], name: str) -> Any:
+    """What a function's parameter, or its ``return``, is annotated as; Any when msgspec can't restore that."""
+    annotation = getattr(inspect.unwrap(function), "__annotations__", {}).get(name, Any)
+    hint = _hint(function, annotation)
+    return hint if hint is not Any and _is_carried(hint) else Any
 
 
 def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:

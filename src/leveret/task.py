@@ -1,4 +1,4 @@
-"""``Task[P, R]``: a function that can be enqueued, and ``Handle[R]``: one task that was."""
+"""``Task[P, R]``: a function that can be enqueued."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Ty
 import msgspec
 
 from leveret.errors import ConfigurationError, DuplicateTask, TaskTooLarge
+from leveret.handle import Handle, Source
 from leveret.model import Envelope, check_id, check_priority, new_id, repeated
 from leveret.payload import Signature
 from leveret.retry import MAX_DELAY, RetryRules
+from leveret.returns import Returns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -23,12 +25,12 @@ T = TypeVar("T")
 Acknowledge: TypeAlias = Literal["after", "before"]
 
 
-class Producer(Protocol):
+class Producer(Source, Protocol):
     """What a task needs of its application in order to be enqueued."""
 
     @property
     def max_message_size(self) -> int: ...
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None: ...
+    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool) -> None: ...
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
@@ -50,6 +52,8 @@ class TaskOptions(msgspec.Struct, frozen=True):
     priority: int | None = None
     #: Of the next task; None: a new one.
     id: str | None = None
+    #: Whether what becomes of it, and what it returns, is kept for those who ask.
+    store_result: bool = True
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
@@ -63,14 +67,6 @@ class TaskOptions(msgspec.Struct, frozen=True):
             raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
 
 
-class Handle(msgspec.Struct, Generic[R], frozen=True):
-    """A task that is safely stored."""
-
-    id: str
-    task: str
-    queue: str
-
-
 class Task(Generic[P, R]):
     """A function registered with an application. Calling it runs it here and now; ``enqueue`` sends it to a worker."""
 
@@ -80,6 +76,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = name
         self.signature = Signature(function, name)
+        self.returns = Returns(function, name)
         self._options = options
         self._producer = producer
         self.__doc__ = function.__doc__
@@ -106,6 +103,10 @@ class Task(Generic[P, R]):
     @property
     def timeout(self) -> float | None:
         return self._options.timeout
+
+    @property
+    def store_result(self) -> bool:
+        return self._options.store_result
 
     def options(
         self,
@@ -148,8 +149,8 @@ class Task(Generic[P, R]):
         task is not known to be stored, at most the application's ``enqueue_timeout`` (seconds) later.
         """
         envelope = self._envelope(args, kwargs)
-        await self._producer.publish([envelope])
-        return Handle(envelope.id, self.name, envelope.queue)
+        await self._producer.publish([envelope], told=self.store_result)
+        return self._handle(envelope)
 
     async def enqueue_many(
         self, calls: Iterable[tuple[Any, ...]], *, ids: Iterable[str] | None = None
@@ -168,12 +169,19 @@ class Task(Generic[P, R]):
         if twice:
             raise DuplicateTask(twice)
         if envelopes:
-            await self._producer.publish(envelopes)
-        return [Handle(envelope.id, self.name, envelope.queue) for envelope in envelopes]
+            await self._producer.publish(envelopes, told=self.store_result)
+        return [self._handle(envelope) for envelope in envelopes]
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``."""
         return self._producer.wait(self.enqueue(*args, **kwargs))
+
+    def handle(self, id_: str, /) -> Handle[R]:
+        """The handle of a task of this kind that any program enqueued, by its id."""
+        return Handle(id_, self._producer, task=self.name, stored=self.store_result)
+
+    def _handle(self, envelope: Envelope) -> Handle[R]:
+        return Handle(envelope.id, self._producer, task=self.name, queue=envelope.queue, stored=self.store_result)
 
     def _envelope(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
         body, content_type = self.signature.encode(args, kwargs)

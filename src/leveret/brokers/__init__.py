@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from leveret.errors import ConfigurationError
+from leveret.status import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from leveret.brokers.following import Feed
     from leveret.model import DeadLetter, Delivery, Envelope, Queue, QueueStats, Settlement
+    from leveret.status import Mark, Status
 
 DEFAULT_URL = "sqlite:///leveret.db"
 #: How long `publish` may take before it raises (seconds).
@@ -32,7 +35,7 @@ class HoldLimit(msgspec.Struct, frozen=True):
 class Consumer(Protocol):
     """Deliveries, in batches, until it is stopped. A broken connection is mended behind it.
 
-    An empty batch says that ``paused`` has changed.
+    An empty batch says that ``paused`` has changed, or that there are new marks.
     """
 
     @property
@@ -44,6 +47,9 @@ class Consumer(Protocol):
     @property
     def paused(self) -> frozenset[str]:
         """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
+
+    def marks(self) -> Sequence[Mark]:
+        """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
 
     async def stop(self) -> None:
         """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
@@ -64,8 +70,25 @@ class Broker(Protocol):
         What is unsettled when the context is left goes back to its queue.
         """
 
-    async def settle(self, settlements: Sequence[Settlement], /) -> None:
-        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done."""
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
+        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done.
+
+        ``updates``: of tasks whose results are kept; durable before their deliveries are gone.
+        """
+
+    async def tell(self, updates: Sequence[Status], /) -> None:
+        """Let those who follow know, soon. What a crash loses of it is told by the next update."""
+
+    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
+        """What is known of these tasks now; nothing of those that are not known, or not any more."""
+
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[Feed]:
+        """News of these tasks: what is known now, then each change. A broken connection is mended behind it."""
+
+    async def cancel(self, id_: str, /) -> Status | None:
+        """Have a task not run, or end; what is known of it then. "cancelled": it never runs. Not final: it runs, or it
+        waits where it cannot be reached, and whoever has it is told. None: nothing is known of it; told all the same.
+        """
 
     async def stats(self, queues: Sequence[str] = (), /) -> Sequence[QueueStats]:
         """Counts of the queues named, and of all the others that the broker can list by itself."""
@@ -100,24 +123,25 @@ def resolve_url(url: str | None) -> str:
     return url or os.environ.get("LEVERET_URL") or DEFAULT_URL
 
 
-def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Broker:
+def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -> Broker:
     """The broker for a URL: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...`` or ``memory://``.
 
-    Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
+    ``timeout``: seconds that a publish may take. ``keep``: how long results and statuses are kept (seconds). Nothing is
+    opened before its first use. Raises ConfigurationError for a URL that no broker knows.
     """
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from leveret.brokers.sqlite import SQLiteBroker
 
-        return SQLiteBroker.from_url(url, timeout=timeout)
+        return SQLiteBroker.from_url(url, timeout=timeout, keep=keep)
     if scheme in ("amqp", "amqps"):
         from leveret.brokers.rabbitmq import RabbitMQBroker
 
-        return RabbitMQBroker(url, timeout=timeout)
+        return RabbitMQBroker(url, timeout=timeout, keep=keep)
     if scheme == "memory":
         from leveret.brokers.memory import MemoryBroker
 
-        return MemoryBroker()
+        return MemoryBroker(keep=keep)
     raise ConfigurationError(
         f"{censor(url)!r} is not a broker's URL: use sqlite:///file.db, amqp://user:password@host/vhost or memory://"
     )

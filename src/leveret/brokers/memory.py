@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.following import Feed, Feeds
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -33,6 +34,7 @@ from leveret.model import (
     revived,
     this_process,
 )
+from leveret.status import KEEP, Mark, Status, buried, cancelled_before, enqueued, newer, placed, requeued
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -47,6 +49,9 @@ class MemoryStore:
         self.ids: set[str] = set()
         #: Numbers deliveries, and the places of ready tasks.
         self.tokens = itertools.count(1)
+        #: What was told of tasks, the longest unchanged first.
+        self.statuses: dict[str, Status] = {}
+        self.feeds = Feeds()
 
 
 class _Stored:
@@ -55,7 +60,7 @@ class _Stored:
         #: A heap: the first is the next to be dealt.
         self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
-        self.delayed: set[asyncio.TimerHandle] = set()
+        self.delayed: dict[str, tuple[asyncio.TimerHandle, Envelope]] = {}
         self.paused = False
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
@@ -69,12 +74,12 @@ class _Stored:
             return
 
         def become_ready() -> None:
-            self.delayed.discard(timer)
+            del self.delayed[envelope.id]
             self.put(envelope, tokens)
             self.deal(tokens)
 
         timer = asyncio.get_running_loop().call_later(wait, become_ready)
-        self.delayed.add(timer)
+        self.delayed[envelope.id] = timer, envelope
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
@@ -89,6 +94,34 @@ class _Stored:
     def put_back(self, waiting: _Waiting) -> None:
         """Where it stood."""
         heapq.heappush(self.ready, waiting)
+
+    def withdraw(self, id_: str) -> Envelope | None:
+        """Take out a task that waits."""
+        if id_ in self.delayed:
+            timer, envelope = self.delayed.pop(id_)
+            timer.cancel()
+            return envelope
+        waiting = next((waiting for waiting in self.ready if waiting.envelope.id == id_), None)
+        if waiting is None:
+            return None
+        self.ready.remove(waiting)
+        heapq.heapify(self.ready)
+        return waiting.envelope
+
+    def status(self, id_: str) -> Status | None:
+        """Where the task is, if it is here."""
+        now = time.time()
+        if id_ in self.delayed:
+            return enqueued(self.delayed[id_][1], now)
+        letter = next((letter for letter in self.dead if letter.envelope.id == id_), None)
+        if letter is not None:
+            return buried(letter)
+        held = [waiting for taker in self.takers for waiting in taker.holding.values()]
+        for waiting in (*self.ready, *held):
+            if waiting.envelope.id == id_:
+                status = enqueued(waiting.envelope, now)
+                return msgspec.structs.replace(status, state="running") if waiting in held else status
+        return None
 
 
 class _Waiting(msgspec.Struct, frozen=True, order=True):
@@ -124,12 +157,20 @@ class _Taker:
     def look_up(self) -> None:
         self._consumer.look_up()
 
+    def told(self, mark: Mark) -> bool:
+        """Tell the consumer of a mark, if the task is one that it holds."""
+        if any(waiting.envelope.id == mark.id for waiting in self.holding.values()):
+            self._consumer.tell(mark)
+            return True
+        return False
+
 
 class _MemoryConsumer:
     def __init__(self, queues: Sequence[_Stored]) -> None:
         self._queues = queues
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
+        self._marks: list[Mark] = []
         self._wake = asyncio.Event()
         self.stopped = False
 
@@ -144,13 +185,21 @@ class _MemoryConsumer:
     def look_up(self) -> None:
         self._wake.set()
 
+    def tell(self, mark: Mark) -> None:
+        self._marks.append(mark)
+        self._wake.set()
+
+    def marks(self) -> Sequence[Mark]:
+        marks, self._marks = self._marks, []
+        return marks
+
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
         while not self.stopped or self._batch:
             await self._wake.wait()
             self._wake.clear()
             batch, self._batch = self._batch, []
             before, self._told = self._told, self.paused
-            if batch or before != self._told:
+            if batch or before != self._told or self._marks:
                 yield batch
 
     @property
@@ -165,8 +214,9 @@ class _MemoryConsumer:
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
+        self._keep = keep
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -222,7 +272,8 @@ class MemoryBroker:
                     stored.put_back(msgspec.structs.replace(waiting, returns=waiting.returns + 1))
             self._deal(takers)
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        self._note(updates)
         lost = []
         for delivery, outcome in settlements:
             taker = delivery.lease
@@ -234,6 +285,34 @@ class MemoryBroker:
         self._deal({delivery.envelope.queue for delivery, _ in settlements})
         if lost:
             raise LeaseLost(lost)
+
+    async def tell(self, updates: Sequence[Status]) -> None:
+        self._note(updates)
+
+    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
+        found = [placed(self._store.statuses.get(id_), self._where(id_)) for id_ in dict.fromkeys(ids)]
+        return [status for status in found if status is not None]
+
+    @asynccontextmanager
+    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
+        feed = Feed(ids)
+        self._store.feeds.add(feed)
+        try:
+            feed.tell(await self.statuses(ids))
+            yield feed
+        finally:
+            self._store.feeds.remove(feed)
+
+    async def cancel(self, id_: str) -> Status | None:
+        mark = Mark(id_, time.time())
+        for stored in self._store.queues.values():
+            envelope = stored.withdraw(id_)
+            if envelope is not None:
+                self._store.ids.discard(id_)
+                self._note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
+            elif any(taker.told(mark) for taker in stored.takers):
+                break
+        return next(iter(await self.statuses([id_])), None)
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # all are known
@@ -256,8 +335,12 @@ class MemoryBroker:
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         letters = self._take_dead(queue, ids)
+        now = time.time()
         for letter in letters:
-            self._store.queues[queue].put(revived(letter.envelope), self._store.tokens)
+            again = revived(letter.envelope)
+            self._store.queues[queue].put(again, self._store.tokens)
+            if again.id in self._store.statuses:
+                self._note([requeued(again, now)])
         self._deal([queue] if letters else [])
         return [letter.envelope.id for letter in letters]
 
@@ -280,6 +363,19 @@ class MemoryBroker:
         stored.paused = paused
         for taker in stored.takers:
             taker.look_up()
+
+    def _where(self, id_: str) -> Status | None:
+        return next(filter(None, (stored.status(id_) for stored in self._store.queues.values())), None)
+
+    def _note(self, updates: Sequence[Status]) -> None:
+        statuses = self._store.statuses
+        for update in updates:
+            known = statuses.pop(update.id, None)
+            statuses[update.id] = newer(known, update)
+        self._store.feeds.tell(updates)
+        before = time.time() - self._keep
+        for id_ in [id_ for id_, status in itertools.islice(statuses.items(), 2 * len(updates)) if status.at < before]:
+            del statuses[id_]
 
     def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp, tls
-from leveret.brokers.rabbitmq.census import PAUSING, Census, Notice, Tally
+from leveret.brokers.rabbitmq import amqp, marks, tls
+from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
     dead_letter_id,
@@ -33,17 +33,22 @@ from leveret.brokers.rabbitmq.declare import (
     message_count,
     unmark_paused,
 )
+from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying
+from leveret.status import KEEP, Mark, cancelled_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
+    from leveret.brokers.following import Feed
     from leveret.brokers.rabbitmq.codec import Message
     from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
+    from leveret.status import Status
 
 T = TypeVar("T")
 
@@ -57,6 +62,8 @@ _QUIET = 0.2
 _ENDS = 2
 #: How many dead letters are put back at once.
 _BATCH = 200
+#: How long workers may take to hear of a cancellation and say that they run the task (seconds).
+_HEARD = 0.3
 #: How long a failed task of a full queue is kept before it goes back (seconds).
 _FULL = 1.0
 
@@ -66,7 +73,7 @@ log = logging.getLogger("leveret.rabbitmq")
 class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    def __init__(self, url: str, *, timeout: float) -> None:
+    def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
         self._urls = hosts(url)
         if tls.is_unverified(self._urls[0]):
             log.warning(
@@ -76,6 +83,7 @@ class RabbitMQBroker:
         self._timeout = timeout
         self._publisher = Publisher(self._urls, timeout=timeout)
         self._census = Census(self._publisher)
+        self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
         self._delays: set[tuple[str, int]] = set()
@@ -103,18 +111,41 @@ class RabbitMQBroker:
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
         self._queues.update((queue.name, queue) for queue in queues)
-        consumer = RabbitMQConsumer(self._urls, queues, credit, self._census, self._notes, self._postpone)
+        consumer = RabbitMQConsumer(
+            self._urls, queues, credit, self._census, self._notes, self._postpone, self._publisher
+        )
         try:
             await consumer.start()
             yield consumer
         finally:
             await consumer.close()
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        await self._events.record(updates)
         kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in settlements))
         lost = [delivery.envelope.id for (delivery, _), is_kept in zip(settlements, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
+
+    async def tell(self, updates: Sequence[Status]) -> None:
+        self._events.tell(updates)
+
+    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
+        return await self._events.statuses(ids)
+
+    def follow(self, ids: Sequence[str]) -> AbstractAsyncContextManager[Feed]:
+        return self._events.follow(ids)
+
+    async def cancel(self, id_: str) -> Status | None:
+        mark = Mark(id_, time.time())
+        await self._insist("cancelling", lambda: self._mark(mark))
+        await asyncio.sleep(_HEARD)
+        status = next(iter(await self._events.statuses([id_])), None)
+        if status is None or status.is_final or status.state == "running":
+            return status
+        cancelled = cancelled_before(status, mark.at)
+        await self._events.record([cancelled])
+        return cancelled
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         return await self._insist("counting", lambda: self._stats(queues), _QUESTION)
@@ -140,6 +171,7 @@ class RabbitMQBroker:
         """The sockets went with their loop."""
 
     async def close(self) -> None:
+        await self._events.close()
         await self._publisher.close()
 
     def _ranked(self, envelope: Envelope) -> Envelope:
@@ -254,6 +286,11 @@ class RabbitMQBroker:
         connection = await self._publisher.connection()
         await change(connection, queue)
         await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
+
+    async def _mark(self, mark: Mark) -> None:
+        connection = await self._publisher.connection()
+        await marks.write(self._publisher, connection, mark)
+        await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         async with self._fetched_dead(queue, limit) as (_, messages):

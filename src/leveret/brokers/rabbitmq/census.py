@@ -43,6 +43,8 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
 #: A queue was paused or resumed; its marker says which.
 PAUSING = "pausing"
+#: A task was cancelled; the stream of marks says which.
+CANCELLING = "cancelling"
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.census import PAUSING, Report
+from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Report
 from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
 from leveret.brokers.rabbitmq.declare import (
     Notes,
@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.declare import (
     message_count,
     tell_priorities,
 )
+from leveret.brokers.rabbitmq.marks import MarkBook
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.census import Census, Notice
+    from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.model import Delivery, Queue
+    from leveret.status import Mark
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -62,6 +65,7 @@ class RabbitMQConsumer:
         census: Census,
         notes: Notes,
         postpone: Postpone,
+        publisher: Publisher,
     ) -> None:
         self._urls = urls
         self._queues = queues
@@ -73,6 +77,7 @@ class RabbitMQConsumer:
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
+        self._marks = MarkBook(publisher, notes, self._wake.set)
         self._stopped = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -93,10 +98,13 @@ class RabbitMQConsumer:
             self._wake.clear()
             batch, self._batch = self._batch, []
             before, self._told = self._told, self.paused
-            if batch or before != self._told:
+            if batch or before != self._told or self._marks:
                 yield batch
             if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
                 self._supervisor.result()
+
+    def marks(self) -> Sequence[Mark]:
+        return self._marks.take()
 
     @property
     def paused(self) -> frozenset[str]:
@@ -160,7 +168,7 @@ class RabbitMQConsumer:
 
     async def _open_session(self) -> Session:
         line = await amqp.Line.open(self._urls, purpose="worker", confirms=False)
-        session = Session(line, self._queues, self._deliver, self._wake.set, self._notes)
+        session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 await line.run(session.begin(self._credit, self._census))
@@ -218,8 +226,10 @@ class Session:
         deliver: Callable[[Delivery], None],
         changed: Callable[[], None],
         notes: Notes,
+        marks: MarkBook,
     ) -> None:
         self._line = line
+        self._marks = marks
         self._notes = notes
         self._queues = queues
         self._deliver = deliver
@@ -249,6 +259,7 @@ class Session:
         except amqp.ChannelAccessRefused as error:
             lack = "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs"
             self._notes.tell_refusal(lack, error)
+        await self._marks.read_on(self._line)
         async with self._pausing:  # a notice may have come by now
             for queue in self._queues:
                 if await self._is_paused(queue):
@@ -371,9 +382,15 @@ class Session:
             self._mend(queue, self._replace)
 
     def _on_notice(self, notice: Notice) -> None:
+        if notice.kind == CANCELLING:
+            for queue in self._queues[:1]:
+                self._mend(queue, self._read_marks)
         for queue in self._queues:
             if notice.kind == PAUSING and notice.queue == queue.name:
                 self._mend(queue, self._look_whether_paused)
+
+    async def _read_marks(self, _: Queue) -> None:
+        await self._marks.read_on(self._line)
 
     def _mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
         task = asyncio.get_running_loop().create_task(self._or_fail(queue, work))

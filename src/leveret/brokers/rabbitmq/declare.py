@@ -143,6 +143,12 @@ async def make_control_exchange(connection: amqp.Connection) -> None:
     await channel.close()
 
 
+async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
+    """Make a stream, or find it: a user who may not make one may still use it, and an operator's limits stay."""
+    if await message_count(connection, stream.name) is None:
+        await _make(connection, stream)
+
+
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:
     missing: list[Declaration] = []
     for queue in queues:

@@ -15,14 +15,19 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
 from leveret.brokers.sqlite.store import Settled, Store
+from leveret.brokers.sqlite.watcher import Watcher
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
+from leveret.status import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Self
 
+    from leveret.brokers.following import Feed
     from leveret.model import DeadLetter, Envelope, Queue, QueueStats, Settlement
+    from leveret.status import Status
 
 
 log = logging.getLogger("leveret.sqlite")
@@ -31,14 +36,15 @@ log = logging.getLogger("leveret.sqlite")
 class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
+    def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.resolve()
         self._timeout = timeout
         self._bells = Bells(self._path)
-        self._writer = Writer(self._path, self._bells, timeout=timeout)
+        self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
+        self._watcher = Watcher(self._writer, self._bells)
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float) -> Self:
+    def from_url(cls, url: str, *, timeout: float, keep: float = KEEP) -> Self:
         """``sqlite:///relative.db`` or ``sqlite:////absolute/path.db``."""
         parts = urlsplit(url)
         path = unquote(parts.path.removeprefix("/"))
@@ -48,7 +54,7 @@ class SQLiteBroker:
             )
         if parts.query:
             raise ConfigurationError(f"{censor(url)!r}: the SQLite broker takes no parameters")
-        return cls(Path(path), timeout=timeout)
+        return cls(Path(path), timeout=timeout, keep=keep)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         try:
@@ -90,7 +96,7 @@ class SQLiteBroker:
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         by_lease: dict[Lease, list[Settlement]] = {}
         lost: list[str] = []
         for settlement in settlements:
@@ -101,10 +107,28 @@ class SQLiteBroker:
                 lost.append(settlement[0].envelope.id)
         for lease, mine in by_lease.items():
             settled = [Settled(delivery.tag, outcome) for delivery, outcome in mine]
-            tokens = await self._writer.do(partial(Store.settle, consumer=lease.consumer, settled=settled))
+            work = partial(Store.settle, consumer=lease.consumer, settled=settled, updates=updates)
+            tokens = await self._writer.do(work)
+            updates = ()
             lost.extend(delivery.envelope.id for delivery, _ in mine if delivery.tag in tokens)
+        await self.tell(updates)
         if lost:
             raise LeaseLost(lost)
+
+    async def tell(self, updates: Sequence[Status]) -> None:
+        # A producer's are in the task's own row.
+        told = [update for update in updates if not update.first]
+        if told:
+            await self._writer.do(lambda store: store.note(told))
+
+    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
+        return await self._writer.do(lambda store: store.records.statuses(ids))
+
+    def follow(self, ids: Sequence[str]) -> AbstractAsyncContextManager[Feed]:
+        return self._watcher.follow(ids)
+
+    async def cancel(self, id_: str) -> Status | None:
+        return await self._writer.do(lambda store: store.cancel(id_))
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # the file lists them all
@@ -130,4 +154,5 @@ class SQLiteBroker:
         self._writer.abandon()
 
     async def close(self) -> None:
+        await self._watcher.close()
         await self._writer.close()

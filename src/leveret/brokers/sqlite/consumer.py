@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.sqlite.bells import Bell, Bells
     from leveret.brokers.sqlite.writer import Writer
+    from leveret.status import Mark
 
 log = logging.getLogger("leveret.sqlite")
 
@@ -44,6 +45,8 @@ class SQLiteConsumer:
         self._paused: frozenset[str] = frozenset()
         self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
+        self._known_marks: frozenset[Mark] = frozenset()
+        self._new_marks: list[Mark] = []
         self._stopped = False
         self._newest = 0
         self._next_due: float | None = None
@@ -70,7 +73,7 @@ class SQLiteConsumer:
         while not self._stopped:
             batch = await self._next()
             before, self._told = self._told, self._paused
-            if batch or before != self._told:
+            if batch or before != self._told or self._new_marks:
                 yield batch
         batch = await self._dealt()
         if batch:
@@ -79,6 +82,10 @@ class SQLiteConsumer:
     @property
     def hold_limit(self) -> None:
         return None
+
+    def marks(self) -> Sequence[Mark]:
+        marks, self._new_marks = self._new_marks, []
+        return marks
 
     @property
     def paused(self) -> frozenset[str]:
@@ -124,6 +131,8 @@ class SQLiteConsumer:
             return []
         claims, self._next_due = dealt.claims, dealt.next_due
         self._paused = dealt.paused.intersection(queue.name for queue in self._queues)
+        self._new_marks.extend(mark for mark in dealt.marks if mark not in self._known_marks)
+        self._known_marks = frozenset(dealt.marks)
         if claims:
             self._newest = claims[-1].token
         return [Delivery(claim.envelope, self._lease, claim.token, claim.returns) for claim in claims]

@@ -52,6 +52,32 @@ CREATE TABLE taker (
     PRIMARY KEY (queue, consumer)
 ) WITHOUT ROWID;
 
+-- What became of a task, for whoever asks; kept for a while.
+CREATE TABLE record (
+    seq     INTEGER PRIMARY KEY,
+    id      TEXT NOT NULL UNIQUE,
+    change  INTEGER NOT NULL,         -- the last one's number, by the clock
+    at      REAL NOT NULL,            -- Unix time
+    status  BLOB NOT NULL             -- JSON
+);
+CREATE INDEX record_at ON record (at);
+
+-- Who wants to know of which task: its bell is rung.
+CREATE TABLE watch (
+    task      TEXT NOT NULL,
+    consumer  INTEGER NOT NULL,
+    PRIMARY KEY (task, consumer)
+) WITHOUT ROWID;
+CREATE INDEX watch_consumer ON watch (consumer);
+
+-- Tasks that were cancelled while a consumer had them.
+CREATE TABLE mark (
+    consumer  INTEGER NOT NULL,
+    task      TEXT NOT NULL,
+    at        REAL NOT NULL,          -- Unix time
+    PRIMARY KEY (consumer, task)
+) WITHOUT ROWID;
+
 -- One row: numbers deliveries and turns.
 CREATE TABLE clock (tick INTEGER NOT NULL);
 INSERT INTO clock VALUES (0);

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.brokers.sqlite.records import Records
 from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -27,6 +28,7 @@ from leveret.model import (
     repeated,
     this_process,
 )
+from leveret.status import KEEP, Mark, Status, back, revived_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: What makes a file of each version one of the next.
 _UPGRADES = {
     1: (
@@ -44,7 +46,17 @@ _UPGRADES = {
         "DROP INDEX task_ready",
         "CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready'",
         "CREATE UNIQUE INDEX task_id ON task (id)",
-    )
+    ),
+    2: (
+        "CREATE TABLE record (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, change INTEGER NOT NULL,"
+        " at REAL NOT NULL, status BLOB NOT NULL)",
+        "CREATE INDEX record_at ON record (at)",
+        "CREATE TABLE watch (task TEXT NOT NULL, consumer INTEGER NOT NULL,"
+        " PRIMARY KEY (task, consumer)) WITHOUT ROWID",
+        "CREATE INDEX watch_consumer ON watch (consumer)",
+        "CREATE TABLE mark (consumer INTEGER NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,"
+        " PRIMARY KEY (consumer, task)) WITHOUT ROWID",
+    ),
 }
 
 _ENVELOPE = (
@@ -75,6 +87,8 @@ class Dealt(msgspec.Struct, frozen=True):
     next_due: float | None
     #: All paused queues of the file.
     paused: frozenset[str] = frozenset()
+    #: Of all tasks that it has and that were cancelled.
+    marks: list[Mark] = []
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -132,9 +146,11 @@ def _check_owner(database: sqlite3.Connection, path: Path) -> int:
 class Store:
     """The operations. Each is atomic with whatever else its caller's transaction holds."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, *, keep: float = KEEP) -> None:
         self._database = database
+        self._keep = keep
         self.rings: set[str] = set()
+        self.records = Records(database, lambda bell: self.rings.add(bell))
 
     def declare(self, queues: Sequence[Queue]) -> None:
         missing = [queue for queue in {queue.name: queue for queue in queues}.values() if not self._adopts(queue)]
@@ -175,6 +191,20 @@ class Store:
         stored = [id_ for id_ in ids if self._execute("SELECT 1 FROM task WHERE id = ?", id_).fetchone()]
         return list(dict.fromkeys([*stored, *repeated(ids)]))
 
+    def note(self, updates: Sequence[Status]) -> None:
+        """Record what became of tasks."""
+        self.records.note(updates, self._keep)
+
+    def cancel(self, id_: str) -> Status | None:
+        """See `leveret.brokers.Broker.cancel`."""
+        return self.records.cancel(id_, self._keep)
+
+    def register_watcher(self, bell: str) -> tuple[int, int]:
+        """A consumer that takes nothing, and wants to know: its number, and that of the last change."""
+        number = self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid
+        (last,) = self._execute("SELECT tick FROM clock").fetchone()
+        return int(number or 0), int(last)
+
     def register(self, bell: str, queues: Sequence[Queue], credit: int | None) -> int:
         """A new consumer of the queues; its number."""
         self.declare(queues)
@@ -198,7 +228,7 @@ class Store:
             return None
         claims = [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
         paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
-        return Dealt(claims, next_due, frozenset(name for (name,) in paused))
+        return Dealt(claims, next_due, frozenset(name for (name,) in paused), self.records.marks(consumer))
 
     def _promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
@@ -209,8 +239,9 @@ class Store:
         (following,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
         return None if following is None else float(following)
 
-    def settle(self, consumer: int, settled: Sequence[Settled]) -> list[int]:
+    def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> list[int]:
         """Record outcomes and deal again; the tokens that were not this consumer's any more."""
+        self.note(updates)
         lost, freed = [], dict[int, int]()
         for item in settled:
             queue = self._end(consumer, item)
@@ -220,6 +251,7 @@ class Store:
                 freed[queue] = freed.get(queue, 0) + 1
         for queue, count in freed.items():
             self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", count, queue, consumer)
+        self.records.settled(consumer)
         self._deal(freed)
         return lost
 
@@ -231,14 +263,15 @@ class Store:
         """Consumers that are gone: what they had goes back to where it stood, for the others."""
         queues: set[int] = set()
         for consumer in consumers:
-            queues.update(
-                queue
-                for (queue,) in self._execute(
-                    "UPDATE task SET state = 'ready', consumer = NULL, token = NULL, returns = returns + 1"
-                    " WHERE state = 'running' AND consumer = ? RETURNING queue",
-                    consumer,
-                ).fetchall()
-            )
+            self.records.orphaned(consumer, self._keep)
+            returned = self._execute(
+                "UPDATE task SET state = 'ready', consumer = NULL, token = NULL, returns = returns + 1"
+                " WHERE state = 'running' AND consumer = ? RETURNING queue, id",
+                consumer,
+            ).fetchall()
+            queues.update(queue for queue, _ in returned)
+            now = time.time()
+            self.records.amend((id_ for _, id_ in returned), lambda status: back(status, now), self._keep)  # noqa: B023
             self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
             self._execute("DELETE FROM consumer WHERE id = ?", consumer)
         self._deal(queues)
@@ -291,6 +324,8 @@ class Store:
             number,
             ids,
         )
+        now = time.time()
+        self.records.amend(found, lambda status: revived_again(status, now), self._keep)
         self._deal([number])
         return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from leveret.brokers.sqlite.store import Store, open_database
 from leveret.errors import BrokerError, BrokerUnavailable, LeveretError, StoreError
+from leveret.status import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,10 +63,11 @@ class _Request(Generic[T]):
 class Writer:
     """Runs requests in the order they come."""
 
-    def __init__(self, path: Path, bells: Bells, *, timeout: float) -> None:
+    def __init__(self, path: Path, bells: Bells, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path
         self._bells = bells
         self._timeout = timeout
+        self._keep = keep
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -154,7 +156,7 @@ class Writer:
     def _opened(self) -> Store:
         if self._store is None:
             self._database = open_database(self._path, timeout=self._timeout)
-            self._store = Store(self._database)
+            self._store = Store(self._database, keep=self._keep)
         return self._store
 
 

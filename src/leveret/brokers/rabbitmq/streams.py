@@ -1,0 +1,159 @@
+"""Streams: append-only queues (``x-queue-type: stream``, RabbitMQ 3.9 and later) that many may read, from any place.
+
+`leveret.events` tells what becomes of tasks, `leveret.cancelled` which of them shall not run. A message is a *batch*, a
+JSON object; a reader that must know all that is there so far sends one with a *sentinel* and reads until it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import secrets
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.codec import Message
+from leveret.brokers.rabbitmq.topology import Declaration
+from leveret.status import Mark, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+VERSION = 1
+#: Where to begin: an offset, a moment (the chunk of messages that holds it), the oldest, or what comes from now on.
+Place: TypeAlias = "int | dt.datetime | str"
+#: A stream is cut off in pieces of this size, once they are too old or too many (bytes).
+_SEGMENT = 16 * 1024 * 1024
+_MOST_EVENTS = 1024 * 1024 * 1024
+_MARKS_SEGMENT = 512 * 1024
+_MOST_MARKS = 4 * 1024 * 1024
+#: RabbitMQ has so many messages on the way to a reader at once.
+_PREFETCH = 200
+
+
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of a stream. Readers ignore a newer version, and members that they do not know."""
+
+    v: int = VERSION
+    updates: list[Status] = []
+    marks: list[Mark] = []
+    #: Somebody reads up to here.
+    sentinel: str | None = None
+
+
+def events_declaration(keep: float) -> Declaration:
+    """``keep``: how long (seconds); RabbitMQ wants whole ones."""
+    return Declaration(
+        "leveret.events",
+        arguments={
+            "x-queue-type": "stream",
+            "x-max-age": f"{max(1, round(keep))}s",
+            "x-max-length-bytes": _MOST_EVENTS,
+            "x-stream-max-segment-size-bytes": _SEGMENT,
+        },
+    )
+
+
+def marks_declaration() -> Declaration:
+    return Declaration(
+        "leveret.cancelled",
+        arguments={
+            "x-queue-type": "stream",
+            "x-max-length-bytes": _MOST_MARKS,
+            "x-stream-max-segment-size-bytes": _MARKS_SEGMENT,
+        },
+    )
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Batch).decode
+
+
+def to_message(stream: str, batch: Batch) -> Message:
+    properties = amqp.Properties(
+        content_type="application/json", delivery_mode=2, message_id=f"leveret-{secrets.token_hex(12)}"
+    )
+    return Message(stream, _encode(batch), properties, stream)
+
+
+def new_sentinel() -> str:
+    return secrets.token_hex(12)
+
+
+class Reading:
+    """A channel that reads a stream from some place on, and hands each batch over with its offset."""
+
+    def __init__(self, connection: amqp.Connection, stream: str, take: Callable[[int, Batch], None]) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._take = take
+        self._unacknowledged = 0
+        self._sentinels: dict[str, asyncio.Future[int]] = {}
+        self._channel: amqp.Channel | None = None
+
+    async def begin(self, place: Place) -> None:
+        """Returned means that nothing from that place on is missed. Raises what aio-pika raises."""
+        self._channel = await amqp.open_channel(self._connection, confirms=False)
+        await self._channel.basic_qos(prefetch_count=_PREFETCH)
+        arguments: dict[str, Any] = {"x-stream-offset": place}
+        await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
+
+    def expect(self, sentinel: str) -> asyncio.Future[int]:
+        """Gets the sentinel's offset when it comes."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._sentinels[sentinel] = future
+        return future
+
+    async def end(self) -> None:
+        if self._channel is not None and not self._channel.is_closed:
+            await self._channel.close()
+
+    async def _on_message(self, message: amqp.DeliveredMessage) -> None:
+        offset = (message.header.properties.headers or {}).get("x-stream-offset")
+        batch = read(message.body)
+        if batch is not None and isinstance(offset, int):
+            self._take(offset, batch)
+            waiting = self._sentinels.pop(batch.sentinel or "", None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(offset)
+        self._unacknowledged += 1
+        # A stream's acknowledgment is only the wish for more.
+        if self._unacknowledged * 4 >= _PREFETCH and self._channel is not None:
+            self._unacknowledged = 0
+            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True, wait=False)
+
+
+def read(body: bytes) -> Batch | None:
+    """None for what makes no sense here: a stream is open to others."""
+    try:
+        batch = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return batch if batch.v == VERSION else None
+
+
+def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
+    """Where news of these tasks can begin: ids that Leveret makes begin with the time (milliseconds, 12 hex digits)."""
+    moments = [_made_at(id_) for id_ in ids]
+    oldest = min((moment for moment in moments if moment is not None), default=now)
+    if None in moments or oldest < now - keep:
+        return "first"
+    return dt.datetime.fromtimestamp(oldest - _MOST_SKEW, dt.UTC)
+
+
+#: How far the clocks of producers and brokers may be apart (seconds).
+_MOST_SKEW = 30.0
+_ID_LENGTH = 32
+_TIME_DIGITS = 12
+
+
+def _made_at(id_: str) -> float | None:
+    if len(id_) != _ID_LENGTH:
+        return None
+    try:
+        int(id_, 16)
+        return int(id_[:_TIME_DIGITS], 16) / 1000
+    except ValueError:
+        return None

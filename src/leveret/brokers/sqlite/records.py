@@ -1,0 +1,189 @@
+"""The SQL of what became of tasks: one row each, kept for a while, and who wants to know of which."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leveret.status import Mark, Status, cancelled_before, newer, placed
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+
+#: So many old rows are deleted, at most, with each update: never many at once.
+_PURGE = 4
+_pack = msgspec.json.Encoder().encode
+_unpack = msgspec.json.Decoder(Status).decode
+
+
+class News(msgspec.Struct, frozen=True):
+    """What changed, and the number of the last change."""
+
+    statuses: list[Status]
+    last: int
+
+
+class Records:
+    """Used by `Store`, in its transactions. ``ring``: told of each bell to ring after the commit."""
+
+    def __init__(self, database: sqlite3.Connection, ring: Callable[[str], None]) -> None:
+        self._database = database
+        self._ring = ring
+
+    def note(self, updates: Sequence[Status], keep: float) -> None:
+        """Record updates, and forget some that are older than ``keep`` seconds."""
+        if not updates:
+            return
+        for update in updates:
+            status = newer(self._recorded(update.id), update)
+            (change,) = self._execute("UPDATE clock SET tick = tick + 1 RETURNING tick").fetchone()
+            self._execute(
+                "INSERT INTO record (id, change, at, status) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET change = excluded.change, at = excluded.at, status = excluded.status",
+                update.id,
+                change,
+                status.at,
+                _pack(status),
+            )
+        self._ring_for(updates)
+        self._purge(time.time(), keep, _PURGE * len(updates))
+
+    def amend(self, ids: Iterable[str], change: Callable[[Status], Status], keep: float) -> None:
+        """Tell something new of those of the tasks that are recorded."""
+        known = [self._recorded(id_) for id_ in ids]
+        self.note([change(status) for status in known if status is not None], keep)
+
+    def statuses(self, ids: Iterable[str]) -> list[Status]:
+        found = [placed(self._recorded(id_), self._row(id_)) for id_ in dict.fromkeys(ids)]
+        return [status for status in found if status is not None]
+
+    def watch(self, consumer: int, ids: Sequence[str]) -> list[Status]:
+        """Have the consumer's bell rung when one of these changes; what is known of them now."""
+        self._database.executemany(
+            "INSERT OR IGNORE INTO watch (task, consumer) VALUES (?, ?)", [(id_, consumer) for id_ in ids]
+        )
+        return self.statuses(ids)
+
+    def unwatch(self, consumer: int, ids: Sequence[str]) -> None:
+        self._database.executemany(
+            "DELETE FROM watch WHERE task = ? AND consumer = ?", [(id_, consumer) for id_ in ids]
+        )
+
+    def changes(self, consumer: int, after: int) -> News | None:
+        """What changed of what the consumer watches since change ``after``; None when it is not registered."""
+        rows = self._execute(
+            "SELECT change, status FROM watch JOIN record ON record.id = watch.task"
+            " WHERE watch.consumer = ? AND change > ? ORDER BY change",
+            consumer,
+            after,
+        ).fetchall()
+        if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
+            return None
+        return News([_unpack(status) for _, status in rows], rows[-1][0] if rows else after)
+
+    def cancel(self, id_: str, keep: float) -> Status | None:
+        """Take a task that waits out of its queue, or leave its worker a mark."""
+        now = time.time()
+        known = next(iter(self.statuses([id_])), None)
+        taken = self._execute("DELETE FROM task WHERE id = ? AND state IN ('ready', 'delayed') RETURNING 1", id_)
+        if known is not None and taken.fetchone():
+            self.note([cancelled_before(known, now)], keep)
+            return self._recorded(id_)
+        holder = self._execute(
+            "SELECT consumer, bell FROM task JOIN consumer ON consumer.id = consumer WHERE task.id = ? AND"
+            " state = 'running'",
+            id_,
+        ).fetchone()
+        if holder is not None:
+            self._execute("INSERT OR IGNORE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder[0], id_, now)
+            self._ring(holder[1])
+        return known
+
+    def marks(self, consumer: int) -> list[Mark]:
+        """Of tasks that the consumer has. They stay until they are settled: see `orphaned`."""
+        rows = self._execute("SELECT task, at FROM mark WHERE consumer = ?", consumer).fetchall()
+        return [Mark(id_, at) for id_, at in rows]
+
+    def settled(self, consumer: int) -> None:
+        """Forget the marks of tasks that the consumer has no more."""
+        self._execute(
+            "DELETE FROM mark WHERE consumer = ? AND task NOT IN"
+            " (SELECT id FROM task WHERE state = 'running' AND consumer = mark.consumer)",
+            consumer,
+        )
+
+    def orphaned(self, consumer: int, keep: float) -> None:
+        """A consumer that ends: what it had and was cancelled never runs again."""
+        now = time.time()
+        for mark in self.marks(consumer):
+            known = next(iter(self.statuses([mark.id])), None)
+            taken = self._execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING 1", mark.id, consumer)
+            if known is not None and taken.fetchone():
+                self.note([msgspec.structs.replace(cancelled_before(known, now), error="cancelled")], keep)
+        self._execute("DELETE FROM mark WHERE consumer = ?", consumer)
+        self._execute("DELETE FROM watch WHERE consumer = ?", consumer)
+
+    def _ring_for(self, updates: Sequence[Status]) -> None:
+        if self._execute("SELECT 1 FROM watch LIMIT 1").fetchone() is None:
+            return
+        for update in updates:
+            bells = self._execute(
+                "SELECT bell FROM watch JOIN consumer ON consumer.id = watch.consumer WHERE task = ?", update.id
+            )
+            for (bell,) in bells.fetchall():
+                self._ring(bell)
+
+    def _purge(self, now: float, keep: float, count: int) -> None:
+        old = self._execute("SELECT seq, id FROM record WHERE at < ? ORDER BY at LIMIT ?", now - keep, count).fetchall()
+        for seq, id_ in old:
+            if self._execute("SELECT 1 FROM task WHERE id = ?", id_).fetchone():
+                self._execute("UPDATE record SET at = ? WHERE seq = ?", now, seq)
+            else:
+                self._execute("DELETE FROM record WHERE seq = ?", seq)
+
+    def _recorded(self, id_: str) -> Status | None:
+        row = self._execute("SELECT status FROM record WHERE id = ?", id_).fetchone()
+        return None if row is None else _unpack(row[0])
+
+    def _row(self, id_: str) -> Status | None:
+        """Where the task is in the file."""
+        row = self._execute(
+            "SELECT state, queue.name, task.name, attempt, enqueued_at, due, last_error, reason, traceback, died_at,"
+            " worker FROM task JOIN queue ON queue.id = task.queue WHERE task.id = ?",
+            id_,
+        ).fetchone()
+        if row is None:
+            return None
+        state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker = row
+        if state == "dead":
+            return Status(
+                id_,
+                "dead",
+                died_at or 0.0,
+                queue,
+                name,
+                attempt,
+                enqueued_at,
+                error=reason,
+                traceback=traceback or "",
+                worker=worker,
+            )
+        at = enqueued_at or 0.0
+        waiting = "retrying" if attempt > 1 else "delayed" if state == "delayed" else "queued"
+        return Status(
+            id_,
+            "running" if state == "running" else waiting,  # type: ignore[arg-type]
+            at,
+            queue,
+            name,
+            attempt,
+            enqueued_at,
+            due=due if state == "delayed" else None,
+            error=error,
+        )
+
+    def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        return self._database.execute(sql, values)

@@ -1,0 +1,207 @@
+"""``Handle[R]``: one task that was enqueued, and what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from leveret.errors import ConfigurationError, NoResult, ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import msgspec
+
+    from leveret.status import Status
+
+R = TypeVar("R")
+
+#: How long `Handle.cancel` waits for a running task to end (seconds).
+CANCEL_TIMEOUT = 5.0
+
+
+class Source(Protocol):
+    """Where a handle asks: its application."""
+
+    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]: ...
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]: ...
+    async def cancel(self, id_: str, /) -> Status | None: ...
+    def restore(self, task: str | None, queue: str, result: msgspec.Raw, /) -> Any: ...
+
+
+class Handle(Generic[R]):
+    """A task that is safely stored: its ``id``, and where it was put as far as this program knows."""
+
+    def __init__(
+        self,
+        id_: str,
+        source: Source,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        stored: bool = True,
+    ) -> None:
+        self.id = id_
+        self.task = task
+        self.queue = queue
+        self._source = source
+        self._stored = stored
+        self._last: Status | None = None
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.id} of {self.task or 'a task'}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def status(self) -> Status:
+        """What is known of the task now. Raises TaskNotFound, or BrokerError when it cannot be asked."""
+        if self._last is None or not self._last.is_final:
+            found = await self._source.statuses([self.id])
+            if not found:
+                raise TaskNotFound(
+                    f"nothing is known of task {self.id!r}: it was not enqueued here, its result is not stored "
+                    "(store_result=False), or was kept long enough (App(keep_results=...))"
+                )
+            self._last = found[0]
+        return self._last
+
+    async def result(self, timeout: float | None = None) -> R:
+        """What the task returned, once it has. ``timeout``: seconds; None waits as long as it takes.
+
+        Raises TaskFailed, TaskCancelled, NoResult (it succeeded, but what it returned could not be kept),
+        ResultTimeout, or BrokerError when the broker cannot be asked. Ask within the application's ``keep_results``.
+        """
+        self._check_stored()
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                async for status in self.updates():
+                    if status.is_final:
+                        return self.result_in(status)
+        except TimeoutError as error:
+            if limit.expired():
+                raise ResultTimeout(f"task {self.id} had not ended after {timeout:g} s; it goes on") from error
+            raise
+        raise AssertionError("a feed ends with a final status")
+
+    async def updates(self) -> AsyncGenerator[Status]:
+        """What is known now, and then each change, to the final one. Quick changes may come as one."""
+        self._check_stored()
+        if self._last is not None and self._last.is_final:
+            yield self._last
+            return
+        async with self._source.follow([self.id]) as feed:
+            async for batch in feed:
+                for status in batch:
+                    self._last = status
+                    yield status
+                    if status.is_final:
+                        return
+
+    async def cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> Status:
+        """Have the task not run, or end if it runs; the status then tells what came of it.
+
+        ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
+        other: after ``timeout`` seconds it still runs. An ``async def`` task is cancelled where it awaits. A plain
+        ``def`` one ends at its next ``current_task().check()``, or is killed a while after its ``timeout``; nothing
+        else ends it. A cancelled task is no dead letter, and is not tried again. Raises TaskNotFound and BrokerError.
+        """
+        status = await self._source.cancel(self.id)
+        if status is not None and (status.is_final or not self._stored):
+            self._last = status
+            return status
+        try:
+            async with asyncio.timeout(timeout):
+                async for update in self.updates():
+                    status = update
+        except TimeoutError:
+            if status is None:
+                raise TaskNotFound(f"nothing is known of task {self.id!r}; if it waits, it will not run") from None
+        assert status is not None
+        return status
+
+    def result_in(self, status: Status) -> R:
+        """The result in a final status. Raises TaskFailed, TaskCancelled or NoResult."""
+        if status.state == "dead":
+            raise TaskFailed(self.id, status.task, status.error or "", status.traceback)
+        if status.state == "cancelled":
+            raise TaskCancelled(f"task {status.task or '(default task)'} {self.id} was cancelled: {status.error}")
+        if not status.has_result:
+            raise NoResult(status.problem or f"task {self.id} succeeded, and its result is not stored")
+        result: R = self._source.restore(status.task, status.queue, status.result)
+        return result
+
+    def _check_stored(self) -> None:
+        if not self._stored:
+            raise ConfigurationError(f"task {self.task!r} has store_result=False: nobody can ask what became of it")
+
+
+async def as_finished(handles: Iterable[Handle[R]], *, timeout: float | None = None) -> AsyncGenerator[Handle[R]]:
+    """The handles in the order in which their tasks end; each one's ``result()`` is there then.
+
+    ``timeout``: seconds for all of them. Raises ResultTimeout, ConfigurationError or BrokerError.
+    """
+    waiting: dict[str, list[Handle[R]]] = {}
+    by_source: dict[Source, list[str]] = {}
+    for handle in handles:
+        handle._check_stored()  # noqa: SLF001 - one class in two parts
+        if handle.id not in waiting:
+            by_source.setdefault(handle._source, []).append(handle.id)  # noqa: SLF001
+        waiting.setdefault(handle.id, []).append(handle)
+    news: asyncio.Queue[Status | BaseException] = asyncio.Queue()
+    following = [asyncio.ensure_future(_follow(source, ids, news)) for source, ids in by_source.items()]
+    clock = asyncio.get_running_loop().time
+    deadline = None if timeout is None else clock() + timeout
+    try:
+        while waiting:
+            status = await _next(news, deadline, len(waiting))
+            for handle in waiting.pop(status.id, []):
+                handle._last = status  # noqa: SLF001
+                yield handle
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+
+async def gather_results(handles: Iterable[Handle[R]], *, timeout: float | None = None) -> list[R]:
+    """What all the tasks returned, in the order of the handles; raises what the first one that failed raises.
+
+    ``timeout``: seconds for all of them together. The others go on when one has failed. Raises as `Handle.result`.
+    """
+    every = list(handles)
+    results: dict[str, R] = {}
+    async for handle in as_finished(every, timeout=timeout):
+        results[handle.id] = await handle.result()
+    return [results[handle.id] for handle in every]
+
+
+async def _next(news: asyncio.Queue[Status | BaseException], deadline: float | None, left: int) -> Status:
+    try:
+        async with asyncio.timeout_at(deadline):
+            status = await news.get()
+    except TimeoutError as error:
+        raise ResultTimeout(f"{left} tasks had not ended in time; they go on") from error
+    if isinstance(status, BaseException):
+        raise status
+    return status
+
+
+async def _follow(source: Source, ids: Sequence[str], news: asyncio.Queue[Status | BaseException]) -> None:
+    """Until all of these have ended."""
+    left = set(ids)
+    try:
+        async with source.follow(ids) as feed:
+            async for batch in feed:
+                for status in batch:
+                    if status.is_final and status.id in left:
+                        left.discard(status.id)
+                        news.put_nowait(status)
+                if not left:
+                    return
+    except Exception as error:  # noqa: BLE001 - it is raised where the news are read
+        news.put_nowait(error)

@@ -1,0 +1,221 @@
+"""What has become of a task: the updates that tell of it, and how they add up. Values and pure functions, no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
+
+from leveret.model import (
+    Cancelled,
+    DeadLetter,
+    DeadLettered,
+    Envelope,
+    Outcome,
+    Released,
+    Retrying,
+    this_process,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: queued: ready, or held by a worker that has not begun it. retrying: an attempt failed, and another one will come.
+State: TypeAlias = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled"]
+#: States that do not change by themselves any more.
+FINAL: frozenset[State] = frozenset({"succeeded", "dead", "cancelled"})
+_WAITING: frozenset[State] = frozenset({"queued", "delayed", "retrying"})
+NO_RESULT = msgspec.Raw(b"")
+#: How long a task's outcome is kept (seconds).
+KEEP = 3_600.0
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a running task says that it is."""
+
+    done: float
+    total: float | None = None
+    note: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of one task; also the update that made it so."""
+
+    id: str
+    state: State
+    #: Unix time of the last change.
+    at: float
+    queue: str
+    task: str | None = None
+    #: The attempt that runs, ran last, or comes next.
+    attempt: int = 1
+    #: Unix times; None: not known, or not yet.
+    enqueued_at: float | None = None
+    started_at: float | None = None
+    #: delayed, retrying: when it will run.
+    due: float | None = None
+    #: What ended the last failed attempt; of a dead or cancelled task the reason.
+    error: str | None = None
+    traceback: str = ""
+    progress: Progress | None = None
+    #: The encoded result (JSON); empty when there is none, or it was not stored.
+    result: msgspec.Raw = NO_RESULT
+    #: Why a task that succeeded has no result to show.
+    problem: str = ""
+    #: The worker that said so.
+    worker: str | None = None
+    #: Told by the producer: it may come late, and says nothing new then.
+    first: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def has_result(self) -> bool:
+        return bool(bytes(self.result))
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """Somebody cancelled the task with that id, at that Unix time: what was enqueued later is another task."""
+
+    id: str
+    at: float
+
+    def covers(self, envelope: Envelope) -> bool:
+        return envelope.enqueued_at is None or envelope.enqueued_at <= self.at
+
+
+def enqueued(envelope: Envelope, now: float) -> Status:
+    """What a producer says of a task that it has stored."""
+    delayed = envelope.due is not None and envelope.due > now
+    return Status(
+        envelope.id,
+        "delayed" if delayed else "queued",
+        now,
+        envelope.queue,
+        envelope.task,
+        envelope.attempt,
+        envelope.enqueued_at,
+        due=envelope.due if delayed else None,
+        first=True,
+    )
+
+
+def started(envelope: Envelope, task: str | None, now: float) -> Status:
+    return Status(
+        envelope.id,
+        "running",
+        now,
+        envelope.queue,
+        task,
+        envelope.attempt,
+        envelope.enqueued_at,
+        started_at=now,
+        error=envelope.last_error,
+        worker=this_process(),
+    )
+
+
+def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) -> Status:
+    """What a worker says of a task whose outcome it records."""
+    base = Status(
+        envelope.id, "queued", now, envelope.queue, task, envelope.attempt, envelope.enqueued_at, worker=this_process()
+    )
+    if isinstance(outcome, Retrying):
+        return msgspec.structs.replace(
+            base,
+            state="retrying",
+            attempt=envelope.attempt + 1,
+            due=now + outcome.delay if outcome.delay else None,
+            error=outcome.error,
+            traceback=outcome.traceback,
+        )
+    if isinstance(outcome, DeadLettered):
+        return msgspec.structs.replace(base, state="dead", error=outcome.reason, traceback=outcome.traceback)
+    if isinstance(outcome, Cancelled):
+        return msgspec.structs.replace(base, state="cancelled", error=outcome.reason)
+    if isinstance(outcome, Released):
+        return msgspec.structs.replace(base, error=envelope.last_error)
+    result = NO_RESULT if outcome.result is None else msgspec.Raw(outcome.result)
+    return msgspec.structs.replace(base, state="succeeded", result=result, problem=outcome.problem)
+
+
+def requeued(envelope: Envelope, now: float) -> Status:
+    """A task that is back in its queue: a dead letter that was put back, or one whose worker died."""
+    return msgspec.structs.replace(enqueued(envelope, now), first=False)
+
+
+def back(status: Status, now: float) -> Status:
+    """A task whose worker is gone: it waits again."""
+    return msgspec.structs.replace(status, state="queued", at=now, worker=None, progress=None, first=False)
+
+
+def revived_again(status: Status, now: float) -> Status:
+    """A dead task that was put back."""
+    return msgspec.structs.replace(
+        status, state="queued", at=now, attempt=1, traceback="", worker=None, progress=None, first=False
+    )
+
+
+def buried(letter: DeadLetter) -> Status:
+    """A dead letter of which nothing else is known."""
+    envelope = letter.envelope
+    return Status(
+        envelope.id,
+        "dead",
+        letter.died_at or 0.0,
+        envelope.queue,
+        envelope.task,
+        envelope.attempt,
+        envelope.enqueued_at,
+        error=letter.reason,
+        traceback=letter.traceback,
+        worker=letter.worker,
+    )
+
+
+def cancelled_before(status: Status, now: float) -> Status:
+    """A task that waited, and will not run."""
+    return msgspec.structs.replace(
+        status, state="cancelled", at=now, due=None, error="cancelled before it ran", worker=None, first=False
+    )
+
+
+def newer(known: Status | None, update: Status) -> Status:
+    """What is known after an update, in the order in which the broker tells them."""
+    if known is None:
+        return update
+    if update.first:
+        # Late, unless it is another task, for which the id was used again.
+        is_another = known.is_final and (update.enqueued_at or 0.0) > (known.enqueued_at or 0.0)
+        return update if is_another else known
+    return msgspec.structs.replace(
+        update,
+        task=update.task or known.task,
+        enqueued_at=update.enqueued_at or known.enqueued_at,
+        started_at=update.started_at or (known.started_at if update.is_final else None),
+        progress=update.progress or (known.progress if update.state in FINAL or update.state == known.state else None),
+    )
+
+
+def folded(updates: Iterable[Status]) -> dict[str, Status]:
+    """What many updates add up to, by id."""
+    known: dict[str, Status] = {}
+    for update in updates:
+        known[update.id] = newer(known.get(update.id), update)
+    return known
+
+
+def placed(known: Status | None, row: Status | None) -> Status | None:
+    """What was told of a task, set right by where the broker has it now (``row``; None: it has it no more)."""
+    if known is None or row is None:
+        return known or row
+    if row.state == "dead":
+        return known if known.state == "dead" else row
+    if known.is_final:
+        # An older task's with the same id: the broker would not have it any more.
+        return row if (row.enqueued_at or 0.0) > (known.enqueued_at or 0.0) else known
+    if row.state in _WAITING and known.state == "running":
+        return msgspec.structs.replace(row, task=row.task or known.task)
+    return known

@@ -1,0 +1,283 @@
+"""The checks of `conformance` for what became of a task: statuses, news of them, and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
+from leveret.status import Progress, enqueued, settled, started
+from leveret.testing.bench import PATIENCE, QUIET, Bench, becomes, check
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from leveret.brokers import Broker, Consumer
+    from leveret.brokers.following import Feed
+    from leveret.model import Delivery, Outcome
+    from leveret.status import Status
+
+
+class News:
+    """A feed, read one status at a time."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed: AsyncIterator[Sequence[Status]] = aiter(feed)
+
+    async def until(self, *states: str) -> Status:
+        """The first status in one of the states."""
+        async with asyncio.timeout(PATIENCE):
+            async for batch in self._feed:
+                for status in batch:
+                    if status.state in states:
+                        return status
+        raise AssertionError("the feed ended")
+
+
+async def published(broker: Broker, envelope: Envelope) -> None:
+    """As an application does it."""
+    await broker.publish([envelope])
+    await broker.tell([enqueued(envelope, time.time())])
+
+
+async def ended(broker: Broker, delivery: Delivery, outcome: Outcome) -> None:
+    """As a worker does it."""
+    envelope = delivery.envelope
+    await broker.settle([(delivery, outcome)], [settled(envelope, envelope.task, outcome, time.time())])
+
+
+async def status_of(broker: Broker, id_: str, *states: str) -> Status:
+    """The status, once it is in one of the states: producers' word may come a moment later."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        found = await broker.statuses([id_])
+        if found and found[0].state in states:
+            return found[0]
+        assert asyncio.get_running_loop().time() < deadline, f"{states} was due, it is {found}"
+        await asyncio.sleep(0.05)
+
+
+def sent(bench: Bench, text: str, **changes: object) -> Envelope:
+    return bench.envelope(text, enqueued_at=time.time(), **changes)
+
+
+def follow(broker: Broker, *envelopes: Envelope) -> AbstractAsyncContextManager[Feed]:
+    return broker.follow([envelope.id for envelope in envelopes])
+
+
+@check
+async def a_status_is_known_everywhere(bench: Bench) -> None:
+    """Another program can ask: queued, running, succeeded with the result; and nothing of what never was."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    assert (await status_of(other, envelope.id, "queued")).task == "check"
+    taken = await bench.consumer(broker)
+    (delivery,) = await taken.next()
+    await broker.tell([started(envelope, "check", time.time())])
+    status = await status_of(other, envelope.id, "running")
+    assert status.started_at is not None
+    assert status.worker is not None
+    await ended(broker, delivery, Succeeded(b'{"a":[1,2]}'))
+    status = await status_of(other, envelope.id, "succeeded")
+    assert bytes(status.result) == b'{"a":[1,2]}'
+    assert (status.queue, status.attempt) == (bench.queue.name, 1)
+    assert await other.statuses(["0" * 32, "never-was"]) == []
+
+
+@check
+async def who_follows_is_told_each_change(bench: Bench) -> None:
+    """What is known at first, progress, a retry with its time and error, the end: none of it asked for again."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    await status_of(other, envelope.id, "queued")
+    async with follow(other, envelope) as feed:
+        news = News(feed)
+        assert (await news.until("queued")).attempt == 1
+        taken = await bench.consumer(broker)
+        (delivery,) = await taken.next()
+        running = started(envelope, "check", time.time())
+        await broker.tell([running])
+        assert (await news.until("running")).progress is None
+        await broker.tell([msgspec.structs.replace(running, progress=Progress(3, 7, "half"))])
+        assert (await news.until("running")).progress == Progress(3, 7, "half")
+        await ended(broker, delivery, Retrying("it broke", "the traceback", delay=0.3))
+        status = await news.until("retrying")
+        assert (status.attempt, status.error, status.traceback) == (2, "it broke", "the traceback")
+        assert status.due is not None
+        assert status.due > time.time() - PATIENCE
+        (delivery,) = await taken.next()
+        await ended(broker, delivery, DeadLettered("for good", "deep"))
+        status = await news.until("dead")
+        assert (status.error, status.traceback, status.attempt) == ("for good", "deep", 2)
+
+
+@check
+async def a_late_reader_misses_nothing(bench: Bench) -> None:
+    """What ended before anybody asked is told at once; many tasks are followed together; others' news do not come."""
+    broker, other = await bench.declared(), bench.broker()
+    envelopes = [sent(bench, str(number)) for number in range(40)]
+    stranger = sent(bench, "stranger")
+    await broker.publish([*envelopes, stranger])
+    taken = await bench.consumer(broker, credit=100)
+    deliveries = await taken.next(41)
+    for delivery in deliveries[:20]:
+        await ended(broker, delivery, Succeeded(delivery.envelope.body))
+    async with follow(other, *envelopes) as feed:
+        results: dict[str, bytes] = {}
+        for delivery in deliveries[20:]:
+            await ended(broker, delivery, Succeeded(b'"%b"' % delivery.envelope.body))
+        async with asyncio.timeout(PATIENCE):
+            async for batch in feed:
+                results |= {status.id: bytes(status.result) for status in batch}
+                if len(results) == 40:
+                    break
+    assert stranger.id not in results
+    assert [results[envelope.id].strip(b'"').decode() for envelope in envelopes] == [str(n) for n in range(40)]
+
+
+@check
+async def a_large_result_arrives(bench: Bench) -> None:
+    """A mebibyte, several at once."""
+    broker, other = await bench.declared(), bench.broker()
+    envelopes = [sent(bench, str(number)) for number in range(3)]
+    await broker.publish(envelopes)
+    taken = await bench.consumer(broker)
+    deliveries = await taken.next(3)
+    body = b'"%b"' % (b"x" * (1024 * 1024 - 2))
+    now = time.time()
+    await broker.settle(
+        [(delivery, Succeeded(body)) for delivery in deliveries],
+        [settled(delivery.envelope, "check", Succeeded(body), now) for delivery in deliveries],
+    )
+    for envelope in envelopes:
+        status = await status_of(other, envelope.id, "succeeded")
+        assert bytes(status.result) == body
+
+
+@check
+async def a_delayed_task_says_when(bench: Bench) -> None:
+    """Its status has the time; handed back by a worker that stops, a task is queued again."""
+    broker = await bench.declared()
+    due = time.time() + 3_600
+    delayed, returned = sent(bench, "later", due=due), sent(bench, "returned")
+    await published(broker, delayed)
+    assert (await status_of(broker, delayed.id, "delayed")).due == due
+    await published(broker, returned)
+    taken = await bench.consumer(broker)
+    (delivery,) = await taken.next()
+    await broker.tell([started(returned, "check", time.time())])
+    await status_of(broker, returned.id, "running")
+    await taken.consumer.stop()
+    await ended(broker, delivery, Released())
+    assert (await status_of(broker, returned.id, "queued")).attempt == 1
+
+
+@check
+async def a_revived_task_is_queued_again(bench: Bench) -> None:
+    """Dead, put back, and then what becomes of its new life."""
+    broker = await bench.declared()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    async with broker.consume([bench.queue], credit=1) as consumer:
+        async for (delivery,) in consumer:
+            await ended(broker, delivery, DeadLettered("broken"))
+            break
+    await status_of(broker, envelope.id, "dead")
+    await becomes(broker, bench.queue, dead=1)
+    await broker.revive(bench.queue.name, [envelope.id])
+    await status_of(broker, envelope.id, "queued")
+    taken = await bench.consumer(broker)
+    (delivery,) = await taken.next()
+    await ended(broker, delivery, Succeeded(b"1"))
+    await status_of(broker, envelope.id, "succeeded")
+
+
+@check
+async def a_cancelled_task_that_waits_never_runs(bench: Bench) -> None:
+    """Ready or delayed: it is cancelled, whoever follows is told, and its neighbours run. What is marked is settled."""
+    broker, other = await bench.declared(), bench.broker()
+    ready, delayed, neighbour = sent(bench, "ready"), sent(bench, "delayed", due=time.time() + 0.6), sent(bench, "next")
+    for envelope in (ready, delayed, neighbour):
+        await published(broker, envelope)
+    for envelope in (ready, delayed):
+        await status_of(other, envelope.id, "queued", "delayed")
+        async with follow(other, envelope) as feed:
+            status = await other.cancel(envelope.id)
+            assert status is not None
+            assert status.state == "cancelled"
+            assert "before it ran" in ((await News(feed).until("cancelled")).error or "")
+    async with asyncio.timeout(PATIENCE), broker.consume([bench.queue], credit=5) as consumer:
+        marked: set[str] = set()
+        ran: list[str] = []
+        deadline = time.time() + 2.0
+        async for batch in _ticking(consumer, deadline):
+            marked |= {mark.id for mark in consumer.marks()}
+            for delivery in batch:
+                if delivery.envelope.id in marked:
+                    await ended(broker, delivery, Cancelled("cancelled before it ran"))
+                else:
+                    ran.append(delivery.envelope.body.decode())
+                    await ended(broker, delivery, Succeeded(b"null"))
+    assert ran == ["next"]
+    for envelope in (ready, delayed):
+        assert (await status_of(other, envelope.id, "cancelled")).error == "cancelled before it ran"
+
+
+@check
+async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
+    """Its consumer gets a mark, by an empty batch if there is no other; the worker's word is the last."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    async with broker.consume([bench.queue], credit=1) as consumer, asyncio.timeout(PATIENCE):
+        batches = aiter(consumer)
+        (delivery,) = await anext(batches)
+        await broker.tell([started(envelope, "check", time.time())])
+        await status_of(other, envelope.id, "running")
+        marks = list(consumer.marks())
+        cancelling = asyncio.ensure_future(other.cancel(envelope.id))
+        while not marks:
+            assert list(await anext(batches)) == []
+            marks = list(consumer.marks())
+        assert [mark.id for mark in marks] == [envelope.id]
+        assert marks[0].covers(envelope)
+        assert not marks[0].covers(msgspec.structs.replace(envelope, enqueued_at=marks[0].at + 1))
+        status = await cancelling
+        assert status is not None
+        assert status.state == "running"
+        await ended(broker, delivery, Cancelled("cancelled while it ran"))
+        assert (await status_of(other, envelope.id, "cancelled")).error == "cancelled while it ran"
+    await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def it_is_too_late_to_cancel_what_has_ended(bench: Bench) -> None:
+    """The status tells how it ended; nothing is known of what never was."""
+    broker = await bench.declared()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    taken = await bench.consumer(broker)
+    (delivery,) = await taken.next()
+    await ended(broker, delivery, Succeeded(b"1"))
+    status = await broker.cancel(envelope.id)
+    assert status is not None
+    assert status.state == "succeeded"
+    assert await broker.cancel("never-was") is None
+
+
+async def _ticking(consumer: Consumer, deadline: float) -> AsyncIterator[Sequence[Delivery]]:
+    """What a consumer gives until that time."""
+    batches = aiter(consumer)
+    while (left := deadline - time.time()) > 0:
+        waiting = asyncio.ensure_future(anext(batches))
+        done, _ = await asyncio.wait([waiting], timeout=max(left, QUIET))
+        if not done:
+            waiting.cancel()
+            return
+        yield waiting.result()
