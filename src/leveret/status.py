@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -16,9 +16,6 @@ from leveret.model import (
     Retrying,
     this_process,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 #: queued: ready, or held by a worker that has not begun it. retrying: an attempt failed, and another one will come.
 State: TypeAlias = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled"]
@@ -188,23 +185,19 @@ def newer(known: Status | None, update: Status) -> Status:
         return update
     if update.first:
         # Late, unless it is another task, for which the id was used again.
-        is_another = known.is_final and (update.enqueued_at or 0.0) > (known.enqueued_at or 0.0)
-        return update if is_another else known
+        return update if known.is_final and _later(update, known) else known
     return msgspec.structs.replace(
         update,
         task=update.task or known.task,
-        enqueued_at=update.enqueued_at or known.enqueued_at,
+        enqueued_at=known.enqueued_at or update.enqueued_at,
         started_at=update.started_at or (known.started_at if update.is_final else None),
         progress=update.progress or (known.progress if update.state in FINAL or update.state == known.state else None),
     )
 
 
-def folded(updates: Iterable[Status]) -> dict[str, Status]:
-    """What many updates add up to, by id."""
-    known: dict[str, Status] = {}
-    for update in updates:
-        known[update.id] = newer(known.get(update.id), update)
-    return known
+def _later(one: Status, other: Status) -> bool:
+    """Whether it was enqueued after the other; AMQP tells whole seconds."""
+    return (one.enqueued_at or 0.0) >= (other.enqueued_at or 0.0) + 1.0
 
 
 def placed(known: Status | None, row: Status | None) -> Status | None:
@@ -215,7 +208,7 @@ def placed(known: Status | None, row: Status | None) -> Status | None:
         return known if known.state == "dead" else row
     if known.is_final:
         # An older task's with the same id: the broker would not have it any more.
-        return row if (row.enqueued_at or 0.0) > (known.enqueued_at or 0.0) else known
+        return row if _later(row, known) else known
     if row.state in _WAITING and known.state == "running":
         return msgspec.structs.replace(row, task=row.task or known.task)
     return known

@@ -39,7 +39,7 @@ from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying
-from leveret.status import KEEP, Mark, cancelled_before
+from leveret.status import KEEP, Mark, cancelled_before, revived_again
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -156,7 +156,9 @@ class RabbitMQBroker:
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
         limit = self._timeout * (1 + len(ids) / _BATCH)
-        return await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION, limit)
+        found = await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION, limit)
+        await self._tell_revived(found)
+        return found
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
@@ -305,6 +307,15 @@ class RabbitMQBroker:
                 for message in batch:
                     await channel.basic_ack(message.delivery_tag or 0, wait=False)
             return [dead_letter_id(message) for message in chosen]
+
+    async def _tell_revived(self, ids: Sequence[str]) -> None:
+        try:
+            known = await self._events.statuses(ids)
+        except LeveretError as error:
+            log.warning("the statuses of %d tasks that were put back stay as they were: %s", len(ids), error)
+            return
+        now = time.time()
+        await self._events.record([revived_again(status, now) for status in known if status.state == "dead"])
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
         async with self._fetched_dead(queue, None) as (channel, messages):
