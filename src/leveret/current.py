@@ -40,6 +40,10 @@ class _NoLink:
         """Nobody listens."""
 
 
+#: Of a task that runs without a worker.
+NO_LINK: Link = _NoLink()
+
+
 class CurrentTask(msgspec.Struct, frozen=True):
     """What a running task may know of itself. The id stays the same in every retry and redelivery."""
 
@@ -56,7 +60,7 @@ class CurrentTask(msgspec.Struct, frozen=True):
     enqueued_at: float | None
     #: The message's other headers, as they came.
     headers: dict[str, Any]
-    _link: Link = _NoLink()
+    _link: Link = NO_LINK
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Tell those who follow the task how far it is, from coroutines and threads alike. It never waits.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from leveret.model import DeadLettered, Envelope, Outcome, Released, Retrying
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +97,8 @@ def _log_outcome(event: TaskSettled) -> None:
         )
     elif isinstance(outcome, DeadLettered):
         log.error("%s %s: dead: %s", name, envelope.id, outcome.reason)
+    elif isinstance(outcome, Cancelled):
+        log.info("%s %s: %s", name, envelope.id, outcome.reason)
     elif isinstance(outcome, Released):
         log.info("%s %s: handed back", name, envelope.id)
     else:

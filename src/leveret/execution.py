@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.current import CurrentTask, run_within
-from leveret.errors import Dead, InvalidArguments, Retry, TimedOut, UnknownTask, UnreadableBody
+from leveret.current import NO_LINK, CurrentTask, run_within
+from leveret.errors import (
+    Dead,
+    InvalidArguments,
+    NoResult,
+    NotSerializable,
+    Retry,
+    TimedOut,
+    UnknownTask,
+    UnreadableBody,
+)
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
 from leveret.retry import RetryRules
 
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from leveret.app import App
+    from leveret.current import Link
     from leveret.task import Task
 
 log = logging.getLogger("leveret.execution")
@@ -38,7 +48,7 @@ class Runner:
         self._app = app
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
 
-    async def run(self, envelope: Envelope) -> Outcome:
+    async def run(self, envelope: Envelope, link: Link = NO_LINK) -> Outcome:
         """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
         try:
             task = self._app.find(envelope.task, envelope.queue)
@@ -46,15 +56,16 @@ class Runner:
         except (UnknownTask, UnreadableBody, InvalidArguments) as error:
             return DeadLettered(shorten(f"{type(error).__name__}: {error}"))
         try:
-            await run_within(_current(task, envelope), self._app.middleware, partial(self._call, task, args, kwargs))
+            current = _current(task, envelope, link)
+            value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs))
         except asyncio.CancelledError as error:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            running = asyncio.current_task()
+            if running is not None and running.cancelling():
                 raise
             return classify(error, envelope.attempt, task.retry)
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
             return classify(error, envelope.attempt, task.retry)
-        return Succeeded()
+        return self._succeeded(task, envelope, value) if task.store_result else Succeeded()
 
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
@@ -71,6 +82,20 @@ class Runner:
         except UnknownTask:
             return None
 
+    def is_async(self, envelope: Envelope) -> bool:
+        """Whether it can be ended by cancelling the asyncio task that runs it."""
+        try:
+            return inspect.iscoroutinefunction(self._app.find(envelope.task, envelope.queue).function)
+        except UnknownTask:
+            return True
+
+    def _succeeded(self, task: Task[..., Any], envelope: Envelope, value: Any) -> Succeeded:
+        try:
+            return Succeeded(task.returns.encode(value, self._app.max_result_size))
+        except (NotSerializable, NoResult) as error:
+            log.warning("%s %s succeeded, and its result is not kept: %s", task.name, envelope.id, error)
+            return Succeeded(problem=shorten(str(error), 1_000))
+
     def close(self) -> None:
         """Let go of the threads; one that still runs a task is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -86,7 +111,7 @@ class Runner:
         return await result if inspect.isawaitable(result) else result
 
 
-def _current(task: Task[..., Any], envelope: Envelope) -> CurrentTask:
+def _current(task: Task[..., Any], envelope: Envelope, link: Link) -> CurrentTask:
     return CurrentTask(
         id=envelope.id,
         task=task.name,
@@ -96,6 +121,7 @@ def _current(task: Task[..., Any], envelope: Envelope) -> CurrentTask:
         enqueued_at=envelope.enqueued_at,
         headers=envelope.headers,
         deadline=None if task.timeout is None else time.time() + task.timeout,
+        _link=link,
     )
 
 

@@ -186,6 +186,8 @@ def newer(known: Status | None, update: Status) -> Status:
     if update.first:
         # Late, unless it is another task, for which the id was used again.
         return update if known.is_final and _later(update, known) else known
+    if update.worker is not None and update.worker == known.worker and update.at < known.at:
+        return known  # what a worker tells while a task runs may be overtaken by how it ended
     return msgspec.structs.replace(
         update,
         task=update.task or known.task,
@@ -207,8 +209,7 @@ def placed(known: Status | None, row: Status | None) -> Status | None:
     if row.state == "dead":
         return known if known.state == "dead" else row
     if known.is_final:
-        # An older task's with the same id: the broker would not have it any more.
-        return row if _later(row, known) else known
+        return row  # known of an older task with the same id, which the broker does not have any more
     if row.state in _WAITING and known.state == "running":
         return msgspec.structs.replace(row, task=row.task or known.task)
     return known

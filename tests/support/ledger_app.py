@@ -11,7 +11,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from leveret import App, Dead, Queue, Retry
+import msgspec
+
+from leveret import App, Dead, Queue, Retry, current_task
 
 app = App(queues=[Queue("work"), Queue("other")])
 
@@ -183,3 +185,49 @@ _kept: list[bytearray] = []
 async def leak(text: str, mebibytes: int) -> None:
     _kept.append(bytearray(os.urandom(1024 * 1024) * mebibytes))
     note(f"by {text} {os.getpid()}")
+
+
+class Size(msgspec.Struct):
+    width: int
+    height: int
+
+
+@app.task(queue="work")
+async def measure(width: int, height: int) -> Size:
+    return Size(width, height)
+
+
+@app.task(queue="work")
+async def steps(text: str, count: int) -> str:
+    """Goes on when the test says so: a file for each step."""
+    for number in range(count):
+        while not Path(f"{os.environ['LEDGER']}.{text}.{number}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
+            await asyncio.sleep(0.02)
+        current_task().progress(number + 1, count, f"step {number}")
+    return text
+
+
+@app.task(queue="work")
+def steps_in_thread(text: str, count: int) -> str:
+    for number in range(count):
+        while not Path(f"{os.environ['LEDGER']}.{text}.{number}").exists():
+            current_task().check()
+            time.sleep(0.02)
+        current_task().progress(number + 1, count)
+    return text
+
+
+@app.task(queue="work", store_result=False)
+async def silent(text: str) -> str:
+    note(f"said {text}")
+    return text
+
+
+@app.task(queue="work")
+async def large(size: int) -> str:
+    return "x" * size
+
+
+@app.task(queue="work")
+async def strange() -> object:
+    return object()

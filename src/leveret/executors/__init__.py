@@ -9,6 +9,7 @@ import msgspec
 from leveret.brokers import censor
 from leveret.model import Envelope, Outcome, Queue
 from leveret.retry import RetryPolicy
+from leveret.status import Progress
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,6 +31,10 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     policies: dict[str, RetryPolicy]
     #: Seconds that an attempt at each task may run, where there is a limit.
     timeouts: dict[str, float]
+    #: Tasks of which no results and statuses are kept.
+    silent: list[str]
+    #: How long they are kept of the others (seconds).
+    keep_results: float
 
     def __repr__(self) -> str:
         return f"Manifest({censor(self.url)!r}, {self.queues}, ...)"
@@ -43,6 +48,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
             policies={task.name: task.retry.policy for task in app.tasks},
             timeouts={task.name: task.timeout for task in app.tasks if task.timeout is not None},
+            silent=[task.name for task in app.tasks if not task.store_result],
+            keep_results=app.keep_results,
         )
 
 
@@ -84,6 +91,13 @@ class Overran(msgspec.Struct, frozen=True, array_like=True, tag=True):
     cause: str
 
 
+class Progressed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The job says how far it is."""
+
+    key: int
+    progress: Progress
+
+
 class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The event loop that runs the job does not turn, because of it as far as can be told. It runs on."""
 
@@ -94,7 +108,7 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
     stack: str
 
 
-Report: TypeAlias = Started | Finished | Died | Overran | Blocks
+Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks
 
 #: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
 OVERTIME = 5.0
@@ -115,6 +129,9 @@ class Executor(Protocol):
         """Be ready to run. Raises AppNotLoaded when the application can't be imported."""
 
     def submit(self, jobs: Sequence[Job], /) -> None: ...
+
+    def cancel(self, keys: Sequence[int], /) -> None:
+        """Have these jobs end: those that have not begun do not, those that run are told. Each is still reported on."""
 
     async def stop(self) -> None:
         """End at once. Jobs that still ran are given up without a report."""

@@ -23,7 +23,7 @@ from leveret.errors import AppNotLoaded
 from leveret.execution import Runner
 from leveret.executors import Blocks, Job, Manifest
 from leveret.executors.in_process import Crew
-from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToChild, frame, read_begin
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToChild, frame, read_begin
 from leveret.model import shorten
 
 #: How often the watch looks (seconds).
@@ -115,6 +115,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     pipe.write([Ready(Manifest.of(app))])
     while batch := await pipe.read():
         crew.submit([message.job for message in batch if isinstance(message, Run)])
+        crew.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
     await crew.stop()
     await app.close()
     pipe.close()

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
 from leveret.execution import Runner
-from leveret.executors import Finished, Job, Manifest, Report, Started
+from leveret.executors import Finished, Job, Manifest, Progressed, Report, Started
+from leveret.model import Cancelled, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.app import App
+    from leveret.model import Outcome
+    from leveret.status import Progress
+
+#: Progress within this time is told as one (seconds).
+_GATHER = 0.05
 
 
 class InProcessExecutor:
@@ -39,8 +46,23 @@ class InProcessExecutor:
     def submit(self, jobs: Sequence[Job]) -> None:
         self._crew.submit(jobs)
 
+    def cancel(self, keys: Sequence[int]) -> None:
+        self._crew.cancel(keys)
+
     async def stop(self) -> None:
         await self._crew.stop()
+
+
+class _Link:
+    """Between a job and its crew; see `leveret.current.Link`."""
+
+    def __init__(self, key: int, tell: Callable[[int, Progress], None]) -> None:
+        self._key = key
+        self._tell = tell
+        self.cancelled = False
+
+    def progressed(self, progress: Progress) -> None:
+        self._tell(self._key, progress)
 
 
 class Crew:
@@ -62,6 +84,13 @@ class Crew:
         self._free = concurrency
         self._waiting: deque[Job] = deque()
         self._reports: list[Report] = []
+        self._links: dict[int, _Link] = {}
+        #: Jobs that wait and shall not run.
+        self._unwanted: set[int] = set()
+        #: The latest of each job, from whatever thread; told in a moment.
+        self._progress: dict[int, Progress] = {}
+        self._progress_lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
         self._report: Callable[[Sequence[Report]], None] = _nobody
 
     def report_to(self, report: Callable[[Sequence[Report]], None]) -> None:
@@ -70,6 +99,15 @@ class Crew:
     def submit(self, jobs: Sequence[Job]) -> None:
         self._waiting.extend(jobs)
         self._start_waiting()
+
+    def cancel(self, keys: Sequence[int]) -> None:
+        """Have these jobs not run, or end if they do."""
+        for task, job in self.running.items():
+            if job.key in keys:
+                self._links[job.key].cancelled = True
+                if self._runner.is_async(job.envelope):
+                    task.cancel()
+        self._unwanted.update(key for key in keys if key not in self._links)
 
     async def stop(self) -> None:
         self._stopping = True
@@ -88,23 +126,50 @@ class Crew:
             job = self._waiting.popleft()
             self._say(Started(job.key, self._runner.timeout(job.envelope)))
             # A context of its own: what one task sets in a context variable is not the next one's to see.
-            task = loop.create_task(self._run(job), context=self._context.copy())
+            link = self._links[job.key] = _Link(job.key, self._note_progress)
+            task = loop.create_task(self._run(job, link), context=self._context.copy())
             self.running[task] = job
             task.add_done_callback(self.running.pop)
         if admitted < wanted:
             self._waiting.clear()  # taken back, to be run elsewhere
+            self._unwanted.clear()
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job, link: _Link) -> None:
         try:
-            outcome = await self._runner.run(job.envelope)
+            if job.key in self._unwanted:
+                self._unwanted.discard(job.key)
+                outcome: Outcome = Cancelled("cancelled before it ran")
+            else:
+                outcome = await self._runner.run(job.envelope, link)
         except BaseException as error:
             if self._stopping:
                 raise
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
             outcome = self._runner.classify(error, job.envelope)
+        if link.cancelled and not isinstance(outcome, Succeeded):
+            outcome = Cancelled("cancelled while it ran")
+        self._tell_progress()
+        del self._links[job.key]
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()
+
+    def _note_progress(self, key: int, progress: Progress) -> None:
+        """From any thread."""
+        with self._progress_lock:
+            is_first = not self._progress
+            self._progress[key] = progress
+        if is_first:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GATHER, self._tell_progress)
+
+    def _tell_progress(self) -> None:
+        if not self._progress:
+            return
+        with self._progress_lock:
+            progress, self._progress = self._progress, {}
+        for key, told in progress.items():
+            if key in self._links:
+                self._say(Progressed(key, told))
 
     def _say(self, report: Report) -> None:
         if not self._reports:

@@ -19,9 +19,10 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.executors import OVERTIME, Died, Job, Manifest, Overran, Report
+from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, Overran, Report
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
+from leveret.model import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -84,6 +85,8 @@ class ProcessExecutor:
         self._farewells: set[asyncio.Task[None]] = set()
         self._waiting: deque[Job] = deque()
         self._suspects: deque[Job] = deque()
+        #: Jobs that shall not run: with a child, or waiting here when it gave them back.
+        self._unwanted: set[int] = set()
         self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
         self._report: Callable[[Sequence[Report]], None] = lambda _: None
@@ -113,6 +116,12 @@ class ProcessExecutor:
             self._restock()
         self._assign()
 
+    def cancel(self, keys: Sequence[int]) -> None:
+        self._unwanted.update(keys)
+        for child in (*self._serving, *self._leaving, *self._wards):
+            child.cancel(keys)
+        self._withdraw()
+
     async def stop(self) -> None:
         self._stopping = True
         self._waiting.clear()
@@ -126,6 +135,8 @@ class ProcessExecutor:
     # What the children tell.
 
     def reported(self, child: Child, reports: Sequence[Report]) -> None:
+        if self._unwanted:
+            self._unwanted.difference_update(one.key for one in reports if isinstance(one, Finished))
         self._report(reports)
         if self._stopping:
             return
@@ -154,6 +165,7 @@ class ProcessExecutor:
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
         self._waiting.extendleft(reversed(child.unstarted()))
         charged = self._charge(child)
+        self._unwanted.difference_update(verdict.key for verdict in charged)
         self._restock()
         self._report(charged)
         self._assign()
@@ -162,6 +174,7 @@ class ProcessExecutor:
 
     def _assign(self) -> None:
         """Give waiting jobs to the children with free slots, the idlest first."""
+        self._withdraw()
         batches: dict[Child, list[Job]] = {}
         while self._waiting and self._serving:
             child = min(self._serving, key=Child.load)
@@ -172,6 +185,17 @@ class ProcessExecutor:
             batches.setdefault(child, []).append(job)
         for child, jobs in batches.items():
             child.send(jobs)
+
+    def _withdraw(self) -> None:
+        """Report on waiting jobs that shall not run."""
+        if not self._unwanted:
+            return
+        keys = [job.key for job in (*self._waiting, *self._suspects) if job.key in self._unwanted]
+        if keys:
+            self._waiting = deque(job for job in self._waiting if job.key not in self._unwanted)
+            self._suspects = deque(job for job in self._suspects if job.key not in self._unwanted)
+            self._unwanted.difference_update(keys)
+            self._report([Finished(key, Cancelled("cancelled before it ran")) for key in keys])
 
     def _check_time(self, child: Child, key: int, begun: Begun) -> None:
         """A task that outlasts its timeout costs its child, which first may finish the neighbours."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
-from leveret.executors.wire import Begin, NotLoaded, Pipe, Ready, Run, ToWorker
+from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,6 +128,12 @@ class Child:
         self._lines.pipe.write([Run(job) for job in jobs])
         self._look_later()
 
+    def cancel(self, keys: Sequence[int]) -> None:
+        """Tell it to have those of the jobs that it has not run, or end."""
+        mine = [key for key in keys if key in self.started or key in self._held]
+        if mine:
+            self._lines.pipe.write([Cancel(mine)])
+
     def unstarted(self) -> list[Job]:
         return [job for job, _ in self._held.values()]
 
@@ -203,12 +209,12 @@ class Child:
     async def _read(self) -> None:
         while batch := await self._batch():
             now = time.monotonic()
-            reports = [message for message in batch if isinstance(message, (Started, Finished))]
+            reports = [message for message in batch if isinstance(message, (Started, Progressed, Finished))]
             for message in reports:
                 if isinstance(message, Started):
                     job, _ = self._held.pop(message.key)
                     self.started[message.key] = Begun(job, now, message.timeout)
-                else:
+                elif isinstance(message, Finished):
                     del self.started[message.key]
                     self.finished += 1
             self._keeper.reported(self, reports)

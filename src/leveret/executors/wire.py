@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import msgspec
 
 from leveret.brokers import censor
-from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
+from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +37,12 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
     job: Job
 
 
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Have jobs not run, or end if they do."""
+
+    keys: list[int]
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The application is imported."""
 
@@ -49,8 +55,8 @@ class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     reason: str
 
 
-ToChild: TypeAlias = Begin | Run
-ToWorker: TypeAlias = Ready | NotLoaded | Started | Finished | Blocks
+ToChild: TypeAlias = Begin | Run | Cancel
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks
 M = TypeVar("M")
 
 _LENGTH = 4

@@ -44,6 +44,8 @@ _MOST_WAITING = 20_000
 _MOST_BYTES = 256 * 1024
 #: How long what was told may take to go out when the program ends (seconds).
 _FAREWELL = 2.0
+#: The stream is read on for so long after the last who followed has gone: the next one comes soon (seconds).
+_LINGER = 5.0
 
 
 class Events:
@@ -125,6 +127,10 @@ class Events:
     def keep(self) -> float:
         return self._keep
 
+    @property
+    def timeout(self) -> float:
+        return self._timeout
+
     async def _publish(self, updates: Sequence[Status]) -> None:
         for part in _parts(updates):
             await self.send(Batch(updates=list(part)))
@@ -189,6 +195,10 @@ class _Subscription:
         elif offset > self._seen:
             self.feed.tell(updates)
 
+    def forget(self) -> None:
+        """Much may have come that was not seen: keep what comes until `begin`."""
+        self._seen = None
+
     def begin(self, known: Sequence[Status], seen: int) -> None:
         self.feed.tell(known)
         self._seen = seen
@@ -208,7 +218,7 @@ class _Reader:
         self._subscriptions: set[_Subscription] = set()
         self._following: asyncio.Task[None] | None = None
         self._attached = asyncio.Event()
-        self._offset: int | None = None
+        self._ending: asyncio.TimerHandle | None = None
         self._asked: list[tuple[Sequence[str], asyncio.Future[tuple[dict[str, Status], int]]]] = []
         self._answering: asyncio.Task[None] | None = None
 
@@ -225,19 +235,39 @@ class _Reader:
         subscription = _Subscription(Feed(ids))
         self._subscriptions.add(subscription)
         try:
+            if self._ending is not None:
+                self._ending.cancel()
+                self._ending = None
             if self._following is None or self._following.done():
                 self._attached.clear()
                 self._following = asyncio.get_running_loop().create_task(self._follow())
+                self._following.add_done_callback(self._fail_feeds)
             await self._until_attached(self._following)
             known, offset = await self.ask(ids)
             subscription.begin(list(known.values()), offset)
             yield subscription.feed
         finally:
             self._subscriptions.discard(subscription)
-            if not self._subscriptions and self._following is not None:
-                self._following.cancel()
+            if not self._subscriptions and self._ending is None:
+                self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
+
+    def _end_following(self) -> None:
+        self._ending = None
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+
+    def _fail_feeds(self, following: asyncio.Task[None]) -> None:
+        if following.cancelled():
+            return
+        error = following.exception()
+        for subscription in self._subscriptions:
+            if isinstance(error, BrokerError):
+                subscription.feed.fail(error)
 
     async def close(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
         tasks = [task for task in (self._following, self._answering) if task is not None]
         for task in tasks:
             task.cancel()
@@ -256,7 +286,6 @@ class _Reader:
 
     async def _follow(self) -> None:
         """Pass on what comes, across lost connections. Raises BrokerRefused."""
-        self._offset = None
         for pause in backoff():
             try:
                 await self._follow_once()
@@ -270,26 +299,22 @@ class _Reader:
         line = await self._opened()
         reading = Reading(line.connection, self._events.stream, self._take)
         try:
-            place = "next" if self._offset is None else self._offset + 1
-            await self._on(line, reading.begin(place), "following tasks")
-            if self._offset is None and self._attached.is_set():
-                # Nothing came before the connection was lost, and much may have been missed since.
-                await self._begin_anew()
+            known_before = list(self._subscriptions) if self._attached.is_set() else []
+            for subscription in known_before:
+                subscription.forget()
+            await self._on(line, reading.begin("next"), "following tasks")
             self._attached.set()
+            if known_before:
+                known, offset = await self.ask([id_ for one in known_before for id_ in one.feed.ids])
+                for subscription in known_before:
+                    subscription.begin(list(known.values()), offset)
             await line.lost()
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
                     await reading.end()
 
-    async def _begin_anew(self) -> None:
-        subscriptions = list(self._subscriptions)
-        known, offset = await self.ask([id_ for one in subscriptions for id_ in one.feed.ids])
-        for subscription in subscriptions:
-            subscription.begin(list(known.values()), offset)
-
     def _take(self, offset: int, batch: Batch) -> None:
-        self._offset = offset
         if batch.updates:
             for subscription in self._subscriptions:
                 subscription.take(offset, batch.updates)
@@ -300,7 +325,7 @@ class _Reader:
             asked, self._asked = self._asked, []
             wanted = frozenset(id_ for ids, _ in asked for id_ in ids)
             try:
-                answer = await self._read(wanted)
+                answer = await self._insist(wanted)
             except BaseException as error:
                 for _, future in asked:
                     if not future.done():
@@ -313,6 +338,22 @@ class _Reader:
                 for _, future in asked:
                     if not future.done():
                         future.set_result(answer)
+
+    async def _insist(self, wanted: frozenset[str]) -> tuple[dict[str, Status], int]:
+        """Read, again and again while the broker is unavailable, for as long as the timeout."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._events.timeout
+        for pause in backoff():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._read(wanted)
+            except TimeoutError as error:
+                raise BrokerUnavailable(f"RabbitMQ did not answer within {self._events.timeout:g} s") from error
+            except BrokerUnavailable:
+                if clock() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
 
     async def _read(self, wanted: frozenset[str]) -> tuple[dict[str, Status], int]:
         known: dict[str, Status] = {}
