@@ -18,7 +18,7 @@ app = App(url(), queues=())
 BATCH = 1_000
 
 
-@app.task(queue=queue())
+@app.task(queue=queue(), store_result=False)
 async def noop(task: int) -> None:
     note_run(task)
 

@@ -7,6 +7,7 @@ import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from leveret import (
@@ -23,8 +24,8 @@ from leveret import (
 )
 from tests.support import ledger_app
 from tests.support.ledger_app import Size
-from tests.support.waiting import PATIENCE
-from tests.support.workers import Ledger, Worker
+from tests.support.waiting import PATIENCE, wait_until
+from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -75,7 +76,7 @@ async def test_results_come_back_typed(place: Place, ledger: Ledger) -> None:
             assert await app.handle(handle.id).result(PATIENCE) == Size(3, 4)
             with pytest.raises(TaskNotFound, match="nothing is known of task"):
                 await app.handle("0" * 32).status()
-            with pytest.raises(ResultTimeout, match="had not ended after 0.1 s"):
+            with pytest.raises(ResultTimeout, match=r"had not ended after 0.1 s"):
                 await app.handle("0" * 32).result(0.1)
 
 
@@ -226,3 +227,26 @@ def test_without_an_event_loop(place: Place, ledger: Ledger) -> None:
             assert ledger_app.app.wait(handle.status()).state == "succeeded"
     finally:
         ledger_app.app.close_sync()
+
+
+def test_the_command_line_tells(place: Place, ledger: Ledger) -> None:
+    url = ("--url", place.url)
+    assert "nothing is known of task 'never'" in leveret("status", "never", *url, fails=True)
+    done = leveret("enqueue", LEDGER_APP, "measure", "1", "2", *url).strip()
+    dead = leveret("enqueue", LEDGER_APP, "give_up", "x", *url).strip()
+    waits = leveret("enqueue", LEDGER_APP, "pause", "w", "600", *url).strip()
+    wait_until(lambda: "queued" in leveret("status", waits, *url), "it is known to be queued")
+    assert "is queued; wait for it with --wait" in leveret("result", waits, *url, fails=True)
+    assert "cancelled before it ran" in leveret("cancel", waits, *url)
+    with Worker(place.url, ledger).ready():
+        assert leveret("result", done, "--wait", *url) == '{"width":1,"height":2}\n'
+        failed = leveret("result", dead, "--timeout", "30", *url, fails=True)
+    assert "raise Dead" in failed
+    assert f"leveret: task give_up {dead} is dead: gave up: x" in failed
+    shown = leveret("status", dead, "--follow", *url)
+    assert shown.startswith("dead       give_up  on work  attempt 1  by ")
+    assert "  gave up: x\n" in shown
+    (line, _) = leveret("status", done, "--json", "--follow", *url).splitlines()
+    assert msgspec.json.decode(line)["result"] == {"width": 1, "height": 2}
+    assert leveret("cancel", done, *url, fails=True) == ""
+    assert "succeeded" in leveret("status", done, "--app", LEDGER_APP, *url)

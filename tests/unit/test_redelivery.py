@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from leveret.model import Delivery, Envelope, Settlement
+    from leveret.status import Status
 
 
 class Forgetful(MemoryBroker):
@@ -26,8 +27,8 @@ class Forgetful(MemoryBroker):
         self._again = again
         self._lost: list[Envelope] = []
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        await super().settle(settlements)
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        await super().settle(settlements, updates)
         if not self._lost:
             self._lost.append(settlements[0][0].envelope)
             envelope, _ = self._again(self._lost[0])

@@ -18,6 +18,9 @@ WORK = Queue("work")
 
 #: What the first version's tables lacked, or had otherwise.
 BACK_TO_1 = """
+DROP TABLE record;
+DROP TABLE watch;
+DROP TABLE mark;
 ALTER TABLE queue DROP COLUMN paused;
 DROP INDEX task_ready;
 DROP INDEX task_id;

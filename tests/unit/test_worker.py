@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from leveret.model import Delivery
+    from leveret.status import Status
 
 owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
 
@@ -198,7 +199,8 @@ async def test_at_most_once_is_settled_before_it_runs() -> None:
 class Losing(MemoryBroker):
     """Every lease is lost before it is settled."""
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        del updates
         raise LeaseLost([delivery.envelope.id for delivery, _ in settlements])
 
 
@@ -360,8 +362,8 @@ async def test_an_outcome_whose_lease_was_lost_is_told_as_not_kept(caplog: pytes
 
 async def test_only_those_that_were_lost_are_told_so() -> None:
     class LosingOne(MemoryBroker):
-        async def settle(self, settlements: Sequence[Settlement]) -> None:
-            await super().settle(settlements)
+        async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+            await super().settle(settlements, updates)
             lost = [delivery.envelope.id for delivery, _ in settlements if b"lost" in delivery.envelope.body]
             if lost:
                 raise LeaseLost(lost)
@@ -381,11 +383,11 @@ async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
     class Faltering(MemoryBroker):
         refusals = 3
 
-        async def settle(self, settlements: Sequence[Settlement]) -> None:
+        async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
             if self.refusals:
                 self.refusals -= 1
                 raise BrokerError("not now")
-            await super().settle(settlements)
+            await super().settle(settlements, updates)
 
     bench = Bench(Faltering())
     await bench.put("say", "a")

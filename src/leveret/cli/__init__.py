@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMMANDS = {
-    "worker": ("leveret.cli.worker", "Run the tasks of an application."),
-    "enqueue": ("leveret.cli.enqueue", "Enqueue one task from the command line."),
-    "queues": ("leveret.cli.queues", "Show what is ready, running and dead; pause and resume."),
-    "dead": ("leveret.cli.dead", "Look at tasks that cannot or shall not run again."),
-    "demo": ("leveret.cli.demo", "See two workers share five tasks, one of them killed."),
+    "worker": ("leveret.cli.worker", "command", "Run the tasks of an application."),
+    "enqueue": ("leveret.cli.enqueue", "command", "Enqueue one task from the command line."),
+    "status": ("leveret.cli.status", "status", "Tell what has become of a task."),
+    "result": ("leveret.cli.status", "result", "Print what a task returned."),
+    "cancel": ("leveret.cli.status", "cancel", "Have a task not run, or end."),
+    "queues": ("leveret.cli.queues", "command", "Show what is ready, running and dead; pause and resume."),
+    "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
+    "demo": ("leveret.cli.demo", "command", "See two workers share five tasks, one of them killed."),
 }
 
 
@@ -33,13 +36,14 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        module, name, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,131 @@
+"""``leveret status``, ``leveret result`` and ``leveret cancel``: one task, by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from leveret.app import App, load_app
+from leveret.cli.options import url_option
+from leveret.errors import ResultTimeout, TaskFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from leveret.handle import Handle
+    from leveret.status import Status
+
+T = TypeVar("T")
+
+#: How long a question to the broker may take (seconds).
+_TIMEOUT = 10.0
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application.")(
+        function
+    )
+    return click.argument("id_", metavar="ID")(url_option(function))
+
+
+@click.command(name="status")
+@_options
+@click.option("--follow", is_flag=True, help="Go on telling what changes, until it has ended.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def status(id_: str, app: str | None, url: str | None, *, follow: bool, as_json: bool) -> None:
+    """Tell what has become of a task.
+
+    \b
+    Examples:
+      leveret status 019aaf0f2cf37dc0
+      leveret status invoice-42 --follow --app tasks:app
+    """
+    show = _show_json if as_json else _show
+
+    async def run(handle: Handle[Any]) -> None:
+        show(await handle.status())
+        if follow:
+            async for update in handle.updates():
+                show(update)
+
+    _with_handle(app, url, id_, run)
+
+
+@click.command(name="result")
+@_options
+@click.option("--wait", is_flag=True, help="Until it has ended.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait at most so long.")
+def result(id_: str, app: str | None, url: str | None, *, wait: bool, timeout: float | None) -> None:
+    """Print what a task returned, as JSON. Exits 1 when it failed, was cancelled, or has not ended."""
+
+    async def run(handle: Handle[Any]) -> bytes:
+        known = await handle.status()
+        if not (known.is_final or wait or timeout):
+            raise ResultTimeout(f"task {id_} is {known.state}; wait for it with --wait")
+        value = await handle.result(timeout)
+        return msgspec.json.encode(value)
+
+    try:
+        body = _with_handle(app, url, id_, run)
+    except TaskFailed as error:
+        click.echo(error.traceback or "", err=True, nl=False)
+        raise
+    sys.stdout.buffer.write(body + b"\n")
+
+
+@click.command(name="cancel")
+@_options
+@click.option("--timeout", type=click.FloatRange(0), default=5.0, show_default=True, help="Seconds for it to end.")
+def cancel(id_: str, app: str | None, url: str | None, *, timeout: float) -> None:
+    """Have a task not run, or end if it runs. Exits 1 when it has ended otherwise, or still runs."""
+    known = _with_handle(app, url, id_, lambda handle: handle.cancel(timeout=timeout))
+    _show(known)
+    if known.state != "cancelled":
+        sys.exit(1)
+
+
+def _with_handle(reference: str | None, url: str | None, id_: str, ask: Callable[[Handle[Any]], Awaitable[T]]) -> T:
+    app = App(enqueue_timeout=_TIMEOUT) if reference is None else load_app(reference)
+    if url is not None:
+        app.connect_to(url)
+
+    async def run() -> T:
+        try:
+            return await ask(app.handle(id_))
+        finally:
+            await app.close()
+
+    return asyncio.run(run())
+
+
+def _show_json(status: Status) -> None:
+    click.echo(msgspec.json.encode(status))
+
+
+def _show(status: Status) -> None:
+    """One line, and the traceback of what failed."""
+    parts = [f"{status.state:<9}", status.task or "(default task)", f"on {status.queue}", f"attempt {status.attempt}"]
+    if status.due is not None:
+        parts.append(f"due in {max(0.0, status.due - time.time()):.0f} s")
+    if status.progress is not None:
+        total = "" if status.progress.total is None else f"/{status.progress.total:g}"
+        parts.append(f"{status.progress.done:g}{total} {_plain(status.progress.note)}".rstrip())
+    if status.worker is not None:
+        parts.append(f"by {status.worker}")
+    parts.append(f"since {dt.datetime.fromtimestamp(status.at).astimezone():%Y-%m-%d %H:%M:%S}")
+    click.echo("  ".join(parts))
+    if status.error:
+        click.echo(f"  {_plain(status.error)}")
+    if status.problem:
+        click.echo(f"  {_plain(status.problem)}")
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would act on."""
+    return "".join(character if character.isprintable() else " " for character in text)
