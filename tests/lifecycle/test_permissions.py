@@ -45,6 +45,11 @@ def test_workers_and_producers_get_by(node: Node, ledger: Ledger) -> None:
             worker.wait_for("paused queues, of which nothing is started: work")
             leveret("queues", "resume", "work", "--url", urls["worker"])
             worker.wait_for("none any more")
+            done = client.enqueue(ledger_app.measure, 1, 2)
+            url = ("--url", urls["producer"])
+            assert leveret("result", done, "--wait", *url) == '{"width":1,"height":2}\n'
+            later = client.enqueue(ledger_app.say.options(delay=2), "later")
+            assert "cancelled before it ran" in leveret("cancel", later, *url)
             assert "ermission" not in worker.output
             assert "REFUSED" not in worker.output
         assert Client(node.url).stats("work").dead == 1
