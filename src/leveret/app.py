@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 import msgspec
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
+from leveret.deadlines import Deadlines
 from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
@@ -194,9 +195,7 @@ class App:
     async def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Store tasks on this loop's connection, opening it first if need be."""
         try:
-            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
-            async with asyncio.timeout(self.enqueue_timeout + 1.0):
-                await self._producer().publish(envelopes)
+            await self._producer().publish(envelopes)
         except TimeoutError as error:
             if isinstance(error, EnqueueTimeout):
                 raise
@@ -267,11 +266,13 @@ class App:
 
     def _producer(self) -> _Producer:
         loop = asyncio.get_running_loop()
-        for ended in [other for other in self._producers if other.is_closed()]:
-            self._producers.pop(ended).broker.abandon()
         producer = self._producers.get(loop)
         if producer is None:
-            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
+            for ended in [other for other in self._producers if other.is_closed()]:
+                self._producers.pop(ended).broker.abandon()
+            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
+            deadlines = Deadlines(self.enqueue_timeout + 1.0)
+            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues, deadlines)
             self._producers[loop] = producer
         return producer
 
@@ -292,8 +293,9 @@ class _Decorator(Protocol):
 class _Producer:
     """One loop's broker, and which queues it has declared."""
 
-    def __init__(self, broker: Broker, queues: dict[str, Queue]) -> None:
+    def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines) -> None:
         self.broker = broker
+        self._deadlines = deadlines
         self.end = _closed_with_the_loop(broker)
         self._queues = queues
         self._declared: set[str] = set()
@@ -302,10 +304,11 @@ class _Producer:
         await self._declare(self._queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        wanted = {envelope.queue for envelope in envelopes} - self._declared
-        if wanted:
-            await self._declare(wanted)
-        await self.broker.publish(envelopes)
+        with self._deadlines.begin():
+            wanted = {envelope.queue for envelope in envelopes} - self._declared
+            if wanted:
+                await self._declare(wanted)
+            await self.broker.publish(envelopes)
 
     async def _declare(self, names: Iterable[str]) -> None:
         await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
