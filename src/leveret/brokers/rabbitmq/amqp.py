@@ -105,7 +105,7 @@ class Line:
         """Connect and open a channel. Raises BrokerUnavailable or BrokerRefused."""
         connection = await connect(urls, purpose=purpose)
         try:
-            return cls(connection, await open_channel(connection, confirms=confirms))
+            return cls(connection, await told(open_channel(connection, confirms=confirms)))
         except CONNECTION_LOST as error:
             await close(connection)
             raise translate(error, "the connection was lost while it was opened") from error
@@ -176,13 +176,17 @@ class Line:
 
 
 async def told(operation: Awaitable[T]) -> T:
-    """The operation, with LineLost for the bare Exception that aiormq gives to what waits on a line that we close."""
+    """The operation, with LineLost for what means the same: the bare Exception that aiormq gives to what waits on a
+    line that we close, and the system's errors that are no ConnectionError (no route to the host, a timeout of TCP's).
+    """
     try:
         return await operation
     except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
+        if type(error) is Exception:
+            raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise LineLost(f"the connection to RabbitMQ was lost: {error}") from error
+        raise
 
 
 def is_cancelled() -> bool:
@@ -205,6 +209,10 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
             )
         except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            failures.append(translate(error, f"cannot connect to {censor(url)}: the connection was lost"))
     refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)
     if refused is not None:
         raise refused

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OUTSTANDING = 1_024
 #: Most messages of a write: the server begins with them while the next ones are encoded.
 _CHUNK = 128
+#: A write is not made longer when it is as long as this (bytes).
+_CHUNK_SIZE = 64 * 1024
 #: A channel that confirms nothing for so long, and is not blocked, is silent (seconds).
 SILENCE = 5.0
 
@@ -171,43 +173,43 @@ class Outbox:
         while self._parcels and not (self._is_closing or self.is_blocked or self._is_clogged()):
             if not self._sent:
                 self._heard_at = self._loop.time()
-            room = min(OUTSTANDING - len(self._sent), _CHUNK)
-            frames: list[bytes] = []
-            while self._parcels and len(frames) < room and self._can_go(self._parcels[0]):
-                self._fill(frames, room)
+            frames = self._next_frames()
             if not frames:
                 return
             self._write(b"".join(frames))
             if self._watch is None:
                 self._watch = self._loop.call_later(SILENCE, self._look)
 
-    def _can_go(self, parcel: Parcel) -> bool:
-        """Whether the next message of a parcel may be sent, or the parcel has none left."""
-        return parcel.done.done() or parcel.messages[parcel.written].id not in self._tags
-
-    def _fill(self, frames: list[bytes], room: int) -> None:
-        """Add to the frames from the first parcel; what is left of it lets the others pass, so that none waits long."""
-        parcel = self._parcels.popleft()
-        if parcel.done.done():
-            return
-        messages, mandatory, place = parcel.messages, parcel.mandatory, parcel.written
-        while place < len(messages) and len(frames) < room:
-            message = messages[place]
-            if mandatory and message.id in self._tags:
+    def _next_frames(self) -> list[bytes]:
+        """What goes out in the next write; it is on the way from now on."""
+        frames: list[bytes] = []
+        size, room, parcels = 0, min(OUTSTANDING - len(self._sent), _CHUNK), self._parcels
+        while parcels and len(frames) < room and size < _CHUNK_SIZE:
+            parcel = parcels[0]
+            if parcel.done.done():
+                parcels.popleft()
+                continue
+            place = parcel.written
+            message = parcel.messages[place]
+            if parcel.mandatory and message.id in self._tags:
                 break
             try:
-                frames.append(self._encode(message, mandatory=mandatory))
+                encoded = self._encode(message, mandatory=parcel.mandatory)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this call's, and not its neighbours'
                 parcel.fail(error)
-                return
+                continue
+            frames.append(encoded)
+            size += len(encoded)
             self._last_tag += 1
             self._sent[self._last_tag] = _Sent(parcel, place, message)
-            if mandatory:
+            if parcel.mandatory:
                 self._tags[message.id] = self._last_tag
-            place += 1
-            parcel.written = place
-        if place < len(messages):
-            self._parcels.append(parcel)
+            parcel.written += 1
+            if parcel.written == len(parcel.messages):
+                parcels.popleft()
+        if parcels and parcels[0].written:
+            parcels.rotate(-1)  # the rest of a large call lets the others pass
+        return frames
 
     def _look(self) -> None:
         """Give the channel up when it is silent.
