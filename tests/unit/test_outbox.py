@@ -287,7 +287,7 @@ async def test_a_silent_channel_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 #: Calls of Python functions for a message of a large call, from its arguments to its confirm: 19 when this was written.
 MOST_CALLS = 30
-MESSAGES = 1_000
+MESSAGES = 500
 
 
 async def test_a_message_costs_few_calls() -> None:

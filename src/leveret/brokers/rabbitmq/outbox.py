@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leveret.errors import EnqueueError
 
 #: Most unconfirmed messages of one channel; more wait. RabbitMQ's documentation advises 100 to 1,000.
-OUTSTANDING = 1_024
+OUTSTANDING = 512
 #: Most messages of a write: the server begins with them while the next ones are encoded.
 _CHUNK = 128
 #: A write is not made longer when it is as long as this (bytes).
