@@ -4,8 +4,8 @@
 `leveret.testing.conformance` for authors of brokers.
 """
 
+from leveret.testing.application import AppUnderTest, Enqueued, Expectation, Run, TasksFailed, under_test
 from leveret.testing.clock import ManualClock
 from leveret.testing.faulty import Faults
-from leveret.testing.under_test import AppUnderTest, Enqueued, Expectation, Run, TasksFailed, under_test
 
 __all__ = ["AppUnderTest", "Enqueued", "Expectation", "Faults", "ManualClock", "Run", "TasksFailed", "under_test"]

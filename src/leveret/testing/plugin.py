@@ -8,7 +8,7 @@ import pytest
 
 from leveret.app import App, load_app
 from leveret.errors import AppNotLoaded
-from leveret.testing.under_test import AppUnderTest, under_test
+from leveret.testing.application import AppUnderTest, under_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
