@@ -45,6 +45,7 @@ def test_what_a_reader_sees(tmp_path: Path) -> None:
     assert (two.command, two.shown) == ("two", [])
     assert list(one.stages()) == [([" shown"], 2), ([" shown", "more"], None)]
     assert is_shown(["a … c", "d"], "a b c\nd  \n")
-    assert is_shown(["a", "b"], "b\na\n", any_order=True)
+    assert is_shown(["… a", "… b", "c"], "1 b\nc\n2 a\n", any_order=True)
+    assert not is_shown(["a", "a"], "a\nb\n", any_order=True)
     for output in ("", "a b c\n", "a b c\nd\ne\n", "a b c\nx\n", "xa b c\nd\n"):
         assert not is_shown(["a … c", "d"], output)

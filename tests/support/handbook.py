@@ -112,11 +112,16 @@ def screens(text: str) -> list[Screen]:
 def is_shown(expected: Sequence[str], output: str, *, any_order: bool = False) -> bool:
     """Whether a terminal's output is as a page shows it."""
     lines = [line.rstrip() for line in output.splitlines() if _NOT_SHOWN not in line]
-    if any_order:
-        lines, expected = sorted(lines), sorted(expected)
-    return len(lines) == len(expected) and all(
-        re.fullmatch(".*".join(map(re.escape, one.split("…"))), line) for one, line in zip(expected, lines, strict=True)
-    )
+    if len(lines) != len(expected):
+        return False
+    for one in expected:
+        pattern = ".*".join(map(re.escape, one.split("…")))
+        candidates = lines if any_order else lines[:1]
+        found = next((line for line in candidates if re.fullmatch(pattern, line)), None)
+        if found is None:
+            return False
+        lines.remove(found)
+    return True
 
 
 class Reader:
