@@ -27,6 +27,7 @@ from leveret.testing import AppUnderTest, TasksFailed, under_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 seen: list[Any] = []
 failing: list[Exception] = []
@@ -115,16 +116,20 @@ async def test_a_thread_enqueues_while_a_loop_drains(test: AppUnderTest) -> None
     assert seen == ["b"]
 
 
-def test_each_test_begins_empty_and_leaves_the_application_as_it_was() -> None:
-    url, middleware = app.url, app.middleware
+def test_each_test_begins_empty_and_leaves_the_application_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "real.db"
+    real = App(f"sqlite:///{file}")
+    task = real.task(print)
     for _ in range(2):
-        with under_test(app) as test:
+        with under_test(real) as test:
             assert test.enqueued() == []
-            note.enqueue_sync("a")
-            assert len(test.enqueued(note)) == 1
-    assert (app.url, app.middleware) == (url, middleware)
-    with pytest.raises(BrokerUnavailable):
-        App("amqp://nobody@127.0.0.1:1/", enqueue_timeout=0.2).task(queue="q")(print).enqueue_sync("real again")
+            task.enqueue_sync("a")
+            assert len(test.enqueued(task)) == 1
+    assert not file.exists()
+    assert real.middleware == ()
+    task.enqueue_sync("b")
+    real.close_sync()
+    assert file.exists()
 
 
 def test_an_application_that_is_opened_and_closed(test: AppUnderTest) -> None:
