@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
@@ -26,7 +26,7 @@ from leveret.retry import RetryPolicy, RetryRules
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from types import ModuleType
     from typing import Self
 
@@ -76,6 +76,7 @@ class App:
         self._tasks: dict[str, Task[..., Any]] = {}
         self._default_tasks: dict[str, str] = {}
         self._producers: _Producers = weakref.WeakKeyDictionary()
+        self._given_broker: Broker | None = None
         self._door = _Door()
         self._abandoned: list[object] = []
         _after_fork(self)
@@ -88,6 +89,16 @@ class App:
     def connect_to(self, url: str) -> None:
         """Use another broker from now on (the command line's ``--url``)."""
         self._url = url
+
+    @contextmanager
+    def enqueuing_to(self, broker: Broker) -> Iterator[None]:
+        """Inside the block, enqueue to this broker from every loop and thread, whatever the URL. For tests."""
+        before = self._given_broker, self._producers
+        self._given_broker, self._producers = broker, weakref.WeakKeyDictionary()
+        try:
+            yield
+        finally:
+            self._given_broker, self._producers = before
 
     @property
     def queues(self) -> Sequence[Queue]:
@@ -270,9 +281,9 @@ class App:
         if producer is None:
             for ended in [other for other in self._producers if other.is_closed()]:
                 self._producers.pop(ended).broker.abandon()
+            broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout)
             # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
-            deadlines = Deadlines(self.enqueue_timeout + 1.0)
-            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues, deadlines)
+            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + 1.0))
             self._producers[loop] = producer
         return producer
 
