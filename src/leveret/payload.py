@@ -50,9 +50,13 @@ class Signature:
             and self._types.get(parameters[0].name) is bytes
             and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
         )
+        #: The parameters that positions bind, and the fewest that must be given in a call that has positions alone.
+        self._positional, self._least = _positions(parameters, self._types)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
+        if not (kwargs or self.raw) and self._least <= len(args) <= len(self._positional):
+            return self._encode_positional(args)
         bound = self._bind(args, kwargs)
         if self.raw:
             bound.apply_defaults()
@@ -68,6 +72,12 @@ class Signature:
             if not _is_text(keyword):
                 raise NotSerializable(f"the keyword {keyword!r} of task {self._name!r} holds a lone surrogate")
         return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
+
+    def _encode_positional(self, args: tuple[Any, ...]) -> tuple[bytes, str]:
+        """Most calls, which need no binding: each argument belongs to the parameter at its place."""
+        for (name, annotation), value in zip(self._positional, args, strict=False):
+            self._check(name, value, annotation)
+        return _encode({"args": args, "kwargs": {}}), JSON
 
     def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call. Raises UnreadableBody or InvalidArguments."""
@@ -149,6 +159,15 @@ def hint_of(function: Callable[..., Any], name: str) -> Any:
     annotation = getattr(inspect.unwrap(function), "__annotations__", {}).get(name, Any)
     hint = _hint(function, annotation)
     return hint if hint is not Any and _is_carried(hint) else Any
+
+
+def _positions(parameters: list[inspect.Parameter], types: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], float]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [one for one in parameters if one.kind in kinds]
+    required = [one for one in parameters if one.default is one.empty]
+    keywords = any(one.kind is one.KEYWORD_ONLY for one in required)
+    least = math.inf if keywords else sum(one.kind in kinds for one in required)
+    return [(one.name, types.get(one.name, Any)) for one in positional], least
 
 
 def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:

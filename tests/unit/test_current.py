@@ -34,8 +34,8 @@ async def test_a_task_knows_itself_in_a_coroutine_and_in_a_thread() -> None:
     def threaded() -> None:
         seen.append(current_task())
 
-    assert await run(app, "asynchronous", attempt=3) == Succeeded()
-    assert await run(app, "threaded") == Succeeded()
+    assert await run(app, "asynchronous", attempt=3) == Succeeded(b"null")
+    assert await run(app, "threaded") == Succeeded(b"null")
     assert seen[0] == CurrentTask("the-id", "asynchronous", "default", 3, 7, None, None, {"trace": "x"})
     assert (seen[1].task, seen[1].attempt, seen[1].max_attempts) == ("threaded", 1, 5)
     with pytest.raises(NoCurrentTask, match="here is none"):
@@ -70,7 +70,7 @@ async def test_middleware_is_an_onion() -> None:
     async def fail() -> None:
         raise ValueError("no")
 
-    assert await run(app, "work") == Succeeded()
+    assert await run(app, "work") == Succeeded(b"42")
     assert steps == ["outer work", "inner", "work", "inner got 42", "outer end"]
     steps.clear()
     assert isinstance(await run(app, "fail"), Retrying)

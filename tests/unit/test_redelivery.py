@@ -43,6 +43,7 @@ class Forgetful(MemoryBroker):
             class Counting:
                 stop = consumer.stop
                 hold_limit = None
+                marks = consumer.marks
                 paused: frozenset[str] = frozenset()
 
                 async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:

@@ -35,7 +35,7 @@ async def test_tasks_are_run_and_settled() -> None:
     async with bench.working():
         settled = await bench.wait_until_settled(20)
     assert bench.done == texts
-    assert [event.outcome for event in settled] == [Succeeded()] * 20
+    assert [event.outcome for event in settled] == [Succeeded(b"null")] * 20
     assert all(event.kept and not event.at_most_once for event in settled)
     assert await bench.counts() == (0, 0, 0)
 
@@ -49,7 +49,7 @@ async def test_the_events_of_a_workers_life() -> None:
     assert bench.events == [
         WorkerReady(["work"]),
         TaskStarted(envelope),
-        TaskSettled(envelope, Succeeded()),
+        TaskSettled(envelope, Succeeded(b"null")),
         WorkerStopping(0, 7.0),
     ]
 
@@ -279,7 +279,7 @@ async def test_a_stopped_worker_finishes_what_runs_and_hands_the_rest_back() -> 
         assert bench.told(WorkerStopping) == [WorkerStopping(1, 5.0)]
         bench.gate.set()
     assert bench.done == ["start a", "end a"]
-    assert {event.outcome for event in bench.told(TaskSettled)} == {Succeeded(), Released()}
+    assert {event.outcome for event in bench.told(TaskSettled)} == {Succeeded(b"null"), Released()}
     assert await bench.counts() == (2, 0, 0)
     batch = await peek(bench)
     assert [msgspec.json.decode(delivery.envelope.body)["args"] for delivery in batch] == [["b"], ["c"]]
@@ -356,7 +356,7 @@ async def test_an_outcome_whose_lease_was_lost_is_told_as_not_kept(caplog: pytes
     await bench.put("say", "a")
     async with bench.working():
         (settled,) = await bench.wait_until_settled(1)
-    assert (settled.outcome, settled.kept) == (Succeeded(), False)
+    assert (settled.outcome, settled.kept) == (Succeeded(b"null"), False)
     assert "its delivery was lost before its outcome was recorded; it may run again" in caplog.text
 
 
@@ -417,6 +417,7 @@ async def test_a_delivery_whose_lease_ended_while_it_waited_is_not_run() -> None
                 class Wrapped:
                     stop = consumer.stop
                     hold_limit = None
+                    marks = consumer.marks
                     paused: frozenset[str] = frozenset()
 
                     async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:

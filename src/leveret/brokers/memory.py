@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -37,13 +37,36 @@ from leveret.model import (
 from leveret.status import KEEP, Mark, Status, buried, cancelled_before, enqueued, newer, placed, requeued
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+
+    from leveret.brokers import Consumer
+
+
+class Clock(Protocol):
+    """What a store has its time from: a test may give one that it moves itself."""
+
+    def time(self) -> float:
+        """Unix time, seconds."""
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> object:
+        """Call it when that time has come; in the running loop, if there is one."""
+
+
+class SystemClock:
+    """The time of this machine."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> object:
+        return asyncio.get_running_loop().call_later(when - time.time(), callback)
 
 
 class MemoryStore:
     """The queues and who takes from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
         self.queues: dict[str, _Stored] = {}
         #: Of every task that is ready, delayed, running or dead.
         self.ids: set[str] = set()
@@ -55,31 +78,34 @@ class MemoryStore:
 
 
 class _Stored:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, clock: Clock) -> None:
         self.queue = queue
+        self._clock = clock
         #: A heap: the first is the next to be dealt.
         self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
-        self.delayed: dict[str, tuple[asyncio.TimerHandle, Envelope]] = {}
+        #: What is not due, under a number of its own.
+        self.delayed: dict[int, Envelope] = {}
         self.paused = False
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
 
     def put(self, envelope: Envelope, tokens: itertools.count[int]) -> None:
         """Make a task ready, now or when it is due."""
-        wait = 0.0 if envelope.due is None else envelope.due - time.time()
-        if wait <= 0:
+        if envelope.due is None or envelope.due <= self._clock.time():
             rank = MIDDLE_PRIORITY if envelope.priority is None else envelope.priority
             heapq.heappush(self.ready, _Waiting(-rank, next(tokens), envelope))
             return
 
-        def become_ready() -> None:
-            del self.delayed[envelope.id]
-            self.put(envelope, tokens)
-            self.deal(tokens)
+        number = next(tokens)
 
-        timer = asyncio.get_running_loop().call_later(wait, become_ready)
-        self.delayed[envelope.id] = timer, envelope
+        def become_ready() -> None:
+            if self.delayed.pop(number, None) is not None:
+                self.put(envelope, tokens)
+                self.deal(tokens)
+
+        self.delayed[number] = envelope
+        self._clock.call_at(envelope.due, become_ready)
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
@@ -97,10 +123,9 @@ class _Stored:
 
     def withdraw(self, id_: str) -> Envelope | None:
         """Take out a task that waits."""
-        if id_ in self.delayed:
-            timer, envelope = self.delayed.pop(id_)
-            timer.cancel()
-            return envelope
+        number = self._delayed_number(id_)
+        if number is not None:
+            return self.delayed.pop(number)
         waiting = next((waiting for waiting in self.ready if waiting.envelope.id == id_), None)
         if waiting is None:
             return None
@@ -108,11 +133,15 @@ class _Stored:
         heapq.heapify(self.ready)
         return waiting.envelope
 
+    def _delayed_number(self, id_: str) -> int | None:
+        return next((number for number, envelope in self.delayed.items() if envelope.id == id_), None)
+
     def status(self, id_: str) -> Status | None:
         """Where the task is, if it is here."""
-        now = time.time()
-        if id_ in self.delayed:
-            return enqueued(self.delayed[id_][1], now)
+        now = self._clock.time()
+        number = self._delayed_number(id_)
+        if number is not None:
+            return enqueued(self.delayed[number], now)
         letter = next((letter for letter in self.dead if letter.envelope.id == id_), None)
         if letter is not None:
             return buried(letter)
@@ -231,7 +260,7 @@ class MemoryBroker:
                     remedy="use another name",
                 )
         for queue in queues:
-            self._store.queues.setdefault(queue.name, _Stored(queue))
+            self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
@@ -253,7 +282,7 @@ class MemoryBroker:
         self._deal({envelope.queue for envelope in envelopes})
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[_MemoryConsumer]:
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
         await self.declare(queues)
         consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues])
         consumer.look_up()
@@ -304,7 +333,7 @@ class MemoryBroker:
             self._store.feeds.remove(feed)
 
     async def cancel(self, id_: str) -> Status | None:
-        mark = Mark(id_, time.time())
+        mark = Mark(id_, self._store.clock.time())
         for stored in self._store.queues.values():
             envelope = stored.withdraw(id_)
             if envelope is not None:
@@ -335,7 +364,7 @@ class MemoryBroker:
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         letters = self._take_dead(queue, ids)
-        now = time.time()
+        now = self._store.clock.time()
         for letter in letters:
             again = revived(letter.envelope)
             self._store.queues[queue].put(again, self._store.tokens)
@@ -373,7 +402,7 @@ class MemoryBroker:
             known = statuses.pop(update.id, None)
             statuses[update.id] = newer(known, update)
         self._store.feeds.tell(updates)
-        before = time.time() - self._keep
+        before = self._store.clock.time() - self._keep
         for id_ in [id_ for id_, status in itertools.islice(statuses.items(), 2 * len(updates)) if status.at < before]:
             del statuses[id_]
 
@@ -394,9 +423,10 @@ class MemoryBroker:
     def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope
         if isinstance(outcome, Retrying):
-            stored.put(retried(envelope, outcome, time.time()), self._store.tokens)
+            stored.put(retried(envelope, outcome, self._store.clock.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
-            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time(), this_process()))
+            now = self._store.clock.time()
+            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, now, this_process()))
         elif isinstance(outcome, Released):
             stored.put_back(waiting)
         else:

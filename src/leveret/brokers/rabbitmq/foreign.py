@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from pamqp import commands, constants, decode, encode, frame
 from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from yarl import URL
 
 #: What was wrong with a message's properties; it cannot run.
@@ -31,6 +35,9 @@ _LARGEST_FLOAT = 3.4e38
 _MAX_COMPLAINT = 1_000
 _MAX_VALUE = 60
 _FRAME_HEADER = 7
+_HEARTBEAT = Heartbeat().marshal()
+#: How often aiormq hears at least that the connection is alive, when all that comes is taken before it (seconds).
+_BEAT = 0.5
 _CONTENT_HEADER = struct.Struct(">HHQ")
 _Properties = commands.Basic.Properties
 #: What pamqp calls otherwise than AMQP does.
@@ -49,8 +56,21 @@ class Connection(aio_pika.Connection):
     """A connection that reads every message, whatever is in its properties."""
 
     async def connect(self, timeout: float | None = None) -> None:
-        self.kwargs["transport_factory"] = _Transport()
+        self.kwargs["transport_factory"] = self._stream = _Transport()
         await super().connect(timeout)
+
+    def __del__(self) -> None:
+        """Not aio-pika's, which wants to start a closing in whichever thread collects this: `amqp.close` closes it."""
+
+    @property
+    def frames(self) -> Frames:
+        """What aiormq reads, from when it is connected."""
+        return self._stream.frames
+
+    @property
+    def writer(self) -> asyncio.StreamWriter:
+        """What aiormq writes to: each of its writes, like anyone's, must be of whole frames."""
+        return self._stream.writer
 
 
 class _Transport(TransportFactory):
@@ -58,8 +78,9 @@ class _Transport(TransportFactory):
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, writer = await factory.create(url, **kwargs)
-        return Frames(reader), writer
+        reader, self.writer = await factory.create(url, **kwargs)
+        self.frames = Frames(reader)
+        return self.frames, self.writer
 
 
 class Frames(asyncio.StreamReader):
@@ -70,6 +91,9 @@ class Frames(asyncio.StreamReader):
         self._source = source
         self._frame = b""
         self._at = 0
+        #: Sees each frame first, and says whether it took it: aiormq does not get that one.
+        self.take: Callable[[bytes], bool] | None = None
+        self._given_at = 0.0
 
     def at_eof(self) -> bool:
         return self._at == len(self._frame) and self._source.at_eof()
@@ -81,11 +105,20 @@ class Frames(asyncio.StreamReader):
         return self._frame[start : self._at]
 
     async def _next(self) -> bytes:
-        beginning = await self._source.readexactly(_FRAME_HEADER)
-        if beginning.startswith(constants.AMQP):
-            return beginning  # no frame: the server's answer to a client of another protocol
-        _, _, size = frame.frame_parts(beginning)
-        return readable(beginning + await self._source.readexactly((size or 0) + 1))
+        while True:
+            beginning = await self._source.readexactly(_FRAME_HEADER)
+            if beginning.startswith(constants.AMQP):
+                return beginning  # no frame: the server's answer to a client of another protocol
+            size = int.from_bytes(beginning[3:], "big")
+            data = beginning + await self._source.readexactly(size + 1)
+            now = time.monotonic()
+            if self.take is not None and self.take(data):
+                # A server that has something to say sends no heartbeats, so this is one too.
+                if now - self._given_at < _BEAT:
+                    continue
+                data = _HEARTBEAT
+            self._given_at = now
+            return readable(data)
 
 
 def readable(data: bytes) -> bytes:
