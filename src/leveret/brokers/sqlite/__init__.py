@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -14,7 +13,8 @@ from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
-from leveret.brokers.sqlite.store import Settled, Store
+from leveret.brokers.sqlite.settling import Settling
+from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
 
@@ -36,6 +36,7 @@ class SQLiteBroker:
         self._timeout = timeout
         self._bells = Bells(self._path)
         self._writer = Writer(self._path, self._bells, timeout=timeout)
+        self._settling = Settling(self._writer)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float) -> Self:
@@ -100,9 +101,7 @@ class SQLiteBroker:
             else:
                 lost.append(settlement[0].envelope.id)
         for lease, mine in by_lease.items():
-            settled = [Settled(delivery.tag, outcome) for delivery, outcome in mine]
-            tokens = await self._writer.do(partial(Store.settle, consumer=lease.consumer, settled=settled))
-            lost.extend(delivery.envelope.id for delivery, _ in mine if delivery.tag in tokens)
+            lost += await self._settling.settle(lease, mine)
         if lost:
             raise LeaseLost(lost)
 
@@ -130,4 +129,5 @@ class SQLiteBroker:
         self._writer.abandon()
 
     async def close(self) -> None:
+        await self._settling.finish()
         await self._writer.close()
