@@ -1,7 +1,7 @@
 """The SQL: what each operation does to the file, inside a transaction that its caller holds.
 
-Used by one thread (`writer`). It asks for the `letters` before it commits: what the consumers of this process were dealt
-is read in the transaction that dealt it, and those of other processes are rung after the commit.
+Used by one thread (`writer`). It asks for the `letters` before it commits: what the consumers of this process were
+dealt is read in the transaction that dealt it, and those of other processes are rung after the commit.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class Store:
         if not receivers.keys().isdisjoint(self._rung):
             next_due = self._promote()
             self._deal_all()
-        own, bells = [], []
+        own: list[tuple[Receiver, Dealt | None]] = []
+        bells: list[str] = []
         for consumer in self._rung:
             receiver = receivers.get(consumer)
             if receiver is None:
@@ -288,9 +289,9 @@ class Store:
         """Record outcomes and deal again; the tokens that were this consumer's still."""
         done = [item.token for item in settled if isinstance(item.outcome, Succeeded)]
         ended = self._execute(_SUCCEED, consumer, _json(done)).fetchall() if done else []
-        ended += [
-            row for item in settled if not isinstance(item.outcome, Succeeded) for row in self._end(consumer, item)
-        ]
+        for item in settled:
+            if not isinstance(item.outcome, Succeeded):
+                ended += self._end(consumer, item)
         freed = Counter(queue for queue, _ in ended)
         for queue, count in freed.items():
             self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", count, queue, consumer)
