@@ -12,7 +12,7 @@ import logging
 import random
 import signal
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, O
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import configure as configure_logging
 from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
+from leveret.prefetch import TICK, Pace, credit
 from leveret.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Worker:
 
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
-    another worker could run. ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
+    ``grace``: seconds. ``broker``: one to use instead of the application's URL.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Worker:
         self._executor = executor
         self._names = queues
         self._credit = _credit(prefetch, executor.slots)
+        self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
+        self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
         self._listeners = [write_log, *listeners]
         self._given_broker = broker
@@ -113,6 +117,7 @@ class Worker:
                 return
             self._tell(WorkerReady([queue.name for queue in queues]))
             _warn_of_long_tasks(consumer, manifest)
+            self._consumer, self._queues = consumer, len(queues)
             await self._work(consumer)
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
@@ -145,6 +150,8 @@ class Worker:
                 if failed.done():
                     failed.result()
         finally:
+            if self._deciding is not None:
+                self._deciding.cancel()
             for task in (taking, stopped):
                 task.cancel()
             await asyncio.gather(taking, stopped, return_exceptions=True)
@@ -181,14 +188,62 @@ class Worker:
             key = next(self._keys)
             self._jobs[key] = delivery
             self._keys_by_task[_task(delivery)] = key
+            if self._pace is not None:
+                self._pace.began(key, time.monotonic())
             if self._is_at_most_once(delivery):
                 self._background(self._acknowledge_and_submit(key, delivery))
             else:
                 jobs.append(Job(key, delivery.envelope))
         if jobs:
             self._executor.submit(jobs)
+            self._decide_soon()
         if dead:
             self._settle(dead)
+
+    def _decide_soon(self) -> None:
+        """On the credit, as long as anything runs."""
+        if self._pace is not None and self._deciding is None:
+            self._deciding = asyncio.get_running_loop().call_later(TICK, self._decide, self._pace)
+
+    def _decide(self, pace: Pace) -> None:
+        run_time, present = pace.run_time(time.monotonic()), self._credit
+        if run_time is not None and present is not None and not self._stop.is_set():
+            wanted = credit(run_time, slots=self._executor.slots, queues=self._queues, present=present)
+            if wanted != present:
+                self._background(self._change_credit(wanted))
+                return
+        self._decide_again()
+
+    def _decide_again(self) -> None:
+        self._deciding = None
+        if self._jobs:
+            self._decide_soon()
+
+    async def _change_credit(self, wanted: int) -> None:
+        try:
+            if not await self._consumer.set_credit(wanted):
+                self._pace = None
+                return
+        except BrokerError as error:
+            log.info("still holding %d deliveries of each queue, not %d: %s", self._credit, wanted, error)
+        else:
+            self._credit = wanted
+            self._hand_back_excess(wanted)
+        self._decide_again()
+
+    def _hand_back_excess(self, most: int) -> None:
+        """What waits beyond the credit may be run by another worker: the newest of it."""
+        held = Counter(delivery.envelope.queue for delivery in self._jobs.values())
+        waiting, self._backlog = self._backlog, deque()
+        back: list[Settlement] = []
+        for delivery in waiting:
+            held[delivery.envelope.queue] += 1
+            if held[delivery.envelope.queue] <= most:
+                self._backlog.append(delivery)
+            else:
+                back.append((delivery, Released()))
+        if back:
+            self._settle(back)
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Whether it is one that came before and was lost with its connection: it runs still, or it has run.
@@ -213,6 +268,8 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        if self._pace is not None:
+            self._pace.ended(key, time.monotonic())
         if self._keys_by_task.get(_task(delivery)) == key:
             del self._keys_by_task[_task(delivery)]
         return delivery

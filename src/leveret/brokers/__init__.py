@@ -45,6 +45,12 @@ class Consumer(Protocol):
     def paused(self) -> frozenset[str]:
         """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
 
+    async def set_credit(self, credit: int, /) -> bool:
+        """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
+
+        Of what it holds in excess it gets no new ones, until that is settled or handed back.
+        """
+
     async def stop(self) -> None:
         """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
 
