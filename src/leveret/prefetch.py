@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: What waits in a worker is worth at most so much work: it hides the way to the broker and back (seconds).
-AHEAD = 0.03
+AHEAD = 0.05
 #: However short the tasks are.
 MOST_AHEAD = 256
 #: How often it is decided while tasks run: a slow one is noticed after so long (seconds).
