@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: What waits in a worker is worth at most so much work: it hides the way to the broker and back (seconds).
-AHEAD = 0.05
+AHEAD = 0.04
 #: However short the tasks are.
 MOST_AHEAD = 256
 #: How often it is decided while tasks run: a slow one is noticed after so long (seconds).
@@ -11,15 +11,15 @@ TICK = 0.05
 
 
 def credit(run_time: float, *, slots: int, queues: int, present: int) -> int:
-    """The credit of each queue, when a task takes ``run_time`` seconds of a slot. It grows twofold at most, to be sure.
+    """The credit of each queue, when a task takes ``run_time`` seconds of a slot.
 
-    A change of less than a quarter is not worth a word to the broker, but of nothing ahead nothing stays.
+    It grows twofold at most, and small changes are not worth a transaction; but when nothing is to wait, nothing does.
     """
     worth = AHEAD * slots / run_time if run_time > 0 else MOST_AHEAD
     wanted = slots + int(min(worth, MOST_AHEAD) / queues)
-    if wanted == slots or wanted <= present * 3 / 4:
+    if wanted == slots or wanted * 2 <= present:
         return wanted
-    return min(wanted, 2 * present) if wanted >= present * 5 / 4 else present
+    return min(wanted, 2 * present) if wanted * 2 >= present * 3 else present
 
 
 class Pace:
