@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from leveret.model import Outcome
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -69,7 +71,7 @@ async def test_an_outcome_that_cannot_be_stored_keeps_no_other_from_it(path: Pat
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=3) as consumer:
         await broker.publish([envelope() for _ in range(3)])
         batch = await next_batch(aiter(consumer))
-        outcomes = [Succeeded(), Retrying("\ud800"), Succeeded()]
+        outcomes: list[Outcome] = [Succeeded(), Retrying("\ud800"), Succeeded()]
         async with busy(broker):
             calls = [broker.settle([pair]) for pair in zip(batch, outcomes, strict=True)]
             settling = asyncio.gather(*calls, return_exceptions=True)
