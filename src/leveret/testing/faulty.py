@@ -197,6 +197,9 @@ class _FaultyConsumer:
     def hold_limit(self) -> None:
         return None
 
+    async def set_credit(self, credit: int) -> bool:
+        return await self._inner.set_credit(credit)
+
     async def stop(self) -> None:
         self._stopped.set()
         await self._inner.stop()
