@@ -12,36 +12,23 @@ import logging
 import random
 import signal
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
 from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
-from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Progressed, Report, Started
+from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Report, Started
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import configure as configure_logging
-from leveret.model import (
-    Cancelled,
-    DeadLettered,
-    Delivery,
-    Envelope,
-    Outcome,
-    Queue,
-    Released,
-    Retrying,
-    Settlement,
-    Succeeded,
-)
-from leveret.recorder import Recorder
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
+from leveret.prefetch import TICK, Pace, credit
 from leveret.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
-
-    from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
@@ -63,9 +50,6 @@ _REMEMBERED = 600.0
 _MOST_REMEMBERED = 1_000
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
 _SETTLE_AGAIN = 5.0
-#: So many cancelled tasks are known at once.
-_MOST_MARKS = 100_000
-_NOT_RUN = Cancelled("cancelled before it ran")
 
 
 class Worker:
@@ -73,7 +57,8 @@ class Worker:
 
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
-    another worker could run. ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
+    ``grace``: seconds. ``broker``: one to use instead of the application's URL.
     """
 
     def __init__(
@@ -89,6 +74,8 @@ class Worker:
         self._executor = executor
         self._names = queues
         self._credit = _credit(prefetch, executor.slots)
+        self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
+        self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
         self._listeners = [write_log, *listeners]
         self._given_broker = broker
@@ -99,9 +86,6 @@ class Worker:
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
         self._acknowledged: set[int] = set()
-        #: What was cancelled, by task id; and the jobs that run and were told to end.
-        self._marks: OrderedDict[str, Mark] = OrderedDict()
-        self._ending: set[int] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._halt = asyncio.Event()
@@ -124,9 +108,7 @@ class Worker:
             self._default_tasks = manifest.default_tasks
             self._policies = manifest.policies
             queues = _select(self._names, manifest)
-            self._broker = self._given_broker or _connect(manifest.url, manifest.keep_results)
-            self._recorder = Recorder(self._broker, frozenset(manifest.silent), self._name)
-            stack.callback(self._recorder.stop)
+            self._broker = self._given_broker or _connect(manifest.url)
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
             opening = stack.enter_async_context(self._broker.consume(queues, credit=self._credit))
@@ -135,6 +117,7 @@ class Worker:
                 return
             self._tell(WorkerReady([queue.name for queue in queues]))
             _warn_of_long_tasks(consumer, manifest)
+            self._consumer, self._queues = consumer, len(queues)
             await self._work(consumer)
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
@@ -167,6 +150,8 @@ class Worker:
                 if failed.done():
                     failed.result()
         finally:
+            if self._deciding is not None:
+                self._deciding.cancel()
             for task in (taking, stopped):
                 task.cancel()
             await asyncio.gather(taking, stopped, return_exceptions=True)
@@ -177,32 +162,7 @@ class Worker:
             if paused != consumer.paused:
                 paused = consumer.paused
                 log.info("paused queues, of which nothing is started: %s", ", ".join(sorted(paused)) or "none any more")
-            for mark in consumer.marks():
-                self._cancel(mark)
             self._admit(batch, paused)
-
-    def _cancel(self, mark: Mark) -> None:
-        """Somebody wants the task to end, or not to run if it comes."""
-        self._marks[mark.id] = mark
-        if len(self._marks) > _MOST_MARKS:
-            self._marks.popitem(last=False)
-        keys = [
-            key
-            for key, delivery in self._jobs.items()
-            if delivery.envelope.id == mark.id and mark.covers(delivery.envelope) and key not in self._ending
-        ]
-        self._ending.update(keys)
-        if keys:
-            self._executor.cancel(keys)
-        waiting = [delivery for delivery in self._backlog if delivery.envelope.id == mark.id]
-        cancelled = [delivery for delivery in waiting if self._is_cancelled(delivery)]
-        if cancelled:
-            self._backlog = deque(delivery for delivery in self._backlog if delivery not in cancelled)
-            self._settle([(delivery, _NOT_RUN) for delivery in cancelled])
-
-    def _is_cancelled(self, delivery: Delivery) -> bool:
-        mark = self._marks.get(delivery.envelope.id)
-        return mark is not None and mark.covers(delivery.envelope)
 
     def _admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
         self._backlog.extend(delivery for delivery in batch if not self._is_known(delivery))
@@ -221,21 +181,69 @@ class Worker:
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
-            verdict = _NOT_RUN if self._is_cancelled(delivery) else _dead_already(delivery, now)
+            verdict = _dead_already(delivery, now)
             if verdict is not None:
                 dead.append((delivery, verdict))
                 continue
             key = next(self._keys)
             self._jobs[key] = delivery
             self._keys_by_task[_task(delivery)] = key
+            if self._pace is not None:
+                self._pace.began(key, time.monotonic())
             if self._is_at_most_once(delivery):
                 self._background(self._acknowledge_and_submit(key, delivery))
             else:
                 jobs.append(Job(key, delivery.envelope))
         if jobs:
             self._executor.submit(jobs)
+            self._decide_soon()
         if dead:
             self._settle(dead)
+
+    def _decide_soon(self) -> None:
+        """On the credit, as long as anything runs."""
+        if self._pace is not None and self._deciding is None:
+            self._deciding = asyncio.get_running_loop().call_later(TICK, self._decide, self._pace)
+
+    def _decide(self, pace: Pace) -> None:
+        run_time, present = pace.run_time(time.monotonic()), self._credit
+        if run_time is not None and present is not None and not self._stop.is_set():
+            wanted = credit(run_time, slots=self._executor.slots, queues=self._queues, present=present)
+            if wanted != present:
+                self._background(self._change_credit(wanted))
+                return
+        self._decide_again()
+
+    def _decide_again(self) -> None:
+        self._deciding = None
+        if self._jobs:
+            self._decide_soon()
+
+    async def _change_credit(self, wanted: int) -> None:
+        try:
+            if not await self._consumer.set_credit(wanted):
+                self._pace = None
+                return
+        except BrokerError as error:
+            log.info("still holding %d deliveries of each queue, not %d: %s", self._credit, wanted, error)
+        else:
+            self._credit = wanted
+            self._hand_back_excess(wanted)
+        self._decide_again()
+
+    def _hand_back_excess(self, most: int) -> None:
+        """What waits beyond the credit may be run by another worker: the newest of it."""
+        held = Counter(delivery.envelope.queue for delivery in self._jobs.values())
+        waiting, self._backlog = self._backlog, deque()
+        back: list[Settlement] = []
+        for delivery in waiting:
+            held[delivery.envelope.queue] += 1
+            if held[delivery.envelope.queue] <= most:
+                self._backlog.append(delivery)
+            else:
+                back.append((delivery, Released()))
+        if back:
+            self._settle(back)
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Whether it is one that came before and was lost with its connection: it runs still, or it has run.
@@ -260,6 +268,8 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        if self._pace is not None:
+            self._pace.ended(key, time.monotonic())
         if self._keys_by_task.get(_task(delivery)) == key:
             del self._keys_by_task[_task(delivery)]
         return delivery
@@ -286,25 +296,16 @@ class Worker:
             if delivery is None:
                 continue
             if isinstance(report, Started):
-                self._recorder.started(delivery.envelope)
                 self._tell(TaskStarted(delivery.envelope))
-                continue
-            if isinstance(report, Progressed):
-                self._recorder.progressed(delivery.envelope, report.progress)
                 continue
             if isinstance(report, Blocks):
                 self._tell(TaskBlocks(delivery.envelope, report.seconds, report.stack))
                 continue
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
-            if report.key in self._ending:
-                self._ending.discard(report.key)
-                outcome = (
-                    outcome if isinstance(outcome, (Succeeded, Cancelled)) else Cancelled("cancelled while it ran")
-                )
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
-                self._background(self._tell_ended(delivery, outcome))
+                self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
             else:
                 settlements.append((delivery, outcome))
         if settlements:
@@ -331,32 +332,23 @@ class Worker:
         task.add_done_callback(lambda _: self._note_idle())
 
     async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
-        lost = await self._record(settlements, self._recorder.settled(settlements))
+        lost = await self._record(settlements)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
             if not (kept or isinstance(outcome, Released)):
                 self._remember(delivery, outcome)
             self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
 
-    async def _tell_ended(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Of a task that was acknowledged before it ran."""
-        if isinstance(outcome, Retrying):
-            final: Outcome = DeadLettered(outcome.error, outcome.traceback)
-        else:
-            final = outcome
-        await self._record((), self._recorder.settled([(delivery, final)]))
-        self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
-
     def _remember(self, delivery: Delivery, outcome: Outcome) -> None:
         self._unrecorded[_attempt(delivery)] = (outcome, time.monotonic() + _REMEMBERED)
         if len(self._unrecorded) > _MOST_REMEMBERED:
             self._unrecorded.popitem(last=False)
 
-    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
+    async def _record(self, settlements: Sequence[Settlement]) -> frozenset[str]:
         """Settle, again and again while the broker can't; the ids whose lease was lost."""
         while True:
             try:
-                await self._broker.settle(settlements, updates)
+                await self._broker.settle(settlements)
             except LeaseLost as error:
                 return frozenset(error.ids)
             except Exception as error:
@@ -440,13 +432,13 @@ def _credit(prefetch: object, slots: int) -> int | None:
     return credit
 
 
-def _connect(url: str, keep: float) -> Broker:
+def _connect(url: str) -> Broker:
     if url.startswith("memory:"):
         raise ConfigurationError(
             f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
             "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
         )
-    return connect(url, keep=keep)
+    return connect(url)
 
 
 def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:

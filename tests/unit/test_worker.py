@@ -18,6 +18,7 @@ from leveret.executors.in_process import InProcessExecutor
 from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement, Succeeded, new_id
 from leveret.worker import MAX_RETURNS, Worker
 from tests.support.bench import Bench
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -140,6 +141,51 @@ async def test_a_busy_worker_keeps_nothing_from_an_idle_one() -> None:
         busy.gate.set()
         await busy.wait_until_settled(1)
     assert idle.done == list("abcdef")
+
+
+async def until_it_holds(bench: Bench, more_than: int) -> None:
+    """Feed short tasks until so many are held."""
+
+    async def fed() -> bool:
+        await bench.put("say", *map(str, range(500)))
+        return (await bench.counts())[1] > more_than
+
+    await until(fed, f"more than {more_than} short tasks are held")
+
+
+async def test_auto_holds_more_of_short_tasks_and_hands_back_what_waits_behind_slow_ones() -> None:
+    """Once it runs only slow ones, all that it does not run is for others."""
+    bench = Bench()
+    async with bench.working(concurrency=2, prefetch="auto") as worker:
+        await until_it_holds(bench, more_than=20)
+        await bench.put("wait", *"abcdefghij")
+        await until(lambda: become(bench, (8, 2, 0)), "it holds what it runs, and no more")
+        bench.gate.set()
+        await until(lambda: become(bench, (0, 0, 0)), "all have run")
+        worker.stop()
+    assert all(isinstance(event.outcome, Released | Succeeded) for event in bench.told(TaskSettled))
+    assert sorted(text for text in bench.done if text.startswith("end")) == [f"end {name}" for name in "abcdefghij"]
+
+
+async def test_what_waits_behind_a_slow_task_goes_to_an_idle_worker() -> None:
+    store = MemoryStore()
+    busy, idle = Bench(MemoryBroker(store)), Bench(MemoryBroker(store))
+    async with busy.working(concurrency=1, prefetch="auto"):
+        await until_it_holds(busy, more_than=20)
+        await busy.wait_for(lambda: not store.queues["work"].ready, "it has taken all")
+        bodies = [("wait", "long"), *(("say", text) for text in "abcdef")]
+        await busy.broker.publish(
+            [Envelope(new_id(), "work", task, msgspec.json.encode({"args": [text]})) for task, text in bodies]
+        )
+        await busy.wait_for(lambda: "start long" in busy.done, "it is busy")
+        async with idle.working(concurrency=1, prefetch="auto"):
+            await idle.wait_for(lambda: set("abcdef") <= {*idle.done, *busy.done}, "another has run the others")
+        busy.gate.set()
+        await busy.wait_for(lambda: "end long" in busy.done, "the slow one has ended")
+
+
+async def become(bench: Bench, counts: tuple[int, int, int]) -> bool:
+    return await bench.counts() == counts
 
 
 async def test_only_the_queues_named_are_worked_on() -> None:

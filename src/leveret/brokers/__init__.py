@@ -51,6 +51,12 @@ class Consumer(Protocol):
     def marks(self) -> Sequence[Mark]:
         """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
 
+    async def set_credit(self, credit: int, /) -> bool:
+        """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
+
+        Of what it holds in excess it gets no new ones, until that is settled or handed back.
+        """
+
     async def stop(self) -> None:
         """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
 

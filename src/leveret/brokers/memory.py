@@ -175,6 +175,10 @@ class _Taker:
     def has_credit(self) -> bool:
         return self.held and not self._consumer.stopped and (self._credit is None or len(self.holding) < self._credit)
 
+    def set_credit(self, consumer: _MemoryConsumer, credit: int) -> None:
+        if self._consumer is consumer:
+            self._credit = credit
+
     def give(self, token: int, waiting: _Waiting) -> None:
         self.holding[token] = waiting
         self._consumer.give(Delivery(waiting.envelope, self, token, waiting.returns))
@@ -195,8 +199,9 @@ class _Taker:
 
 
 class _MemoryConsumer:
-    def __init__(self, queues: Sequence[_Stored]) -> None:
+    def __init__(self, queues: Sequence[_Stored], tokens: itertools.count[int]) -> None:
         self._queues = queues
+        self._tokens = tokens
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
         self._marks: list[Mark] = []
@@ -234,6 +239,13 @@ class _MemoryConsumer:
     @property
     def hold_limit(self) -> None:
         return None
+
+    async def set_credit(self, credit: int) -> bool:
+        for stored in self._queues:
+            for taker in stored.takers:
+                taker.set_credit(self, credit)
+            stored.deal(self._tokens)
+        return True
 
     async def stop(self) -> None:
         self.stopped = True
@@ -284,7 +296,7 @@ class MemoryBroker:
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
         await self.declare(queues)
-        consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues])
+        consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues], self._store.tokens)
         consumer.look_up()
         takers = {queue.name: _Taker(consumer, credit) for queue in queues}
         for name, taker in takers.items():

@@ -43,7 +43,8 @@ class _PrefetchType(click.ParamType[Prefetch]):
     type=_PrefetchType(),
     default="auto",
     show_default=True,
-    help="Most unsettled deliveries of each queue; auto: as many as the worker runs at once.",
+    help="Most unsettled deliveries of each queue; auto: as many as the worker runs at once, and on SQLite "
+    "some milliseconds' work more while tasks are short.",
 )
 @click.option(
     "--grace",

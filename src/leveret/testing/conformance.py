@@ -82,6 +82,39 @@ async def credit_bounds_what_is_unsettled(bench: Bench) -> None:
 
 
 @check
+async def credit_may_grow(bench: Bench) -> None:
+    """A consumer that can change its credit gets more at once, and no more than that; any other goes on as it was."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes(*"abcdefgh"))
+    taken = await bench.consumer(broker, credit=2)
+    first = await taken.next(2)
+    can = await taken.consumer.set_credit(5)
+    more = await taken.next(3) if can else []
+    await taken.nothing()
+    await settle_all(broker, [*first, *more], Succeeded())
+    assert len(await taken.next(3 if can else 2)) == (3 if can else 2)
+
+
+@check
+async def credit_may_shrink(bench: Bench) -> None:
+    """A consumer that can change its credit gets nothing until it holds less than the new one."""
+    broker = await bench.declared()
+    await broker.publish(bench.envelopes(*"abcdefgh"))
+    taken = await bench.consumer(broker, credit=4)
+    held = await taken.next(4)
+    if not await taken.consumer.set_credit(2):
+        return
+    for delivery in held[:2]:
+        await broker.settle([(delivery, Succeeded())])
+        await taken.nothing()
+    await broker.settle([(held[2], Released())])
+    assert await taken.texts(1) == ["c"]
+    await taken.nothing()
+    other = await bench.consumer(bench.broker(), credit=9)
+    assert await other.texts(4) == ["e", "f", "g", "h"]
+
+
+@check
 async def idle_consumers_take_turns(bench: Bench) -> None:
     """Round-robin: two consumers without a limit share five messages as the tutorial prints."""
     broker = await bench.declared()

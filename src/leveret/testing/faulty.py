@@ -210,6 +210,9 @@ class _FaultyConsumer:
     def marks(self) -> Sequence[Mark]:
         return self._inner.marks()
 
+    async def set_credit(self, credit: int) -> bool:
+        return await self._inner.set_credit(credit)
+
     async def stop(self) -> None:
         self._stopped.set()
         await self._inner.stop()

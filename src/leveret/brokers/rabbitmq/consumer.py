@@ -110,6 +110,11 @@ class RabbitMQConsumer:
     def paused(self) -> frozenset[str]:
         return self._told if self._session is None else self._session.paused
 
+    async def set_credit(self, credit: int) -> bool:
+        """A prefetch is for good (ADR 0017); and what would be handed back counts as a return before 4.3."""
+        del credit
+        return False
+
     async def stop(self) -> None:
         if self._stopped:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -14,7 +13,8 @@ from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
-from leveret.brokers.sqlite.store import Settled, Store
+from leveret.brokers.sqlite.settling import Settling
+from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
@@ -42,6 +42,7 @@ class SQLiteBroker:
         self._bells = Bells(self._path)
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
         self._watcher = Watcher(self._writer, self._bells)
+        self._settling = Settling(self._writer)
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, keep: float = KEEP) -> Self:
@@ -106,11 +107,8 @@ class SQLiteBroker:
             else:
                 lost.append(settlement[0].envelope.id)
         for lease, mine in by_lease.items():
-            settled = [Settled(delivery.tag, outcome) for delivery, outcome in mine]
-            work = partial(Store.settle, consumer=lease.consumer, settled=settled, updates=updates)
-            tokens = await self._writer.do(work)
+            lost += await self._settling.settle(lease, mine, updates)
             updates = ()
-            lost.extend(delivery.envelope.id for delivery, _ in mine if delivery.tag in tokens)
         await self.tell(updates)
         if lost:
             raise LeaseLost(lost)
@@ -155,4 +153,5 @@ class SQLiteBroker:
 
     async def close(self) -> None:
         await self._watcher.close()
+        await self._settling.finish()
         await self._writer.close()

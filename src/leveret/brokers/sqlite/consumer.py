@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError
 from leveret.model import Delivery, Queue
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from leveret.brokers.sqlite.bells import Bell, Bells
+    from leveret.brokers.sqlite.store import Claim, Dealt
     from leveret.brokers.sqlite.writer import Writer
     from leveret.status import Mark
 
@@ -32,6 +34,8 @@ class Lease:
     def __init__(self, consumer: int) -> None:
         self.consumer = consumer
         self.held = True
+        #: How many deliveries are out under it.
+        self.unsettled = 0
 
 
 class SQLiteConsumer:
@@ -44,15 +48,20 @@ class SQLiteConsumer:
         self._credit = credit
         self._paused: frozenset[str] = frozenset()
         self._told: frozenset[str] = frozenset()
-        self._wake = asyncio.Event()
-        self._known_marks: frozenset[Mark] = frozenset()
-        self._new_marks: list[Mark] = []
         self._stopped = False
-        self._newest = 0
-        self._next_due: float | None = None
-        self._next_round = 0.0
         self._lease = Lease(0)
         self._bell: Bell | None = None
+        #: Somebody has removed the registration.
+        self._gone = False
+        self._loop = asyncio.get_running_loop()
+        #: Set when there is something to do: claims have come, or it is time to look.
+        self._wake = asyncio.Event()
+        self._claims: list[Claim] = []
+        self._known_marks: frozenset[Mark] = frozenset()
+        self._new_marks: list[Mark] = []
+        self._shall_look = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_round = 0.0
 
     async def start(self) -> None:
         """Register; from now on tasks are dealt to this consumer."""
@@ -60,22 +69,29 @@ class SQLiteConsumer:
         bell = self._bells.hang()
         try:
             number = await self._writer.do(
-                partial(Store.register, bell=bell.name, queues=self._queues, credit=self._credit)
+                partial(
+                    Store.register, bell=bell.name, queues=self._queues, credit=self._credit, receiver=self._receive
+                )
             )
         except BaseException:
             bell.take_down()
             raise
         self._bell, self._lease = bell, Lease(number)
-        asyncio.get_running_loop().add_reader(bell.reader, self._rung)
-        self._wake.set()
+        self._loop.add_reader(bell.reader, self._rung)
+        self._look_soon()
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
         while not self._stopped:
-            batch = await self._next()
+            await self._wake.wait()
+            self._wake.clear()
+            if self._shall_look:
+                await self._look()
+            batch = self._taken()
             before, self._told = self._told, self._paused
             if batch or before != self._told or self._new_marks:
                 yield batch
-        batch = await self._dealt()
+        await self._look()
+        batch = self._taken()
         if batch:
             yield batch
 
@@ -100,42 +116,72 @@ class SQLiteConsumer:
             except BrokerError as error:
                 log.warning("this consumer may be dealt tasks until it has ended: %s", error)
 
+    async def set_credit(self, credit: int) -> bool:
+        await self._writer.do(partial(Store.set_credit, consumer=self._lease.consumer, credit=credit))
+        self._credit = credit
+        return True
+
     async def close(self) -> None:
         """Give back what is unsettled."""
         self._stopped = True
         self._lease.held = False
         self._let_go_of_bell()
-        await self._writer.do(partial(Store.remove, consumers=[self._lease.consumer]))
+        await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
 
-    async def _next(self) -> Sequence[Delivery]:
-        until_due = ROUND if self._next_due is None else self._next_due - time.time()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, min(ROUND, until_due))):
-                await self._wake.wait()
-        self._wake.clear()
-        if time.monotonic() >= self._next_round:
-            # By the clock, not when it is quiet: under steady load it never is.
-            self._next_round = time.monotonic() + ROUND
-            await self._look_around()
-        return await self._dealt()
+    def _receive(self, dealt: Dealt | None) -> None:
+        """In the writer's thread."""
+        call_soon(self._loop, partial(self._take, dealt))
 
-    async def _dealt(self) -> Sequence[Delivery]:
-        try:
-            dealt = await self._writer.do(partial(Store.dealt, consumer=self._lease.consumer, after=self._newest))
-        except BrokerError as error:
-            log.warning("cannot read tasks, trying again: %s", error)
-            await asyncio.sleep(ROUND)
-            return []
+    def _take(self, dealt: Dealt | None) -> None:
         if dealt is None:
-            await self._renew()
-            return []
-        claims, self._next_due = dealt.claims, dealt.next_due
+            self._gone = True
+            self._look_soon()
+            return
+        self._claims += dealt.claims
         self._paused = dealt.paused.intersection(queue.name for queue in self._queues)
         self._new_marks.extend(mark for mark in dealt.marks if mark not in self._known_marks)
         self._known_marks = frozenset(dealt.marks)
-        if claims:
-            self._newest = claims[-1].token
+        if not self._shall_look:
+            self._look_at(dealt.next_due)
+        self._wake.set()
+
+    def _taken(self) -> Sequence[Delivery]:
+        claims, self._claims = self._claims, []
+        self._lease.unsettled += len(claims)
         return [Delivery(claim.envelope, self._lease, claim.token, claim.returns) for claim in claims]
+
+    async def _look(self) -> None:
+        """Ask for what was dealt by others, or has become due."""
+        self._shall_look = False
+        if self._gone:
+            return await self._renew()
+        if self._loop.time() >= self._next_round:
+            # By the clock, not when it is quiet: under steady load it never is.
+            self._next_round = self._loop.time() + ROUND
+            await self._look_around()
+        try:
+            await self._writer.do(partial(Store.look, consumer=self._lease.consumer))
+        except BrokerError as error:
+            log.warning("cannot read tasks, trying again: %s", error)
+            await asyncio.sleep(ROUND)
+            self._look_soon()
+
+    def _look_at(self, next_due: float | None) -> None:
+        """Look again when the next task is due, at the latest in the next round."""
+        delay = self._next_round - self._loop.time()
+        if next_due is not None:
+            delay = min(delay, next_due - time.time())
+        when = self._loop.time() + max(0.0, delay)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._look_soon)
+
+    def _look_soon(self) -> None:
+        self._stop_timer()
+        self._shall_look = True
+        self._wake.set()
 
     async def _look_around(self) -> None:
         with suppress(BrokerError, OSError):  # the next round tries again
@@ -149,18 +195,29 @@ class SQLiteConsumer:
         self._let_go_of_bell()
         if self._stopped:
             return
+        self._claims.clear()
         try:
+            await self._writer.do(partial(Store.forget, consumer=self._lease.consumer))
             await self.start()
         except (BrokerError, OSError) as error:
             log.warning("this consumer cannot register, trying again: %s", error)
             await asyncio.sleep(ROUND)
+            self._look_soon()
+        else:
+            self._gone = False
 
     def _rung(self) -> None:
         if self._bell is not None:
             self._bell.hush()
-        self._wake.set()
+        self._look_soon()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _let_go_of_bell(self) -> None:
+        self._stop_timer()
         bell, self._bell = self._bell, None
         if bell is not None:
             asyncio.get_running_loop().remove_reader(bell.reader)

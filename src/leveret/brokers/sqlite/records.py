@@ -27,9 +27,9 @@ class News(msgspec.Struct, frozen=True):
 
 
 class Records:
-    """Used by `Store`, in its transactions. ``ring``: told of each bell to ring after the commit."""
+    """Used by `Store`, in its transactions. ``ring``: told of each consumer that has something to see."""
 
-    def __init__(self, database: sqlite3.Connection, ring: Callable[[str], None]) -> None:
+    def __init__(self, database: sqlite3.Connection, ring: Callable[[int], object]) -> None:
         self._database = database
         self._ring = ring
 
@@ -92,14 +92,10 @@ class Records:
         if known is not None and taken.fetchone():
             self.note([cancelled_before(known, now)], keep)
             return self._recorded(id_)
-        holder = self._execute(
-            "SELECT consumer, bell FROM task JOIN consumer ON consumer.id = consumer WHERE task.id = ? AND"
-            " state = 'running'",
-            id_,
-        ).fetchone()
+        holder = self._execute("SELECT consumer FROM task WHERE id = ? AND state = 'running'", id_).fetchone()
         if holder is not None:
             self._execute("INSERT OR IGNORE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder[0], id_, now)
-            self._ring(holder[1])
+            self._ring(holder[0])
         return known
 
     def marks(self, consumer: int) -> list[Mark]:
@@ -130,11 +126,8 @@ class Records:
         if self._execute("SELECT 1 FROM watch LIMIT 1").fetchone() is None:
             return
         for update in updates:
-            bells = self._execute(
-                "SELECT bell FROM watch JOIN consumer ON consumer.id = watch.consumer WHERE task = ?", update.id
-            )
-            for (bell,) in bells.fetchall():
-                self._ring(bell)
+            for (consumer,) in self._execute("SELECT consumer FROM watch WHERE task = ?", update.id).fetchall():
+                self._ring(consumer)
 
     def _purge(self, now: float, keep: float, count: int) -> None:
         old = self._execute("SELECT seq, id FROM record WHERE at < ? ORDER BY at LIMIT ?", now - keep, count).fetchall()

@@ -1,6 +1,7 @@
 """The SQL: what each operation does to the file, inside a transaction that its caller holds.
 
-Used by one thread (`writer`). Consumers whose bells must be rung after the commit are collected in ``rings``.
+Used by one thread (`writer`). It asks for the `letters` before it commits: what the consumers of this process were
+dealt is read in the transaction that dealt it, and those of other processes are rung after the commit.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from functools import partial
+from collections import Counter
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -17,21 +20,22 @@ from leveret.brokers.sqlite.records import Records
 from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import (
     MIDDLE_PRIORITY,
+    Cancelled,
     DeadLetter,
     DeadLettered,
     Envelope,
     Outcome,
     Queue,
     QueueStats,
-    Released,
     Retrying,
+    Succeeded,
     repeated,
     this_process,
 )
 from leveret.status import KEEP, Mark, Status, back, revived_again
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
@@ -59,15 +63,23 @@ _UPGRADES = {
     ),
 }
 
+#: Takes what a consumer was dealt, in the writer's thread.
+Receiver: TypeAlias = "Callable[[Dealt | None], None]"
+
 _ENVELOPE = (
     "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
     " priority"
+)
+_INSERT = (
+    "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
+    " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 #: As the index has it, literally: else SQLite would sort all that is ready.
 CLAIM = (
     "SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
     f" ORDER BY coalesce(priority, {MIDDLE_PRIORITY}) DESC, seq LIMIT ?"
 )
+_json = msgspec.json.encode
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -89,6 +101,15 @@ class Dealt(msgspec.Struct, frozen=True):
     paused: frozenset[str] = frozenset()
     #: Of all tasks that it has and that were cancelled.
     marks: list[Mark] = []
+
+
+class Letters(msgspec.Struct, frozen=True):
+    """What is to be told when the transaction is committed."""
+
+    #: To the consumers of this process; None: it is not registered any more.
+    own: list[tuple[Receiver, Dealt | None]]
+    #: The bells of the other processes' consumers.
+    bells: list[str]
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -129,6 +150,8 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     if version < SCHEMA_VERSION:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     database.execute("COMMIT")
+    # From here on whoever begins a transaction waits for the lock (`writer`).
+    database.execute("PRAGMA busy_timeout = 0")
 
 
 def _check_owner(database: sqlite3.Connection, path: Path) -> int:
@@ -149,8 +172,50 @@ class Store:
     def __init__(self, database: sqlite3.Connection, *, keep: float = KEEP) -> None:
         self._database = database
         self._keep = keep
-        self.rings: set[str] = set()
-        self.records = Records(database, lambda bell: self.rings.add(bell))
+        #: The consumers of this process: who takes what they are dealt, and the newest token that was handed over.
+        self._receivers: dict[int, Receiver] = {}
+        self._newest: dict[int, int] = {}
+        #: Queues' numbers and limits: these never change.
+        self._known: dict[str, tuple[int, int | None]] = {}
+        # Of this transaction: which queues have tasks or credit to deal, whom it concerns, what its commit makes true.
+        self._undealt: set[int] = set()
+        self._rung: set[int] = set()
+        self.records = Records(database, self._rung.add)
+        self._joining: dict[int, Receiver] = {}
+        self._read: dict[int, int] = {}
+
+    def letters(self) -> Letters:
+        """What this transaction has for whom: the last that is done before its commit."""
+        self._deal_all()
+        receivers = {**self._receivers, **self._joining}
+        next_due = None
+        if not receivers.keys().isdisjoint(self._rung):
+            next_due = self._promote()
+            self._deal_all()
+        own: list[tuple[Receiver, Dealt | None]] = []
+        bells: list[str] = []
+        for consumer in self._rung:
+            receiver = receivers.get(consumer)
+            if receiver is None:
+                bells.extend(bell for (bell,) in self._execute("SELECT bell FROM consumer WHERE id = ?", consumer))
+            else:
+                own.append((receiver, self._dealt(consumer, next_due)))
+        return Letters(own, bells)
+
+    def committed(self) -> None:
+        self._receivers.update(self._joining)
+        self._newest.update(self._read)
+        self._begin_anew()
+
+    def rolled_back(self) -> None:
+        self._known.clear()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._undealt.clear()
+        self._rung.clear()
+        self._joining.clear()
+        self._read.clear()
 
     def declare(self, queues: Sequence[Queue]) -> None:
         missing = [queue for queue in {queue.name: queue for queue in queues}.values() if not self._adopts(queue)]
@@ -169,22 +234,22 @@ class Store:
 
     def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
-        self._execute("SAVEPOINT tasks")
+        # One statement is atomic by itself; the transaction is shared with other requests, which go on.
+        alone = len(rows) == 1
+        if not alone:
+            self._execute("SAVEPOINT tasks")
         try:
-            self._database.executemany(
-                "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due,"
-                " expires_at, headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+            self._database.executemany(_INSERT, rows)
         except sqlite3.IntegrityError as error:
-            # The transaction is shared with other requests, which go on.
-            self._execute("ROLLBACK TO tasks")
-            self._execute("RELEASE tasks")
+            if not alone:
+                self._execute("ROLLBACK TO tasks")
+                self._execute("RELEASE tasks")
             taken = self._taken([row[0] for row in rows])
             if not taken:
                 raise
             raise DuplicateTask(taken) from error
-        self._execute("RELEASE tasks")
+        if not alone:
+            self._execute("RELEASE tasks")
 
     def _taken(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that are in the file, or there twice."""
@@ -205,26 +270,32 @@ class Store:
         (last,) = self._execute("SELECT tick FROM clock").fetchone()
         return int(number or 0), int(last)
 
-    def register(self, bell: str, queues: Sequence[Queue], credit: int | None) -> int:
-        """A new consumer of the queues; its number."""
+    def register(self, bell: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver) -> int:
+        """A new consumer of the queues, in this process; its number."""
         self.declare(queues)
-        consumer = self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid
+        consumer = int(self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid or 0)
+        self._joining[consumer] = receiver
         ids = [self._queue_id(name) for name in dict.fromkeys(queue.name for queue in queues)]
         for queue in ids:
             self._execute("INSERT INTO taker VALUES (?, ?, ?, ?)", queue, consumer, credit, self._ticks(1)[0])
         self._deal(ids)
-        return int(consumer or 0)
+        return consumer
 
-    def dealt(self, consumer: int, after: int) -> Dealt | None:
-        """Deal what has become due; what the consumer has since token ``after``; None when it is not registered."""
-        next_due = self._promote()
+    def look(self, consumer: int) -> None:
+        """Deal what has become due, and have the consumer told what it has and how things are."""
+        self._rung.add(consumer)
+
+    def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
+        """What the consumer was dealt since it was last told; None when it is not registered."""
         rows = self._execute(
             f"SELECT token, returns, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'running' AND consumer = ? AND token > ? ORDER BY token",
             consumer,
-            after,
+            self._newest.get(consumer, 0),
         ).fetchall()
-        if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
+        if rows:
+            self._read[consumer] = rows[-1][0]
+        elif not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
         claims = [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
         paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
@@ -232,32 +303,58 @@ class Store:
 
     def _promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
+        now = time.time()
+        next_due = self._next_due()
+        if next_due is None or next_due > now:
+            return next_due
         due = self._execute(
-            "UPDATE task SET state = 'ready' WHERE state = 'delayed' AND due <= ? RETURNING queue", time.time()
+            "UPDATE task SET state = 'ready' WHERE state = 'delayed' AND due <= ? RETURNING queue", now
         ).fetchall()
         self._deal({queue for (queue,) in due})
-        (following,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
-        return None if following is None else float(following)
+        return self._next_due()
 
-    def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> list[int]:
-        """Record outcomes and deal again; the tokens that were not this consumer's any more."""
+    def _next_due(self) -> float | None:
+        (due,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
+        return None if due is None else float(due)
+
+    def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> set[int]:
+        """Record outcomes and deal again; the tokens that were this consumer's still."""
         self.note(updates)
-        lost, freed = [], dict[int, int]()
+        done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
+        ended = self._execute(_SUCCEED, consumer, _json(done)).fetchall() if done else []
         for item in settled:
-            queue = self._end(consumer, item)
-            if queue is None:
-                lost.append(item.token)
-            else:
-                freed[queue] = freed.get(queue, 0) + 1
+            if not isinstance(item.outcome, (Succeeded, Cancelled)):
+                ended += self._end(consumer, item)
+        freed = Counter(queue for queue, _ in ended)
         for queue, count in freed.items():
             self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", count, queue, consumer)
         self.records.settled(consumer)
         self._deal(freed)
-        return lost
+        return {token for _, token in ended}
+
+    def set_credit(self, consumer: int, credit: int) -> None:
+        """Change its credit for each queue; as long as it holds more, it is dealt nothing."""
+        queues = self._execute(
+            "UPDATE taker SET free = ? - (SELECT count(*) FROM task WHERE state = 'running'"
+            " AND task.consumer = taker.consumer AND task.queue = taker.queue) WHERE consumer = ? RETURNING queue",
+            credit,
+            consumer,
+        )
+        self._deal(queue for (queue,) in queues.fetchall())
 
     def stop_taking(self, consumer: int) -> None:
         """Deal it nothing more; what it has stays its own."""
         self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
+
+    def leave(self, consumer: int) -> None:
+        """One of this process ends."""
+        self.forget(consumer)
+        self.remove([consumer])
+
+    def forget(self, consumer: int) -> None:
+        """One of this process is told nothing more."""
+        self._receivers.pop(consumer, None)
+        self._newest.pop(consumer, None)
 
     def remove(self, consumers: Iterable[int]) -> None:
         """Consumers that are gone: what they had goes back to where it stood, for the others."""
@@ -270,8 +367,7 @@ class Store:
                 consumer,
             ).fetchall()
             queues.update(queue for queue, _ in returned)
-            now = time.time()
-            self.records.amend((id_ for _, id_ in returned), lambda status: back(status, now), self._keep)  # noqa: B023
+            self.records.amend([id_ for _, id_ in returned], partial(back, now=time.time()), self._keep)
             self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
             self._execute("DELETE FROM consumer WHERE id = ?", consumer)
         self._deal(queues)
@@ -281,6 +377,7 @@ class Store:
         return self._execute("SELECT id, bell FROM consumer").fetchall()
 
     def stats(self) -> list[QueueStats]:
+        self._deal_all()
         rows = self._execute(
             "SELECT name,"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'ready'),"
@@ -300,8 +397,8 @@ class Store:
     def set_paused(self, queue: str, *, paused: bool) -> None:
         number = self._queue_id(queue)
         self._execute("UPDATE queue SET paused = ? WHERE id = ?", paused, number)
-        takers = self._execute("SELECT bell FROM taker JOIN consumer ON consumer.id = consumer WHERE queue = ?", number)
-        self.rings.update(bell for (bell,) in takers.fetchall())
+        takers = self._execute("SELECT consumer FROM taker WHERE queue = ?", number).fetchall()
+        self._rung.update(consumer for (consumer,) in takers)
         self._deal([number])
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
@@ -324,8 +421,7 @@ class Store:
             number,
             ids,
         )
-        now = time.time()
-        self.records.amend(found, lambda status: revived_again(status, now), self._keep)
+        self.records.amend(found, partial(revived_again, now=time.time()), self._keep)
         self._deal([number])
         return found
 
@@ -360,51 +456,52 @@ class Store:
         return row is not None
 
     def _queue_id(self, name: str) -> int:
-        row = self._execute("SELECT id FROM queue WHERE name = ?", name).fetchone()
-        if row is None:
-            raise QueueNotFound(f"queue {name!r} does not exist; declare it first")
-        return int(row[0])
+        return self._queue(name)[0]
+
+    def _queue(self, name: str, ids: Sequence[str] = ()) -> tuple[int, int | None]:
+        """Its number, and how many ready tasks it may hold."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
+            if found is None:
+                raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
+            self._known[name] = found
+        return found
 
     def _room_for(self, name: str, mine: Sequence[Envelope], all_of_them: Sequence[Envelope]) -> int:
         ids = [envelope.id for envelope in all_of_them]
-        row = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
-        if row is None:
-            raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
-        queue, limit = row
+        queue, limit = self._queue(name, ids)
         if limit is not None:
+            self._deal_all()
             (ready,) = self._execute(
                 "SELECT count(*) FROM (SELECT 1 FROM task WHERE queue = ? AND state = 'ready' LIMIT ?)", queue, limit
             ).fetchone()
             if ready + len(mine) > limit:
                 raise QueueFull(f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing was stored", ids)
-        return int(queue)
+        return queue
 
-    def _end(self, consumer: int, item: Settled) -> int | None:
-        """Apply one outcome; the queue's number, or None when the task has another token by now."""
+    def _end(self, consumer: int, item: Settled) -> list[tuple[int, int]]:
+        """Apply one outcome; the queue's number and the token, or nothing when the task has another token by now."""
         sql, values = _change(item.outcome)
-        cursor = self._execute(sql, *values, consumer, item.token)
-        row = cursor.fetchone()
-        cursor.close()
-        return None if row is None else int(row[0])
+        return [(queue, item.token) for (queue,) in self._execute(sql, *values, consumer, item.token).fetchall()]
 
     def _deal(self, queues: Iterable[int]) -> None:
-        """Hand ready tasks to the consumers with free credit, in turn."""
-        for queue in queues:
-            takers = self._execute(
-                "SELECT consumer, free, bell FROM taker JOIN consumer ON consumer.id = taker.consumer"
-                " JOIN queue ON queue.id = taker.queue"
-                " WHERE queue = ? AND NOT paused AND (free IS NULL OR free > 0) ORDER BY turn",
-                queue,
-            ).fetchall()
+        """Hand ready tasks to the consumers with free credit, in turn: once, at the end of the transaction."""
+        self._undealt.update(queues)
+
+    def _deal_all(self) -> None:
+        for queue in self._undealt:
+            takers = self._execute(_TAKERS, queue).fetchall()
             if takers:
                 self._deal_in_turn(queue, takers)
+        self._undealt.clear()
 
-    def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None, str]]) -> None:
-        limit = -1 if any(free is None for _, free, _ in takers) else sum(free or 0 for _, free, _ in takers)
+    def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None]]) -> None:
+        limit = -1 if any(free is None for _, free in takers) else sum(free or 0 for _, free in takers)
         ready = self._execute(CLAIM, queue, limit).fetchall()
-        hands, last = share([free for _, free, _ in takers], len(ready))
+        hands, last = share([free for _, free in takers], len(ready))
         for index in last:
-            consumer, _, bell = takers[index]
+            consumer, _ = takers[index]
             tokens = self._ticks(len(hands[index]))
             self._database.executemany(
                 "UPDATE task SET state = 'running', consumer = ?, token = ? WHERE seq = ?",
@@ -417,12 +514,20 @@ class Store:
                 queue,
                 consumer,
             )
-            self.rings.add(bell)
+            self._rung.add(consumer)
 
 
+_TAKERS = (
+    "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL OR free > 0)"
+    " AND NOT (SELECT paused FROM queue WHERE queue.id = taker.queue) ORDER BY turn"
+)
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
-_SUCCEED = f"DELETE FROM task {_FENCE}"  # noqa: S608 - constants
-_RELEASE = f"UPDATE task SET state = 'ready', consumer = NULL, token = NULL {_FENCE}"  # noqa: S608
+#: Of many at once: they are most.
+_SUCCEED = (
+    "DELETE FROM task WHERE consumer = ? AND token IN (SELECT value FROM json_each(?)) AND state = 'running'"
+    " RETURNING queue, token"
+)
+_RELEASE = f"UPDATE task SET state = 'ready', consumer = NULL, token = NULL {_FENCE}"  # noqa: S608 - constants
 _RETRY = (
     "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = ?, due = ?, consumer = NULL, token = NULL,"  # noqa: S608
     f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
@@ -441,7 +546,7 @@ def _change(outcome: Outcome) -> tuple[str, tuple[Any, ...]]:
         return _RETRY, ("ready", None, outcome.error)
     if isinstance(outcome, DeadLettered):
         return _BURY, (outcome.reason, outcome.traceback, time.time(), this_process())
-    return _RELEASE if isinstance(outcome, Released) else _SUCCEED, ()
+    return _RELEASE, ()
 
 
 def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]], list[int]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import random
 import sqlite3
 import threading
+import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from leveret.brokers.sqlite.store import Store, open_database
@@ -25,13 +28,17 @@ T = TypeVar("T")
 _MOST = 512
 
 
+#: Between two looks at a lock that another process holds (seconds): a commit takes about a millisecond.
+_LOCKED = (0.0002, 0.001)
+
+
 class _Request(Generic[T]):
     """Work for the thread, and who waits for it."""
 
     def __init__(self, work: Callable[[Store], T]) -> None:
         self.work = work
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self._loop.create_future()
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self.loop.create_future()
         self.result: T | None = None
         self.error: BaseException | None = None
 
@@ -48,16 +55,18 @@ class _Request(Generic[T]):
             self.error = error
 
     def answer(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-            self._loop.call_soon_threadsafe(self._answer)
-
-    def _answer(self) -> None:
+        """On its loop."""
         if self.future.done():
             return
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.result)  # type: ignore[arg-type]
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+        loop.call_soon_threadsafe(callback)
 
 
 class Writer:
@@ -114,11 +123,8 @@ class Writer:
 
     def _batch(self) -> list[_Request[Any] | None]:
         batch = [self._requests.get()]
-        while batch[-1] is not None and len(batch) < _MOST:
-            try:
-                batch.append(self._requests.get_nowait())
-            except queue.Empty:
-                break
+        while batch[-1] is not None and len(batch) < _MOST and not self._requests.empty():
+            batch.append(self._requests.get())
         return batch
 
     def _commit(self, requests: Sequence[_Request[Any]]) -> None:
@@ -132,32 +138,61 @@ class Writer:
                 return
             for request in requests:
                 request.error = translate(error, self._path)
-        for request in requests:
-            request.answer()
+        _answer(requests)
 
     def _transaction(self, requests: Sequence[_Request[Any]]) -> None:
         store = self._opened()
         database = self._database
         assert database is not None
-        database.execute("BEGIN IMMEDIATE")
+        self._begin(database)
         try:
             for request in requests:
                 request.run(store)
+            letters = store.letters()
             database.execute("COMMIT")
         except BaseException:
-            store.rings.clear()
+            store.rolled_back()
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
-        rings, store.rings = store.rings, set()
-        for name in rings:
+        store.committed()
+        for receive, dealt in letters.own:
+            receive(dealt)
+        for name in letters.bells:
             self._bells.ring(name)
+
+    def _begin(self, database: sqlite3.Connection) -> None:
+        """Wait for the lock: SQLite's own way sleeps far longer than others hold it, and so lets it lie idle."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not is_locked(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(*_LOCKED))  # noqa: S311 - so that none is always last
+            else:
+                return
 
     def _opened(self) -> Store:
         if self._store is None:
             self._database = open_database(self._path, timeout=self._timeout)
             self._store = Store(self._database, keep=self._keep)
         return self._store
+
+
+def _answer(requests: Sequence[_Request[Any]]) -> None:
+    """All of a loop's with one call: each wakes it."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Request[Any]]] = {}
+    for request in requests:
+        by_loop.setdefault(request.loop, []).append(request)
+    for loop, mine in by_loop.items():
+        call_soon(loop, partial(_answer_each, mine))
+
+
+def _answer_each(requests: Sequence[_Request[Any]]) -> None:
+    for request in requests:
+        request.answer()
 
 
 def is_locked(error: BaseException) -> bool:

@@ -1,0 +1,82 @@
+"""Outcomes on their way into an SQLite file: what shares a transaction, and what does not suffer from that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from leveret.brokers.sqlite.writer import Writer
+from leveret.errors import BrokerError
+from leveret.model import Retrying, Succeeded
+from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from leveret.model import Outcome
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "leveret.db"
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each transaction was tried with."""
+    sizes: list[int] = []
+    original = Writer._transaction
+
+    def counted(self: Writer, requests: Sequence[Any]) -> None:
+        sizes.append(len(requests))
+        original(self, requests)
+
+    monkeypatch.setattr(Writer, "_transaction", counted)
+    return sizes
+
+
+async def test_one_transaction_settles_and_claims(
+    path: Path, transactions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leveret.brokers.sqlite.consumer.ROUND", 60.0)
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
+        await broker.publish([envelope(), envelope()])
+        batches = aiter(consumer)
+        (first,) = await next_batch(batches)
+        transactions.clear()
+        await broker.settle([(first, Succeeded())])
+        (second,) = await next_batch(batches)
+        assert transactions == [1]
+        await broker.settle([(second, Succeeded())])
+
+
+async def test_outcomes_that_wait_together_are_one_request(path: Path, transactions: list[int]) -> None:
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=9) as consumer:
+        await broker.publish([envelope() for _ in range(9)])
+        batch = await next_batch(aiter(consumer))
+        await broker.stats()
+        transactions.clear()
+        async with busy(broker):
+            settling = [asyncio.create_task(broker.settle([(delivery, Succeeded())])) for delivery in batch]
+            await asyncio.sleep(0)
+        await asyncio.gather(*settling)
+        assert sum(transactions) < 9
+        assert await counts(broker) == (0, 0, 0)
+
+
+async def test_an_outcome_that_cannot_be_stored_keeps_no_other_from_it(path: Path) -> None:
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=3) as consumer:
+        await broker.publish([envelope() for _ in range(3)])
+        batch = await next_batch(aiter(consumer))
+        outcomes: list[Outcome] = [Succeeded(), Retrying("\ud800"), Succeeded()]
+        async with busy(broker):
+            calls = [broker.settle([pair]) for pair in zip(batch, outcomes, strict=True)]
+            settling = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(0)
+        results = await settling
+        assert (results[0], results[2]) == (None, None)
+        assert isinstance(results[1], BrokerError)
+        assert await counts(broker) == (0, 1, 0)
