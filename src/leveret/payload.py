@@ -50,6 +50,11 @@ class Signature:
             and self._types.get(parameters[0].name) is bytes
             and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
         )
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        #: So many arguments, all by position, are a call; more or fewer are looked at one by one.
+        self._enough = range(len(needed), len(positional) + 1 if set(needed) <= set(positional) else 0)
+        self._in_order = [(p.name, self._types.get(p.name, Any)) for p in positional]
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
@@ -80,6 +85,8 @@ class Signature:
                 f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}; '
                 f"it begins {body[:80]!r}"
             ) from error
+        if not call.kwargs and len(call.args) in self._enough:
+            return tuple(map(self._restored, call.args, self._in_order)), {}
         return self._restore(self._bind(tuple(call.args), call.kwargs))
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -125,6 +132,10 @@ class Signature:
             else:
                 arguments[name] = self._convert(name, value, annotation)
         return bound.args, bound.kwargs
+
+    def _restored(self, value: Any, parameter: tuple[str, Any]) -> Any:
+        name, annotation = parameter
+        return value if annotation is Any or type(value) is annotation else self._convert(name, value, annotation)
 
     def _convert(self, name: str, value: Any, annotation: Any) -> Any:
         try:
