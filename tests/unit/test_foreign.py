@@ -16,7 +16,7 @@ from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq.foreign import MAX_DEPTH, UNREADABLE, readable, sendable
-from leveret.brokers.rabbitmq.frames import Connection, Frames
+from leveret.brokers.rabbitmq.reading import Connection, Frames
 from tests.support.foreign import Raw, nested_arrays, nested_tables, number, short, table, text, time
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def read_begin(connection: socket.socket) -> Begin | None:
 
 
 class Pipe(asyncio.Protocol, Generic[M]):
-    """One end of a socket pair: writes any messages, and hands on those of type M, all that one read brought at once."""
+    """One end of a socket pair: writes any messages, and hands on those of type M, all at once that a read brought."""
 
     def __init__(self, reads: Any) -> None:
         self._encode = msgspec.msgpack.Encoder().encode

@@ -30,7 +30,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from leveret.brokers import HARMLESS, censor
-from leveret.brokers.rabbitmq import frames, tls
+from leveret.brokers.rabbitmq import reading, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ class Line:
                 raise
             raise LineLost("the connection to RabbitMQ was lost") from error
 
-    def take_deliveries(self, take: frames.Take) -> None:
+    def take_deliveries(self, take: reading.Take) -> None:
         """Have each delivery of the channel from now on, in place of its consumers' callbacks."""
-        assert isinstance(self.connection, frames.Connection)
+        assert isinstance(self.connection, reading.Connection)
         self.connection.take_deliveries(self.channel.number, take)
 
     async def write(self, data: bytes) -> None:
@@ -232,7 +232,7 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
                 _with_defaults(url, purpose),
                 timeout=_CONNECT_TIMEOUT,
                 ssl_context=context,
-                connection_class=frames.Connection,
+                connection_class=reading.Connection,
             )
         except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))

@@ -16,7 +16,7 @@ from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
 from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten, this_process
 
 if TYPE_CHECKING:
-    from leveret.brokers.rabbitmq.frames import Incoming
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.model import Lease
 
 ATTEMPT = "leveret-attempt"
@@ -112,7 +112,7 @@ def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQ
 
 
 def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
-    """As `to_delivery`, for what `frames` read."""
+    """As `to_delivery`, for what `reading` took."""
     envelope = _common_envelope(message.header, message.body, queue)
     if envelope is None:
         properties = properties_of(message.header)
@@ -303,32 +303,33 @@ def _common_envelope(header: bytes, body: bytes, queue: str) -> Envelope | None:
     if flags & ~_COMMON:
         return None
     at = _FIRST
-    content_type = enqueued_at = task = priority = None
+    content_type = task = priority = enqueued_at = None
     id_ = ""
     try:
         if flags & _CONTENT_TYPE:
-            start, at = at + 1, at + 1 + header[at]
-            content_type = header[start:at].decode()
+            content_type, at = _short(header, at)
         if flags & _DELIVERY_MODE:
             at += 1
         if flags & _PRIORITY:
             priority, at = header[at], at + 1
         if flags & _MESSAGE_ID:
-            start, at = at + 1, at + 1 + header[at]
-            id_ = header[start:at].decode()
+            id_, at = _short(header, at)
         if flags & _TIMESTAMP:
-            seconds, at = int.from_bytes(header[at : at + 8], "big"), at + 8
-            if seconds >> 32:
-                return None  # milliseconds, or none
-            enqueued_at = float(seconds)
+            enqueued_at, at = int.from_bytes(header[at : at + 8], "big"), at + 8
         if flags & _TYPE:
-            start, at = at + 1, at + 1 + header[at]
-            task = header[start:at].decode()
+            task, at = _short(header, at)
     except (UnicodeDecodeError, IndexError):
         return None
-    if at != len(header):
-        return None
-    return Envelope(id_ or new_id(), queue, task or None, body, content_type, 1, enqueued_at, priority=priority)
+    if at != len(header) or (enqueued_at or 0) >> 32:
+        return None  # nonsense, or a time that is not in seconds
+    since = None if enqueued_at is None else float(enqueued_at)
+    return Envelope(id_ or new_id(), queue, task or None, body, content_type, 1, since, priority=priority)
+
+
+def _short(data: bytes, at: int) -> tuple[str, int]:
+    """An AMQP short string, and where it ends."""
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end
 
 
 def _timestamp(seconds: float | None) -> dt.datetime | None:

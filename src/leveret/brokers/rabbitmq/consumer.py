@@ -25,7 +25,7 @@ from leveret.brokers.rabbitmq.declare import (
     message_count,
     tell_priorities,
 )
-from leveret.brokers.rabbitmq.frames import ack, nack
+from leveret.brokers.rabbitmq.reading import acks, nack
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.census import Census, Notice
-    from leveret.brokers.rabbitmq.frames import Incoming
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.model import Delivery, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -230,7 +230,7 @@ class Session:
         self._changed = changed
         self.paused: frozenset[str] = frozenset()
         self._pausing = asyncio.Lock()
-        #: In the order of the tags, and each delivery of the channel is in it: `_acks` rests on both.
+        #: In the order of the tags, and with every delivery of the channel: `acks` rests on both.
         self._unsettled: dict[int, str] = {}
         #: The queue of each consumer that there was.
         self._consumed: dict[bytes, str] = {}
@@ -286,7 +286,7 @@ class Session:
         """Those that were this session's to acknowledge. A second one for a tag would close the channel."""
         ours = self._take(tags)
         if ours:
-            await self._line.write(self._acks(ours))
+            await self._line.write(acks(self._line.channel.number, ours, next(iter(self._unsettled), None)))
         return ours
 
     async def give_back(self, tag: int) -> bool:
@@ -307,16 +307,6 @@ class Session:
             if owed and given:
                 self._mend(owed.queue, partial(self._consume_more, owed, given))
         return list(names)
-
-    def _acks(self, tags: list[int]) -> bytes:
-        """One frame for all before the oldest unsettled delivery, and one for each after it."""
-        channel = self._line.channel.number
-        oldest = next(iter(self._unsettled), max(tags) + 1)
-        before = [tag for tag in tags if tag < oldest]
-        acks = [ack(channel, tag) for tag in tags if tag > oldest]
-        if before:
-            acks.append(ack(channel, max(before), multiple=True))
-        return b"".join(acks)
 
     def why(self) -> str:
         """What the server said when it ended this session, in brackets; nothing if it said nothing."""

@@ -1,4 +1,4 @@
-"""Messages that aiormq could not read: made readable between the socket and aiormq (`frames`).
+"""Messages that aiormq could not read: made readable between the socket and aiormq (`reading`).
 
 pamqp decodes every frame whole, and aiormq gives the connection up when it can't; the message comes back and ends the
 next connection too. So each frame that carries a foreigner's bytes is tried here first, and one that fails is replaced

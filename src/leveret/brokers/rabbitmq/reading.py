@@ -19,14 +19,14 @@ from pamqp import constants
 from leveret.brokers.rabbitmq.foreign import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from yarl import URL
 
 #: The most that is taken from the stream at once (bytes); it holds less than that.
 _MOST = 1 << 20
-#: aiormq gives a connection up that has brought it nothing for three heartbeats, and RabbitMQ sends no heartbeat while it
-#: sends deliveries. So aiormq gets one from here when it has had nothing for so long (seconds).
+#: aiormq gives a connection up that has brought it nothing for three heartbeats, and RabbitMQ sends no heartbeat while
+#: it sends deliveries. So aiormq gets one from here when it has had nothing for so long (seconds).
 _SILENCE = 1.0
 _HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 #: A frame's kind, its channel, and the length of what is in it.
@@ -178,14 +178,22 @@ class Frames(asyncio.StreamReader):
         return True
 
 
-def ack(channel: int, tag: int, *, multiple: bool = False) -> bytes:
-    """The frame that acknowledges a delivery; ``multiple``: and all that were delivered before it on the channel."""
-    return _SETTLE.pack(_METHOD, channel, 13, _ACK, tag, _MULTIPLE if multiple else 0, _END)
+def acks(channel: int, tags: Sequence[int], oldest: int | None) -> bytes:
+    """The frames that acknowledge some deliveries: one for all before ``oldest``, the first that is not settled yet,
+    and one for each after it. Every delivery before ``oldest`` must be among the tags, or have been settled."""
+    after = [tag for tag in tags if oldest is not None and tag > oldest]
+    upto = max((tag for tag in tags if oldest is None or tag < oldest), default=0)
+    together = [_settle(channel, _ACK, upto, _MULTIPLE)] if upto else []
+    return b"".join(together + [_settle(channel, _ACK, tag, 0) for tag in after])
 
 
 def nack(channel: int, tag: int) -> bytes:
     """The frame that returns a delivery to its queue."""
-    return _SETTLE.pack(_METHOD, channel, 13, _NACK, tag, _REQUEUE, _END)
+    return _settle(channel, _NACK, tag, _REQUEUE)
+
+
+def _settle(channel: int, method: int, tag: int, options: int) -> bytes:
+    return _SETTLE.pack(_METHOD, channel, _SETTLE.size - _HEAD.size - 1, method, tag, options, _END)
 
 
 def _nobody(incoming: list[Incoming]) -> None:
