@@ -53,7 +53,7 @@ class Signature:
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         #: So many arguments, all by position, are a call; more or fewer are looked at one by one.
-        self._enough = range(len(needed), len(positional) + 1 if set(needed) <= set(positional) else 0)
+        self._enough = range(len(needed), len(positional) + 1 if all(p.kind != p.KEYWORD_ONLY for p in needed) else 0)
         self._in_order = [(p.name, self._types.get(p.name, Any)) for p in positional]
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
