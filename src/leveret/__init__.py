@@ -85,12 +85,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES.get(name, "leveret.errors")), name)
-    globals()[name] = value
-    return value
+# A type checker reads the imports above, and would take any name from a `__getattr__`.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES.get(name, "leveret.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -32,7 +32,7 @@ FAREWELL = frame.marshal(commands.Connection.CloseOk(), 0)
 def message(tag: int, text: bytes, *, channel: int = TAKEN, pieces: int = 1, again: bool = False) -> bytes:
     size = -(-len(text) // pieces) or 1
     bodies = [body.ContentBody(text[at : at + size]) for at in range(0, len(text), size)]
-    frames = [
+    frames: list[frame.FrameTypes] = [
         commands.Basic.Deliver("leveret-1", tag, again, "", "work"),
         ContentHeader(0, len(text), Properties(message_id=f"id-{tag}")),
         *bodies,
@@ -40,7 +40,7 @@ def message(tag: int, text: bytes, *, channel: int = TAKEN, pieces: int = 1, aga
     return b"".join(frame.marshal(one, channel) for one in frames)
 
 
-async def read(data: bytes, sizes: Sequence[int] = ()) -> tuple[list[Incoming], list[object]]:
+async def read(data: bytes, sizes: Sequence[int] = ()) -> tuple[list[Incoming], list[frame.FrameTypes]]:
     """What is taken, and what aiormq gets, of bytes that come in pieces of those sizes."""
     source = asyncio.StreamReader()
     frames = Frames(source)

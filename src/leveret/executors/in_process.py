@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
 from leveret.executors import Finished, Job, Manifest, Report, Started
@@ -56,7 +56,7 @@ class Crew:
         self._runner = runner
         self._admit = admit
         #: The jobs that run, by the asyncio task that runs each.
-        self.running: dict[asyncio.Task[None] | None, Job] = {}
+        self.running: dict[asyncio.Task[Any], Job] = {}
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
@@ -104,7 +104,9 @@ class Crew:
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
             outcome = self._runner.classify(error, job.envelope)
         # By hand: a callback would be one more round of the loop for each job.
-        self.running.pop(asyncio.current_task(), None)
+        this = asyncio.current_task()
+        if this is not None:
+            self.running.pop(this, None)
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()

@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
 from leveret.executors import Blocks, Finished, Job, Manifest, Report, Started
@@ -206,7 +206,8 @@ class Child:
     async def _live(self) -> None:
         """Until the process has ended, though one that it forked may hold its socket open."""
         socket_ended = self._lines.pipe.ended
-        await asyncio.wait([socket_ended, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [socket_ended, self._ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         # What it wrote before it ended is in the socket by now.
         await asyncio.wait([socket_ended], timeout=_LAST_WORDS)
         # A socket that ended without its process (closed by the task's code) makes the child useless all the same.

@@ -101,7 +101,8 @@ class Pipe(asyncio.Protocol, Generic[M]):
         """What comes first; empty when that is the end."""
         came: asyncio.Future[list[M]] = asyncio.get_running_loop().create_future()
         self.hear = came.set_result
-        await asyncio.wait([came, self.ended], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [came, self.ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return came.result() if came.done() else []
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What stands between a socket and aiormq, on Leveret's own connections alone. See docs/adr/0012 and 0014.
+"""What stands between a socket and aiormq, on Leveret's own connections alone. See docs/adr/0012 and 0017.
 
 aiormq gets frame after frame, each of them readable (`foreign`). The deliveries of one channel it does not get: they
 are put together here, all that one read of the socket brought, and handed on at once. aiormq would decode each of
