@@ -13,7 +13,7 @@ TESTS_AT_ONCE ?= 4
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fast chaos servers bench bench-quick clean
+.PHONY: help demo test check fast docs chaos servers bench bench-quick clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ help: ## This list
 demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, nothing is lost
 	$(BIN)/leveret demo
 
-test: check servers ## Everything CI runs: linters, types, and all tests on real brokers
+test: check docs servers ## Everything CI runs: linters, types, and all tests on real brokers
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
@@ -38,6 +38,9 @@ check: $(VENV)/dev ## Linters, types and the import rule
 fast: $(VENV)/dev ## The tests that need no RabbitMQ and no processes
 	$(BIN)/pytest -q tests/unit
 
+docs: $(VENV)/dev ## The documentation site, into site/; a warning is an error
+	$(BIN)/zensical build --clean --strict
+
 chaos: $(VENV)/dev servers ## The fault run: is a task lost? CHAOS="--seed 7 --on sqlite --fault disk-full"
 	$(BIN)/python -m chaos $(CHAOS)
 
@@ -51,7 +54,7 @@ bench-quick: $(VENV)/dev $(PEERS)/installed servers ## The same in three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 clean: ## Remove what was built here
-	rm -rf $(VENV) $(PEERS) .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) site .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The standard library's venv is a package of its own on Debian.
 $(BIN)/uv:

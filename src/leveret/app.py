@@ -12,20 +12,21 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
+from leveret.deadlines import Deadlines
 from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
 from leveret.task import Acknowledge, P, R, Task, TaskOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from types import ModuleType
     from typing import Self
 
@@ -75,6 +76,7 @@ class App:
         self._tasks: dict[str, Task[..., Any]] = {}
         self._default_tasks: dict[str, str] = {}
         self._producers: _Producers = weakref.WeakKeyDictionary()
+        self._given_broker: Broker | None = None
         self._door = _Door()
         self._abandoned: list[object] = []
         _after_fork(self)
@@ -87,6 +89,16 @@ class App:
     def connect_to(self, url: str) -> None:
         """Use another broker from now on (the command line's ``--url``)."""
         self._url = url
+
+    @contextmanager
+    def enqueuing_to(self, broker: Broker) -> Iterator[None]:
+        """Inside the block, enqueue to this broker from every loop and thread, whatever the URL. For tests."""
+        before = self._given_broker, self._producers
+        self._given_broker, self._producers = broker, weakref.WeakKeyDictionary()
+        try:
+            yield
+        finally:
+            self._given_broker, self._producers = before
 
     @property
     def queues(self) -> Sequence[Queue]:
@@ -194,9 +206,7 @@ class App:
     async def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Store tasks on this loop's connection, opening it first if need be."""
         try:
-            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
-            async with asyncio.timeout(self.enqueue_timeout + 1.0):
-                await self._producer().publish(envelopes)
+            await self._producer().publish(envelopes)
         except TimeoutError as error:
             if isinstance(error, EnqueueTimeout):
                 raise
@@ -267,11 +277,13 @@ class App:
 
     def _producer(self) -> _Producer:
         loop = asyncio.get_running_loop()
-        for ended in [other for other in self._producers if other.is_closed()]:
-            self._producers.pop(ended).broker.abandon()
         producer = self._producers.get(loop)
         if producer is None:
-            producer = _Producer(connect(self.url, timeout=self.enqueue_timeout), self._queues)
+            for ended in [other for other in self._producers if other.is_closed()]:
+                self._producers.pop(ended).broker.abandon()
+            broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout)
+            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
+            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + 1.0))
             self._producers[loop] = producer
         return producer
 
@@ -292,8 +304,9 @@ class _Decorator(Protocol):
 class _Producer:
     """One loop's broker, and which queues it has declared."""
 
-    def __init__(self, broker: Broker, queues: dict[str, Queue]) -> None:
+    def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines) -> None:
         self.broker = broker
+        self._deadlines = deadlines
         self.end = _closed_with_the_loop(broker)
         self._queues = queues
         self._declared: set[str] = set()
@@ -302,10 +315,11 @@ class _Producer:
         await self._declare(self._queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        wanted = {envelope.queue for envelope in envelopes} - self._declared
-        if wanted:
-            await self._declare(wanted)
-        await self.broker.publish(envelopes)
+        with self._deadlines.begin():
+            wanted = {envelope.queue for envelope in envelopes} - self._declared
+            if wanted:
+                await self._declare(wanted)
+            await self.broker.publish(envelopes)
 
     async def _declare(self, names: Iterable[str]) -> None:
         await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])

@@ -50,14 +50,13 @@ class Signature:
             and self._types.get(parameters[0].name) is bytes
             and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
         )
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        #: So many arguments, all by position, are a call; more or fewer are looked at one by one.
-        self._enough = range(len(needed), len(positional) + 1 if all(p.kind != p.KEYWORD_ONLY for p in needed) else 0)
-        self._in_order = [(p.name, self._types.get(p.name, Any)) for p in positional]
+        #: The parameters that positions bind, and the fewest that must be given in a call that has positions alone.
+        self._positional, self._least = _positions(parameters, self._types)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
+        if not (kwargs or self.raw) and self._least <= len(args) <= len(self._positional):
+            return self._encode_positional(args)
         bound = self._bind(args, kwargs)
         if self.raw:
             bound.apply_defaults()
@@ -74,6 +73,12 @@ class Signature:
                 raise NotSerializable(f"the keyword {keyword!r} of task {self._name!r} holds a lone surrogate")
         return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
 
+    def _encode_positional(self, args: tuple[Any, ...]) -> tuple[bytes, str]:
+        """Most calls, which need no binding: each argument belongs to the parameter at its place."""
+        for (name, annotation), value in zip(self._positional, args, strict=False):
+            self._check(name, value, annotation)
+        return _encode({"args": args, "kwargs": {}}), JSON
+
     def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call. Raises UnreadableBody or InvalidArguments."""
         if self.raw:
@@ -85,8 +90,8 @@ class Signature:
                 f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}; '
                 f"it begins {body[:80]!r}"
             ) from error
-        if not call.kwargs and len(call.args) in self._enough:
-            return tuple(map(self._restored, call.args, self._in_order)), {}
+        if not call.kwargs and self._least <= len(call.args) <= len(self._positional):
+            return tuple(map(self._restored, call.args, self._positional)), {}
         return self._restore(self._bind(tuple(call.args), call.kwargs))
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -144,6 +149,15 @@ class Signature:
             raise InvalidArguments(
                 f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {error}"
             ) from None
+
+
+def _positions(parameters: list[inspect.Parameter], types: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], float]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [one for one in parameters if one.kind in kinds]
+    required = [one for one in parameters if one.default is one.empty]
+    keywords = any(one.kind is one.KEYWORD_ONLY for one in required)
+    least = math.inf if keywords else sum(one.kind in kinds for one in required)
+    return [(one.name, types.get(one.name, Any)) for one in positional], least
 
 
 def _annotations(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:

@@ -53,6 +53,30 @@ def test_workers_and_producers_get_by(node: Node, ledger: Ledger) -> None:
             node.ctl("delete_user", who)
 
 
+def test_an_operator_gets_by(node: Node, ledger: Ledger) -> None:
+    """Each command of one, on a queue with a dead letter."""
+    node.ctl("add_user", "operator", "operator")
+    url = ("--url", node.url.replace("guest:guest", "operator:operator"))
+    try:
+        node.ctl("set_permissions", "operator", *permissions("an operator"))
+        client = Client(node.url)
+        with Worker(node.url, ledger).ready() as worker:
+            first, second = (client.enqueue(ledger_app.give_up, text) for text in "ab")
+            client.wait_until_dead("work", 2)
+            assert "work" in leveret("queues", "-q", "work", *url)
+            assert first in leveret("dead", "list", "work", *url)
+            assert "gave up" in leveret("dead", "show", "work", first, *url)
+            leveret("queues", "pause", "work", *url)
+            worker.wait_for("paused queues, of which nothing is started: work")
+            leveret("dead", "retry", "work", first, *url)
+            leveret("dead", "drop", "work", second, *url)
+            client.wait_until_counts("work", ready=1, dead=0)
+            leveret("queues", "resume", "work", *url)
+            client.wait_until_dead("work", 1)
+    finally:
+        node.ctl("delete_user", "operator")
+
+
 def test_a_producer_may_delay(node: Node, ledger: Ledger) -> None:
     node.ctl("add_user", "producer", "producer")
     try:

@@ -42,7 +42,14 @@ class Ledger:
 class Program:
     """A Python program with its output in a file, ended with its test."""
 
-    def __init__(self, arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+    ) -> None:
         self._output = output
         with output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -51,6 +58,7 @@ class Program:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
+                cwd=folder,
                 start_new_session=True,
             )
 

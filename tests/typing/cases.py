@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from leveret import App, Handle, Queue
+from leveret.testing import AppUnderTest, Enqueued, Run
 
 app = App("memory://", queues=[Queue("small", max_length=10)])
 
@@ -152,3 +153,15 @@ def a_task_is_no_function_any_more() -> None:
     """What it returns when it is called is not promised: an ``async def`` one gives its coroutine."""
     assert_type(plain(1, exact=True), Any)
     plain.no_such_attribute  # type: ignore[attr-defined]  # noqa: B018 - the mistake under test
+
+
+async def assertions_take_the_arguments_of_their_task(test: AppUnderTest) -> None:
+    assert_type(test.assert_enqueued(coroutine, 1, text="a"), Enqueued)
+    assert_type(test.expecting(delay=timedelta(1), count=0).assert_enqueued(plain, 1, exact=True), list[Enqueued])
+    test.assert_enqueued(coroutine, "1")  # type: ignore[arg-type]
+    test.assert_enqueued(plain, 1)  # type: ignore[call-arg]
+    test.expecting(queue="mail").assert_enqueued(coroutine, 1, txt="a")  # type: ignore[call-arg]
+    test.expecting(deley=1)  # type: ignore[call-arg]
+    assert_type(await test.drain(expect=(OSError, KeyError)), list[Run])
+    await test.drain(expect="OSError")  # type: ignore[arg-type]
+    test.faults.crash_before_settle("coroutine")  # type: ignore[arg-type]

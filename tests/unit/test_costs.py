@@ -51,7 +51,7 @@ async def test_to_read_a_delivery_takes_few_calls() -> None:
     def take(taken: list[Incoming]) -> None:
         deliveries.extend(received(one, "work", LEASE) for one in taken)
 
-    frames.take(TAKEN, take)
+    frames.take_deliveries(TAKEN, take)
     source.feed_data(b"".join(message(tag, b"{}") for tag in range(1, TASKS + 1)) + FAREWELL)
     reading = frames.readexactly(1)
 

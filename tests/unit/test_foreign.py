@@ -183,3 +183,25 @@ def test_other_connections_in_the_process_are_left_alone() -> None:
     assert Connection.connect is not aio_pika.Connection.connect
     with pytest.raises(PAMQPException):
         frame.unmarshal(content_header(Raw(type=b"\xff")))
+
+
+async def test_what_is_taken_first_is_a_heartbeat_to_aiormq() -> None:
+    """A server that confirms all the time sends no heartbeats, and aiormq gives a silent connection up."""
+    source = asyncio.StreamReader()
+    frames = Frames(source)
+    seen = []
+
+    def take(data: bytes) -> bool:
+        seen.append(data)
+        return data == ack
+
+    frames.take = take
+    ack = frame.marshal(commands.Basic.Ack(7), 2)
+    deliver = frame.marshal(commands.Basic.Deliver("tag", 1, False, "", "work"), 1)  # noqa: FBT003 - pamqp's
+    source.feed_data(ack * 1_000 + deliver)
+    source.feed_eof()
+    first, *rest = [one async for _, _, one in FrameReceiver(frames)]
+    assert seen == [ack] * 1_000 + [deliver]
+    assert isinstance(first, heartbeat.Heartbeat)
+    assert isinstance(rest[-1], commands.Basic.Deliver)
+    assert len(rest) < 100

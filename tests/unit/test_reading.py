@@ -45,7 +45,7 @@ async def read(data: bytes, sizes: Sequence[int] = ()) -> tuple[list[Incoming], 
     source = asyncio.StreamReader()
     frames = Frames(source)
     taken: list[Incoming] = []
-    frames.take(TAKEN, taken.extend)
+    frames.take_deliveries(TAKEN, taken.extend)
 
     async def send() -> None:
         at = 0
@@ -80,7 +80,7 @@ async def test_a_delivery_is_handed_on_before_what_came_after_it() -> None:
     source = asyncio.StreamReader()
     frames = Frames(source)
     order: list[object] = []
-    frames.take(TAKEN, lambda taken: order.extend(one.tag for one in taken))
+    frames.take_deliveries(TAKEN, lambda taken: order.extend(one.tag for one in taken))
     source.feed_data(message(1, b"a") + message(2, b"b") + frame.marshal(commands.Basic.CancelOk("leveret-1"), TAKEN))
     source.feed_data(message(3, b"c") + FAREWELL)
     source.feed_eof()
@@ -115,7 +115,7 @@ async def test_aiormq_hears_that_a_connection_lives_on_which_only_deliveries_com
 async def test_a_connection_that_ends_within_a_message_is_lost() -> None:
     source = asyncio.StreamReader()
     frames = Frames(source)
-    frames.take(TAKEN, list[Incoming]().extend)
+    frames.take_deliveries(TAKEN, list[Incoming]().extend)
     source.feed_data(message(1, b"a") + message(2, b"b")[:-3])
     source.feed_eof()
     with pytest.raises(AMQPConnectionError):

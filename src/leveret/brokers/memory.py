@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -35,13 +35,36 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+
+    from leveret.brokers import Consumer
+
+
+class Clock(Protocol):
+    """What a store has its time from: a test may give one that it moves itself."""
+
+    def time(self) -> float:
+        """Unix time, seconds."""
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> object:
+        """Call it when that time has come; in the running loop, if there is one."""
+
+
+class SystemClock:
+    """The time of this machine."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> object:
+        return asyncio.get_running_loop().call_later(when - time.time(), callback)
 
 
 class MemoryStore:
     """The queues and who takes from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
         self.queues: dict[str, _Stored] = {}
         #: Of every task that is ready, delayed, running or dead.
         self.ids: set[str] = set()
@@ -50,31 +73,34 @@ class MemoryStore:
 
 
 class _Stored:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, clock: Clock) -> None:
         self.queue = queue
+        self._clock = clock
         #: A heap: the first is the next to be dealt.
         self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
-        self.delayed: set[asyncio.TimerHandle] = set()
+        #: A number for each task that is not due.
+        self.delayed: set[int] = set()
         self.paused = False
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
 
     def put(self, envelope: Envelope, tokens: itertools.count[int]) -> None:
         """Make a task ready, now or when it is due."""
-        wait = 0.0 if envelope.due is None else envelope.due - time.time()
-        if wait <= 0:
+        if envelope.due is None or envelope.due <= self._clock.time():
             rank = MIDDLE_PRIORITY if envelope.priority is None else envelope.priority
             heapq.heappush(self.ready, _Waiting(-rank, next(tokens), envelope))
             return
 
+        number = next(tokens)
+
         def become_ready() -> None:
-            self.delayed.discard(timer)
+            self.delayed.discard(number)
             self.put(envelope, tokens)
             self.deal(tokens)
 
-        timer = asyncio.get_running_loop().call_later(wait, become_ready)
-        self.delayed.add(timer)
+        self.delayed.add(number)
+        self._clock.call_at(envelope.due, become_ready)
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
@@ -181,7 +207,7 @@ class MemoryBroker:
                     remedy="use another name",
                 )
         for queue in queues:
-            self._store.queues.setdefault(queue.name, _Stored(queue))
+            self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
@@ -203,7 +229,7 @@ class MemoryBroker:
         self._deal({envelope.queue for envelope in envelopes})
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[_MemoryConsumer]:
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
         await self.declare(queues)
         consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues])
         consumer.look_up()
@@ -298,9 +324,10 @@ class MemoryBroker:
     def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope
         if isinstance(outcome, Retrying):
-            stored.put(retried(envelope, outcome, time.time()), self._store.tokens)
+            stored.put(retried(envelope, outcome, self._store.clock.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
-            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, time.time(), this_process()))
+            now = self._store.clock.time()
+            stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, now, this_process()))
         elif isinstance(outcome, Released):
             stored.put_back(waiting)
         else:

@@ -187,20 +187,25 @@ class RabbitMQBroker:
             await session.acknowledge([delivery.tag])
 
     async def _store(self, messages: Sequence[Message]) -> None:
-        """Publish, each to where it waits, having made the delay queues that are wanted for the first time."""
+        """Publish, each to where it waits."""
+        if any(message.due is not None for message in messages):
+            messages = await self._routed(messages)
+        try:
+            await self._publisher.publish(messages)
+        except QueueNotFound:
+            self._delays.clear()
+            raise
+
+    async def _routed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Each for where it waits, having made the delay queues that are wanted for the first time."""
         while True:
             now = time.time()
             routes = [routed(message, now) for message in messages]
             waits = {(message.home, milliseconds) for message, milliseconds in routes if milliseconds is not None}
             missing = waits - self._delays
             if not missing:
-                break
+                return [self._fit_to_wait(*route) for route in routes]
             await self._make_delays(missing)
-        try:
-            await self._publisher.publish([self._fit_to_wait(*route) for route in routes])
-        except QueueNotFound:
-            self._delays.clear()
-            raise
 
     def _fit_to_wait(self, message: Message, milliseconds: int | None) -> Message:
         return message if milliseconds is None or expires_in_order(self._version) else unranked(message)

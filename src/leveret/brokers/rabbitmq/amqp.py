@@ -22,10 +22,8 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
-    DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
-    PublishError,
 )
 from yarl import URL
 
@@ -34,7 +32,7 @@ from leveret.brokers.rabbitmq import reading, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 Connection: TypeAlias = aio_pika.abc.AbstractConnection
 Channel: TypeAlias = aiormq.channel.Channel
@@ -56,22 +54,18 @@ __all__ = [
     "ChannelPreconditionFailed",
     "Connection",
     "DeliveredMessage",
-    "DeliveryError",
     "GetEmpty",
     "Line",
     "LineLost",
     "Properties",
-    "PublishError",
     "close",
     "connect",
-    "is_blocked",
     "is_cancelled",
     "is_lost",
     "open_channel",
     "server_version",
     "told",
     "translate",
-    "unblocked",
 ]
 
 
@@ -102,8 +96,8 @@ class Line:
         self.connection = connection
         self.channel = channel
         self._running: set[asyncio.Task[Any]] = set()
-        #: What the server said when it closed the channel or the connection.
-        self.farewell = ""
+        #: How the server, or aiormq, closed the channel or the connection.
+        self.parting: AMQPError | None = None
         self._unwritten = b""
         self._writing: asyncio.Task[None] | None = None
         self._watch = asyncio.create_task(self._release_when_lost())
@@ -113,7 +107,7 @@ class Line:
         """Connect and open a channel. Raises BrokerUnavailable or BrokerRefused."""
         connection = await connect(urls, purpose=purpose)
         try:
-            return cls(connection, await open_channel(connection, confirms=confirms))
+            return cls(connection, await told(open_channel(connection, confirms=confirms)))
         except CONNECTION_LOST as error:
             await close(connection)
             raise translate(error, "the connection was lost while it was opened") from error
@@ -129,6 +123,15 @@ class Line:
     @property
     def is_lost(self) -> bool:
         return self._watch.done() or self.channel.is_closed or is_lost(self.connection)
+
+    @property
+    def farewell(self) -> str:
+        """What the server said when it closed the channel or the connection."""
+        return "" if self.parting is None else _reason(self.parting)
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Have a function called when the connection or the channel is closed, by whichever side."""
+        self._watch.add_done_callback(lambda _: call())
 
     async def lost(self) -> None:
         """Wait until the connection or the channel is closed, by whichever side."""
@@ -198,7 +201,7 @@ class Line:
                 await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 said = [_forget(closing) for closing in closings]
-                self.farewell = next((_reason(error) for error in said if isinstance(error, AMQPError)), "")
+                self.parting = next((error for error in said if isinstance(error, AMQPError)), None)
                 self._release()
 
     def _release(self) -> None:
@@ -207,13 +210,17 @@ class Line:
 
 
 async def told(operation: Awaitable[T]) -> T:
-    """The operation, with LineLost for the bare Exception that aiormq gives to what waits on a line that we close."""
+    """The operation, with LineLost for what means the same: the bare Exception that aiormq gives to what waits on a
+    line that we close, and the system's errors that are no ConnectionError (no route to the host, a timeout of TCP's).
+    """
     try:
         return await operation
     except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
+        if type(error) is Exception:
+            raise LineLost("the connection to RabbitMQ was closed before the answer came") from error
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise LineLost(f"the connection to RabbitMQ was lost: {error}") from error
+        raise
 
 
 def is_cancelled() -> bool:
@@ -236,6 +243,10 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
             )
         except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            failures.append(translate(error, f"cannot connect to {censor(url)}: the connection was lost"))
     refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)
     if refused is not None:
         raise refused
@@ -274,39 +285,12 @@ async def close(connection: Connection) -> None:
         closing.cancel()
 
 
-async def unblocked(connection: Connection) -> None:
-    """Wait until the server lets the connection publish, or it is lost."""
-    transport = connection.transport
-    if transport is None:
-        return
-    ready = asyncio.ensure_future(transport.ready())
-    closing = transport.connection.closing
-    try:
-        await asyncio.wait([ready, closing], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ready.cancel()
-        _forget(closing)
-
-
 def _forget(closing: asyncio.Future[None]) -> BaseException | None:
     """Stop watching a closing (a future of our own, see aiormq's `Base.closing`), and take its exception."""
     if not closing.done():
         closing.cancel()
         return None
     return None if closing.cancelled() else closing.exception()
-
-
-async def is_blocked(connection: Connection) -> bool:
-    """Whether the server told the connection that it takes no publishes now (a memory or disk alarm)."""
-    transport = connection.transport
-    if transport is None:
-        return False
-    ready = asyncio.ensure_future(transport.ready())
-    await asyncio.wait([ready], timeout=0.01)
-    if ready.done():
-        return False
-    ready.cancel()
-    return True
 
 
 def translate(error: BaseException, doing: str) -> BrokerError:

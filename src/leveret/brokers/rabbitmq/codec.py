@@ -37,7 +37,7 @@ _OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, 
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Where else the broker shall deliver what is published: that was done with the first copy.
 _ROUTES = ("CC", "BCC")
-_PERSISTENT = 2
+PERSISTENT = 2
 #: A header may claim any attempt; the next one must fit an AMQP integer.
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.
@@ -96,7 +96,7 @@ def to_message(envelope: Envelope) -> Message:
         headers[EXPIRES_AT] = _milliseconds(envelope.expires_at)
     properties = Properties(
         content_type=envelope.content_type,
-        delivery_mode=_PERSISTENT,
+        delivery_mode=PERSISTENT,
         priority=envelope.priority,
         headers=headers or None,
         message_id=envelope.id,
@@ -266,7 +266,7 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=kept | {name: value for name, value in headers.items() if value is not None},
-        delivery_mode=_PERSISTENT,
+        delivery_mode=PERSISTENT,
         priority=envelope.priority,
         correlation_id=original.correlation_id,
         reply_to=original.reply_to,

@@ -11,28 +11,25 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.codec import fitted
+from leveret.brokers.rabbitmq.outbox import SILENCE
+from leveret.brokers.rabbitmq.pipe import Pipe
+from leveret.deadlines import Deadlines
 from leveret.errors import (
     BrokerBlocked,
     BrokerRefused,
     BrokerUnavailable,
-    EnqueueError,
     EnqueueTimeout,
     LeveretError,
     QueueFull,
-    QueueNotFound,
     TaskTooLarge,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.outbox import Parcel
 
-#: Most unconfirmed messages of one publisher; more wait. RabbitMQ's documentation advises 100 to 1,000.
-_OUTSTANDING = 512
-#: A connection that confirms nothing for so long, and is not blocked, is given up (seconds).
-_SILENCE = 5.0
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
 
 
@@ -40,18 +37,42 @@ class _Lost(Exception):
     """The connection went away before the confirm came: whether the message was stored is unknown."""
 
 
+class _Effort:
+    """One call's tries: what is not known to be stored, and what came in between."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+        self._parcel: Parcel | None = None
+        self._was_sent = False
+        self.trouble: Exception | None = None
+
+    @property
+    def pending(self) -> Sequence[Message]:
+        return self._messages if self._parcel is None else self._parcel.unstored
+
+    @property
+    def was_sent(self) -> bool:
+        """Once something was sent it may be stored, whatever becomes of the connection afterwards."""
+        return self._was_sent or (self._parcel is not None and self._parcel.written > 0)
+
+    def hand_over(self, pipe: Pipe) -> Parcel:
+        pending, self._was_sent = self.pending, self.was_sent
+        self._parcel = pipe.outbox.post(pending)
+        return self._parcel
+
+    def note(self, trouble: Exception) -> None:
+        if self.trouble is None or not self.was_sent:
+            self.trouble = trouble
+
+
 class Publisher:
     """One publishing connection, opened at its first use and again when it was lost. ``timeout``: seconds."""
 
     def __init__(self, urls: Sequence[str], *, timeout: float) -> None:
         self._urls = urls
-        self._timeout = timeout
+        self._deadlines = Deadlines(timeout)
         self._opening = asyncio.Lock()
-        self._line: amqp.Line | None = None
-        self._room = asyncio.Semaphore(_OUTSTANDING)
-        self._in_flight: dict[str, asyncio.Event] = {}
-        #: When this publisher last got a confirm, for whichever call (the loop's time).
-        self._confirmed_at = 0.0
+        self._pipe: Pipe | None = None
         #: When a refusal was last doubted (the loop's time).
         self._doubted_at = float("-inf")
 
@@ -61,141 +82,82 @@ class Publisher:
         Raises QueueNotFound, QueueFull, TaskTooLarge, BrokerRefused; in time BrokerUnavailable when nothing could
         be sent, BrokerBlocked or EnqueueTimeout when it is not known whether it was stored.
         """
-        pending: Sequence[Message] = messages
-        trouble: Exception | None = None
-        sent = False
+        if not messages:
+            return
+        effort = _Effort(messages)
         try:
-            async with asyncio.timeout(self._timeout):
+            with self._deadlines.begin():
                 for pause in backoff():
                     try:
-                        line = await self._opened_line()
-                        await amqp.unblocked(line.connection)
-                        sent = True
-                        pending, trouble = await self._send_all(line, pending)
+                        pipe = await self._open_pipe()
                     except BrokerUnavailable as error:
-                        # Once something was sent it may be stored, whatever becomes of the connection afterwards.
-                        trouble = trouble or error
-                    if not pending:
-                        return
+                        effort.note(error)
+                    else:
+                        if await self._send(pipe, effort):
+                            return
                     await asyncio.sleep(pause)
         except TimeoutError:
-            raise await self._why_late([message.id for message in pending], trouble, sent=sent) from trouble
+            raise self._why_late(effort) from effort.trouble
 
     async def connection(self) -> amqp.Connection:
         """The open connection, for questions. Raises BrokerUnavailable or BrokerRefused."""
-        return (await self._opened_line()).connection
+        return (await self._open_pipe()).line.connection
 
     async def send(self, message: Message) -> None:
         """Publish without waiting for a confirm or asking for a queue: answers that nobody may be waiting for."""
-        line = await self._opened_line()
-        await amqp.unblocked(line.connection)
-        await line.run(
-            line.channel.basic_publish(
-                message.body, routing_key=message.queue, properties=message.properties, wait=False
-            )
-        )
+        (await self._open_pipe()).outbox.post([message], mandatory=False)
 
     async def close(self) -> None:
         async with self._opening:
-            await self._drop(self._line)
+            await self._drop()
 
-    async def _opened_line(self) -> amqp.Line:
+    async def _open_pipe(self) -> Pipe:
         """The connection and its channel; opened anew when they are lost."""
+        if self._pipe is not None and self._pipe.is_open:
+            return self._pipe
         async with self._opening:
-            if self._line is None or self._line.is_lost:
-                await self._drop(self._line)
-                self._line = await amqp.Line.open(self._urls, purpose="producer", confirms=True)
-            return self._line
+            if self._pipe is None or not self._pipe.is_open:
+                await self._drop()
+                self._pipe = await Pipe.open(self._urls)
+            return self._pipe
 
-    async def _drop(self, line: amqp.Line | None) -> None:
-        if line is not None and line is self._line:
-            self._line = None
-            await line.close()
+    async def _drop(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            await pipe.line.close()
 
-    async def _send_all(
-        self, line: amqp.Line, messages: Sequence[Message]
-    ) -> tuple[Sequence[Message], Exception | None]:
-        """Send all at once; those that must be sent again, and why. Raises when any was refused."""
-        sending = [line.start(self._send(line.channel, message)) for message in messages]
-        try:
-            await self._watch(line, sending)
-        finally:
-            for task in sending:
-                task.cancel()
-        results = [_result(outcome) for outcome in await asyncio.gather(*sending, return_exceptions=True)]
-        again = [message for message, result in zip(messages, results, strict=True) if isinstance(result, _Lost)]
-        refusals = [result for result in results if isinstance(result, LeveretError)]
-        if refusals:
-            if all(isinstance(refusal, QueueFull) for refusal in refusals) and await self._doubts(line):
-                return [one for one, result in zip(messages, results, strict=True) if result is not None], None
-            ids = [message.id for message, result in zip(messages, results, strict=True) if result is not None]
-            raise _refused(refusals[0], ids)
-        for result in results:
-            if result is not None and not isinstance(result, _Lost):
-                raise result
-        return again, next((result for result in results if isinstance(result, _Lost)), None)
+    async def _send(self, pipe: Pipe, effort: _Effort) -> bool:
+        """Send what is pending; False when it must be sent again. Raises when any was refused."""
+        parcel = effort.hand_over(pipe)
+        await parcel.done
+        if parcel.refusals and (set(map(type, parcel.refusals.values())) != {QueueFull} or not self._doubts(pipe)):
+            refusal = parcel.refusals[min(parcel.refusals)]
+            refusal.ids = tuple(message.id for message in effort.pending)
+            raise refusal
+        if parcel.pending:
+            _raise_reason(pipe.line.parting, parcel.pending.values())
+            effort.note(_Lost("the connection was lost, or silent, before the confirm came"))
+        return not (parcel.refusals or parcel.pending)
 
-    async def _doubts(self, line: amqp.Line) -> bool:
+    def _doubts(self, pipe: Pipe) -> bool:
         """Whether a refusal is to be asked for again, on a new connection: at most once in a while.
 
         A channel of RabbitMQ 3.10 that publishes while its quorum queue elects a leader may refuse everything from
         then on, although the queue has neither a limit nor, soon, a lack of a leader.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._doubted_at < _SILENCE:
+        if now - self._doubted_at < SILENCE:
             return False
         self._doubted_at = now
-        async with self._opening:
-            await self._drop(line)
+        pipe.outbox.abandon()
         return True
 
-    async def _watch(self, line: amqp.Line, sending: Sequence[asyncio.Task[None]]) -> None:
-        """Until all are done, or the connection is given up because it confirms nothing any more.
-
-        A quorum queue of RabbitMQ 3.10 may never confirm what is published while its node starts, before the queue
-        has a leader: only sending it again on a new connection helps.
-        """
-        pending = set(sending)
-        clock = asyncio.get_running_loop().time
-        while pending:
-            done, pending = await asyncio.wait(pending, timeout=_SILENCE)
-            silent = clock() - self._confirmed_at >= _SILENCE
-            if not done and silent and not await amqp.is_blocked(line.connection):
-                async with self._opening:
-                    await self._drop(line)
-                return
-
-    async def _send(self, channel: amqp.Channel, message: Message) -> None:
-        """Publish one message and wait for its confirm."""
-        async with self._room:
-            # aiormq tells returned messages apart by their id, so no two with the same id may be on the way at once.
-            while (other := self._in_flight.get(message.id)) is not None:
-                await other.wait()
-            confirmed = self._in_flight[message.id] = asyncio.Event()
-            message = fitted(message, channel.connection.connection_tune.frame_max or 0)
-            try:
-                await amqp.told(
-                    channel.basic_publish(
-                        message.body,
-                        routing_key=message.queue,
-                        properties=message.properties,
-                        mandatory=True,
-                        wait=False,
-                    )
-                )
-            except amqp.CONNECTION_LOST as error:
-                raise _explain(error, message) from error
-            else:
-                self._confirmed_at = asyncio.get_running_loop().time()
-            finally:
-                del self._in_flight[message.id]
-                confirmed.set()
-
-    async def _why_late(self, ids: Sequence[str], trouble: Exception | None, *, sent: bool) -> LeveretError:
-        within = f"within {self._timeout:g} s"
-        if isinstance(trouble, BrokerUnavailable) and not sent:
-            return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {trouble}")
-        if self._line is not None and await amqp.is_blocked(self._line.connection):
+    def _why_late(self, effort: _Effort) -> LeveretError:
+        within = f"within {self._deadlines.seconds:g} s"
+        ids = [message.id for message in effort.pending]
+        if isinstance(effort.trouble, BrokerUnavailable) and not effort.was_sent:
+            return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {effort.trouble}")
+        if self._pipe is not None and self._pipe.outbox.is_blocked:
             return BrokerBlocked(
                 f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
                 f"{len(ids)} tasks may be stored when the alarm ends",
@@ -204,37 +166,14 @@ class Publisher:
         return EnqueueTimeout(f"RabbitMQ did not confirm {len(ids)} tasks {within}; they may be stored later", ids)
 
 
-def _result(outcome: BaseException | None) -> BaseException | None:
-    if isinstance(outcome, asyncio.CancelledError):
-        # By the line when it was lost, by aiormq for the same reason, or because nothing was confirmed any more.
-        return _Lost("the connection was lost, or silent, before the confirm came")
-    return outcome
-
-
-def _explain(error: BaseException, message: Message) -> Exception:
-    """What an exception of basic_publish means for this message."""
-    if isinstance(error, amqp.PublishError):
-        return QueueNotFound(
-            f"RabbitMQ has no queue {message.queue!r} (any more); the task was not stored", [message.id]
-        )
-    if isinstance(error, amqp.DeliveryError):
-        return QueueFull(
-            f"RabbitMQ refused a task for queue {message.queue!r}: it is at its length limit; nothing was dropped",
-            [message.id],
-        )
-    if isinstance(error, amqp.ChannelAccessRefused):
-        return BrokerRefused(f"publishing to queue {message.queue!r}: {error}")
-    limit = _TOO_LARGE.search(str(error))
-    if limit is not None and len(message.body) > int(limit["limit"]):
-        return TaskTooLarge(
-            f"the task's body is {len(message.body)} bytes, over this RabbitMQ's limit of {limit['limit']}; "
-            "store the data elsewhere and pass a reference"
-        )
-    return _Lost(f"the connection was lost before the confirm came: {error}")
-
-
-def _refused(error: LeveretError, ids: Sequence[str]) -> LeveretError:
-    """The first refusal of a batch, naming every task of it that is not known to be stored."""
-    if isinstance(error, EnqueueError):
-        error.ids = tuple(ids)
-    return error
+def _raise_reason(parting: amqp.AMQPError | None, pending: Iterable[Message]) -> None:
+    """Raise what the closing of a channel means for these messages; return when it means nothing."""
+    limit = _TOO_LARGE.search(str(parting))
+    for message in pending:
+        if isinstance(parting, amqp.ChannelAccessRefused):
+            raise BrokerRefused(f"publishing to queue {message.queue!r}: {parting}")
+        if limit is not None and len(message.body) > int(limit["limit"]):
+            raise TaskTooLarge(
+                f"the task's body is {len(message.body)} bytes, over this RabbitMQ's limit of {limit['limit']}; "
+                "store the data elsewhere and pass a reference"
+            )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MOST = 1 << 20
 #: aiormq gives a connection up that has brought it nothing for three heartbeats, and RabbitMQ sends no heartbeat while
 #: it sends deliveries. So aiormq gets one from here when it has had nothing for so long (seconds).
-_SILENCE = 1.0
+_SILENCE = 0.5
 _HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 #: A frame's kind, its channel, and the length of what is in it.
 _HEAD = struct.Struct(">BHI")
@@ -62,25 +62,38 @@ class Connection(aio_pika.Connection):
     """A connection that reads every message, whatever is in its properties."""
 
     async def connect(self, timeout: float | None = None) -> None:
-        self._factory = _Transport()
-        self.kwargs["transport_factory"] = self._factory
+        self.kwargs["transport_factory"] = self._stream = _Transport()
         await super().connect(timeout)
+
+    def __del__(self) -> None:
+        """Not aio-pika's, which wants to start a closing in whichever thread collects this: `amqp.close` closes it."""
+
+    @property
+    def frames(self) -> Frames:
+        """What aiormq reads, from when it is connected."""
+        return self._stream.frames
+
+    @property
+    def writer(self) -> asyncio.StreamWriter:
+        """What aiormq writes to: each of its writes, like anyone's, must be of whole frames."""
+        return self._stream.writer
 
     def take_deliveries(self, channel: int, take: Take) -> None:
         """Have each delivery of that channel from now on. ``take`` must not raise."""
-        self._factory.frames.take(channel, take)
+        self.frames.take_deliveries(channel, take)
 
 
 class _Transport(TransportFactory):
     """aiormq's own transports, with `Frames` between the socket and aiormq."""
 
     frames: Frames
+    writer: asyncio.StreamWriter
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, writer = await factory.create(url, **kwargs)
+        reader, self.writer = await factory.create(url, **kwargs)
         self.frames = Frames(reader)
-        return self.frames, writer
+        return self.frames, self.writer
 
 
 class Frames(asyncio.StreamReader):
@@ -96,7 +109,9 @@ class Frames(asyncio.StreamReader):
         self._data = b""
         self._done = 0
         self._channel = -1
-        self._take: Take = _nobody
+        self._deliver: Take = _nobody
+        #: Sees each other frame first, and says whether it took it: aiormq does not get that one.
+        self.take: Callable[[bytes], bool] | None = None
         self._method: tuple[bytes, int, bool] | None = None
         self._header = b""
         self._parts: list[bytes] = []
@@ -104,9 +119,9 @@ class Frames(asyncio.StreamReader):
         self._clock = asyncio.get_running_loop().time
         self._last_frame = self._clock()
 
-    def take(self, channel: int, take: Take) -> None:
+    def take_deliveries(self, channel: int, take: Take) -> None:
         """Hand that channel's deliveries to ``take``, some at once and in their order among the other frames."""
-        self._channel, self._take = channel, take
+        self._channel, self._deliver = channel, take
 
     def at_eof(self) -> bool:
         return self._at == len(self._frame) and self._done == len(self._data) and self._source.at_eof()
@@ -124,7 +139,11 @@ class Frames(asyncio.StreamReader):
             found = self._look()
             if found:
                 return found
-            if self._channel >= 0 and self._clock() - self._last_frame > _SILENCE and self._method is None:
+            if (
+                (self._channel >= 0 or self.take)
+                and self._clock() - self._last_frame > _SILENCE
+                and self._method is None
+            ):
                 return _HEARTBEAT
             chunk = await self._source.read(_MOST)
             rest = self._data[self._done :]
@@ -145,11 +164,12 @@ class Frames(asyncio.StreamReader):
             elif end > size:
                 break
             elif channel != self._channel or data[end - 1] != _END or not self._collect(kind, data, at, end, taken):
-                found = readable(data[at:end])
+                frame = data[at:end]
+                found = b"" if self.take is not None and self.take(frame) else readable(frame)
             at = end
         self._done = at
         if taken:
-            self._take(taken)
+            self._deliver(taken)
         return found
 
     def _collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:

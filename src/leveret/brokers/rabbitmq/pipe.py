@@ -1,0 +1,112 @@
+"""A channel that publishes past aiormq, on the connection that aiormq opened and keeps alive. See docs/adr/0014.
+
+aiormq takes a task, three futures and three encoded frames for a message, and a scan of all that are on the way for a
+confirm of many. Here, frames are written straight to the connection's stream, each write of whole messages, and the
+confirms are read from it before aiormq sees them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Self
+
+from pamqp import commands, constants, frame
+from pamqp.header import ContentHeader
+
+from leveret.brokers.rabbitmq import amqp, foreign, reading
+from leveret.brokers.rabbitmq.frames import Encoder
+from leveret.brokers.rabbitmq.outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pamqp.base import Frame
+
+#: How much may wait to be sent to a server that does not read (bytes).
+_CLOGGED = 1024 * 1024
+_TYPE_AND_CHANNEL = struct.Struct(">BH")
+#: Where a method frame's class and method begin, and its arguments.
+_INDEX = constants.FRAME_HEADER_SIZE
+_ARGUMENTS = _INDEX + 4
+
+
+def _index(method: type[Frame]) -> bytes:
+    return struct.pack(">I", method.index)
+
+
+_ACK = _index(commands.Basic.Ack)
+_NACK = _index(commands.Basic.Nack)
+_RETURN = _index(commands.Basic.Return)
+_CHANNEL_CLOSE = _index(commands.Channel.Close)
+_CONNECTION_CLOSE = _index(commands.Connection.Close)
+_BLOCKED = _index(commands.Connection.Blocked)
+_UNBLOCKED = _index(commands.Connection.Unblocked)
+#: A delivery tag, and whether all up to it are meant (the lowest bit).
+_TAG = struct.Struct(">QB")
+
+
+class Pipe:
+    """One line's publishes. Nobody else may publish on its channel: the numbers of the messages are counted here."""
+
+    def __init__(self, line: amqp.Line) -> None:
+        connection = line.connection
+        assert isinstance(connection, reading.Connection)
+        assert connection.transport is not None
+        self.line = line
+        self._writer = connection.writer
+        tune = connection.transport.connection.connection_tune
+        encoder = Encoder(line.channel.number, tune.frame_max or 0)
+        self.outbox = Outbox(encoder, self._writer.write, self._is_clogged)
+        self._channel_method = _TYPE_AND_CHANNEL.pack(constants.FRAME_METHOD, line.channel.number)
+        self._channel_header = _TYPE_AND_CHANNEL.pack(constants.FRAME_HEADER, line.channel.number)
+        self._channel_body = _TYPE_AND_CHANNEL.pack(constants.FRAME_BODY, line.channel.number)
+        self._connection_method = _TYPE_AND_CHANNEL.pack(constants.FRAME_METHOD, 0)
+        connection.frames.take = self._take
+        line.when_lost(self.outbox.abandon)
+
+    @classmethod
+    async def open(cls, urls: Sequence[str]) -> Self:
+        """Raises BrokerUnavailable or BrokerRefused."""
+        return cls(await amqp.Line.open(urls, purpose="producer", confirms=True))
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.outbox.is_over or self.line.is_lost)
+
+    def _is_clogged(self) -> bool:
+        return self._writer.is_closing() or self._writer.transport.get_write_buffer_size() > _CLOGGED
+
+    def _take(self, data: bytes) -> bool:
+        """Look at a frame; True when it is about what was published here, and no business of aiormq's."""
+        beginning = data[: _TYPE_AND_CHANNEL.size]
+        if beginning == self._channel_method:
+            return self._take_method(data)
+        if beginning == self._channel_header:
+            _, _, content = frame.unmarshal(foreign.readable(data))
+            if isinstance(content, ContentHeader):
+                self.outbox.returned(content.properties.message_id)
+            return True
+        if beginning == self._connection_method:
+            self._look_at_connection(data)
+        return beginning == self._channel_body
+
+    def _take_method(self, data: bytes) -> bool:
+        index = data[_INDEX:_ARGUMENTS]
+        if index == _ACK:
+            tag, multiple = _TAG.unpack_from(data, _ARGUMENTS)
+            self.outbox.confirmed(tag, multiple=bool(multiple & 1))
+        elif index == _NACK:
+            tag, multiple = _TAG.unpack_from(data, _ARGUMENTS)
+            self.outbox.refused(tag, multiple=bool(multiple & 1))
+        elif index == _CHANNEL_CLOSE:
+            self.outbox.stop()
+        return index in (_ACK, _NACK, _RETURN)
+
+    def _look_at_connection(self, data: bytes) -> None:
+        index = data[_INDEX:_ARGUMENTS]
+        if index == _BLOCKED:
+            self.outbox.block()
+        elif index == _UNBLOCKED:
+            self.outbox.unblock()
+        elif index == _CONNECTION_CLOSE:
+            self.outbox.stop()

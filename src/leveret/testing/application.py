@@ -1,0 +1,392 @@
+"""An application under test: on a memory broker of its own, with what a test wants to do and to know.
+
+No test framework is needed: ``with under_test(app) as test: ...``. For pytest there is the fixture ``leveret_app``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from leveret.errors import Dead, LeveretError, Retry
+from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
+from leveret.executors.in_process import InProcessExecutor
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying
+from leveret.testing.clock import ManualClock
+from leveret.testing.faulty import FaultyBroker
+from leveret.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import timedelta
+
+    from leveret.app import App
+    from leveret.current import CurrentTask, Inner
+    from leveret.model import DeadLetter
+    from leveret.task import P, R, Task
+    from leveret.testing.faulty import Faults
+
+_Ending: TypeAlias = Literal["idle", "died", "cut off"]
+#: A delay that was asked for as a moment (``at=``) is compared to within this (seconds).
+_NEAR = 1.0
+#: What runs may finish before a worker of a test leaves: a test's own time limit ends it (seconds).
+_GRACE = 86_400.0
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """A task as it was enqueued."""
+
+    task: str
+    #: Its arguments by name, as its function gets them; for a raw task the body.
+    arguments: dict[str, Any] | bytes
+    queue: str
+    #: Seconds before which it was not to run; 0.0: at once.
+    delay: float
+    #: Seconds after which it was not to start; None: no limit.
+    expires: float | None
+    priority: int | None
+    id: str
+
+    def __str__(self) -> str:
+        parts = [f"{_call(self.task, self.arguments)} on {self.queue!r}"]
+        parts += [f"in {self.delay:g} s"] if self.delay else []
+        parts += [f"expires in {self.expires:g} s"] if self.expires is not None else []
+        parts += [f"priority {self.priority}"] if self.priority is not None else []
+        return ", ".join(parts)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run of a task."""
+
+    task: str
+    id: str
+    queue: str
+    #: 1 for the first.
+    attempt: int
+    #: Succeeded, Retrying or DeadLettered, of `leveret.model`.
+    outcome: Outcome
+    #: What it raised; None as well for a task that did not get as far as its code.
+    error: BaseException | None = None
+    #: False: the outcome was lost, and the task runs again.
+    kept: bool = True
+
+
+class TasksFailed(ExceptionGroup[Exception]):
+    """Runs failed that the test did not expect to. Holds what they raised."""
+
+
+class AppUnderTest:
+    """What the fixture ``leveret_app`` gives. See `under_test`."""
+
+    def __init__(self, app: App) -> None:
+        #: The application itself.
+        self.app = app
+        #: Moves delays, expiry and the waits between attempts forward.
+        self.clock = ManualClock()
+        self._broker = FaultyBroker(self.clock, on_crash=self._on_crash, on_cut=self._on_cut)
+        self._runs: list[Run] = []
+        self._errors: dict[tuple[str, int], BaseException] = {}
+        #: Why the worker that works now shall not go on.
+        self._ending: asyncio.Future[_Ending] | None = None
+
+    @property
+    def faults(self) -> Faults:
+        """What is to go wrong."""
+        return self._broker.faults
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Every run so far, in the order in which they ended."""
+        return tuple(self._runs)
+
+    def enqueued(self, task: Task[..., Any] | None = None) -> list[Enqueued]:
+        """What was enqueued in this test, of one task or of all, the oldest first; what has run since is there too."""
+        return [
+            self._enqueued(envelope)
+            for envelope in self._broker.published
+            if task is None or envelope.task == task.name
+        ]
+
+    def assert_enqueued(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """Fails unless the task was enqueued with these arguments; the last one that was. See `expecting`."""
+        return self.expecting().assert_enqueued(task, *args, **kwargs)[-1]
+
+    def expecting(
+        self,
+        *,
+        queue: str | None = None,
+        delay: float | timedelta | None = None,
+        priority: int | None = None,
+        id: str | None = None,  # noqa: A002 - as in Task.options
+        count: int | None = None,
+    ) -> Expectation:
+        """What `assert_enqueued` shall look at besides the arguments; what is not given does not matter.
+
+        ``delay``: seconds or a timedelta, to within a second. ``count``: exactly so many, 0 for none; else one or more.
+        """
+        seconds = delay if delay is None or isinstance(delay, (int, float)) else delay.total_seconds()
+        return Expectation(self, queue, seconds, priority, id, count)
+
+    async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
+        """The dead letters of one queue, or of all."""
+        names = self._broker.queues if queue is None else [queue]
+        return [letter for name in names for letter in await self._broker.dead_letters(name, limit=1_000_000)]
+
+    def dead_letters_sync(self, queue: str | None = None) -> list[DeadLetter]:
+        """``dead_letters`` for a test without an event loop."""
+        return self.app.wait(self.dead_letters(queue))
+
+    async def drain(
+        self,
+        *,
+        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        concurrency: int = 1,
+        at_most: int = 10_000,
+    ) -> list[Run]:
+        """Run all that is ready, and what that enqueues, until nothing is; the runs. What is delayed stays.
+
+        It is a real worker that runs them, in this process and on this loop, ``concurrency`` at once. A run that
+        fails raises TasksFailed at the end, unless it raised one of ``expect`` or asked for it with ``Retry``; a
+        task that is dead without having raised (its arguments do not fit, it expired) counts as a ``Dead``.
+        ``at_most``: runs after which it gives up with a RuntimeError: a task enqueues itself for ever.
+        """
+        before = len(self._runs)
+        drain = _Drain(self, self._broker, concurrency, at_most)
+        await drain.run()
+        runs = self._runs[before:]
+        failures = [_failure(run) for run in runs if _is_failure(run) and not isinstance(_raised(run), expect)]
+        if failures:
+            raise TasksFailed(f"{len(failures)} of {len(runs)} runs failed", failures)
+        return runs
+
+    def drain_sync(
+        self,
+        *,
+        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        concurrency: int = 1,
+        at_most: int = 10_000,
+    ) -> list[Run]:
+        """``drain`` for a test without an event loop."""
+        return self.app.wait(self.drain(expect=expect, concurrency=concurrency, at_most=at_most))
+
+    def _enqueued(self, envelope: Envelope) -> Enqueued:
+        at = envelope.enqueued_at or 0.0
+        return Enqueued(
+            envelope.task or "",
+            self._arguments(envelope),
+            envelope.queue,
+            0.0 if envelope.due is None else round(envelope.due - at, 3),
+            None if envelope.expires_at is None else round(envelope.expires_at - at, 3),
+            envelope.priority,
+            envelope.id,
+        )
+
+    def _arguments(self, envelope: Envelope) -> dict[str, Any] | bytes:
+        try:
+            task = self.app.find(envelope.task, envelope.queue)
+            return _arguments(task, envelope.body)
+        except LeveretError:
+            return envelope.body
+
+    async def _note_errors(self, current: CurrentTask, inner: Inner) -> Any:
+        """The outermost middleware: keeps what a run raised, which an outcome has as text only."""
+        try:
+            return await inner()
+        except BaseException as error:
+            self._errors[current.id, current.attempt] = error
+            raise
+
+    def _note(self, envelope: Envelope, outcome: Outcome, *, kept: bool) -> None:
+        error = self._errors.pop((envelope.id, envelope.attempt), None)
+        name = envelope.task or ""
+        self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept))
+
+    def _on_crash(self, delivery: Delivery, outcome: Outcome) -> None:
+        self._note(delivery.envelope, outcome, kept=False)
+        self._end("died")
+
+    def _on_cut(self) -> None:
+        self._end("cut off")
+
+    def _end(self, why: _Ending) -> None:
+        if self._ending is not None and not self._ending.done():
+            self._ending.set_result(why)
+
+
+class _Drain:
+    """Workers, one after the other, until nothing is ready: a new one follows one that died or lost its connection."""
+
+    def __init__(self, test: AppUnderTest, broker: FaultyBroker, concurrency: int, at_most: int) -> None:
+        self._test = test
+        self._broker = broker
+        self._concurrency = concurrency
+        self._at_most = at_most
+        self._started = 0
+        #: Workers that have lost their connection and finish what they run.
+        self._leaving: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        self._broker.home = asyncio.get_running_loop()
+        try:
+            while self._broker.is_busy(self._broker.queues) and self._started <= self._at_most:
+                await self._work()
+            await asyncio.gather(*self._leaving)
+        finally:
+            self._broker.home = None
+            for leaving in self._leaving:
+                leaving.cancel()
+        if self._started > self._at_most:
+            raise RuntimeError(
+                f"{self._started} tasks were started and there is more: does a task enqueue itself for ever? "
+                "Else raise drain(at_most=...)"
+            )
+
+    async def _work(self) -> None:
+        """One worker's life."""
+        queues = tuple(self._broker.queues)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, TaskStarted):
+                self._started += 1
+            elif isinstance(event, TaskSettled):
+                self._test._note(event.envelope, event.outcome, kept=event.kept)  # noqa: SLF001 - one thing in two parts
+            settled = isinstance(event, (WorkerReady, TaskSettled))
+            if (settled and not self._broker.is_busy(queues)) or self._started > self._at_most:
+                self._test._end("idle")  # noqa: SLF001
+
+        executor = InProcessExecutor(self._test.app, concurrency=self._concurrency)
+        worker = Worker(executor, queues=queues, grace=_GRACE, listeners=[listen], broker=self._broker)
+        ending: asyncio.Future[_Ending] = asyncio.get_running_loop().create_future()
+        self._test._ending = ending  # noqa: SLF001
+        working = asyncio.create_task(worker.run())
+        either: list[asyncio.Future[Any]] = [working, ending]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            why = ending.result() if ending.done() else "idle"
+            if why == "cut off":
+                self._leaving.append(working)
+            if why != "died":
+                worker.stop()
+            if why == "idle":
+                await working
+        finally:
+            if working not in self._leaving:
+                working.cancel()
+                await asyncio.wait([working])
+                self._broker.bury()
+
+
+class Expectation(msgspec.Struct, frozen=True):
+    """What an enqueued task must be like; made by `AppUnderTest.expecting`."""
+
+    _test: AppUnderTest
+    _queue: str | None
+    _delay: float | None
+    _priority: int | None
+    _id: str | None
+    _count: int | None
+
+    def assert_enqueued(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[Enqueued]:
+        """Fails unless the task was enqueued with these arguments, and as expected; those that were."""
+        body, _ = task.signature.encode(args, kwargs)
+        arguments = _arguments(task, body)
+        every = self._test.enqueued()
+        found = [one for one in every if one.task == task.name and one.arguments == arguments and self._fits(one)]
+        if (not found) if self._count is None else len(found) != self._count:
+            expected = "at least once" if self._count is None else f"{self._count} times"
+            raise AssertionError(
+                f"{_call(task.name, arguments)}{self._conditions()} was enqueued {len(found)} times, "
+                f"and {expected} was expected.\n{_list(every)}"
+            )
+        return found
+
+    def _fits(self, one: Enqueued) -> bool:
+        return (
+            self._queue in (None, one.queue)
+            and (self._delay is None or abs(self._delay - one.delay) <= _NEAR)
+            and self._priority in (None, one.priority)
+            and self._id in (None, one.id)
+        )
+
+    def _conditions(self) -> str:
+        parts = [
+            f"{name} {value!r}"
+            for name, value in (
+                ("queue", self._queue),
+                ("delay", self._delay),
+                ("priority", self._priority),
+                ("id", self._id),
+            )
+            if value is not None
+        ]
+        return f" with {', '.join(parts)}" if parts else ""
+
+
+@contextmanager
+def under_test(app: App) -> Iterator[AppUnderTest]:
+    """Put an application on a fresh memory broker inside the block, whatever its URL, and give the tools of a test.
+
+    At its end a fault that was asked for and did not happen raises AssertionError.
+    """
+    test = AppUnderTest(app)
+    middleware = app.middleware
+    app.middleware = (test._note_errors, *middleware)  # noqa: SLF001 - one thing in two parts
+    try:
+        with app.enqueuing_to(test._broker):  # noqa: SLF001
+            yield test
+    finally:
+        app.middleware = middleware
+    if test.faults.outstanding:
+        raise AssertionError(f"the test asked for faults that did not happen: {', '.join(test.faults.outstanding)}")
+
+
+def _arguments(task: Task[..., Any], body: bytes) -> dict[str, Any] | bytes:
+    """By name and with the defaults, so that the same call in another form is equal."""
+    if task.signature.raw:
+        return body
+    args, kwargs = task.signature.decode(body)
+    bound = inspect.signature(task.function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _call(task: str, arguments: dict[str, Any] | bytes) -> str:
+    if isinstance(arguments, bytes):
+        return f"{task}({arguments!r})"
+    return f"{task}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+
+def _list(every: Sequence[Enqueued]) -> str:
+    if not every:
+        return "Nothing was enqueued in this test."
+    return "Enqueued in this test, the oldest first:\n" + "\n".join(f"  {one}" for one in every)
+
+
+def _is_failure(run: Run) -> bool:
+    return run.kept and (
+        isinstance(run.outcome, DeadLettered)
+        or (isinstance(run.outcome, Retrying) and not isinstance(run.error, Retry))
+    )
+
+
+def _raised(run: Run) -> BaseException:
+    if run.error is not None:
+        return run.error
+    return Dead(run.outcome.reason if isinstance(run.outcome, DeadLettered) else "it failed")
+
+
+def _failure(run: Run) -> Exception:
+    """What a run raised, with a note of which run it was."""
+    raised = _raised(run)
+    if isinstance(raised, Exception):
+        failure = raised
+    else:
+        failure = RuntimeError(f"task {run.task!r} raised {type(raised).__name__}: {raised}")
+        failure.__cause__ = raised
+    fate = f"next try in {run.outcome.delay:.1f} s" if isinstance(run.outcome, Retrying) else "the task is dead"
+    failure.add_note(f"in task {run.task!r}, attempt {run.attempt}, id {run.id}: {fate}")
+    return failure

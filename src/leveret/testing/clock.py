@@ -1,0 +1,54 @@
+"""A clock that only a test moves."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ManualClock:
+    """The time of a test's broker. It stands still until the test moves it.
+
+    Delays, expiry and the waits between attempts go by this clock; ``timeout`` and what the task's own code does
+    with the time do not.
+    """
+
+    def __init__(self) -> None:
+        self._now = time.time()
+        self._order = itertools.count()
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        """Unix time, seconds."""
+        return self._now
+
+    def advance(self, seconds: float | timedelta) -> None:
+        """Move forward by so many seconds. What falls due becomes ready, to be run by the next ``drain()``."""
+        step = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        if not step >= 0:
+            raise ValueError(f"advance({seconds!r}): time only moves forward, so it must be 0 seconds or more")
+        self._move_to(self._now + step)
+
+    def skip(self) -> float:
+        """Move to the moment when the next delayed task falls due; the seconds moved, 0.0 if nothing is delayed."""
+        if not self._calls:
+            return 0.0
+        before = self._now
+        self._move_to(self._calls[0][0])
+        return self._now - before
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call it when the clock comes to that time."""
+        heapq.heappush(self._calls, (when, next(self._order), callback))
+
+    def _move_to(self, target: float) -> None:
+        while self._calls and self._calls[0][0] <= target:
+            self._now, _, callback = heapq.heappop(self._calls)
+            callback()
+        self._now = target

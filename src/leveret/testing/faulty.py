@@ -1,0 +1,219 @@
+"""The memory broker of a test: it notes what is enqueued, has the test's clock, and lets go wrong what is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from leveret.brokers.memory import MemoryBroker, MemoryStore
+from leveret.errors import BrokerUnavailable, EnqueueTimeout
+from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+
+    from leveret.brokers import Consumer
+    from leveret.task import Task
+    from leveret.testing.clock import ManualClock
+
+T = TypeVar("T")
+Fault: TypeAlias = Literal[
+    "crash_before_settle", "duplicate_delivery", "lost_connection", "enqueue_fails", "lost_confirm"
+]
+
+
+class Faults:
+    """What is to go wrong, and how often. A fault that was asked for and did not happen fails the test at its end."""
+
+    def __init__(self) -> None:
+        self._planned: Counter[tuple[Fault, str]] = Counter()
+
+    def crash_before_settle(self, task: Task[..., Any], *, times: int = 1) -> None:
+        """The worker dies when the task has run and before its outcome is recorded: the task runs again."""
+        self._plan("crash_before_settle", task, times)
+
+    def duplicate_delivery(self, task: Task[..., Any], *, times: int = 1) -> None:
+        """The task is there twice, under one id, and both run: as when a confirm or an acknowledgment is lost."""
+        self._plan("duplicate_delivery", task, times)
+
+    def lost_connection(self, task: Task[..., Any], *, times: int = 1) -> None:
+        """The worker loses its connection while the task runs. Another worker gets it: both run at the same time, and
+        the outcome of the first is thrown away."""
+        self._plan("lost_connection", task, times)
+
+    def enqueue_fails(self, task: Task[..., Any], *, times: int = 1) -> None:
+        """``enqueue`` raises BrokerUnavailable, and nothing is stored."""
+        self._plan("enqueue_fails", task, times)
+
+    def lost_confirm(self, task: Task[..., Any], *, times: int = 1) -> None:
+        """``enqueue`` raises EnqueueTimeout, which says that nobody knows; the task is stored all the same."""
+        self._plan("lost_confirm", task, times)
+
+    def happens(self, fault: Fault, task: str | None) -> bool:
+        """Whether it was asked for; then it has happened once."""
+        key = fault, task or ""
+        if not self._planned[key]:
+            return False
+        self._planned[key] -= 1
+        return True
+
+    @property
+    def outstanding(self) -> Sequence[str]:
+        """What was asked for and did not happen."""
+        return [f"{fault} of {task!r} ({count} times)" for (fault, task), count in self._planned.items() if count]
+
+    def _plan(self, fault: Fault, task: Task[..., Any], times: int) -> None:
+        if times < 1:
+            raise ValueError(f"{fault} is asked for {times} times; it must be at least 1")
+        self._planned[fault, task.name] += times
+
+
+class FaultyBroker(MemoryBroker):
+    """See `leveret.brokers.Broker`. Times are translated where they pass: outside is now, inside is the test's clock.
+
+    ``on_crash``: told of the run whose worker just died; ``on_cut``: that a consumer has lost its connection.
+    """
+
+    def __init__(
+        self, clock: ManualClock, *, on_crash: Callable[[Delivery, Outcome], None], on_cut: Callable[[], None]
+    ) -> None:
+        super().__init__(MemoryStore(clock))
+        self.clock = clock
+        self.faults = Faults()
+        #: In order, with times of the test's clock; those too that have run since.
+        self.published: list[Envelope] = []
+        #: The loop on which a worker runs now: what other threads do is done there.
+        self.home: asyncio.AbstractEventLoop | None = None
+        self._on_crash = on_crash
+        self._on_cut = on_cut
+        self._unanswered: list[asyncio.Future[None]] = []
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        await self._at_home(self._publish(envelopes))
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        await self._at_home(super().declare(queues))
+
+    @asynccontextmanager
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
+        async with AsyncExitStack() as connection:
+            inner = await connection.enter_async_context(super().consume(queues, credit=credit))
+            yield _FaultyConsumer(self, inner, connection)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        for delivery, outcome in settlements:
+            recordable = delivery.lease.held and not isinstance(outcome, Released)
+            if recordable and self.faults.happens("crash_before_settle", delivery.envelope.task):
+                unanswered = asyncio.get_running_loop().create_future()
+                self._unanswered.append(unanswered)
+                self._on_crash(delivery, outcome)
+                await unanswered
+        await super().settle(settlements)
+
+    def bury(self) -> None:
+        """End what a worker that has died still waits for."""
+        for unanswered in self._unanswered:
+            unanswered.cancel()
+        self._unanswered.clear()
+
+    @property
+    def queues(self) -> Sequence[str]:
+        return list(self._store.queues)
+
+    def is_busy(self, queues: Sequence[str]) -> bool:
+        """Whether a task of these queues is running, or could."""
+        every = [self._store.queues[name] for name in queues]
+        return any(
+            (stored.ready and not stored.paused) or any(taker.holding for taker in stored.takers) for stored in every
+        )
+
+    def repeat(self, delivery: Delivery) -> None:
+        """Put a task that is being handed out into its queue once more."""
+        stored = self._store.queues[delivery.envelope.queue]
+        stored.put(self.inward(delivery.envelope), self._store.tokens)
+        stored.deal(self._store.tokens)
+
+    def cut(self) -> None:
+        self._on_cut()
+
+    def inward(self, envelope: Envelope) -> Envelope:
+        """With its times by the test's clock."""
+        return _shifted(envelope, self.clock.time() - time.time())
+
+    def outward(self, envelope: Envelope) -> Envelope:
+        """With its times as tasks and workers know them."""
+        return _shifted(envelope, time.time() - self.clock.time())
+
+    async def _publish(self, envelopes: Sequence[Envelope]) -> None:
+        if self._goes_wrong("enqueue_fails", envelopes):
+            raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
+        stored = [self.inward(envelope) for envelope in envelopes]
+        await super().publish(stored)
+        self.published.extend(stored)
+        if self._goes_wrong("lost_confirm", envelopes):
+            raise EnqueueTimeout(
+                "not confirmed in time: a fault that the test asked for (lost_confirm)", [e.id for e in envelopes]
+            )
+
+    def _goes_wrong(self, fault: Fault, envelopes: Sequence[Envelope]) -> bool:
+        return bool([envelope for envelope in envelopes if self.faults.happens(fault, envelope.task)])
+
+    async def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it on the loop that a worker runs on, if there is one: the store is not for two threads at once."""
+        home = self.home
+        if home is None or home is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
+
+
+class _FaultyConsumer:
+    """Hands on what a consumer gets, until its connection is cut."""
+
+    def __init__(self, broker: FaultyBroker, inner: Consumer, connection: AsyncExitStack) -> None:
+        self._broker = broker
+        self._inner = inner
+        self._connection = connection
+        self._stopped = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        async for batch in self._inner:
+            yield [self._handed_out(delivery) for delivery in batch]
+            if [one for one in batch if self._broker.faults.happens("lost_connection", one.envelope.task)]:
+                await self._connection.aclose()
+                self._broker.cut()
+                await self._stopped.wait()
+                return
+
+    @property
+    def paused(self) -> frozenset[str]:
+        return self._inner.paused
+
+    @property
+    def hold_limit(self) -> None:
+        return None
+
+    async def stop(self) -> None:
+        self._stopped.set()
+        await self._inner.stop()
+
+    def _handed_out(self, delivery: Delivery) -> Delivery:
+        if self._broker.faults.happens("duplicate_delivery", delivery.envelope.task):
+            self._broker.repeat(delivery)
+        return msgspec.structs.replace(delivery, envelope=self._broker.outward(delivery.envelope))
+
+
+def _shifted(envelope: Envelope, seconds: float) -> Envelope:
+    def shifted(moment: float | None) -> float | None:
+        return None if moment is None else moment + seconds
+
+    return msgspec.structs.replace(
+        envelope,
+        enqueued_at=shifted(envelope.enqueued_at),
+        due=shifted(envelope.due),
+        expires_at=shifted(envelope.expires_at),
+    )

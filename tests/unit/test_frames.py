@@ -1,0 +1,113 @@
+"""Messages as frames: the same bytes as pamqp's, made of cached pieces."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import body, commands, frame
+from pamqp.header import ContentHeader
+
+from leveret.brokers.rabbitmq.codec import Message, to_message
+from leveret.brokers.rabbitmq.frames import Encoder
+from leveret.model import Envelope, new_id
+
+if TYPE_CHECKING:
+    from pamqp.frame import FrameTypes
+
+Properties = commands.Basic.Properties
+CHANNEL = 3
+FRAME_MAX = 4_096
+
+
+def by_pamqp(message: Message, *, mandatory: bool) -> bytes:
+    most = FRAME_MAX - 8
+    pieces = [message.body[at : at + most] for at in range(0, len(message.body), most)]
+    parts: list[FrameTypes] = [
+        commands.Basic.Publish(routing_key=message.queue, mandatory=mandatory),
+        ContentHeader(0, len(message.body), message.properties),
+        *map(body.ContentBody, pieces),
+    ]
+    return b"".join(frame.marshal(part, CHANNEL) for part in parts)
+
+
+names = st.text(max_size=60)
+envelopes = st.builds(
+    Envelope,
+    id=names.filter(bool),
+    queue=names,
+    task=st.none() | names,
+    body=st.binary(max_size=3 * FRAME_MAX),
+    content_type=st.none() | names,
+    enqueued_at=st.none() | st.floats(0, 4e9),
+    attempt=st.integers(1, 3),
+    due=st.none() | st.floats(0, 4e9),
+    priority=st.none() | st.integers(0, 255),
+)
+
+
+@given(envelopes, st.booleans())
+def test_every_task_is_as_pamqp_encodes_it(envelope: Envelope, mandatory: bool) -> None:
+    encoder, message = Encoder(CHANNEL, FRAME_MAX), to_message(envelope)
+    for _ in range(2):  # the second time from the cache
+        assert encoder.encode(message, mandatory=mandatory) == by_pamqp(message, mandatory=mandatory)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"delivery_mode": 1},
+        {"message_id": None},
+        {"timestamp": None},
+        {"headers": {"a": [1, "b"]}},
+        {"correlation_id": "x"},
+        {"reply_to": "x"},
+        {"expiration": "1000"},
+        {"content_encoding": "gzip"},
+        {"app_id": "x"},
+        {"user_id": "x"},
+    ],
+)
+def test_what_is_not_plain_is_as_pamqp_encodes_it(changed: dict[str, Any]) -> None:
+    plain = {
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "message_id": new_id(),
+        "message_type": "say",
+        "timestamp": dt.datetime(2024, 1, 1, tzinfo=dt.UTC),
+    }
+    message = Message("work", b"x", Properties(**{**plain, **changed}))
+    assert Encoder(CHANNEL, FRAME_MAX).encode(message, mandatory=True) == by_pamqp(message, mandatory=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, FRAME_MAX - 8, FRAME_MAX - 7, 10 * FRAME_MAX])
+def test_no_frame_is_larger_than_agreed(size: int) -> None:
+    encoded = Encoder(CHANNEL, FRAME_MAX).encode(
+        to_message(Envelope(new_id(), "work", "say", b"x" * size)), mandatory=True
+    )
+    total = 0
+    while encoded:
+        consumed, _, part = frame.unmarshal(encoded)
+        assert consumed <= FRAME_MAX
+        total += len(part.value) if isinstance(part, body.ContentBody) else 0
+        encoded = encoded[consumed:]
+    assert total == size
+
+
+def test_without_a_limit_a_body_is_one_frame() -> None:
+    message = to_message(Envelope(new_id(), "work", "say", b"x" * 200_000))
+    assert (
+        Encoder(CHANNEL, 0)
+        .encode(message, mandatory=True)
+        .endswith(frame.marshal(body.ContentBody(message.body), CHANNEL))
+    )
+
+
+@pytest.mark.parametrize("field", ["id", "task", "content_type", "queue"])
+def test_what_is_too_long_for_amqp_is_an_error(field: str) -> None:
+    envelope: dict[str, Any] = {"id": new_id(), "queue": "work", "task": "say", "body": b"", "enqueued_at": 1.0}
+    with pytest.raises((ValueError, TypeError)):  # pamqp has words of its own for one of them
+        Encoder(CHANNEL, 0).encode(to_message(Envelope(**{**envelope, field: "x" * 256})), mandatory=True)

@@ -1,0 +1,321 @@
+"""What is on the way on one channel: without a transport, with the server's answers given by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from pamqp import body, frame
+
+from leveret import App
+from leveret.brokers.rabbitmq import outbox as module
+from leveret.brokers.rabbitmq.codec import to_message
+from leveret.brokers.rabbitmq.frames import Encoder
+from leveret.brokers.rabbitmq.outbox import OUTSTANDING, SILENCE, Outbox
+from leveret.errors import QueueFull, QueueNotFound
+from leveret.model import Envelope, new_id
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.outbox import Parcel
+
+
+class Channel:
+    """An outbox, and what it wrote."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.is_clogged = False
+        self.outbox = Outbox(Encoder(1, 0), self.writes.append, lambda: self.is_clogged)
+
+    @property
+    def bodies(self) -> list[list[str]]:
+        """The bodies of each write."""
+        return [list(_bodies(write)) for write in self.writes]
+
+    @property
+    def sent(self) -> list[str]:
+        return [one for write in self.bodies for one in write]
+
+
+def _bodies(data: bytes) -> list[str]:
+    found = []
+    while data:
+        consumed, _, part = frame.unmarshal(data)
+        data = data[consumed:]
+        if isinstance(part, body.ContentBody):
+            found.append(part.value.decode())
+    return found
+
+
+def message(text: str, id_: str | None = None) -> Message:
+    return to_message(Envelope(id_ or new_id(), "work", "say", text.encode(), enqueued_at=1.0))
+
+
+def many(count: int) -> list[Message]:
+    return [message(str(number)) for number in range(count)]
+
+
+async def turn() -> None:
+    """What was scheduled until now is done."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+def texts(parcel: Parcel) -> list[str]:
+    return [one.body.decode() for one in parcel.unstored]
+
+
+async def test_the_calls_of_one_turn_are_one_write() -> None:
+    channel = Channel()
+    parcels = [channel.outbox.post([message(text)]) for text in "abc"]
+    await turn()
+    assert channel.bodies == [["a", "b", "c"]]
+    channel.outbox.confirmed(3, multiple=True)
+    await asyncio.gather(*(parcel.done for parcel in parcels))
+    assert not any(map(texts, parcels))
+
+
+async def test_each_message_waits_for_its_own_confirm() -> None:
+    channel = Channel()
+    first, second = channel.outbox.post(many(3)), channel.outbox.post([message("other")])
+    await turn()
+    channel.outbox.confirmed(2, multiple=False)
+    channel.outbox.confirmed(4, multiple=False)
+    await second.done
+    assert texts(first) == ["0", "2"]
+    channel.outbox.confirmed(2, multiple=True)
+    channel.outbox.confirmed(9, multiple=False)  # of nothing that was sent
+    assert texts(first) == ["2"]
+    assert not first.done.done()
+    channel.outbox.confirmed(3, multiple=True)
+    await first.done
+    assert not first.refusals
+
+
+async def test_refused_messages_are_told_from_stored_ones() -> None:
+    channel = Channel()
+    parcel = channel.outbox.post(many(5))
+    await turn()
+    channel.outbox.confirmed(1, multiple=False)
+    channel.outbox.refused(3, multiple=True)
+    channel.outbox.refused(5, multiple=False)
+    channel.outbox.confirmed(4, multiple=False)
+    await parcel.done
+    assert texts(parcel) == ["1", "2", "4"]
+    assert all(isinstance(refusal, QueueFull) for refusal in parcel.refusals.values())
+
+
+async def test_a_returned_message_is_not_stored_although_it_is_confirmed() -> None:
+    channel = Channel()
+    sent = many(3)
+    parcel = channel.outbox.post(sent)
+    await turn()
+    channel.outbox.returned(sent[1].id)
+    channel.outbox.returned("unknown")
+    channel.outbox.returned(None)
+    channel.outbox.confirmed(3, multiple=True)
+    await parcel.done
+    assert texts(parcel) == ["1"]
+    (refusal,) = parcel.refusals.values()
+    assert isinstance(refusal, QueueNotFound)
+    assert refusal.ids == (sent[1].id,)
+
+
+async def test_two_messages_of_one_id_are_not_on_the_way_at_once() -> None:
+    """A returned message tells its id alone: it would not be known which of them has no queue."""
+    channel = Channel()
+    first, second = channel.outbox.post([message("a", "same")]), channel.outbox.post([message("b", "same")])
+    await turn()
+    assert channel.sent == ["a"]
+    channel.outbox.returned("same")
+    channel.outbox.confirmed(1, multiple=False)
+    await turn()
+    assert channel.sent == ["a", "b"]
+    channel.outbox.confirmed(2, multiple=False)
+    await asyncio.gather(first.done, second.done)
+    assert (texts(first), texts(second)) == (["a"], [])
+
+
+async def test_what_is_on_the_way_is_bounded() -> None:
+    channel = Channel()
+    parcel = channel.outbox.post(many(OUTSTANDING + 10))
+    await turn()
+    assert len(channel.sent) == OUTSTANDING
+    channel.outbox.confirmed(4, multiple=True)
+    await turn()
+    assert len(channel.sent) == OUTSTANDING + 4
+    channel.outbox.confirmed(OUTSTANDING + 4, multiple=True)
+    await turn()
+    channel.outbox.confirmed(OUTSTANDING + 10, multiple=True)
+    await parcel.done
+    assert channel.sent == [str(number) for number in range(OUTSTANDING + 10)]
+
+
+async def test_a_server_that_does_not_read_is_not_sent_more() -> None:
+    channel = Channel()
+    channel.is_clogged = True
+    channel.outbox.post(many(2))
+    await turn()
+    assert not channel.writes
+    channel.is_clogged = False
+    channel.outbox.post([message("more")])
+    await turn()
+    assert channel.sent == ["0", "1", "more"]
+
+
+async def test_large_bodies_are_written_one_by_one() -> None:
+    """So that a server that does not read is noticed before all of them are in memory twice."""
+    channel = Channel()
+    channel.outbox.post([message("x" * 100_000) for _ in range(5)])
+    await turn()
+    assert [len(write) for write in channel.bodies] == [1, 1, 1, 1, 1]
+
+
+async def test_a_small_call_passes_a_large_one() -> None:
+    channel = Channel()
+    channel.outbox.post(many(OUTSTANDING))
+    small = channel.outbox.post([message("small")])
+    await turn()
+    tag = channel.sent.index("small") + 1
+    assert tag < OUTSTANDING / 2
+    channel.outbox.confirmed(tag, multiple=False)
+    await small.done
+
+
+async def test_a_cancelled_call_is_not_sent_any_further() -> None:
+    """What was sent of it keeps its number, or all later confirms would be of others' messages."""
+    channel = Channel()
+    large = channel.outbox.post(many(OUTSTANDING + 10))
+    await turn()
+    waiting = channel.outbox.post([message("cancelled")])
+    large.done.cancel()
+    waiting.done.cancel()
+    last = channel.outbox.post([message("last")])
+    channel.outbox.confirmed(OUTSTANDING, multiple=True)
+    await turn()
+    channel.outbox.confirmed(OUTSTANDING + 1, multiple=False)
+    await last.done
+    assert channel.sent[OUTSTANDING:] == ["last"]
+
+
+async def test_what_cannot_be_encoded_harms_no_neighbour() -> None:
+    channel = Channel()
+    good, bad = channel.outbox.post([message("a")]), channel.outbox.post([message("b", "x" * 300), message("c")])
+    also_good = channel.outbox.post([message("d")])
+    await turn()
+    assert channel.sent == ["a", "d"]
+    channel.outbox.confirmed(2, multiple=True)
+    await asyncio.gather(good.done, also_good.done)
+    with pytest.raises(ValueError, match="range"):
+        await bad.done
+
+
+async def test_a_blocked_channel_sends_when_it_is_unblocked() -> None:
+    channel = Channel()
+    channel.outbox.block()
+    parcel = channel.outbox.post([message("a")])
+    await turn()
+    assert not channel.sent
+    assert parcel.written == 0
+    channel.outbox.unblock()
+    await turn()
+    assert channel.sent == ["a"]
+
+
+async def test_a_lost_channel_ends_every_call() -> None:
+    channel = Channel()
+    sent, other = channel.outbox.post(many(3)), channel.outbox.post([message("other")])
+    await turn()
+    channel.outbox.confirmed(2, multiple=False)
+    channel.outbox.stop()
+    waiting = channel.outbox.post([message("late")])
+    await turn()
+    assert len(channel.sent) == 4
+    channel.outbox.abandon()
+    later = channel.outbox.post([message("later")])
+    await asyncio.gather(sent.done, other.done, waiting.done, later.done)
+    assert [texts(one) for one in (sent, other, waiting, later)] == [["0", "2"], ["other"], ["late"], ["later"]]
+    assert (waiting.written, later.written) == (0, 0)
+    await turn()
+    assert len(channel.sent) == 4
+
+
+class Clock:
+    """The loop's time, put forward by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self._passed = 0.0
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + self._passed)
+
+    async def pass_by(self, seconds: float) -> None:
+        self._passed += seconds
+        await turn()
+
+
+async def test_a_silent_channel_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that confirms something now and then, had nothing to confirm, or is blocked, is not silent."""
+    channel, clock = Channel(), Clock(monkeypatch)
+    parcel = channel.outbox.post(many(5))
+    await turn()
+    for tag in (1, 2, 3, 4):
+        await clock.pass_by(SILENCE * 0.7)
+        channel.outbox.confirmed(tag, multiple=False)
+    channel.outbox.confirmed(5, multiple=False)
+    await parcel.done
+    await clock.pass_by(SILENCE * 0.9)  # the look that is due comes after the next message
+    parcel = channel.outbox.post([message("late")])
+    await turn()
+    await clock.pass_by(SILENCE * 0.9)
+    assert not parcel.done.done()
+    channel.outbox.block()
+    await clock.pass_by(SILENCE * 10)
+    channel.outbox.unblock()
+    await clock.pass_by(SILENCE * 0.9)
+    assert not parcel.done.done()
+    await clock.pass_by(SILENCE * 0.2)
+    await parcel.done
+    assert channel.outbox.is_over
+    assert texts(parcel) == ["late"]
+
+
+#: Calls of Python functions for a message of a large call, from its arguments to its confirm: 19 when this was written.
+MOST_CALLS = 30
+MESSAGES = 500
+
+
+async def test_a_message_costs_few_calls() -> None:
+    """The guard of the hot path: it counts, so it is the same on every machine."""
+    app = App("memory://")
+
+    @app.task
+    async def say(text: str) -> None: ...
+
+    channel = Channel()
+    calls = 0
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    async def enqueue(count: int) -> None:
+        envelopes = [say._envelope(("hello",), {}) for _ in range(count)]
+        parcel = channel.outbox.post([to_message(envelope) for envelope in envelopes])
+        await turn()
+        channel.outbox.confirmed(channel.outbox._last_tag, multiple=True)
+        await parcel.done
+
+    await enqueue(1)
+    sys.setprofile(count)
+    try:
+        await enqueue(MESSAGES)
+    finally:
+        sys.setprofile(None)
+    assert calls / MESSAGES < MOST_CALLS, f"{calls / MESSAGES:.1f} calls a message"
+    assert module.OUTSTANDING >= MESSAGES  # or it would have waited
