@@ -135,21 +135,19 @@ class Frames(asyncio.StreamReader):
 
     async def _next(self) -> bytes:
         """The next frame for aiormq."""
-        while True:
-            found = self._look()
-            if found:
-                return found
-            if (
-                (self._channel >= 0 or self.take)
-                and self._clock() - self._last_frame > _SILENCE
-                and self._method is None
-            ):
-                return _HEARTBEAT
+        found = self._look()
+        while not found:
             chunk = await self._source.read(_MOST)
             rest = self._data[self._done :]
             if not chunk:
                 raise asyncio.IncompleteReadError(rest, len(rest) + 1)
             self._data, self._done = rest + chunk, 0
+            found = self._look() or self._sign_of_life()
+        return found
+
+    def _sign_of_life(self) -> bytes:
+        is_taking = self._method is None and (self._channel >= 0 or self.take is not None)
+        return _HEARTBEAT if is_taking and self._clock() - self._last_frame > _SILENCE else b""
 
     def _look(self) -> bytes:
         """Go through what was read, up to the next frame for aiormq; nothing, when there is none in it."""
