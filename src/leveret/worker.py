@@ -48,6 +48,9 @@ DEFAULT_GRACE = 30.0
 #: How long, and how many, outcomes that were lost with their connection wait for their task to come again (seconds).
 _REMEMBERED = 600.0
 _MOST_REMEMBERED = 1_000
+#: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
+_MOST_GATHERED = 64
+_GATHER = 0.005
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
 _SETTLE_AGAIN = 5.0
 
@@ -77,7 +80,7 @@ class Worker:
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
-        self._listeners = [write_log, *listeners]
+        self._listeners = tuple(listeners)
         self._given_broker = broker
         self._keys = itertools.count()
         self._backlog: deque[Delivery] = deque()
@@ -87,6 +90,9 @@ class Worker:
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
         self._acknowledged: set[int] = set()
         self._settling: set[asyncio.Task[None]] = set()
+        #: Successes that are recorded in a moment, and when.
+        self._gathered: list[Settlement] = []
+        self._recording: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._halt = asyncio.Event()
         self._idle = asyncio.Event()
@@ -177,7 +183,8 @@ class Worker:
         jobs: list[Job] = []
         dead: list[Settlement] = []
         now = time.time()
-        while self._backlog and len(self._jobs) < self._executor.slots and not self._stop.is_set():
+        room = 0 if self._stop.is_set() else self._executor.slots - len(self._jobs)
+        while self._backlog and room > 0:
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
@@ -186,6 +193,7 @@ class Worker:
                 dead.append((delivery, verdict))
                 continue
             key = next(self._keys)
+            room -= 1
             self._jobs[key] = delivery
             self._keys_by_task[_task(delivery)] = key
             if self._pace is not None:
@@ -292,6 +300,8 @@ class Worker:
     def _on_reports(self, reports: Sequence[Report]) -> None:
         settlements: list[Settlement] = []
         for report in reports:
+            if isinstance(report, Started) and not self._listeners:
+                continue
             delivery = self._jobs.get(report.key)
             if delivery is None:
                 continue
@@ -308,9 +318,9 @@ class Worker:
                 self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
             else:
                 settlements.append((delivery, outcome))
-        if settlements:
-            self._settle(settlements)
         self._fill()
+        if settlements:
+            self._settle_soon(settlements)
         self._note_idle()
 
     def _after_death(self, envelope: Envelope, death: Died | Overran) -> Outcome:
@@ -324,6 +334,23 @@ class Worker:
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         self._background(self._record_and_tell(settlements))
 
+    def _settle_soon(self, settlements: Sequence[Settlement]) -> None:
+        """Gather successes, unless the broker may have to have them before it sends what could run meanwhile."""
+        self._gathered += settlements
+        is_busy = len(self._backlog) >= self._executor.slots and not self._stop.is_set()
+        if not is_busy or len(self._gathered) >= _MOST_GATHERED or not all(map(_is_success, settlements)):
+            self._settle_gathered()
+        elif self._recording is None:
+            self._recording = asyncio.get_running_loop().call_later(_GATHER, self._settle_gathered)
+
+    def _settle_gathered(self) -> None:
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._settle(gathered)
+
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._settling.add(task)
@@ -333,11 +360,14 @@ class Worker:
 
     async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
         lost = await self._record(settlements)
+        # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
+        is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
             if not (kept or isinstance(outcome, Released)):
                 self._remember(delivery, outcome)
-            self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+            if is_heard or not kept or not isinstance(outcome, Succeeded):
+                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
 
     def _remember(self, delivery: Delivery, outcome: Outcome) -> None:
         self._unrecorded[_attempt(delivery)] = (outcome, time.monotonic() + _REMEMBERED)
@@ -374,6 +404,7 @@ class Worker:
 
     async def _finish_running(self) -> None:
         """Until nothing runs, the grace is over, or a second stop."""
+        self._settle_gathered()
         self._note_idle()
         waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._halt)]
         await asyncio.wait(waits, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
@@ -383,6 +414,7 @@ class Worker:
     async def _give_up(self) -> None:
         """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
         await self._executor.stop()
+        self._settle_gathered()
         left = [delivery for key, delivery in self._jobs.items() if key not in self._acknowledged]
         self._jobs.clear()
         self._keys_by_task.clear()
@@ -394,13 +426,13 @@ class Worker:
             task.cancel()
 
     def _note_idle(self) -> None:
-        if self._jobs or self._settling:
+        if self._jobs or self._gathered or self._settling:
             self._idle.clear()
         else:
             self._idle.set()
 
     def _tell(self, event: Event) -> None:
-        for listener in self._listeners:
+        for listener in (write_log, *self._listeners):
             try:
                 listener(event)
             except Exception:
@@ -409,6 +441,10 @@ class Worker:
 
 def _task(delivery: Delivery) -> tuple[str, str]:
     return delivery.envelope.queue, delivery.envelope.id
+
+
+def _is_success(settlement: Settlement) -> bool:
+    return isinstance(settlement[1], Succeeded)
 
 
 def _attempt(delivery: Delivery) -> _Attempt:

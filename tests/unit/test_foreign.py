@@ -15,7 +15,8 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq.foreign import MAX_DEPTH, UNREADABLE, Connection, Frames, readable, sendable
+from leveret.brokers.rabbitmq.foreign import MAX_DEPTH, UNREADABLE, readable, sendable
+from leveret.brokers.rabbitmq.reading import Connection, Frames
 from tests.support.foreign import Raw, nested_arrays, nested_tables, number, short, table, text, time
 
 if TYPE_CHECKING:

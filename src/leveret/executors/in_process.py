@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
 from leveret.executors import Finished, Job, Manifest, Report, Started
@@ -56,7 +56,7 @@ class Crew:
         self._runner = runner
         self._admit = admit
         #: The jobs that run, by the asyncio task that runs each.
-        self.running: dict[asyncio.Task[None], Job] = {}
+        self.running: dict[asyncio.Task[Any], Job] = {}
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
@@ -80,17 +80,18 @@ class Crew:
         await asyncio.gather(*self.running, return_exceptions=True)
 
     def _start_waiting(self) -> None:
-        loop = asyncio.get_running_loop()
         wanted = min(self._free, len(self._waiting))
-        admitted = self._admit(wanted) if wanted else 0
+        if not wanted:
+            return
+        loop = asyncio.get_running_loop()
+        admitted = self._admit(wanted)
+        self._free -= admitted
         for _ in range(admitted):
-            self._free -= 1
             job = self._waiting.popleft()
             self._say(Started(job.key, self._runner.timeout(job.envelope)))
             # A context of its own: what one task sets in a context variable is not the next one's to see.
             task = loop.create_task(self._run(job), context=self._context.copy())
             self.running[task] = job
-            task.add_done_callback(self.running.pop)
         if admitted < wanted:
             self._waiting.clear()  # taken back, to be run elsewhere
 
@@ -102,6 +103,10 @@ class Crew:
                 raise
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
             outcome = self._runner.classify(error, job.envelope)
+        # By hand: a callback would be one more round of the loop for each job.
+        this = asyncio.current_task()
+        if this is not None:
+            self.running.pop(this, None)
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()
