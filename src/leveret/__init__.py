@@ -1,41 +1,51 @@
-"""Leveret: an asyncio work queue on RabbitMQ, or on one SQLite file."""
+"""Leveret: an asyncio work queue on RabbitMQ, or on one SQLite file.
 
-from leveret.app import App
-from leveret.current import CurrentTask, NoCurrentTask, current_task
-from leveret.errors import (
-    AppNotLoaded,
-    BrokerBlocked,
-    BrokerError,
-    BrokerRefused,
-    BrokerUnavailable,
-    ConfigurationError,
-    Dead,
-    DuplicateTask,
-    EnqueueError,
-    EnqueueTimeout,
-    InvalidArguments,
-    LeaseLost,
-    LeveretError,
-    NoResult,
-    NotSerializable,
-    QueueFull,
-    QueueMismatch,
-    QueueNotFound,
-    ResultError,
-    ResultTimeout,
-    Retry,
-    StoreError,
-    TaskCancelled,
-    TaskFailed,
-    TaskNotFound,
-    TaskTooLarge,
-    UnknownTask,
-    UnreadableBody,
-)
-from leveret.handle import Handle, as_finished, gather_results
-from leveret.model import Queue
-from leveret.status import Progress, Status
-from leveret.task import Task
+The names are imported when they are first used: the command line, a program's ``--help`` and whoever needs one module
+of it do not pay for asyncio and the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leveret.app import App
+    from leveret.current import CurrentTask, NoCurrentTask, current_task
+    from leveret.errors import (
+        AppNotLoaded,
+        BrokerBlocked,
+        BrokerError,
+        BrokerRefused,
+        BrokerUnavailable,
+        ConfigurationError,
+        Dead,
+        DuplicateTask,
+        EnqueueError,
+        EnqueueTimeout,
+        InvalidArguments,
+        LeaseLost,
+        LeveretError,
+        NoResult,
+        NotSerializable,
+        QueueFull,
+        QueueMismatch,
+        QueueNotFound,
+        ResultError,
+        ResultTimeout,
+        Retry,
+        StoreError,
+        TaskCancelled,
+        TaskFailed,
+        TaskNotFound,
+        TaskTooLarge,
+        UnknownTask,
+        UnreadableBody,
+    )
+    from leveret.handle import Handle, as_finished, gather_results
+    from leveret.model import Queue
+    from leveret.status import Progress, Status
+    from leveret.task import Task
 
 __version__ = "0.1.0"
 
@@ -80,3 +90,33 @@ __all__ = [
     "current_task",
     "gather_results",
 ]
+
+#: Where the names are that are not errors.
+_HOMES = {
+    "App": "leveret.app",
+    "CurrentTask": "leveret.current",
+    "NoCurrentTask": "leveret.current",
+    "current_task": "leveret.current",
+    "Queue": "leveret.model",
+    "Handle": "leveret.handle",
+    "as_finished": "leveret.handle",
+    "gather_results": "leveret.handle",
+    "Progress": "leveret.status",
+    "Status": "leveret.status",
+    "Task": "leveret.task",
+}
+
+
+# A type checker reads the imports above, and would take any name from a `__getattr__`.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES.get(name, "leveret.errors")), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

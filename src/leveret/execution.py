@@ -47,6 +47,8 @@ class Runner:
     def __init__(self, app: App, *, concurrency: int) -> None:
         self._app = app
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
+        #: Which tasks are ``async def``, by name.
+        self._is_async: dict[str, bool] = {}
 
     async def run(self, envelope: Envelope, link: Link = NO_LINK) -> Outcome:
         """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
@@ -101,8 +103,12 @@ class Runner:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(task.function):
-            return await _within(task, task.function(*args, **kwargs))
+        is_async = self._is_async.get(task.name)
+        if is_async is None:
+            is_async = self._is_async[task.name] = inspect.iscoroutinefunction(task.function)
+        if is_async:
+            running = task.function(*args, **kwargs)
+            return await (running if task.timeout is None else _within(task, running))
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         result = await loop.run_in_executor(self._threads, lambda: context.run(_guard, task.function, args, kwargs))

@@ -90,6 +90,8 @@ class Signature:
                 f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}; '
                 f"it begins {body[:80]!r}"
             ) from error
+        if not call.kwargs and self._least <= len(call.args) <= len(self._positional):
+            return tuple(map(self._restored, call.args, self._positional)), {}
         return self._restore(self._bind(tuple(call.args), call.kwargs))
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -131,6 +133,10 @@ class Signature:
             else:
                 arguments[name] = self._convert(name, value, annotation)
         return bound.args, bound.kwargs
+
+    def _restored(self, value: Any, parameter: tuple[str, Any]) -> Any:
+        name, annotation = parameter
+        return value if annotation is Any or type(value) is annotation else self._convert(name, value, annotation)
 
     def _convert(self, name: str, value: Any, annotation: Any) -> Any:
         try:

@@ -13,7 +13,7 @@ from leveret.errors import BrokerError
 from leveret.status import Progress, Status, settled, started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from leveret.brokers import Broker
     from leveret.model import Envelope, Settlement
@@ -25,11 +25,15 @@ GATHER = 0.05
 
 
 class Recorder:
-    """Tells of the tasks whose results are kept. ``name``: a task's name, by its envelope."""
+    """Tells of the tasks whose results are kept: all but the ``silent``. ``name``: a task's, by its envelope."""
 
-    def __init__(self, broker: Broker, silent: frozenset[str], name: Callable[[Envelope], str | None]) -> None:
+    def __init__(
+        self, broker: Broker, silent: Iterable[str], tasks: Iterable[str], name: Callable[[Envelope], str | None]
+    ) -> None:
         self._broker = broker
-        self._silent = silent
+        self._silent = frozenset(silent)
+        #: Whether there is any task to tell of.
+        self.records = not self._silent.issuperset(tasks)
         self._name = name
         self._running: dict[str, Status] = {}
         self._fresh: dict[str, None] = {}
@@ -50,6 +54,8 @@ class Recorder:
 
     def settled(self, settlements: Sequence[Settlement]) -> Sequence[Status]:
         """The updates to record with these outcomes."""
+        if not self.records:
+            return ()
         now = time.time()
         updates: list[Status] = []
         for delivery, outcome in settlements:

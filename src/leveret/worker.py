@@ -17,18 +17,22 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from leveret.brokers import Broker, Consumer, connect
+from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
 from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
-from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Report, Started
+from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Progressed, Report, Started
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import configure as configure_logging
 from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
 from leveret.prefetch import TICK, Pace, credit
+from leveret.recorder import Recorder
 from leveret.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
+
+    from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
@@ -48,6 +52,9 @@ DEFAULT_GRACE = 30.0
 #: How long, and how many, outcomes that were lost with their connection wait for their task to come again (seconds).
 _REMEMBERED = 600.0
 _MOST_REMEMBERED = 1_000
+#: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
+_MOST_GATHERED = 64
+_GATHER = 0.005
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
 _SETTLE_AGAIN = 5.0
 
@@ -77,7 +84,7 @@ class Worker:
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
-        self._listeners = [write_log, *listeners]
+        self._listeners = tuple(listeners)
         self._given_broker = broker
         self._keys = itertools.count()
         self._backlog: deque[Delivery] = deque()
@@ -86,7 +93,11 @@ class Worker:
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
         self._acknowledged: set[int] = set()
+        self._cancellations = Cancellations()
         self._settling: set[asyncio.Task[None]] = set()
+        #: Successes that are recorded in a moment, and when.
+        self._gathered: list[Settlement] = []
+        self._recording: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._halt = asyncio.Event()
         self._idle = asyncio.Event()
@@ -108,7 +119,9 @@ class Worker:
             self._default_tasks = manifest.default_tasks
             self._policies = manifest.policies
             queues = _select(self._names, manifest)
-            self._broker = self._given_broker or _connect(manifest.url)
+            self._broker = self._given_broker or _connect(manifest.url, manifest.keep_results)
+            self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
+            stack.callback(self._recorder.stop)
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
             opening = stack.enter_async_context(self._broker.consume(queues, credit=self._credit))
@@ -162,7 +175,19 @@ class Worker:
             if paused != consumer.paused:
                 paused = consumer.paused
                 log.info("paused queues, of which nothing is started: %s", ", ".join(sorted(paused)) or "none any more")
+            for mark in consumer.marks():
+                self._cancel(mark)
             self._admit(batch, paused)
+
+    def _cancel(self, mark: Mark) -> None:
+        """Somebody wants the task to end, or not to run if it comes."""
+        keys = self._cancellations.note(mark, self._jobs)
+        if keys:
+            self._executor.cancel(keys)
+        cancelled = [delivery for delivery in self._backlog if self._cancellations.covers(delivery)]
+        if cancelled:
+            self._backlog = deque(delivery for delivery in self._backlog if delivery not in cancelled)
+            self._settle([(delivery, NOT_RUN) for delivery in cancelled])
 
     def _admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
         self._backlog.extend(delivery for delivery in batch if not self._is_known(delivery))
@@ -177,15 +202,17 @@ class Worker:
         jobs: list[Job] = []
         dead: list[Settlement] = []
         now = time.time()
-        while self._backlog and len(self._jobs) < self._executor.slots and not self._stop.is_set():
+        room = 0 if self._stop.is_set() else self._executor.slots - len(self._jobs)
+        while self._backlog and room > 0:
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
-            verdict = _dead_already(delivery, now)
+            verdict = NOT_RUN if self._cancellations.covers(delivery) else _dead_already(delivery, now)
             if verdict is not None:
                 dead.append((delivery, verdict))
                 continue
             key = next(self._keys)
+            room -= 1
             self._jobs[key] = delivery
             self._keys_by_task[_task(delivery)] = key
             if self._pace is not None:
@@ -292,26 +319,36 @@ class Worker:
     def _on_reports(self, reports: Sequence[Report]) -> None:
         settlements: list[Settlement] = []
         for report in reports:
+            if isinstance(report, Started) and not (self._listeners or self._recorder.records):
+                continue
             delivery = self._jobs.get(report.key)
             if delivery is None:
                 continue
-            if isinstance(report, Started):
-                self._tell(TaskStarted(delivery.envelope))
-                continue
-            if isinstance(report, Blocks):
-                self._tell(TaskBlocks(delivery.envelope, report.seconds, report.stack))
+            if isinstance(report, (Started, Progressed, Blocks)):
+                self._tell_of_run(delivery.envelope, report)
                 continue
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
+            outcome = self._cancellations.judged(report.key, outcome)
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
-                self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
+                self._background(self._tell_ended(delivery, outcome))
             else:
                 settlements.append((delivery, outcome))
-        if settlements:
-            self._settle(settlements)
         self._fill()
+        if settlements:
+            self._settle_soon(settlements)
         self._note_idle()
+
+    def _tell_of_run(self, envelope: Envelope, report: Started | Progressed | Blocks) -> None:
+        if isinstance(report, Started):
+            self._recorder.started(envelope)
+            if self._listeners:
+                self._tell(TaskStarted(envelope))
+        elif isinstance(report, Progressed):
+            self._recorder.progressed(envelope, report.progress)
+        else:
+            self._tell(TaskBlocks(envelope, report.seconds, report.stack))
 
     def _after_death(self, envelope: Envelope, death: Died | Overran) -> Outcome:
         """A death is an attempt. The next one needs no wait, except after a timeout: a child is there already."""
@@ -324,6 +361,23 @@ class Worker:
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         self._background(self._record_and_tell(settlements))
 
+    def _settle_soon(self, settlements: Sequence[Settlement]) -> None:
+        """Gather successes, unless the broker may have to have them before it sends what could run meanwhile."""
+        self._gathered += settlements
+        is_busy = len(self._backlog) >= self._executor.slots and not self._stop.is_set()
+        if not is_busy or len(self._gathered) >= _MOST_GATHERED or not all(map(_is_success, settlements)):
+            self._settle_gathered()
+        elif self._recording is None:
+            self._recording = asyncio.get_running_loop().call_later(_GATHER, self._settle_gathered)
+
+    def _settle_gathered(self) -> None:
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._settle(gathered)
+
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._settling.add(task)
@@ -332,23 +386,32 @@ class Worker:
         task.add_done_callback(lambda _: self._note_idle())
 
     async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
-        lost = await self._record(settlements)
+        lost = await self._record(settlements, self._recorder.settled(settlements))
+        # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
+        is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
             if not (kept or isinstance(outcome, Released)):
                 self._remember(delivery, outcome)
-            self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+            if is_heard or not kept or not isinstance(outcome, Succeeded):
+                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+
+    async def _tell_ended(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Of a task that was acknowledged before it ran: it does not run again."""
+        final = DeadLettered(outcome.error, outcome.traceback) if isinstance(outcome, Retrying) else outcome
+        await self._record((), self._recorder.settled([(delivery, final)]))
+        self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
 
     def _remember(self, delivery: Delivery, outcome: Outcome) -> None:
         self._unrecorded[_attempt(delivery)] = (outcome, time.monotonic() + _REMEMBERED)
         if len(self._unrecorded) > _MOST_REMEMBERED:
             self._unrecorded.popitem(last=False)
 
-    async def _record(self, settlements: Sequence[Settlement]) -> frozenset[str]:
+    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
         """Settle, again and again while the broker can't; the ids whose lease was lost."""
         while True:
             try:
-                await self._broker.settle(settlements)
+                await self._broker.settle(settlements, updates)
             except LeaseLost as error:
                 return frozenset(error.ids)
             except Exception as error:
@@ -374,6 +437,7 @@ class Worker:
 
     async def _finish_running(self) -> None:
         """Until nothing runs, the grace is over, or a second stop."""
+        self._settle_gathered()
         self._note_idle()
         waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._halt)]
         await asyncio.wait(waits, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
@@ -383,6 +447,7 @@ class Worker:
     async def _give_up(self) -> None:
         """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
         await self._executor.stop()
+        self._settle_gathered()
         left = [delivery for key, delivery in self._jobs.items() if key not in self._acknowledged]
         self._jobs.clear()
         self._keys_by_task.clear()
@@ -394,13 +459,13 @@ class Worker:
             task.cancel()
 
     def _note_idle(self) -> None:
-        if self._jobs or self._settling:
+        if self._jobs or self._gathered or self._settling:
             self._idle.clear()
         else:
             self._idle.set()
 
     def _tell(self, event: Event) -> None:
-        for listener in self._listeners:
+        for listener in (write_log, *self._listeners):
             try:
                 listener(event)
             except Exception:
@@ -409,6 +474,10 @@ class Worker:
 
 def _task(delivery: Delivery) -> tuple[str, str]:
     return delivery.envelope.queue, delivery.envelope.id
+
+
+def _is_success(settlement: Settlement) -> bool:
+    return isinstance(settlement[1], Succeeded)
 
 
 def _attempt(delivery: Delivery) -> _Attempt:
@@ -432,13 +501,13 @@ def _credit(prefetch: object, slots: int) -> int | None:
     return credit
 
 
-def _connect(url: str) -> Broker:
+def _connect(url: str, keep: float) -> Broker:
     if url.startswith("memory:"):
         raise ConfigurationError(
             f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
             "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
         )
-    return connect(url)
+    return connect(url, keep=keep)
 
 
 def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.store import APPLICATION_ID, SCHEMA_VERSION, Store
+from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
+from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import (
     BrokerError,

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.store import SCHEMA_VERSION
+from leveret.brokers.sqlite.opening import SCHEMA_VERSION
 from leveret.model import Envelope, Queue, new_id
 
 if TYPE_CHECKING:

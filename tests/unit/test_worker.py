@@ -533,3 +533,39 @@ async def test_a_tasks_context_is_its_own() -> None:
     async with bench.working(concurrency=1, prefetch=10):
         await bench.wait_until_settled(3)
     assert bench.done == ["nobody", "nobody", "nobody"]
+
+
+class Counting(MemoryBroker):
+    """Remembers how many outcomes it was given at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        self.sizes.append(len(settlements))
+        await super().settle(settlements, updates)
+
+
+async def test_successes_are_recorded_together_while_other_work_waits() -> None:
+    broker = Counting()
+    bench = Bench(broker)
+    await bench.put("say", *(f"{number}" for number in range(200)))
+    async with bench.working(concurrency=2, prefetch=200):
+        await bench.wait_until_settled(200)
+    assert sum(broker.sizes) == 200
+    assert len(broker.sizes) < 50
+    assert max(broker.sizes) <= 64 + 2
+
+
+async def test_a_success_is_recorded_at_once_when_nothing_else_waits() -> None:
+    broker = Counting()
+    bench = Bench(broker)
+    async with bench.working(concurrency=4):
+        await bench.put("wait", "slow")
+        await bench.put("say", "a")
+        (settled,) = await bench.wait_until_settled(1)
+        assert settled.envelope.task == "say"
+        assert broker.sizes == [1]
+        bench.gate.set()
+        await bench.wait_until_settled(2)

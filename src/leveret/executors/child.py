@@ -99,8 +99,7 @@ def _stack_of_main_thread() -> str:
 
 async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int) -> None:
     """Run jobs until the worker closes its end."""
-    reader, writer = await asyncio.open_connection(sock=connection)
-    pipe: Pipe[ToChild] = Pipe(reader, writer, ToChild)
+    pipe = await Pipe[ToChild].open(connection, ToChild)
 
     def admit(wanted: int) -> int:
         """A ticket for each job that may start; the worker takes out those of jobs that it takes back."""
@@ -112,14 +111,16 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     crew = Crew(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
     crew.report_to(pipe.write)
     watch.over(crew)
-    pipe.write([Ready(Manifest.of(app))])
-    while batch := await pipe.read():
+
+    def hear(batch: list[ToChild]) -> None:
         crew.submit([message.job for message in batch if isinstance(message, Run)])
         crew.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
+
+    pipe.hear = hear
+    pipe.write([Ready(Manifest.of(app))])
+    await pipe.ended
     await crew.stop()
     await app.close()
-    pipe.close()
-    await pipe.closed()
 
 
 def _ignore(*_: object) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
 from leveret.executors import Finished, Job, Manifest, Progressed, Report, Started
@@ -78,7 +78,7 @@ class Crew:
         self._runner = runner
         self._admit = admit
         #: The jobs that run, by the asyncio task that runs each.
-        self.running: dict[asyncio.Task[None], Job] = {}
+        self.running: dict[asyncio.Task[Any], Job] = {}
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
@@ -118,18 +118,19 @@ class Crew:
         await asyncio.gather(*self.running, return_exceptions=True)
 
     def _start_waiting(self) -> None:
-        loop = asyncio.get_running_loop()
         wanted = min(self._free, len(self._waiting))
-        admitted = self._admit(wanted) if wanted else 0
+        if not wanted:
+            return
+        loop = asyncio.get_running_loop()
+        admitted = self._admit(wanted)
+        self._free -= admitted
         for _ in range(admitted):
-            self._free -= 1
             job = self._waiting.popleft()
             self._say(Started(job.key, self._runner.timeout(job.envelope)))
             # A context of its own: what one task sets in a context variable is not the next one's to see.
             link = self._links[job.key] = _Link(job.key, self._note_progress)
             task = loop.create_task(self._run(job, link), context=self._context.copy())
             self.running[task] = job
-            task.add_done_callback(self.running.pop)
         if admitted < wanted:
             self._waiting.clear()  # taken back, to be run elsewhere
             self._unwanted.clear()
@@ -150,6 +151,10 @@ class Crew:
             outcome = Cancelled("cancelled while it ran")
         self._tell_progress()
         del self._links[job.key]
+        # By hand: a callback would be one more round of the loop for each job.
+        this = asyncio.current_task()
+        if this is not None:
+            self.running.pop(this, None)
         self._free += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()

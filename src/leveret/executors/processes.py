@@ -175,14 +175,14 @@ class ProcessExecutor:
     def _assign(self) -> None:
         """Give waiting jobs to the children with free slots, the idlest first."""
         self._withdraw()
+        loads = {child: child.load() for child in self._serving} if self._waiting else {}
         batches: dict[Child, list[Job]] = {}
-        while self._waiting and self._serving:
-            child = min(self._serving, key=Child.load)
-            if child.load() >= self._begin.concurrency:
+        while self._waiting and loads:
+            child = min(loads, key=loads.__getitem__)
+            if loads[child] >= self._begin.concurrency:
                 break
-            job = self._waiting.popleft()
-            child.hold(job)
-            batches.setdefault(child, []).append(job)
+            loads[child] += 1
+            batches.setdefault(child, []).append(self._waiting.popleft())
         for child, jobs in batches.items():
             child.send(jobs)
 
@@ -261,9 +261,7 @@ class ProcessExecutor:
     def _has_finished(self, child: Child) -> None:
         """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
         if child in self._wards and self._suspects:
-            job = self._suspects.popleft()
-            child.hold(job)
-            child.send([job])
+            child.send([self._suspects.popleft()])
         else:
             self._dismiss(child)
 

@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
 from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
@@ -85,11 +85,11 @@ class Child:
         self._process = process
         self._lines = lines
         self._keeper = keeper
-        loop = asyncio.get_running_loop()
         self._ended = asyncio.ensure_future(process.wait())
         self._looking: asyncio.TimerHandle | None = None
-        self._hearing = loop.create_task(self._hear())
-        self._reading = loop.create_task(self._read())
+        lines.pipe.hear = self._hear
+        lines.lifeline.hear = self._hear_watch
+        self._life = asyncio.get_running_loop().create_task(self._live())
 
     @classmethod
     async def start(cls, begin: Begin, keeper: Keeper) -> Child:
@@ -98,7 +98,7 @@ class Child:
         try:
             lines.pipe.write([begin])
             async with asyncio.timeout(_IMPORT):
-                manifest = _manifest(await lines.pipe.read())
+                manifest = _manifest(await lines.pipe.first())
         except BaseException as error:
             lines.pipe.close()
             if isinstance(error, (asyncio.CancelledError, TimeoutError)):
@@ -119,11 +119,9 @@ class Child:
         """How many jobs it has."""
         return len(self.started) + len(self._held)
 
-    def hold(self, job: Job) -> None:
-        """Note a job that `send` will send."""
-        self._held[job.key] = (job, time.monotonic())
-
     def send(self, jobs: Sequence[Job]) -> None:
+        now = time.monotonic()
+        self._held.update((job.key, (job, now)) for job in jobs)
         os.write(self._lines.tickets_in, bytes(len(jobs)))
         self._lines.pipe.write([Run(job) for job in jobs])
         self._look_later()
@@ -182,7 +180,7 @@ class Child:
             await asyncio.wait_for(self._process.wait(), _FAREWELL)
         except TimeoutError:
             self.kill()
-        await self._reading
+        await self._life
 
     def _look_later(self) -> None:
         if self._looking is None:
@@ -194,30 +192,32 @@ class Child:
         if self.load():
             self._look_later()
 
-    async def _batch(self) -> list[ToWorker]:
-        """The next batch; empty when the process has ended, though a process that it forked holds its socket open."""
-        reading = asyncio.ensure_future(self._lines.pipe.read())
-        await asyncio.wait([reading, self._ended], return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            # What it wrote before it ended is in our buffer by now, or on the way to it.
-            await asyncio.wait([reading], timeout=_LAST_WORDS)
-        if reading.done():
-            return reading.result()
-        reading.cancel()
-        return []
+    def _hear(self, batch: list[ToWorker]) -> None:
+        now = time.monotonic()
+        reports: list[Report] = []
+        for message in batch:
+            if isinstance(message, Started):
+                job, _ = self._held.pop(message.key)
+                self.started[message.key] = Begun(job, now, message.timeout)
+                reports.append(message)
+            elif isinstance(message, Progressed):
+                reports.append(message)
+            elif isinstance(message, Finished):
+                del self.started[message.key]
+                self.finished += 1
+                reports.append(message)
+        self._keeper.reported(self, reports)
 
-    async def _read(self) -> None:
-        while batch := await self._batch():
-            now = time.monotonic()
-            reports = [message for message in batch if isinstance(message, (Started, Progressed, Finished))]
-            for message in reports:
-                if isinstance(message, Started):
-                    job, _ = self._held.pop(message.key)
-                    self.started[message.key] = Begun(job, now, message.timeout)
-                elif isinstance(message, Finished):
-                    del self.started[message.key]
-                    self.finished += 1
-            self._keeper.reported(self, reports)
+    def _hear_watch(self, batch: list[ToWorker]) -> None:
+        self._keeper.reported(self, [one for one in batch if isinstance(one, Blocks) and one.key in self.started])
+
+    async def _live(self) -> None:
+        """Until the process has ended, though one that it forked may hold its socket open."""
+        socket_ended = self._lines.pipe.ended
+        ends: list[asyncio.Future[Any]] = [socket_ended, self._ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        # What it wrote before it ended is in the socket by now.
+        await asyncio.wait([socket_ended], timeout=_LAST_WORDS)
         # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
         self._lines.pipe.close()
         try:
@@ -231,14 +231,7 @@ class Child:
     def _end_lines(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        self._hearing.cancel()
         self._lines.close()
-
-    async def _hear(self) -> None:
-        """What its watch says."""
-        while batch := await self._lines.lifeline.read():
-            blocks = [message for message in batch if isinstance(message, Blocks)]
-            self._keeper.reported(self, [message for message in blocks if message.key in self.started])
 
 
 async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
@@ -268,7 +261,7 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     finally:
         theirs.close()
         their_lifeline.close()
-    pipes = [Pipe[ToWorker](*await asyncio.open_connection(sock=end), ToWorker) for end in (ours, lifeline)]
+    pipes = [await Pipe[ToWorker].open(end, ToWorker) for end in (ours, lifeline)]
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from socket import MSG_WAITALL
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
 
 import msgspec
 
@@ -17,6 +16,7 @@ from leveret.brokers import censor
 from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
 
@@ -76,41 +76,79 @@ def frame(
 
 def read_begin(connection: socket.socket) -> Begin | None:
     """The first message to a child, read before it has an event loop; None: its worker is gone."""
-    length = int.from_bytes(connection.recv(_LENGTH, socket.MSG_WAITALL), "big")
-    body = connection.recv(length, socket.MSG_WAITALL) if length else b""
+    length = int.from_bytes(connection.recv(_LENGTH, MSG_WAITALL), "big")
+    body = connection.recv(length, MSG_WAITALL) if length else b""
     return msgspec.msgpack.decode(body, type=list[Begin])[0] if body and len(body) == length else None
 
 
-class Pipe(Generic[M]):
-    """One end of a socket pair: writes any messages, reads batches of type M."""
+class Pipe(asyncio.Protocol, Generic[M]):
+    """One end of a socket pair: writes any messages, and hands on those of type M, all at once that a read brought."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reads: Any) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, reads: Any) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder: msgspec.msgpack.Decoder[list[M]] = msgspec.msgpack.Decoder(list[reads])
+        self._data = b""
+        #: Called with what comes.
+        self.hear: Callable[[list[M]], None] = _nobody
+        #: Done when nothing comes any more: the other process is gone, or what it writes makes no sense any more.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def open(cls, end: socket.socket, reads: Any) -> Self:
+        """A pipe over a socket, which is its own from now on."""
+        _, pipe = await asyncio.get_running_loop().create_connection(lambda: cls(reads), sock=end)
+        return pipe
 
     def write(self, messages: Sequence[ToChild | ToWorker | Report]) -> None:
-        """Queue a batch for sending. A peer that is gone shows when reading, never here."""
-        self._writer.write(frame(messages, self._encode))
+        """Queue a batch for sending. A peer that is gone shows by the end, never here."""
+        self._transport.write(frame(messages, self._encode))
 
-    async def read(self) -> list[M]:
-        """The next batch; empty at the end: the other process is gone, or what it writes makes no sense any more."""
-        try:
-            length = int.from_bytes(await self._reader.readexactly(_LENGTH), "big")
-            if length > _MOST_BYTES:
-                raise ValueError(f"a frame of {length} bytes")  # noqa: TRY301 - treated as any other nonsense
-            return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return []
-        except (msgspec.MsgspecError, ValueError) as error:
-            log.error("a child process and its worker do not understand each other any more: %s", error)  # noqa: TRY400
-            return []
+    async def first(self) -> list[M]:
+        """What comes first; empty when that is the end."""
+        came: asyncio.Future[list[M]] = asyncio.get_running_loop().create_future()
+        self.hear = came.set_result
+        ends: list[asyncio.Future[Any]] = [came, self.ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return came.result() if came.done() else []
 
     def close(self) -> None:
-        self._writer.close()
+        """Hear nothing any more, and end when all that was written is sent."""
+        self._transport.close()
 
-    async def closed(self) -> None:
-        """Wait until all that was written is sent, or the other process is gone."""
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._decode(self._data + data if self._data else data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            log.error("a child process and its worker do not understand each other any more: %s", error)  # noqa: TRY400
+            self.close()
+            return
+        if messages:
+            self.hear(messages)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.ended.set_result(None)
+
+    def _decode(self, data: bytes) -> list[M]:
+        """The messages of all frames that are whole; the rest is kept."""
+        messages: list[M] = []
+        at = 0
+        while at + _LENGTH <= len(data):
+            length = int.from_bytes(data[at : at + _LENGTH], "big")
+            if length > _MOST_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
+            end = at + _LENGTH + length
+            if end > len(data):
+                break
+            messages += self._decoder.decode(data[at + _LENGTH : end])
+            at = end
+        self._data = data[at:]
+        return messages
+
+
+def _nobody(messages: Sequence[object]) -> None:
+    raise RuntimeError(f"{len(messages)} messages and nobody hears them")

@@ -38,11 +38,11 @@ from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
-from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying
+from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded
 from leveret.status import KEEP, Mark, cancelled_before, revived_again
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.following import Feed
@@ -122,8 +122,17 @@ class RabbitMQBroker:
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await self._events.record(updates)
-        kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in settlements))
-        lost = [delivery.envelope.id for (delivery, _), is_kept in zip(settlements, kept, strict=True) if not is_kept]
+        done: dict[Session, dict[int, str]] = {}
+        others: list[Settlement] = []
+        for delivery, outcome in settlements:
+            if isinstance(outcome, Succeeded) and isinstance(delivery.lease, Session):
+                done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
+            else:
+                others.append((delivery, outcome))
+        lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
+        if others:
+            kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in others))
+            lost += [delivery.envelope.id for (delivery, _), is_kept in zip(others, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
 
@@ -195,7 +204,7 @@ class RabbitMQBroker:
                 await self._store_copy(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
-            return await session.acknowledge(delivery.tag)
+            return bool(await session.acknowledge([delivery.tag]))
         except QueueFull as error:
             log.warning("task %s goes back uncounted, in a moment: %s", delivery.envelope.id, error)
             await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
@@ -209,7 +218,7 @@ class RabbitMQBroker:
         assert isinstance(session, Session)
         with suppress(*amqp.CONNECTION_LOST):
             await self._store_copy(session, delivery, message)
-            await session.acknowledge(delivery.tag)
+            await session.acknowledge([delivery.tag])
 
     async def _store(self, messages: Sequence[Message]) -> None:
         """Publish, each to where it waits."""
@@ -379,6 +388,15 @@ class RabbitMQBroker:
             raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+
+
+async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
+    """Acknowledge deliveries (task ids by tag); the ids of those that are not the caller's any more."""
+    try:
+        ours = await session.acknowledge(list(ids))
+    except amqp.CONNECTION_LOST:
+        ours = []
+    return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
 async def _taken(channel: amqp.Channel, queue: str, limit: int | None) -> list[amqp.DeliveredMessage]:

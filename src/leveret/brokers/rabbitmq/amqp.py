@@ -14,7 +14,7 @@ import aio_pika.abc
 import aiormq.channel
 from aio_pika.exceptions import AMQPChannelError, AMQPConnectionError, AMQPError, ChannelInvalidStateError
 from aiormq import spec
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
@@ -28,7 +28,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from leveret.brokers import HARMLESS, censor
-from leveret.brokers.rabbitmq import foreign, tls
+from leveret.brokers.rabbitmq import reading, tls
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Line:
         self._running: set[asyncio.Task[Any]] = set()
         #: How the server, or aiormq, closed the channel or the connection.
         self.parting: AMQPError | None = None
+        self._unwritten = b""
+        self._writing: asyncio.Task[None] | None = None
         self._watch = asyncio.create_task(self._release_when_lost())
 
     @classmethod
@@ -153,6 +155,38 @@ class Line:
                 raise
             raise LineLost("the connection to RabbitMQ was lost") from error
 
+    def take_deliveries(self, take: reading.Take) -> None:
+        """Have each delivery of the channel from now on, in place of its consumers' callbacks."""
+        assert isinstance(self.connection, reading.Connection)
+        self.connection.take_deliveries(self.channel.number, take)
+
+    async def write(self, data: bytes) -> None:
+        """Send whole frames of the channel, in the order of the calls. Raises LineLost.
+
+        Returns when aiormq's writer has them, as its own methods do without ``wait``.
+        """
+        self._unwritten += data
+        if self._writing is None:
+            if not self.channel.write_queue.full():
+                self.channel.write_queue.put_nowait(self._frames())
+                return
+            self._writing = self.start(self._write_all())
+        try:
+            await asyncio.shield(self._writing)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            raise LineLost("the connection to RabbitMQ was lost") from error
+
+    async def _write_all(self) -> None:
+        while self._unwritten:
+            await self.channel.write_queue.put(self._frames())
+        self._writing = None
+
+    def _frames(self) -> ChannelFrame:
+        data, self._unwritten = self._unwritten, b""
+        return ChannelFrame(payload=data, should_close=False)
+
     async def close(self) -> None:
         await close(self.connection)
         # aiormq may never tell: a server that reads nothing any more keeps it waiting to send its farewell.
@@ -205,7 +239,7 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
                 _with_defaults(url, purpose),
                 timeout=_CONNECT_TIMEOUT,
                 ssl_context=context,
-                connection_class=foreign.Connection,
+                connection_class=reading.Connection,
             )
         except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.rabbitmq.amqp import DeliveredMessage, Properties
-from leveret.brokers.rabbitmq.foreign import UNREADABLE, sendable
+from leveret.brokers.rabbitmq.foreign import UNREADABLE, properties_of, sendable
 from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
 from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten, this_process
 
 if TYPE_CHECKING:
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.model import Lease
 
 ATTEMPT = "leveret-attempt"
@@ -49,6 +50,11 @@ _MAX_LEFT_OUT = 200
 _FRAME_OVERHEAD = 8 + 12
 #: AMQP's priority is an octet.
 _MOST_PRIORITY = 255
+#: The flags of the properties in a content header. A message that has others is decoded by pamqp.
+_CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 << bit for bit in (15, 12, 11, 7, 6, 5))
+_COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
+#: Where the flags of a content header are, and where its properties begin.
+_FLAGS, _FIRST = 12, 14
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -70,7 +76,12 @@ class Message(msgspec.Struct, frozen=True):
 class RabbitMQDelivery(Delivery, frozen=True, eq=False):
     """A delivery that remembers its message's properties, so that a copy of it keeps them."""
 
-    properties: Properties = Properties()
+    #: Few deliveries are copied, so the properties are kept as they came.
+    content: Properties | bytes = Properties()
+
+    @property
+    def properties(self) -> Properties:
+        return self.content if isinstance(self.content, Properties) else properties_of(self.content)
 
 
 def to_message(envelope: Envelope) -> Message:
@@ -96,14 +107,29 @@ def to_message(envelope: Envelope) -> Message:
 
 
 def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQDelivery:
-    properties = message.header.properties
+    redelivered = bool(message.redelivered)
+    return _delivery(message.header.properties, message.body, queue, lease, message.delivery_tag or 0, redelivered)
+
+
+def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
+    """As `to_delivery`, for what `reading` took."""
+    envelope = _common_envelope(message.header, message.body, queue)
+    if envelope is None:
+        properties = properties_of(message.header)
+        return _delivery(properties, message.body, queue, lease, message.tag, message.redelivered)
+    return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), content=message.header)
+
+
+def _delivery(
+    properties: Properties, body: bytes, queue: str, lease: Lease, tag: int, redelivered: bool
+) -> RabbitMQDelivery:
     headers = properties.headers or {}
-    returns = _integer(headers.get("x-delivery-count"), int(bool(message.redelivered)))
-    envelope = _envelope(properties, message.body, queue, properties.message_id or new_id())
+    returns = _integer(headers.get("x-delivery-count"), int(redelivered))
+    envelope = _envelope(properties, body, queue, properties.message_id or new_id())
     defect = _text(headers.get(UNREADABLE)) or ""
     if defect:
         envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
-    return RabbitMQDelivery(envelope, lease, message.delivery_tag or 0, returns, defect, properties)
+    return RabbitMQDelivery(envelope, lease, tag, returns, defect, properties)
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -269,6 +295,41 @@ def _envelope(properties: Properties, body: bytes, queue: str, id_: str) -> Enve
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
         priority=_priority(headers.get(PRIORITY) if properties.priority is None else properties.priority),
     )
+
+
+def _common_envelope(header: bytes, body: bytes, queue: str) -> Envelope | None:
+    """What `_envelope` makes of a content header, for the properties that nearly every task has; None for others."""
+    flags = header[_FLAGS] << 8 | header[_FLAGS + 1]
+    if flags & ~_COMMON:
+        return None
+    at = _FIRST
+    content_type = task = priority = enqueued_at = None
+    id_ = ""
+    try:
+        if flags & _CONTENT_TYPE:
+            content_type, at = _short(header, at)
+        if flags & _DELIVERY_MODE:
+            at += 1
+        if flags & _PRIORITY:
+            priority, at = header[at], at + 1
+        if flags & _MESSAGE_ID:
+            id_, at = _short(header, at)
+        if flags & _TIMESTAMP:
+            enqueued_at, at = int.from_bytes(header[at : at + 8], "big"), at + 8
+        if flags & _TYPE:
+            task, at = _short(header, at)
+    except (UnicodeDecodeError, IndexError):
+        return None
+    if at != len(header) or (enqueued_at or 0) >> 32:
+        return None  # nonsense, or a time that is not in seconds
+    since = None if enqueued_at is None else float(enqueued_at)
+    return Envelope(id_ or new_id(), queue, task or None, body, content_type, 1, since, priority=priority)
+
+
+def _short(data: bytes, at: int) -> tuple[str, int]:
+    """An AMQP short string, and where it ends."""
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end
 
 
 def _timestamp(seconds: float | None) -> dt.datetime | None:

@@ -16,7 +16,7 @@ from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Report
-from leveret.brokers.rabbitmq.codec import Message, postponed, to_delivery
+from leveret.brokers.rabbitmq.codec import Message, postponed, received
 from leveret.brokers.rabbitmq.declare import (
     Notes,
     consumer_arguments,
@@ -26,6 +26,7 @@ from leveret.brokers.rabbitmq.declare import (
     tell_priorities,
 )
 from leveret.brokers.rabbitmq.marks import MarkBook
+from leveret.brokers.rabbitmq.reading import acks, nack
 from leveret.brokers.rabbitmq.topology import rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.census import Census, Notice
     from leveret.brokers.rabbitmq.publisher import Publisher
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.model import Delivery, Queue
     from leveret.status import Mark
 
@@ -184,22 +186,23 @@ class RabbitMQConsumer:
             raise
         return session
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _deliver(self, deliveries: Sequence[Delivery]) -> None:
         now = time.time()
-        due = delivery.envelope.due
-        if due is None or due <= now:
-            self._hand_over(delivery)
-            return
-        if rung(due - now) is None:
-            asyncio.get_running_loop().call_later(due - now, self._hand_over, delivery)
+        for delivery in deliveries:
+            due = delivery.envelope.due
+            if due is None or due <= now:
+                self._batch.append(delivery)
+            else:
+                self._put_off(delivery, due - now)
+        self._wake.set()
+
+    def _put_off(self, delivery: Delivery, seconds: float) -> None:
+        if rung(seconds) is None:
+            asyncio.get_running_loop().call_later(seconds, self._deliver, [delivery])
             return
         task = asyncio.create_task(self._postpone(delivery, postponed(delivery)))
         self._postponing.add(task)
         task.add_done_callback(self._postponing.discard)
-
-    def _hand_over(self, delivery: Delivery) -> None:
-        self._batch.append(delivery)
-        self._wake.set()
 
 
 class Owed:
@@ -228,7 +231,7 @@ class Session:
         self,
         line: amqp.Line,
         queues: Sequence[Queue],
-        deliver: Callable[[Delivery], None],
+        deliver: Callable[[Sequence[Delivery]], None],
         changed: Callable[[], None],
         notes: Notes,
         marks: MarkBook,
@@ -242,7 +245,10 @@ class Session:
         self._changed = changed
         self.paused: frozenset[str] = frozenset()
         self._pausing = asyncio.Lock()
+        #: In the order of the tags, and with every delivery of the channel: `acks` rests on both.
         self._unsettled: dict[int, str] = {}
+        #: The queue of each consumer that there was.
+        self._consumed: dict[bytes, str] = {}
         self._credit = 0
         self._owed: dict[str, Owed] = {}
         self._tags: dict[str, Queue] = {}
@@ -259,6 +265,7 @@ class Session:
         await tell_priorities(connection, self._queues, self._notes)
         self._credit = credit
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+        self._line.take_deliveries(self._on_messages)
         try:
             await census.listen_on(connection, self.report, self._on_notice)
         except amqp.ChannelAccessRefused as error:
@@ -291,27 +298,31 @@ class Session:
     def holds(self, tag: int) -> bool:
         return self.held and tag in self._unsettled
 
-    async def acknowledge(self, tag: int) -> bool:
-        """True when it was this session's to acknowledge. A second one for a tag would close the channel."""
-        if not self._take(tag):
-            return False
-        await self._line.run(self._line.channel.basic_ack(tag, wait=False))
-        return True
+    async def acknowledge(self, tags: Sequence[int]) -> list[int]:
+        """Those that were this session's to acknowledge. A second one for a tag would close the channel."""
+        ours = self._take(tags)
+        if ours:
+            await self._line.write(acks(self._line.channel.number, ours, next(iter(self._unsettled), None)))
+        return ours
 
     async def give_back(self, tag: int) -> bool:
         """Return a delivery to where it stood in its queue. Uncounted since RabbitMQ 4.3; before, a return counts."""
-        if not self._take(tag):
+        if not self._take([tag]):
             return False
-        await self._line.run(self._line.channel.basic_nack(tag, requeue=True, wait=False))
+        await self._line.write(nack(self._line.channel.number, tag))
         return True
 
-    def _take(self, tag: int) -> bool:
-        name = self._unsettled.pop(tag, None) if self.held else None
-        owed = self._owed.get(name or "")
-        given = owed.repaid(tag) if owed else 0
-        if owed and given:
-            self._mend(owed.queue, partial(self._consume_more, owed, given))
-        return name is not None
+    def _take(self, tags: Sequence[int]) -> list[int]:
+        """Note that deliveries are settled; those that were not. Their frames must be next on the line."""
+        if not self.held:
+            return []
+        names = {tag: self._unsettled.pop(tag) for tag in tags if tag in self._unsettled}
+        for tag, name in names.items() if self._owed else ():
+            owed = self._owed.get(name)
+            given = owed.repaid(tag) if owed else 0
+            if owed and given:
+                self._mend(owed.queue, partial(self._consume_more, owed, given))
+        return list(names)
 
     def why(self) -> str:
         """What the server said when it ended this session, in brackets; nothing if it said nothing."""
@@ -366,18 +377,13 @@ class Session:
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue
-        await self._line.channel.basic_consume(
-            queue.name,
-            partial(self._on_message, queue.name),
-            consumer_tag=tag,
-            arguments=arguments,
-        )
+        self._consumed[tag.encode()] = queue.name
+        await self._line.channel.basic_consume(queue.name, _not_called, consumer_tag=tag, arguments=arguments)
 
-    async def _on_message(self, queue: str, message: amqp.DeliveredMessage) -> None:
-        """Only hands over: aiormq cancels its callbacks when the channel closes."""
-        delivery = to_delivery(message, queue, self)
-        self._unsettled[delivery.tag] = queue
-        self._deliver(delivery)
+    def _on_messages(self, messages: Sequence[Incoming]) -> None:
+        deliveries = [received(message, self._consumed[message.consumer], self) for message in messages]
+        self._unsettled.update((delivery.tag, delivery.envelope.queue) for delivery in deliveries)
+        self._deliver(deliveries)
 
     def _on_cancel(self, frame: amqp.Cancel) -> None:
         """The broker ended a consumer: its queue was deleted, or moved."""
@@ -462,3 +468,8 @@ class Session:
             await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
             self._owed.pop(queue.name, None)
             await self._consume(queue, self._credit)
+
+
+async def _not_called(message: amqp.DeliveredMessage) -> None:
+    """aiormq wants a callback for each consumer."""
+    raise AssertionError(f"delivery {message.delivery_tag} came by way of aiormq")

@@ -1,4 +1,4 @@
-"""Messages that aiormq could not read: made readable between the socket and aiormq, for Leveret's connections alone.
+"""Messages that aiormq could not read: made readable between the socket and aiormq (`reading`).
 
 pamqp decodes every frame whole, and aiormq gives the connection up when it can't; the message comes back and ends the
 next connection too. So each frame that carries a foreigner's bytes is tried here first, and one that fails is replaced
@@ -7,21 +7,11 @@ by its nearest readable form, whose header `UNREADABLE` says what was wrong. See
 
 from __future__ import annotations
 
-import asyncio
 import struct
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import aio_pika
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from pamqp import commands, constants, decode, encode, frame
 from pamqp.header import ContentHeader
-from pamqp.heartbeat import Heartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from yarl import URL
 
 #: What was wrong with a message's properties; it cannot run.
 UNREADABLE = "leveret-unreadable"
@@ -35,9 +25,6 @@ _LARGEST_FLOAT = 3.4e38
 _MAX_COMPLAINT = 1_000
 _MAX_VALUE = 60
 _FRAME_HEADER = 7
-_HEARTBEAT = Heartbeat().marshal()
-#: How often aiormq hears at least that the connection is alive, when all that comes is taken before it (seconds).
-_BEAT = 0.5
 _CONTENT_HEADER = struct.Struct(">HHQ")
 _Properties = commands.Basic.Properties
 #: What pamqp calls otherwise than AMQP does.
@@ -52,83 +39,20 @@ _SIZES = {
 }
 
 
-class Connection(aio_pika.Connection):
-    """A connection that reads every message, whatever is in its properties."""
-
-    async def connect(self, timeout: float | None = None) -> None:
-        self.kwargs["transport_factory"] = self._stream = _Transport()
-        await super().connect(timeout)
-
-    def __del__(self) -> None:
-        """Not aio-pika's, which wants to start a closing in whichever thread collects this: `amqp.close` closes it."""
-
-    @property
-    def frames(self) -> Frames:
-        """What aiormq reads, from when it is connected."""
-        return self._stream.frames
-
-    @property
-    def writer(self) -> asyncio.StreamWriter:
-        """What aiormq writes to: each of its writes, like anyone's, must be of whole frames."""
-        return self._stream.writer
-
-
-class _Transport(TransportFactory):
-    """aiormq's own transports, with `Frames` between the socket and aiormq."""
-
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self.writer = await factory.create(url, **kwargs)
-        self.frames = Frames(reader)
-        return self.frames, self.writer
-
-
-class Frames(asyncio.StreamReader):
-    """The part of a stream reader that aiormq uses: it gives frame after frame, each of them readable."""
-
-    def __init__(self, source: asyncio.StreamReader) -> None:
-        super().__init__()
-        self._source = source
-        self._frame = b""
-        self._at = 0
-        #: Sees each frame first, and says whether it took it: aiormq does not get that one.
-        self.take: Callable[[bytes], bool] | None = None
-        self._given_at = 0.0
-
-    def at_eof(self) -> bool:
-        return self._at == len(self._frame) and self._source.at_eof()
-
-    async def readexactly(self, n: int) -> bytes:
-        if self._at == len(self._frame):
-            self._frame, self._at = await self._next(), 0
-        start, self._at = self._at, self._at + n
-        return self._frame[start : self._at]
-
-    async def _next(self) -> bytes:
-        while True:
-            beginning = await self._source.readexactly(_FRAME_HEADER)
-            if beginning.startswith(constants.AMQP):
-                return beginning  # no frame: the server's answer to a client of another protocol
-            size = int.from_bytes(beginning[3:], "big")
-            data = beginning + await self._source.readexactly(size + 1)
-            now = time.monotonic()
-            if self.take is not None and self.take(data):
-                # A server that has something to say sends no heartbeats, so this is one too.
-                if now - self._given_at < _BEAT:
-                    continue
-                data = _HEARTBEAT
-            self._given_at = now
-            return readable(data)
-
-
 def readable(data: bytes) -> bytes:
     """A whole frame as it is, or the nearest that pamqp can read."""
     kind, channel, _ = frame.frame_parts(data)
-    if kind == constants.FRAME_HEADER and not _is_plain(data) and not _is_readable(data):
+    if kind == constants.FRAME_HEADER and not _is_plain(data) and _read(data[_FRAME_HEADER:-1]) is None:
         return frame.marshal(_mended(data[_FRAME_HEADER:-1]), channel)
     if kind == constants.FRAME_METHOD:
         return _with_readable_names(data, channel)
     return data
+
+
+def properties_of(payload: bytes) -> commands.Basic.Properties:
+    """The properties in a content header frame (``payload``: what is in it), or their nearest readable form."""
+    content = _read(payload)
+    return content.properties if content is not None else _mended(payload).properties
 
 
 def sendable(value: Any) -> Any:
@@ -170,13 +94,14 @@ def _is_plain(data: bytes) -> bool:
     return at == len(data) - 1
 
 
-def _is_readable(data: bytes) -> bool:
+def _read(payload: bytes) -> ContentHeader | None:
+    """A content header; None when it cannot be read, or not be handled."""
     content = ContentHeader()
     try:
-        content.unmarshal(data[_FRAME_HEADER:-1])
+        content.unmarshal(payload)
     except Exception:  # noqa: BLE001 - struct.error, ValueError, OverflowError, RecursionError: whatever a decoder raises
-        return False
-    return _is_flat(content.properties.headers, MAX_DEPTH)
+        return None
+    return content if _is_flat(content.properties.headers, MAX_DEPTH) else None
 
 
 def _is_flat(value: object, depth: int) -> bool:
@@ -281,7 +206,7 @@ class _Reader:
     def _fixed(self, what: str, kind: bytes, raw: bytes) -> Any:
         try:
             return sendable(decode.TABLE_MAPPING[kind](raw)[1])
-        except Exception:  # noqa: BLE001 - as in `_is_readable`
+        except Exception:  # noqa: BLE001 - as in `_read`
             number = int.from_bytes(raw, "big")
             self._wrong.append(f"{what} {number} is no time in seconds or milliseconds")
             return sendable(number)

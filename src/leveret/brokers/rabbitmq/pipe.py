@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from pamqp import commands, constants, frame
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq import amqp, foreign
+from leveret.brokers.rabbitmq import amqp, foreign, reading
 from leveret.brokers.rabbitmq.frames import Encoder
 from leveret.brokers.rabbitmq.outbox import Outbox
 
@@ -50,7 +50,7 @@ class Pipe:
 
     def __init__(self, line: amqp.Line) -> None:
         connection = line.connection
-        assert isinstance(connection, foreign.Connection)
+        assert isinstance(connection, reading.Connection)
         assert connection.transport is not None
         self.line = line
         self._writer = connection.writer

@@ -6,18 +6,16 @@ dealt is read in the transaction that dealt it, and those of other processes are
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
-from functools import partial
 from collections import Counter
-from importlib import resources
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from leveret.brokers.sqlite.records import Records
-from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
+from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
     Cancelled,
@@ -36,32 +34,6 @@ from leveret.status import KEEP, Mark, Status, back, revived_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
-
-#: "Lvrt", so that `file` and other programs can tell whose database it is.
-APPLICATION_ID = 0x4C767274
-SCHEMA_VERSION = 3
-#: What makes a file of each version one of the next.
-_UPGRADES = {
-    1: (
-        "ALTER TABLE queue ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE task ADD COLUMN priority INTEGER",
-        "ALTER TABLE task ADD COLUMN worker TEXT",
-        "DROP INDEX task_ready",
-        "CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready'",
-        "CREATE UNIQUE INDEX task_id ON task (id)",
-    ),
-    2: (
-        "CREATE TABLE record (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, change INTEGER NOT NULL,"
-        " at REAL NOT NULL, status BLOB NOT NULL)",
-        "CREATE INDEX record_at ON record (at)",
-        "CREATE TABLE watch (task TEXT NOT NULL, consumer INTEGER NOT NULL,"
-        " PRIMARY KEY (task, consumer)) WITHOUT ROWID",
-        "CREATE INDEX watch_consumer ON watch (consumer)",
-        "CREATE TABLE mark (consumer INTEGER NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,"
-        " PRIMARY KEY (consumer, task)) WITHOUT ROWID",
-    ),
-}
 
 #: Takes what a consumer was dealt, in the writer's thread.
 Receiver: TypeAlias = "Callable[[Dealt | None], None]"
@@ -117,53 +89,6 @@ class Settled(msgspec.Struct, frozen=True):
 
     token: int
     outcome: Outcome
-
-
-def open_database(path: Path, *, timeout: float) -> sqlite3.Connection:
-    """Open the file, or make it, readable by its owner only. ``timeout``: seconds to wait for another writer."""
-    if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    database = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=True)
-    try:
-        _prepare(database, path)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    _check_owner(database, path)
-    database.execute("PRAGMA journal_mode = WAL")
-    # FULL syncs the log at each commit: without it, a commit survives a crash of the process but not of the machine.
-    database.execute("PRAGMA synchronous = FULL")
-    database.execute("BEGIN IMMEDIATE")
-    version = _check_owner(database, path)
-    if version == 0:
-        for statement in resources.files(__package__).joinpath("schema.sql").read_text().split(";\n"):
-            database.execute(statement)
-        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    else:
-        for older in range(version, SCHEMA_VERSION):
-            for statement in _UPGRADES[older]:
-                database.execute(statement)
-    if version < SCHEMA_VERSION:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    database.execute("COMMIT")
-    # From here on whoever begins a transaction waits for the lock (`writer`).
-    database.execute("PRAGMA busy_timeout = 0")
-
-
-def _check_owner(database: sqlite3.Connection, path: Path) -> int:
-    """The schema's version, 0 for an empty file. Raises StoreError before anything is written to a foreign file."""
-    (owner,) = database.execute("PRAGMA application_id").fetchone()
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and owner != APPLICATION_ID:
-        raise StoreError(f"{path} is another program's SQLite file; name a file of Leveret's own in the URL")
-    if version > SCHEMA_VERSION:
-        raise StoreError(f"{path} was written by a newer Leveret (schema {version}); upgrade this one")
-    return int(version)
 
 
 class Store:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from leveret.brokers.sqlite.store import Store, open_database
+from leveret.brokers.sqlite.opening import open_database
+from leveret.brokers.sqlite.store import Store
 from leveret.errors import BrokerError, BrokerUnavailable, LeveretError, StoreError
 from leveret.status import KEEP
 

@@ -1,0 +1,111 @@
+"""What a task costs on its way: calls of functions are counted, never time, and the bounds are generous."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import leveret
+from leveret import App
+from leveret.brokers.rabbitmq.codec import received
+from leveret.brokers.rabbitmq.reading import Frames, Incoming
+from leveret.execution import Runner
+from leveret.executors import Job
+from leveret.executors.in_process import Crew
+from leveret.model import Envelope
+from leveret.payload import Signature
+from tests.unit.test_codec import LEASE
+from tests.unit.test_reading import FAREWELL, TAKEN, message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TASKS = 200
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many calls of Python functions and of built-in ones that takes."""
+    count = 0
+
+    def note(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+async def test_to_read_a_delivery_takes_few_calls() -> None:
+    """About 35; by way of aiormq it was some hundreds."""
+    source = asyncio.StreamReader()
+    frames = Frames(source)
+    deliveries: list[object] = []
+
+    def take(taken: list[Incoming]) -> None:
+        deliveries.extend(received(one, "work", LEASE) for one in taken)
+
+    frames.take_deliveries(TAKEN, take)
+    source.feed_data(b"".join(message(tag, b"{}") for tag in range(1, TASKS + 1)) + FAREWELL)
+    reading = frames.readexactly(1)
+
+    def read() -> None:
+        try:
+            reading.send(None)
+        except StopIteration:
+            return
+
+    assert calls(read) < 80 * TASKS
+    assert len(deliveries) == TASKS
+
+
+def test_to_run_a_task_takes_few_calls() -> None:
+    """About 60, from the job to its report."""
+    app = App("memory://")
+
+    @app.task(queue="work")
+    async def noop(number: int) -> None: ...
+
+    async def run() -> None:
+        crew = Crew(Runner(app, concurrency=TASKS), concurrency=TASKS)
+        said: list[Any] = []
+        crew.report_to(said.extend)
+        crew.submit([Job(key, Envelope(f"{key}", "work", "noop", b'{"args": [1]}')) for key in range(TASKS)])
+        while len(said) < 2 * TASKS:  # noqa: ASYNC110 - each turn is part of what is counted
+            await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    try:
+        assert calls(lambda: loop.run_until_complete(run())) < 150 * TASKS
+    finally:
+        loop.close()
+
+
+def test_arguments_by_position_need_no_binding() -> None:
+    def wide(number: int, text: str = "x", *more: int, flag: bool = False) -> None: ...
+    def unhashable(items: list[int] = []) -> None: ...  # noqa: B006
+    def keyword(number: int, *, flag: bool) -> None: ...
+
+    signature = Signature(wide, "wide")
+    assert signature.decode(b'{"args": [1, "a"]}') == ((1, "a"), {})
+    assert signature.decode(b'{"args": [1, "a", 2]}') == ((1, "a", 2), {})
+    assert Signature(unhashable, "unhashable").decode(b'{"args": [[1]]}') == (([1],), {})
+    for function, body in ((wide, b'{"args": []}'), (wide, b'{"args": ["x"]}'), (keyword, b'{"args": [1]}')):
+        try:
+            Signature(function, "task").decode(body)
+        except leveret.InvalidArguments:
+            continue
+        raise AssertionError(f"{function.__name__} took {body!r}")
+
+
+def test_the_package_imports_what_is_used() -> None:
+    code = "import sys, leveret; sys.exit(any(name in sys.modules for name in ('asyncio', 'msgspec', 'logging')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert all(getattr(leveret, name) is not None for name in leveret.__all__)
+    assert set(leveret.__all__) <= set(dir(leveret))
