@@ -44,7 +44,8 @@ async def a_pause_is_told_by_an_empty_batch(bench: Bench) -> None:
             waiting = asyncio.ensure_future(anext(batches))
             await change(bench.queue.name)
             assert list(await waiting) == []
-            assert consumer.paused == expected
+            while consumer.paused != expected:  # an empty batch may also tell of tasks that were cancelled
+                assert list(await anext(batches)) == []
 
 
 @check
