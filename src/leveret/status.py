@@ -14,6 +14,7 @@ from leveret.model import (
     Outcome,
     Released,
     Retrying,
+    shorten,
     this_process,
 )
 
@@ -22,6 +23,9 @@ State: TypeAlias = Literal["queued", "delayed", "running", "retrying", "succeede
 #: States that do not change by themselves any more.
 FINAL: frozenset[State] = frozenset({"succeeded", "dead", "cancelled"})
 _WAITING: frozenset[State] = frozenset({"queued", "delayed", "retrying"})
+#: So much is kept of a task's past (moments), and of an error there (characters).
+_MOST_MOMENTS = 30
+_MAX_ERROR = 200
 NO_RESULT = msgspec.Raw(b"")
 #: How long a task's outcome is kept (seconds).
 KEEP = 3_600.0
@@ -33,6 +37,16 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     done: float
     total: float | None = None
     note: str = ""
+
+
+class Moment(msgspec.Struct, frozen=True, array_like=True):
+    """What a task was before: one line of its history."""
+
+    at: float
+    state: State
+    attempt: int
+    #: What ended the attempt, shortened.
+    error: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,6 +77,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str | None = None
     #: Told by the producer: it may come late, and says nothing new then.
     first: bool = False
+    #: What it was before, the oldest first; of many the latest.
+    history: list[Moment] = []
 
     @property
     def is_final(self) -> bool:
@@ -194,7 +210,16 @@ def newer(known: Status | None, update: Status) -> Status:
         enqueued_at=known.enqueued_at or update.enqueued_at,
         started_at=update.started_at or (known.started_at if update.is_final else None),
         progress=update.progress or (known.progress if update.state in FINAL or update.state == known.state else None),
+        history=_continued(known, update),
     )
+
+
+def _continued(known: Status, update: Status) -> list[Moment]:
+    if (known.state, known.attempt) == (update.state, update.attempt):
+        return known.history
+    error = shorten(known.error or "", _MAX_ERROR) if known.state in ("retrying", "dead", "cancelled") else ""
+    since = known.started_at if known.state == "running" and known.started_at else known.at
+    return [*known.history, Moment(since, known.state, known.attempt, error)][-_MOST_MOMENTS:]
 
 
 def _later(one: Status, other: Status) -> bool:
