@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--only", choices=_ON, action="append", help="one broker; again for more (both)")
     parser.add_argument("--rounds", type=int, help="how often each pair is measured")
     parser.add_argument("--tasks", type=int, help="no-op tasks of a measurement")
+    parser.add_argument("--goals", action="store_true", help="only what there is a goal for; writes nothing")
     parser.add_argument("--quick", action="store_true", help="fewer peers, fewer rounds; writes nothing")
     asked = parser.parse_args()
     if not PEERS_PYTHON.exists():
@@ -38,13 +39,14 @@ def main() -> None:
     with closing(Reaper([tree / "tmp" for tree in TREES.values()])):
         results, size = _measure(asked)
     sys.stdout.write("\n".join(report.goals(results)) + "\n")
-    if not asked.quick:
+    if not (asked.quick or asked.goals):
         report.write(results, size)
 
 
 def _measure(asked: argparse.Namespace) -> tuple[list[Results], Size]:
     size = programme.QUICK if asked.quick else programme.FULL
     size = dataclasses.replace(size, rounds=asked.rounds or size.rounds, tasks=asked.tasks or size.tasks)
+    size = dataclasses.replace(size, goals_only=asked.goals)
     startup = programme.run_startup(size)
     results = []
     if "rabbitmq" in (asked.only or _ON):

@@ -48,10 +48,10 @@ OURS_AUTO_EACH = replace(OURS_AUTO, name="leveret, enqueue, as it comes", produc
 OURS_TWO_CHILDREN = replace(
     _ours("leveret, two children", "as enqueue_many, --processes 2", "many", *_PREFETCH, "--processes", "2"),
     children=2,
-    share=2.0,
+    share=5.0,
 )
-OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=2.0)
-OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=4.0)
+OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=5.0)
+OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=8.0)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")

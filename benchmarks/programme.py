@@ -37,6 +37,8 @@ class Size:
     #: Rates of the curve of latency over load (a second).
     rates: tuple[float, ...]
     is_quick: bool = False
+    #: Leave out what no goal is about.
+    goals_only: bool = False
     #: Tasks of the memory's growth; how long an idle worker is watched (seconds).
     growth: int = 200_000
     idle: float = 20.0
@@ -53,7 +55,11 @@ QUICK = Size(rounds=1, tasks=3_000, seconds=3.0, rates=(), is_quick=True, starts
 def run(place: Place, size: Size) -> Results:
     """All measurements on one broker. Raises Incorrect or ProgramFailed when one of ours fails."""
     results = Results(place.name)
-    results.bouts = [Bout(duel) for duel in DUELS[place.kind] if duel.quick or not size.is_quick]
+    results.bouts = [
+        Bout(duel)
+        for duel in DUELS[place.kind]
+        if (duel.quick or not size.is_quick) and (duel.goals or not size.goals_only)
+    ]
     for number in range(size.rounds):
         for bout in results.bouts:
             _fight(bout, place, size.tasks, number)
@@ -62,6 +68,7 @@ def run(place: Place, size: Size) -> Results:
     if not size.is_quick:
         _footprint_goals(results, place, size)
         _claim_goal(results, place, size)
+    if not (size.is_quick or size.goals_only):
         results.curves = [_curve(entrant, place, size) for entrant in _CURVES[place.kind]]
     return results
 

@@ -17,6 +17,7 @@ from leveret.brokers.sqlite.settling import Settling
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.brokers.sqlite.writer import Writer, translate
+from leveret.deadlines import Deadlines
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
 from leveret.status import KEEP
 
@@ -39,6 +40,7 @@ class SQLiteBroker:
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.resolve()
         self._timeout = timeout
+        self._deadlines = Deadlines(timeout)
         self._bells = Bells(self._path)
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
         self._watcher = Watcher(self._writer, self._bells)
@@ -67,7 +69,7 @@ class SQLiteBroker:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            with self._deadlines.begin():
                 await self._writer.do(lambda store: store.insert(envelopes))
         except TimeoutError as error:
             ids = [envelope.id for envelope in envelopes]
