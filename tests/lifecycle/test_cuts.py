@@ -59,11 +59,17 @@ class Reader:
 
 
 async def counts(broker: Broker, **expected: int) -> None:
+    seen: dict[str, int] = {}
+
     async def counted() -> bool:
         (stats,) = await broker.stats([QUEUE.name])
-        return all(getattr(stats, name) == value for name, value in expected.items())
+        seen.update((name, getattr(stats, name)) for name in expected)
+        return seen == expected
 
-    await until(counted, f"the queue has {expected}")
+    try:
+        await until(counted, f"the queue has {expected}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; it has {seen}") from None
 
 
 async def test_cut_while_idle(node: Node) -> None:

@@ -26,6 +26,7 @@ class Proxy:
         self._delay = 0.0
         self._trap: bytes | None = None
         self._kept_back: bytes | None = None
+        self._kept_back_on = 0
         self.accepted = 0
 
     def __enter__(self) -> Self:
@@ -63,8 +64,9 @@ class Proxy:
         self._trap = words
 
     def keep_back(self, words: bytes | None) -> None:
-        """From now on pieces with these bytes do not come through, all others do; None: no more."""
+        """From now on pieces with these bytes do not come through the connections that there are; None: no more."""
         self._kept_back = words
+        self._kept_back_on = self.accepted
 
     @property
     def swallows(self) -> bool:
@@ -91,14 +93,14 @@ class Proxy:
                 with self._lock:
                     self._pairs.append((client, server))
                 for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+                    threading.Thread(target=self._forward, args=(source, sink, self.accepted), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, number: int) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
                 if self._trap is not None and self._trap in data:
                     self.swallow()
-                if self._kept_back is not None and self._kept_back in data:
+                if self._kept_back is not None and self._kept_back in data and number <= self._kept_back_on:
                     continue
                 self._open.wait()
                 time.sleep(self._delay)
