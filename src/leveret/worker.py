@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.cancelling import NOT_RUN, Cancellations
+from leveret.describing import Describer
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
 from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
 from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Progressed, Report, Started
@@ -122,9 +123,14 @@ class Worker:
             self._broker = self._given_broker or _connect(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
+            self._describer = Describer(
+                [queue.name for queue in queues], manifest.default_tasks, self._executor.children, self._held
+            )
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
-            opening = stack.enter_async_context(self._broker.consume(queues, credit=self._credit))
+            opening = stack.enter_async_context(
+                self._broker.consume(queues, credit=self._credit, describe=self._describer)
+            )
             consumer = await self._until_stopped(opening)
             if consumer is None:
                 return
@@ -301,6 +307,9 @@ class Worker:
             del self._keys_by_task[_task(delivery)]
         return delivery
 
+    def _held(self) -> int:
+        return len(self._backlog) + len(self._jobs)
+
     def _is_at_most_once(self, delivery: Delivery) -> bool:
         return self._name(delivery.envelope) in self._at_most_once
 
@@ -330,6 +339,7 @@ class Worker:
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             outcome = self._cancellations.judged(report.key, outcome)
+            self._describer.ended(outcome)
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
                 self._background(self._tell_ended(delivery, outcome))

@@ -36,8 +36,8 @@ class Forgetful(MemoryBroker):
             raise LeaseLost([self._lost[0].id])
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Any]:
-        async with super().consume(queues, credit=credit) as consumer:
+    async def consume(self, queues: Sequence[Queue], *, credit: int | None, **options: Any) -> AsyncGenerator[Any]:
+        async with super().consume(queues, credit=credit, **options) as consumer:
             lost, again = self._lost, self._again
 
             class Counting:

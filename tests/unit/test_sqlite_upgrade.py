@@ -21,6 +21,8 @@ BACK_TO_1 = """
 DROP TABLE record;
 DROP TABLE watch;
 DROP TABLE mark;
+DROP TABLE question;
+ALTER TABLE consumer DROP COLUMN describes;
 ALTER TABLE queue DROP COLUMN paused;
 DROP INDEX task_ready;
 DROP INDEX task_id;

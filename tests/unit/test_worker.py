@@ -457,8 +457,8 @@ async def test_a_delivery_whose_lease_ended_while_it_waited_is_not_run() -> None
 
     class Renewing(MemoryBroker):
         @asynccontextmanager
-        async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Any]:
-            async with super().consume(queues, credit=credit) as consumer:
+        async def consume(self, queues: Sequence[Queue], *, credit: int | None, **options: Any) -> AsyncGenerator[Any]:
+            async with super().consume(queues, credit=credit, **options) as consumer:
 
                 class Wrapped:
                     stop = consumer.stop

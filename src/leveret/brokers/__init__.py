@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.following import Feed
+    from leveret.inspection import Describe, WorkerReport
     from leveret.model import DeadLetter, Delivery, Envelope, Queue, QueueStats, Settlement
     from leveret.status import Mark, Status
 
@@ -70,10 +71,13 @@ class Broker(Protocol):
     async def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
 
-    def consume(self, queues: Sequence[Queue], /, *, credit: int | None) -> AbstractAsyncContextManager[Consumer]:
+    def consume(
+        self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None
+    ) -> AbstractAsyncContextManager[Consumer]:
         """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
 
-        What is unsettled when the context is left goes back to its queue.
+        What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
+        the `workers`, from when it is iterated until the context is left; without it this one is not among them.
         """
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
@@ -90,6 +94,21 @@ class Broker(Protocol):
 
     def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[Feed]:
         """News of these tasks: what is known now, then each change. A broken connection is mended behind it."""
+
+    async def recent(self, limit: int, /) -> Sequence[Status]:
+        """The tasks that changed last, the newest first: as many of the last hour's as are found without much reading.
+
+        For an overview; of each what its latest updates tell, which may be less than `statuses` knows.
+        """
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        """Every update of every task whose results are kept, from now on; `leveret.status.newer` adds them up.
+
+        Whoever is slow to read gets several updates of a task as one. A broken connection is mended behind it.
+        """
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """What the living workers do now. They are asked; one that does not answer within a second is left out."""
 
     async def cancel(self, id_: str, /) -> Status | None:
         """Have a task not run, or end; what is known of it then. "cancelled": it never runs. Not final: it runs, or it

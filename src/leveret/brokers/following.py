@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from leveret.status import newer
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
     from leveret.status import Status
 
 
+#: In the place of an id: whoever follows it follows every task.
+EVERY = ""
+#: So many tasks' news are kept for a reader of everything that is slow; then the oldest are dropped.
+_MOST_UNREAD = 10_000
+
+
 class Feed:
     """News of some tasks: what is known of each at first, then what changes. Slow readers get the latest of each."""
 
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = frozenset(ids)
         self._known: dict[str, Status] = {}
-        self._fresh: dict[str, None] = {}
+        self._fresh: dict[str, Status] = {}
         self._wake = asyncio.Event()
         self._error: BrokerError | None = None
 
@@ -30,8 +37,7 @@ class Feed:
                 status = newer(self._known.get(update.id), update)
                 if status != self._known.get(update.id):
                     self._known[update.id] = status
-                    self._fresh[update.id] = None
-                    self._wake.set()
+                    self._add(status)
 
     def fail(self, error: BrokerError) -> None:
         """There will be no more news."""
@@ -44,9 +50,26 @@ class Feed:
             self._wake.clear()
             fresh, self._fresh = self._fresh, {}
             if fresh:
-                yield [self._known[id_] for id_ in fresh]
+                yield list(fresh.values())
             if self._error is not None:
                 raise self._error
+
+    def _add(self, status: Status) -> None:
+        self._fresh[status.id] = status
+        self._wake.set()
+
+
+class Watch(Feed):
+    """News of every task, from now on. Nothing is kept of what was read."""
+
+    def __init__(self) -> None:
+        super().__init__([EVERY])
+
+    def tell(self, updates: Iterable[Status]) -> None:
+        for update in updates:
+            self._add(newer(self._fresh.get(update.id), update))
+        for id_ in list(islice(self._fresh, max(0, len(self._fresh) - _MOST_UNREAD))):
+            del self._fresh[id_]
 
 
 class Feeds:

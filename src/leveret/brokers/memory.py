@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.following import Feed, Feeds
+from leveret.brokers.following import Feed, Feeds, Watch
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from leveret.brokers import Consumer
+    from leveret.inspection import Describe, WorkerReport
 
 
 class Clock(Protocol):
@@ -75,6 +76,8 @@ class MemoryStore:
         #: What was told of tasks, the longest unchanged first.
         self.statuses: dict[str, Status] = {}
         self.feeds = Feeds()
+        #: Of the workers that consume now.
+        self.describers: list[Describe] = []
 
 
 class _Stored:
@@ -294,7 +297,9 @@ class MemoryBroker:
         self._deal({envelope.queue for envelope in envelopes})
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
+    async def consume(
+        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+    ) -> AsyncGenerator[Consumer]:
         await self.declare(queues)
         consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues], self._store.tokens)
         consumer.look_up()
@@ -302,9 +307,13 @@ class MemoryBroker:
         for name, taker in takers.items():
             self._store.queues[name].takers.append(taker)
         self._deal(takers)
+        if describe is not None:
+            self._store.describers.append(describe)
         try:
             yield consumer
         finally:
+            if describe is not None:
+                self._store.describers.remove(describe)
             for name, taker in takers.items():
                 taker.held = False
                 stored = self._store.queues[name]
@@ -343,6 +352,21 @@ class MemoryBroker:
             yield feed
         finally:
             self._store.feeds.remove(feed)
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self.statuses(list(itertools.islice(reversed(self._store.statuses), limit)))
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        watch = Watch()
+        self._store.feeds.add(watch)
+        try:
+            yield aiter(watch)
+        finally:
+            self._store.feeds.remove(watch)
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        return [describe() for describe in self._store.describers]
 
     async def cancel(self, id_: str) -> Status | None:
         mark = Mark(id_, self._store.clock.time())

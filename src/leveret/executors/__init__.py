@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
 from leveret.brokers import censor
+from leveret.inspection import RunningTask
 from leveret.model import Envelope, Outcome, Queue
 from leveret.retry import RetryPolicy
 from leveret.status import Progress
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.app import App
+    from leveret.inspection import ChildReport
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
@@ -60,6 +64,11 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     envelope: Envelope
     #: It is acknowledged already: whatever becomes of its process, it must not be started a second time.
     once: bool = False
+
+
+def running(job: Job, since: float) -> RunningTask:
+    envelope = job.envelope
+    return RunningTask(envelope.id, envelope.task, envelope.queue, envelope.attempt, since)
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -114,6 +123,15 @@ Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks
 OVERTIME = 5.0
 
 
+def resident(pid: int) -> int:
+    """A process's memory (bytes); 0 when it has ended, or on another system than Linux."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 class Executor(Protocol):
     """Runs jobs and reports on them through the callable it was made with, on its loop, in batches."""
 
@@ -132,6 +150,9 @@ class Executor(Protocol):
 
     def cancel(self, keys: Sequence[int], /) -> None:
         """Have these jobs end: those that have not begun do not, those that run are told. Each is still reported on."""
+
+    def children(self) -> Sequence[ChildReport]:
+        """What each process that runs jobs does now; tasks by the names that their messages gave."""
 
     async def stop(self) -> None:
         """End at once. Jobs that still ran are given up without a report."""

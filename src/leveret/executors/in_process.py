@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
-from leveret.executors import Finished, Job, Manifest, Progressed, Report, Started
+from leveret.executors import Finished, Job, Manifest, Progressed, Report, Started, resident, running
+from leveret.inspection import ChildReport
 from leveret.model import Cancelled, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.app import App
+    from leveret.inspection import RunningTask
     from leveret.model import Outcome
     from leveret.status import Progress
 
@@ -49,6 +53,10 @@ class InProcessExecutor:
     def cancel(self, keys: Sequence[int]) -> None:
         self._crew.cancel(keys)
 
+    def children(self) -> Sequence[ChildReport]:
+        pid = os.getpid()
+        return [ChildReport(pid, self._crew.running_tasks(), self._crew.finished, resident(pid))]
+
     async def stop(self) -> None:
         await self._crew.stop()
 
@@ -60,6 +68,8 @@ class _Link:
         self._key = key
         self._tell = tell
         self.cancelled = False
+        #: Unix time.
+        self.since = time.time()
 
     def progressed(self, progress: Progress) -> None:
         self._tell(self._key, progress)
@@ -79,6 +89,8 @@ class Crew:
         self._admit = admit
         #: The jobs that run, by the asyncio task that runs each.
         self.running: dict[asyncio.Task[Any], Job] = {}
+        #: How many jobs have run.
+        self.finished = 0
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
@@ -108,6 +120,9 @@ class Crew:
                 if self._runner.is_async(job.envelope):
                     task.cancel()
         self._unwanted.update(key for key in keys if key not in self._links)
+
+    def running_tasks(self) -> list[RunningTask]:
+        return [running(job, self._links[job.key].since) for job in self.running.values()]
 
     async def stop(self) -> None:
         self._stopping = True
@@ -156,6 +171,7 @@ class Crew:
         if this is not None:
             self.running.pop(this, None)
         self._free += 1
+        self.finished += 1
         self._say(Finished(job.key, outcome))
         self._start_waiting()
 

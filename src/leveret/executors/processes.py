@@ -19,7 +19,7 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, Overran, Report
+from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, Overran, Report, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
 from leveret.model import Cancelled
@@ -27,6 +27,8 @@ from leveret.model import Cancelled
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
+
+    from leveret.inspection import ChildReport
 
 log = logging.getLogger("leveret.executors")
 
@@ -58,7 +60,7 @@ class Recycling(msgspec.Struct, frozen=True):
         """Whether that child is to be replaced."""
         if self.max_tasks is not None and child.finished >= self.max_tasks:
             return True
-        return self.max_rss is not None and child.resident() >= self.max_rss
+        return self.max_rss is not None and resident(child.pid) >= self.max_rss
 
 
 class ProcessExecutor:
@@ -121,6 +123,9 @@ class ProcessExecutor:
         for child in (*self._serving, *self._leaving, *self._wards):
             child.cancel(keys)
         self._withdraw()
+
+    def children(self) -> Sequence[ChildReport]:
+        return [child.report() for child in (*self._serving, *self._leaving, *self._wards)]
 
     async def stop(self) -> None:
         self._stopping = True

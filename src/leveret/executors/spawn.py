@@ -15,12 +15,12 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
+from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started, resident, running
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker
+from leveret.inspection import ChildReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,13 +154,10 @@ class Child:
     def cause(self) -> str:
         return _cause(self._process)
 
-    def resident(self) -> int:
-        """Its memory (bytes); 0 when it has ended. Linux alone tells."""
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        except (OSError, IndexError):
-            return 0
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    def report(self) -> ChildReport:
+        now, monotonic = time.time(), time.monotonic()
+        tasks = [running(begun.job, now - (monotonic - begun.since)) for begun in self.started.values()]
+        return ChildReport(self.pid, tasks, self.finished, resident(self.pid))
 
     def condemn(self, key: int, cause: str) -> None:
         """Kill it because of one of its jobs."""

@@ -19,10 +19,10 @@ import time
 
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
-from leveret.testing import following, pausing
+from leveret.testing import following, inspecting, pausing
 from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text, text_of
 
-__all__ = ["CHECKS", "Check", "following", "pausing"]
+__all__ = ["CHECKS", "Check", "following", "inspecting", "pausing"]
 
 
 @check

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 
     from leveret.brokers import Consumer
+    from leveret.inspection import Describe
     from leveret.status import Mark, Status
     from leveret.task import Task
     from leveret.testing.clock import ManualClock
@@ -101,9 +102,11 @@ class FaultyBroker(MemoryBroker):
         await self._at_home(super().declare(queues))
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[Consumer]:
+    async def consume(
+        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+    ) -> AsyncGenerator[Consumer]:
         async with AsyncExitStack() as connection:
-            inner = await connection.enter_async_context(super().consume(queues, credit=credit))
+            inner = await connection.enter_async_context(super().consume(queues, credit=credit, describe=describe))
             yield _FaultyConsumer(self, inner, connection)
 
     async def tell(self, updates: Sequence[Status]) -> None:

@@ -42,11 +42,12 @@ from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Rele
 from leveret.status import KEEP, Mark, cancelled_before, revived_again
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.following import Feed
     from leveret.brokers.rabbitmq.codec import Message
+    from leveret.inspection import Describe, WorkerReport
     from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
     from leveret.status import Status
 
@@ -109,10 +110,12 @@ class RabbitMQBroker:
             await self._store(missing)
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[RabbitMQConsumer]:
+    async def consume(
+        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+    ) -> AsyncGenerator[RabbitMQConsumer]:
         self._queues.update((queue.name, queue) for queue in queues)
         consumer = RabbitMQConsumer(
-            self._urls, queues, credit, self._census, self._notes, self._postpone, self._publisher
+            self._urls, queues, credit, self._census, self._notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()
@@ -144,6 +147,15 @@ class RabbitMQBroker:
 
     def follow(self, ids: Sequence[str]) -> AbstractAsyncContextManager[Feed]:
         return self._events.follow(ids)
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self._events.recent(limit)
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        return self._events.watch()
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        return await self._insist("asking the workers", self._workers, _QUESTION)
 
     async def cancel(self, id_: str) -> Status | None:
         mark = Mark(id_, time.time())
@@ -297,6 +309,9 @@ class RabbitMQBroker:
             for name, count in sorted(counts.items())
             if count is not None
         ]
+
+    async def _workers(self) -> list[WorkerReport]:
+        return await self._census.workers(await self._publisher.connection())
 
     async def _set_paused(self, queue: str, change: Callable[[amqp.Connection, str], Awaitable[None]]) -> None:
         connection = await self._publisher.connection()

@@ -1,13 +1,14 @@
 """What is said to all workers: a fanout exchange to which each consuming session binds a queue of its own.
 
 A *question* names direct reply-to, and each session answers with what it holds: AMQP does not tell unacknowledged
-counts without a plugin. A *notice* is a small JSON object that wants no answer.
+counts without a plugin. Asked for it in the question's body, a worker also tells what it does. A *notice* is a small
+JSON object that wants no answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,11 +17,13 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message
 from leveret.brokers.rabbitmq.declare import make_control_exchange
 from leveret.brokers.rabbitmq.topology import CONTROL_EXCHANGE
+from leveret.inspection import WorkerReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from leveret.brokers.rabbitmq.publisher import Publisher
+    from leveret.inspection import Describe
 
 #: The pseudo-queue of direct reply-to (RabbitMQ 3.4 and later).
 _REPLY_TO = "amq.rabbitmq.reply-to"
@@ -47,11 +50,24 @@ PAUSING = "pausing"
 CANCELLING = "cancelling"
 
 
-class Report(msgspec.Struct, frozen=True):
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked beyond the counts. Whoever answers ignores a newer version, and a kind that it does not know."""
+
+    v: int = NOTICE_VERSION
+    kind: str
+
+
+#: What the worker does.
+WORKERS = "workers"
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """One consuming session's answer: unsettled deliveries by queue, and its consumers of each if they are not one."""
 
     running: dict[str, int]
     consumers: dict[str, int] = {}
+    #: Only if it was asked for.
+    worker: WorkerReport | None = None
 
 
 class Tally(msgspec.Struct):
@@ -78,9 +94,15 @@ class Census:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
+        #: How many workers answered the last question for them; None: it was not asked yet.
+        self._workers: int | None = None
 
     async def listen_on(
-        self, connection: amqp.Connection, report: Callable[[], Report], noticed: Callable[[Notice], None]
+        self,
+        connection: amqp.Connection,
+        report: Callable[[], Report],
+        describe: Describe | None,
+        noticed: Callable[[Notice], None],
     ) -> None:
         """Answer questions and pass notices on for as long as the connection lives."""
         await make_control_exchange(connection)
@@ -88,10 +110,13 @@ class Census:
         queue = (await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or ""
         await channel.queue_bind(queue, CONTROL_EXCHANGE)
 
-        async def answer(question: amqp.DeliveredMessage) -> None:
+        async def hear(question: amqp.DeliveredMessage) -> None:
             properties = question.header.properties
             if properties.reply_to:
-                body = msgspec.json.encode(report())
+                answer = report()
+                if describe is not None and _asks_for_workers(question.body):
+                    answer = msgspec.structs.replace(answer, worker=describe())
+                body = msgspec.json.encode(answer)
                 reply = amqp.Properties(correlation_id=properties.correlation_id, delivery_mode=1)
                 await self._publisher.send(Message(properties.reply_to, body, reply))
                 return
@@ -100,7 +125,7 @@ class Census:
                 if notice.v == NOTICE_VERSION:
                     noticed(notice)
 
-        await channel.basic_consume(queue, answer, no_ack=True)
+        await channel.basic_consume(queue, hear, no_ack=True)
 
     async def announce(self, connection: amqp.Connection, notice: Notice) -> None:
         """Tell all workers that are connected now; returned means that the broker has it."""
@@ -116,24 +141,63 @@ class Census:
         With nothing expected, listen for `LISTEN`: whoever answers tells which queues there are. At least so long with
         ``more``: workers may answer that RabbitMQ does not count as consumers.
         """
-        await make_control_exchange(connection)
-        channel = await amqp.open_channel(connection, confirms=False)
         tally, changed = Tally(), asyncio.Event()
 
-        async def count(answer: amqp.DeliveredMessage) -> None:
-            with suppress(msgspec.MsgspecError):
-                tally.add(msgspec.json.decode(answer.body, type=Report))
+        def count(report: Report) -> None:
+            tally.add(report)
+            changed.set()
+
+        async with _asking(connection, b"", count):
+            if more:
+                await asyncio.sleep(LISTEN)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WAIT if expected else LISTEN):
+                    while not (expected and tally.covers(expected)):
+                        await changed.wait()
+                        changed.clear()
+        return tally
+
+    async def workers(self, connection: amqp.Connection) -> list[WorkerReport]:
+        """Ask all workers what they do: for `WAIT` the first time, then for `LISTEN` if as many answer as the last."""
+        workers: list[WorkerReport] = []
+        changed = asyncio.Event()
+
+        def note(report: Report) -> None:
+            if report.worker is not None:
+                workers.append(report.worker)
                 changed.set()
 
-        await channel.basic_consume(_REPLY_TO, count, no_ack=True)
-        question = amqp.Properties(reply_to=_REPLY_TO, delivery_mode=1)
-        await channel.basic_publish(b"", exchange=CONTROL_EXCHANGE, properties=question, wait=False)
-        if more:
+        async with _asking(connection, msgspec.json.encode(Question(kind=WORKERS)), note):
             await asyncio.sleep(LISTEN)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(WAIT if expected else LISTEN):
-                while not (expected and tally.covers(expected)):
-                    await changed.wait()
-                    changed.clear()
-        await channel.close()
-        return tally
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WAIT - LISTEN):
+                    while self._workers is None or len(workers) < self._workers:
+                        await changed.wait()
+                        changed.clear()
+        self._workers = len(workers)
+        return workers
+
+
+@asynccontextmanager
+async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Report], None]) -> AsyncGenerator[None]:
+    """Ask all workers, and take what they answer."""
+    await make_control_exchange(connection)
+    channel = await amqp.open_channel(connection, confirms=False)
+
+    async def hear(answer: amqp.DeliveredMessage) -> None:
+        with suppress(msgspec.MsgspecError):
+            take(msgspec.json.decode(answer.body, type=Report))
+
+    await channel.basic_consume(_REPLY_TO, hear, no_ack=True)
+    properties = amqp.Properties(reply_to=_REPLY_TO, delivery_mode=1)
+    await channel.basic_publish(body, exchange=CONTROL_EXCHANGE, properties=properties, wait=False)
+    yield
+    await channel.close()
+
+
+def _asks_for_workers(body: bytes) -> bool:
+    try:
+        question = msgspec.json.decode(body, type=Question)
+    except msgspec.MsgspecError:
+        return False
+    return (question.v, question.kind) == (NOTICE_VERSION, WORKERS)

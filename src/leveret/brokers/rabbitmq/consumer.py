@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.census import Census, Notice
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.brokers.rabbitmq.reading import Incoming
+    from leveret.inspection import Describe
     from leveret.model import Delivery, Queue
     from leveret.status import Mark
 
@@ -68,6 +69,7 @@ class RabbitMQConsumer:
         notes: Notes,
         postpone: Postpone,
         publisher: Publisher,
+        describe: Describe | None,
     ) -> None:
         self._urls = urls
         self._queues = queues
@@ -75,6 +77,7 @@ class RabbitMQConsumer:
         self._census = census
         self._notes = notes
         self._postpone = postpone
+        self._describe = describe
         self._postponing: set[asyncio.Task[None]] = set()
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
@@ -178,7 +181,7 @@ class RabbitMQConsumer:
         session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
-                await line.run(session.begin(self._credit, self._census))
+                await line.run(session.begin(self._credit, self._census, self._describe))
         except BaseException as error:
             await line.close()
             if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
@@ -258,7 +261,7 @@ class Session:
         self._failed = asyncio.Event()
         self._mending: set[asyncio.Task[None]] = set()
 
-    async def begin(self, credit: int, census: Census) -> None:
+    async def begin(self, credit: int, census: Census, describe: Describe | None) -> None:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         channel, connection = self._line.channel, self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
@@ -267,7 +270,7 @@ class Session:
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         self._line.take_deliveries(self._on_messages)
         try:
-            await census.listen_on(connection, self.report, self._on_notice)
+            await census.listen_on(connection, self.report, describe, self._on_notice)
         except amqp.ChannelAccessRefused as error:
             lack = "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs"
             self._notes.tell_refusal(lack, error)

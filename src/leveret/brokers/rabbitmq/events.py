@@ -6,14 +6,16 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.following import Feed
+from leveret.brokers.following import Feed, Watch
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.declare import make_stream
 from leveret.brokers.rabbitmq.streams import (
     Batch,
+    Place,
     Reading,
     events_declaration,
     new_sentinel,
@@ -24,7 +26,7 @@ from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueN
 from leveret.status import newer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
@@ -44,6 +46,8 @@ _MOST_WAITING = 20_000
 _MOST_BYTES = 256 * 1024
 #: How long what was told may take to go out when the program ends (seconds).
 _FAREWELL = 2.0
+#: How many of the last messages are read for an overview; more only if those tell of too few tasks.
+_LOOK_BACK = (100, 1_000)
 #: The stream is read on for so long after the last who followed has gone: the next one comes soon (seconds).
 _LINGER = 5.0
 
@@ -88,6 +92,15 @@ class Events:
     async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
         async with self._reader.follow(ids) as feed:
             yield feed
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        async with self._reader.watch() as watch:
+            yield aiter(watch)
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        known = await self._reader.recent(limit)
+        return sorted(known.values(), key=lambda status: status.at, reverse=True)[:limit]
 
     async def close(self) -> None:
         if self._waiting and self._flushing is not None:
@@ -187,6 +200,11 @@ class _Subscription:
         self._seen: int | None = None
         self._early: list[tuple[int, list[Status]]] = []
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The tasks that are to be read up on after a lost connection."""
+        return self.feed.ids
+
     def take(self, offset: int, updates: list[Status]) -> None:
         if self._seen is None:
             mine = [update for update in updates if update.id in self.feed.ids]
@@ -207,6 +225,18 @@ class _Subscription:
             self.take(offset, updates)
 
 
+class _Watching(_Subscription):
+    """One that takes whatever comes. After a lost connection the reader goes on where it was: see `_Reader`."""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset()
+
+    def take(self, offset: int, updates: list[Status]) -> None:
+        del offset
+        self.feed.tell(updates)
+
+
 class _Reader:
     """Reads the stream on a connection of its own: an alarm stops connections that publish."""
 
@@ -218,6 +248,8 @@ class _Reader:
         self._subscriptions: set[_Subscription] = set()
         self._following: asyncio.Task[None] | None = None
         self._attached = asyncio.Event()
+        #: From where on nothing was taken yet.
+        self._place: Place = "next"
         self._ending: asyncio.TimerHandle | None = None
         self._asked: list[tuple[Sequence[str], asyncio.Future[tuple[dict[str, Status], int]]]] = []
         self._answering: asyncio.Task[None] | None = None
@@ -233,6 +265,19 @@ class _Reader:
     @asynccontextmanager
     async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
         subscription = _Subscription(Feed(ids))
+        async with self._joined(subscription):
+            known, offset = await self.ask(ids)
+            subscription.begin(list(known.values()), offset)
+            yield subscription.feed
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[Feed]:
+        subscription = _Watching(Watch())
+        async with self._joined(subscription):
+            yield subscription.feed
+
+    @asynccontextmanager
+    async def _joined(self, subscription: _Subscription) -> AsyncGenerator[None]:
         self._subscriptions.add(subscription)
         try:
             if self._ending is not None:
@@ -243,9 +288,7 @@ class _Reader:
                 self._following = asyncio.get_running_loop().create_task(self._follow())
                 self._following.add_done_callback(self._fail_feeds)
             await self._until_attached(self._following)
-            known, offset = await self.ask(ids)
-            subscription.begin(list(known.values()), offset)
-            yield subscription.feed
+            yield
         finally:
             self._subscriptions.discard(subscription)
             if not self._subscriptions and self._ending is None:
@@ -302,10 +345,14 @@ class _Reader:
             known_before = list(self._subscriptions) if self._attached.is_set() else []
             for subscription in known_before:
                 subscription.forget()
-            await self._on(line, reading.begin("next"), "following tasks")
+            is_again = any(isinstance(one, _Watching) for one in known_before)
+            await self._on(line, reading.begin(self._place if is_again else "next"), "following tasks")
+            if not is_again:
+                self._place = place_of([], time.time(), self._events.keep)
             self._attached.set()
-            if known_before:
-                known, offset = await self.ask([id_ for one in known_before for id_ in one.feed.ids])
+            ids = [id_ for one in known_before for id_ in one.ids]
+            if ids:
+                known, offset = await self.ask(ids)
                 for subscription in known_before:
                     subscription.begin(list(known.values()), offset)
             await line.lost()
@@ -315,6 +362,7 @@ class _Reader:
                     await reading.end()
 
     def _take(self, offset: int, batch: Batch) -> None:
+        self._place = offset + 1
         if batch.updates:
             for subscription in self._subscriptions:
                 subscription.take(offset, batch.updates)
@@ -325,7 +373,7 @@ class _Reader:
             asked, self._asked = self._asked, []
             wanted = frozenset(id_ for ids, _ in asked for id_ in ids)
             try:
-                answer = await self._insist(wanted)
+                answer = await self._insist(partial(self._read, wanted))
             except BaseException as error:
                 for _, future in asked:
                     if not future.done():
@@ -339,14 +387,18 @@ class _Reader:
                     if not future.done():
                         future.set_result(answer)
 
-    async def _insist(self, wanted: frozenset[str]) -> tuple[dict[str, Status], int]:
+    async def recent(self, limit: int) -> dict[str, Status]:
+        """What the last messages tell of the tasks that they are about. Raises BrokerError."""
+        return await self._insist(partial(self._read_back, limit))
+
+    async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read, again and again while the broker is unavailable, for as long as the timeout."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._events.timeout
         for pause in backoff():
             try:
                 async with asyncio.timeout_at(deadline):
-                    return await self._read(wanted)
+                    return await read()
             except TimeoutError as error:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {self._events.timeout:g} s") from error
             except BrokerUnavailable:
@@ -363,20 +415,46 @@ class _Reader:
                 if update.id in wanted:
                     known[update.id] = newer(known.get(update.id), update)
 
+        place = place_of(list(wanted), time.time(), self._events.keep)
+        sentinel = new_sentinel()
+        async with self._reading(place, take, sentinel) as arrival:
+            await self._events.send(Batch(sentinel=sentinel))
+            return known, await arrival()
+
+    async def _read_back(self, limit: int) -> dict[str, Status]:
+        known: dict[str, Status] = {}
+
+        def take(_: int, batch: Batch) -> None:
+            for update in batch.updates:
+                known[update.id] = newer(known.get(update.id), update)
+
+        sentinel = new_sentinel()
+        async with self._reading("last", _ignore, sentinel) as arrival:
+            await self._events.send(Batch(sentinel=sentinel))
+            end = await arrival()
+        for messages in _LOOK_BACK:
+            known.clear()
+            async with self._reading(max(0, end - messages), take, sentinel) as arrival:
+                await arrival()
+            if len(known) >= limit:
+                break
+        return known
+
+    @asynccontextmanager
+    async def _reading(
+        self, place: Place, take: Callable[[int, Batch], None], sentinel: str
+    ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
+        """Read from that place on; gives what waits until the sentinel has come, for its offset."""
         line = await self._opened()
         reading = Reading(line.connection, self._events.stream, take)
-        sentinel = new_sentinel()
         came = reading.expect(sentinel)
         try:
-            place = place_of(list(wanted), time.time(), self._events.keep)
             await self._on(line, reading.begin(place), "reading what became of tasks")
-            await self._events.send(Batch(sentinel=sentinel))
-            offset = await self._on(line, _awaited(came), "reading what became of tasks")
+            yield lambda: self._on(line, _awaited(came), "reading what became of tasks")
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
                     await reading.end()
-        return known, offset
 
     async def _opened(self) -> amqp.Line:
         async with self._opening:
@@ -392,6 +470,10 @@ class _Reader:
             return await line.run(operation)
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+
+
+def _ignore(offset: int, batch: Batch) -> None:
+    """What is not wanted."""
 
 
 async def _awaited(future: asyncio.Future[int]) -> int:

@@ -13,6 +13,7 @@ from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
+from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.settling import Settling
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.watcher import Watcher
@@ -22,11 +23,12 @@ from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout
 from leveret.status import KEEP
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
     from leveret.brokers.following import Feed
+    from leveret.inspection import Describe, WorkerReport
     from leveret.model import DeadLetter, Envelope, Queue, QueueStats, Settlement
     from leveret.status import Status
 
@@ -44,6 +46,9 @@ class SQLiteBroker:
         self._bells = Bells(self._path)
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
         self._watcher = Watcher(self._writer, self._bells)
+        self._overseer = Watcher(self._writer, self._bells)
+        #: Whether anybody wanted to know of every task when this program stored its last ones.
+        self._is_watched = False
         self._settling = Settling(self._writer)
 
     @classmethod
@@ -70,7 +75,7 @@ class SQLiteBroker:
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         try:
             with self._deadlines.begin():
-                await self._writer.do(lambda store: store.insert(envelopes))
+                self._is_watched = await self._writer.do(lambda store: store.insert(envelopes))
         except TimeoutError as error:
             ids = [envelope.id for envelope in envelopes]
             raise EnqueueTimeout(
@@ -79,8 +84,10 @@ class SQLiteBroker:
             ) from error
 
     @asynccontextmanager
-    async def consume(self, queues: Sequence[Queue], *, credit: int | None) -> AsyncGenerator[SQLiteConsumer]:
-        consumer = SQLiteConsumer(self._writer, self._bells, queues, credit)
+    async def consume(
+        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+    ) -> AsyncGenerator[SQLiteConsumer]:
+        consumer = SQLiteConsumer(self._writer, self._bells, queues, credit, describe)
         await self._start(consumer)
         try:
             yield consumer
@@ -116,8 +123,8 @@ class SQLiteBroker:
             raise LeaseLost(lost)
 
     async def tell(self, updates: Sequence[Status]) -> None:
-        # A producer's are in the task's own row.
-        told = [update for update in updates if not update.first]
+        # A producer's are in the task's own row, and recorded only for who watches.
+        told = [update for update in updates if self._is_watched or not update.first]
         if told:
             await self._writer.do(lambda store: store.note(told))
 
@@ -126,6 +133,19 @@ class SQLiteBroker:
 
     def follow(self, ids: Sequence[str]) -> AbstractAsyncContextManager[Feed]:
         return self._watcher.follow(ids)
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self._writer.do(lambda store: store.records.recent(limit))
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        return self._overseer.watch()
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        await sweep(self._writer, self._bells)
+        try:
+            return await ask(self._writer, self._bells)
+        except OSError as error:
+            raise translate(error, self._path) from error
 
     async def cancel(self, id_: str) -> Status | None:
         return await self._writer.do(lambda store: store.cancel(id_))
@@ -155,5 +175,6 @@ class SQLiteBroker:
 
     async def close(self) -> None:
         await self._watcher.close()
+        await self._overseer.close()
         await self._settling.finish()
         await self._writer.close()

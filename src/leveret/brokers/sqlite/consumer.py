@@ -9,17 +9,20 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError
 from leveret.model import Delivery, Queue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from leveret.brokers.sqlite.bells import Bell, Bells
     from leveret.brokers.sqlite.store import Claim, Dealt
     from leveret.brokers.sqlite.writer import Writer
+    from leveret.inspection import Describe, WorkerReport
     from leveret.status import Mark
 
 log = logging.getLogger("leveret.sqlite")
@@ -41,11 +44,22 @@ class Lease:
 class SQLiteConsumer:
     """See `leveret.brokers.Consumer`."""
 
-    def __init__(self, writer: Writer, bells: Bells, queues: Sequence[Queue], credit: int | None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        bells: Bells,
+        queues: Sequence[Queue],
+        credit: int | None,
+        describe: Describe | None = None,
+    ) -> None:
         self._writer = writer
         self._bells = bells
         self._queues = queues
         self._credit = credit
+        self._describe = describe
+        #: Who asks what it does, and was told.
+        self._askers: frozenset[int] = frozenset()
+        self._answering: set[asyncio.Task[None]] = set()
         self._paused: frozenset[str] = frozenset()
         self._told: frozenset[str] = frozenset()
         self._stopped = False
@@ -70,7 +84,12 @@ class SQLiteConsumer:
         try:
             number = await self._writer.do(
                 partial(
-                    Store.register, bell=bell.name, queues=self._queues, credit=self._credit, receiver=self._receive
+                    Store.register,
+                    bell=bell.name,
+                    queues=self._queues,
+                    credit=self._credit,
+                    receiver=self._receive,
+                    describes=self._describe is not None,
                 )
             )
         except BaseException:
@@ -126,6 +145,9 @@ class SQLiteConsumer:
         self._stopped = True
         self._lease.held = False
         self._let_go_of_bell()
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
         await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
 
     def _receive(self, dealt: Dealt | None) -> None:
@@ -141,6 +163,9 @@ class SQLiteConsumer:
         self._paused = dealt.paused.intersection(queue.name for queue in self._queues)
         self._new_marks.extend(mark for mark in dealt.marks if mark not in self._known_marks)
         self._known_marks = frozenset(dealt.marks)
+        askers, self._askers = dealt.askers - self._askers, dealt.askers
+        if askers and self._describe is not None:
+            self._in_background(self._answer(sorted(askers), self._describe()))
         if not self._shall_look:
             self._look_at(dealt.next_due)
         self._wake.set()
@@ -210,6 +235,18 @@ class SQLiteConsumer:
         if self._bell is not None:
             self._bell.hush()
         self._look_soon()
+        if self._stopped and self._describe is not None:
+            self._in_background(self._look())  # nobody waits for deliveries any more, but somebody may ask
+
+    async def _answer(self, askers: Sequence[int], report: WorkerReport) -> None:
+        answer = msgspec.json.encode(report)
+        with suppress(BrokerError):  # then it is left out
+            await self._writer.do(lambda store: store.questions.answer(self._lease.consumer, askers, answer))
+
+    def _in_background(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

@@ -34,6 +34,11 @@ _UPGRADES = {
         "CREATE INDEX watch_consumer ON watch (consumer)",
         "CREATE TABLE mark (consumer INTEGER NOT NULL, task TEXT NOT NULL, at REAL NOT NULL,"
         " PRIMARY KEY (consumer, task)) WITHOUT ROWID",
+        "ALTER TABLE consumer ADD COLUMN describes INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX record_change ON record (change)",
+        "CREATE TABLE question (asker INTEGER NOT NULL, consumer INTEGER NOT NULL, answer BLOB,"
+        " PRIMARY KEY (asker, consumer)) WITHOUT ROWID",
+        "CREATE INDEX question_consumer ON question (consumer)",
     ),
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.brokers.following import EVERY
 from leveret.status import Mark, Status, cancelled_before, newer, placed
 
 if TYPE_CHECKING:
@@ -74,12 +75,15 @@ class Records:
 
     def changes(self, consumer: int, after: int) -> News | None:
         """What changed of what the consumer watches since change ``after``; None when it is not registered."""
-        rows = self._execute(
-            "SELECT change, status FROM watch JOIN record ON record.id = watch.task"
-            " WHERE watch.consumer = ? AND change > ? ORDER BY change",
-            consumer,
-            after,
-        ).fetchall()
+        if self._watches(EVERY, consumer):
+            rows = self._execute("SELECT change, status FROM record WHERE change > ? ORDER BY change", after).fetchall()
+        else:
+            rows = self._execute(
+                "SELECT change, status FROM watch JOIN record ON record.id = watch.task"
+                " WHERE watch.consumer = ? AND change > ? ORDER BY change",
+                consumer,
+                after,
+            ).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
         return News([_unpack(status) for _, status in rows], rows[-1][0] if rows else after)
@@ -122,11 +126,26 @@ class Records:
         self._execute("DELETE FROM mark WHERE consumer = ?", consumer)
         self._execute("DELETE FROM watch WHERE consumer = ?", consumer)
 
+    def recent(self, limit: int) -> list[Status]:
+        """The tasks that changed last: of those that are recorded, and of those that were stored last."""
+        recorded = self._execute("SELECT id FROM record ORDER BY change DESC LIMIT ?", limit).fetchall()
+        stored = self._execute("SELECT id FROM task ORDER BY seq DESC LIMIT ?", limit).fetchall()
+        found = self.statuses(id_ for (id_,) in (*recorded, *stored))
+        return sorted(found, key=lambda status: status.at, reverse=True)[:limit]
+
+    def is_watched(self) -> bool:
+        """Whether anybody wants to know of every task."""
+        return self._execute("SELECT 1 FROM watch WHERE task = ? LIMIT 1", EVERY).fetchone() is not None
+
+    def _watches(self, id_: str, consumer: int) -> bool:
+        row = self._execute("SELECT 1 FROM watch WHERE task = ? AND consumer = ?", id_, consumer).fetchone()
+        return row is not None
+
     def _ring_for(self, updates: Sequence[Status]) -> None:
         if self._execute("SELECT 1 FROM watch LIMIT 1").fetchone() is None:
             return
-        for update in updates:
-            for (consumer,) in self._execute("SELECT consumer FROM watch WHERE task = ?", update.id).fetchall():
+        for id_ in (EVERY, *(update.id for update in updates)):
+            for (consumer,) in self._execute("SELECT consumer FROM watch WHERE task = ?", id_).fetchall():
                 self._ring(consumer)
 
     def _purge(self, now: float, keep: float, count: int) -> None:

@@ -39,8 +39,9 @@ CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
 
 -- A living consumer holds its bell, a named pipe, open; the kernel closes it when the process dies.
 CREATE TABLE consumer (
-    id    INTEGER PRIMARY KEY AUTOINCREMENT,
-    bell  TEXT NOT NULL UNIQUE
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    bell      TEXT NOT NULL UNIQUE,
+    describes INTEGER NOT NULL DEFAULT 0 -- 1: asked what it does, it answers
 );
 
 -- A consumer's share of one queue.
@@ -61,10 +62,11 @@ CREATE TABLE record (
     status  BLOB NOT NULL             -- JSON
 );
 CREATE INDEX record_at ON record (at);
+CREATE INDEX record_change ON record (change);
 
 -- Who wants to know of which task: its bell is rung.
 CREATE TABLE watch (
-    task      TEXT NOT NULL,
+    task      TEXT NOT NULL,          -- '': every task
     consumer  INTEGER NOT NULL,
     PRIMARY KEY (task, consumer)
 ) WITHOUT ROWID;
@@ -77,6 +79,15 @@ CREATE TABLE mark (
     at        REAL NOT NULL,          -- Unix time
     PRIMARY KEY (consumer, task)
 ) WITHOUT ROWID;
+
+-- What a consumer is asked to tell of itself, and by whom.
+CREATE TABLE question (
+    asker     INTEGER NOT NULL,       -- its bell is rung at each answer
+    consumer  INTEGER NOT NULL,
+    answer    BLOB,                   -- JSON; NULL: none yet
+    PRIMARY KEY (asker, consumer)
+) WITHOUT ROWID;
+CREATE INDEX question_consumer ON question (consumer);
 
 -- One row: numbers deliveries and turns.
 CREATE TABLE clock (tick INTEGER NOT NULL);

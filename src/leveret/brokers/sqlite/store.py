@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.records import Records
 from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
@@ -73,6 +74,8 @@ class Dealt(msgspec.Struct, frozen=True):
     paused: frozenset[str] = frozenset()
     #: Of all tasks that it has and that were cancelled.
     marks: list[Mark] = []
+    #: Who asks what the consumer does.
+    askers: frozenset[int] = frozenset()
 
 
 class Letters(msgspec.Struct, frozen=True):
@@ -106,6 +109,7 @@ class Store:
         self._undealt: set[int] = set()
         self._rung: set[int] = set()
         self.records = Records(database, self._rung.add)
+        self.questions = Questions(database, self._rung.add)
         self._joining: dict[int, Receiver] = {}
         self._read: dict[int, int] = {}
 
@@ -148,7 +152,8 @@ class Store:
             "INSERT INTO queue (name, max_length) VALUES (?, ?)", [(queue.name, queue.max_length) for queue in missing]
         )
 
-    def insert(self, envelopes: Sequence[Envelope]) -> None:
+    def insert(self, envelopes: Sequence[Envelope]) -> bool:
+        """Store tasks; whether anybody wants to know of every task."""
         by_queue: dict[str, list[Envelope]] = {}
         for envelope in envelopes:
             by_queue.setdefault(envelope.queue, []).append(envelope)
@@ -156,6 +161,7 @@ class Store:
         ids = {name: self._room_for(name, mine, envelopes) for name, mine in by_queue.items()}
         self._insert([_row(ids[envelope.queue], envelope, now) for envelope in envelopes])
         self._deal(ids.values())
+        return self.records.is_watched()
 
     def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
@@ -195,10 +201,13 @@ class Store:
         (last,) = self._execute("SELECT tick FROM clock").fetchone()
         return int(number or 0), int(last)
 
-    def register(self, bell: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver) -> int:
-        """A new consumer of the queues, in this process; its number."""
+    def register(
+        self, bell: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver, *, describes: bool = False
+    ) -> int:
+        """A new consumer of the queues, in this process; its number. ``describes``: it tells what it does if asked."""
         self.declare(queues)
-        consumer = int(self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid or 0)
+        inserted = self._execute("INSERT INTO consumer (bell, describes) VALUES (?, ?)", bell, describes)
+        consumer = int(inserted.lastrowid or 0)
         self._joining[consumer] = receiver
         ids = [self._queue_id(name) for name in dict.fromkeys(queue.name for queue in queues)]
         for queue in ids:
@@ -224,7 +233,13 @@ class Store:
             return None
         claims = [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
         paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
-        return Dealt(claims, next_due, frozenset(name for (name,) in paused), self.records.marks(consumer))
+        return Dealt(
+            claims,
+            next_due,
+            frozenset(name for (name,) in paused),
+            self.records.marks(consumer),
+            self.questions.unanswered(consumer),
+        )
 
     def _promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
@@ -286,6 +301,7 @@ class Store:
         queues: set[int] = set()
         for consumer in consumers:
             self.records.orphaned(consumer, self._keep)
+            self.questions.gone(consumer)
             returned = self._execute(
                 "UPDATE task SET state = 'ready', consumer = NULL, token = NULL, returns = returns + 1"
                 " WHERE state = 'running' AND consumer = ? RETURNING queue, id",

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from leveret.brokers.following import Feed, Feeds
+from leveret.brokers.following import Feed, Feeds, Watch
 from leveret.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from leveret.brokers.sqlite.bells import Bell, Bells
     from leveret.brokers.sqlite.records import News
@@ -42,13 +42,23 @@ class Watcher:
 
     @asynccontextmanager
     async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        feed = Feed(ids)
+        async with self._joined(Feed(ids)) as feed:
+            yield feed
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        """Of every task, by a watcher that does nothing else: one that follows some tasks did not see the others'."""
+        async with self._joined(Watch()) as watch:
+            yield aiter(watch)
+
+    @asynccontextmanager
+    async def _joined(self, feed: Feed) -> AsyncGenerator[Feed]:
         try:
             async with self._changing:
                 if self._bell is None:
                     await self._register()
                 self._feeds.add(feed)
-                feed.tell(await self._watch(ids))
+                feed.tell(await self._watch(list(feed.ids)))
             yield feed
         finally:
             await asyncio.shield(self._leave(feed))
@@ -122,7 +132,8 @@ class Watcher:
         bell = self._bell
         if bell is None:
             return
-        self._number, self._last = await self._writer.do(lambda store: store.register_watcher(bell.name))
+        self._number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
+        self._last = min(self._last, last)
         self._feeds.tell(await self._watch(list(self._feeds.ids)))
 
     def _rung(self) -> None:

@@ -1,0 +1,91 @@
+"""Asking the consumers of a file what they do: a row for each that is asked, and bells both ways."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leveret.inspection import WorkerReport
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+
+    from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.writer import Writer
+
+#: How long consumers may take to answer (seconds).
+_WAIT = 1.0
+_decode = msgspec.json.Decoder(WorkerReport).decode
+
+
+class Questions:
+    """The SQL. Used by `Store`, in its transactions. ``ring``: told of each consumer that has something to see."""
+
+    def __init__(self, database: sqlite3.Connection, ring: Callable[[int], object]) -> None:
+        self._database = database
+        self._ring = ring
+
+    def ask(self, asker: int) -> None:
+        """Ask all consumers that describe themselves."""
+        asked = self._execute(
+            "INSERT INTO question (asker, consumer) SELECT ?, id FROM consumer WHERE describes RETURNING consumer",
+            asker,
+        ).fetchall()
+        for (consumer,) in asked:
+            self._ring(consumer)
+
+    def unanswered(self, consumer: int) -> frozenset[int]:
+        """Who asks the consumer."""
+        rows = self._execute("SELECT asker FROM question WHERE consumer = ? AND answer IS NULL", consumer).fetchall()
+        return frozenset(asker for (asker,) in rows)
+
+    def answer(self, consumer: int, askers: Sequence[int], answer: bytes) -> None:
+        for asker in askers:
+            self._execute("UPDATE question SET answer = ? WHERE asker = ? AND consumer = ?", answer, asker, consumer)
+            self._ring(asker)
+
+    def answers(self, asker: int) -> list[bytes | None]:
+        """One for each that is asked; None: it has not answered yet."""
+        rows = self._execute("SELECT answer FROM question WHERE asker = ? ORDER BY consumer", asker).fetchall()
+        return [answer for (answer,) in rows]
+
+    def gone(self, consumer: int) -> None:
+        """A consumer or an asker has ended."""
+        for (asker,) in self._execute("DELETE FROM question WHERE consumer = ? RETURNING asker", consumer).fetchall():
+            self._ring(asker)
+        self._execute("DELETE FROM question WHERE asker = ?", consumer)
+
+    def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        return self._database.execute(sql, values)
+
+
+async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
+    """What the living consumers tell within a second."""
+    loop, rung = asyncio.get_running_loop(), asyncio.Event()
+    bell = bells.hang()
+
+    def hear() -> None:
+        bell.hush()
+        rung.set()
+
+    loop.add_reader(bell.reader, hear)
+    try:
+        asker, _ = await writer.do(lambda store: store.register_watcher(bell.name))
+        try:
+            await writer.do(lambda store: store.questions.ask(asker))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WAIT):
+                    while None in await writer.do(lambda store: store.questions.answers(asker)):
+                        await rung.wait()
+                        rung.clear()
+            answers = await writer.do(lambda store: store.questions.answers(asker))
+        finally:
+            await asyncio.shield(writer.do(lambda store: store.remove([asker])))
+    finally:
+        loop.remove_reader(bell.reader)
+        bell.take_down()
+    return [_decode(answer) for answer in answers if answer is not None]
