@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.brokers import censor
+from leveret.events import ChildReplaced
 from leveret.inspection import RunningTask
 from leveret.model import Envelope, Outcome, Queue
 from leveret.retry import RetryPolicy
@@ -117,7 +118,7 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
     stack: str
 
 
-Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks
+Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks | ChildReplaced
 
 #: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
 OVERTIME = 5.0
