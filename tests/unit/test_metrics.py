@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from leveret import BrokerUnavailable, ConfigurationError
@@ -284,3 +290,52 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "leveret.metrics.prometheus", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'leveret\[prometheus\]'"):
         exporting("127.0.0.1:0")
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.parametrize("name", ["grafana/leveret.json", "grafana/alerts.yml", "telemetry.md"])
+async def test_each_metric_that_is_named_is_there(name: str) -> None:
+    envelope = Envelope("a", "work", "say", b"", enqueued_at=1.0)
+    async with exported(Source()) as (exporter, port):
+        for event in (TaskStarted(envelope), TaskFinished(envelope, Succeeded()), TaskSettled(envelope, Succeeded())):
+            exporter.hear(event)
+        _, text = await get(port, "/metrics")
+    there = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    there |= {family.name for family in text_string_to_metric_families(text)}
+    named = set(re.findall(r"\bleveret_\w+", (DOCS / name).read_text()))
+    assert named
+    assert named <= there
+
+
+def test_the_dashboards_panels_are_whole() -> None:
+    dashboard = json.loads((DOCS / "grafana/leveret.json").read_text())
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in dashboard["panels"]:
+        assert panel["title"]
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for target in panel["targets"]:
+            expression = target["expr"]
+            assert expression.count("(") == expression.count(")")
+
+
+def test_the_alert_rules_are_rules() -> None:
+    rules = yaml.safe_load((DOCS / "grafana/alerts.yml").read_text())["groups"][0]["rules"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["expr"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_promtool_accepts_the_alert_rules() -> None:
+    done = subprocess.run(
+        [str(PROMTOOL), "check", "rules", str(DOCS / "grafana/alerts.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
