@@ -60,8 +60,8 @@ class Runner:
         with telemetry.processing(envelope, self._app.url) as ended:
             try:
                 outcome, error = await self._attempt(envelope, link)
-            except BaseException as error:
-                ended(_CANCELLED if link.cancelled else Released(), error)
+            except BaseException as interruption:
+                ended(_CANCELLED if link.cancelled else Released(), interruption)
                 raise
             ended(_CANCELLED if link.cancelled and not isinstance(outcome, Succeeded) else outcome, error)
             return outcome

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leveret.errors import ConfigurationError
+from leveret.model import Retrying
 from leveret.telemetry import kind
 
 try:
@@ -184,7 +185,7 @@ def _type(error: BaseException) -> str:
 
 
 def _reason(outcome: Outcome) -> str:
-    return getattr(outcome, "error", None) or getattr(outcome, "reason", "")
+    return outcome.error if isinstance(outcome, Retrying) else getattr(outcome, "reason", "")
 
 
 def _fail(span: Span, error: BaseException | None, type_: str, description: str) -> None:

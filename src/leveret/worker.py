@@ -38,9 +38,9 @@ from leveret.executors import (
     Executor,
     Finished,
     Job,
+    News,
     Overran,
     Progressed,
-    Report,
     Started,
 )
 from leveret.executors.processes import ProcessExecutor, Recycling
@@ -362,7 +362,7 @@ class Worker:
         self._acknowledged.add(key)
         self._executor.submit([Job(key, delivery.envelope, once=True)])
 
-    def _on_reports(self, reports: Sequence[Report]) -> None:
+    def _on_reports(self, reports: Sequence[News]) -> None:
         settlements: list[Settlement] = []
         for report in reports:
             if isinstance(report, Started) and not (self._listeners or self._recorder.records):

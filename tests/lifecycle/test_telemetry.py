@@ -46,9 +46,11 @@ class Scraped:
             return 0, str(error)
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of that name with these labels; -1 if there is none."""
+        """The sum of the samples of that name with these labels; -1 if there is none, or no worker yet."""
         status, text = self.get("/metrics")
-        assert status == 200, text
+        assert status in (0, 200), text
+        if not status:
+            return -1.0
         found = [
             sample.value
             for family in text_string_to_metric_families(text)

@@ -109,8 +109,8 @@ async def test_what_is_counted() -> None:
             exporter.hear(TaskStarted(envelope))
             exporter.hear(TaskFinished(envelope, outcome))
             exporter.hear(TaskSettled(envelope, outcome))
-        for outcome in (Released(), Cancelled("no")):
-            exporter.hear(TaskSettled(first, outcome))
+        for other in (Released(), Cancelled("no")):
+            exporter.hear(TaskSettled(first, other))
         exporter.hear(TaskSettled(first, Succeeded(), kept=False))
         exporter.hear(ChildReplaced(1, "died"))
         status, text = await get(port, "/metrics")

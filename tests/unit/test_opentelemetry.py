@@ -74,6 +74,7 @@ class Traced(Bench):
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
         data = self._reader.get_metrics_data()
+        assert data is not None
         metrics = [metric for one in data.resource_metrics for scope in one.scope_metrics for metric in scope.metrics]
         return [
             (dict(point.attributes or {}), getattr(point, "value", None) or getattr(point, "count", None))

@@ -20,7 +20,7 @@ import msgspec
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
 from leveret.events import ChildReplaced
-from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, Overran, Report, resident
+from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
 from leveret.model import Cancelled
@@ -97,7 +97,7 @@ class ProcessExecutor:
         self._unwanted: set[int] = set()
         self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
-        self._report: Callable[[Sequence[Report]], None] = lambda _: None
+        self._report: Callable[[Sequence[News]], None] = lambda _: None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slots = processes * concurrency
 
@@ -110,7 +110,7 @@ class ProcessExecutor:
         """The children that are given jobs."""
         return [child.pid for child in self._serving]
 
-    async def start(self, report: Callable[[Sequence[Report]], None]) -> Manifest:
+    async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
         self._report = report
         first = await Child.start(self._begin, self)
         self._serving.append(first)
