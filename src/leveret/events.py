@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, log_fields
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +97,8 @@ def write_log(event: Event) -> None:
 
 def _log_outcome(event: TaskSettled) -> None:
     envelope, outcome = event.envelope, event.outcome
+    if event.kept and isinstance(outcome, Succeeded) and not log.isEnabledFor(logging.DEBUG):
+        return  # nearly all that there is to tell, and mostly nobody wants it
     name = envelope.task or "(default task)"
     told = logging.LoggerAdapter(log, log_fields(envelope))
     if not event.kept:

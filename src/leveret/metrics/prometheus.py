@@ -51,6 +51,7 @@ class Exporter:
         self._registry = CollectorRegistry()
         self._source: Source | None = None
         self._begun: dict[tuple[str, str, int], float] = {}
+        self._series: dict[tuple[str, str], _Series] = {}
         self._lag = _Lag()
         self._queues = _Queues()
         self._tasks = Counter(
@@ -88,12 +89,9 @@ class Exporter:
         elif isinstance(event, TaskFinished):
             begun = self._begun.pop(_attempt(event.envelope), None)
             if begun is not None:
-                self._run_time.labels(self._label(event.envelope), event.envelope.queue).observe(
-                    time.monotonic() - begun
-                )
+                self._of(event.envelope).run_time.observe(time.monotonic() - begun)
         elif isinstance(event, TaskSettled):
-            outcome = kind(event.outcome) if event.kept else "lost"
-            self._tasks.labels(self._label(event.envelope), event.envelope.queue, outcome).inc()
+            self._of(event.envelope).ended(kind(event.outcome) if event.kept else "lost")
         elif isinstance(event, ChildReplaced):
             self._replaced.labels(event.reason).inc()
 
@@ -147,10 +145,32 @@ class Exporter:
         # Of an attempt that is made again at once it is not known since when it waited.
         since = envelope.due if envelope.attempt > 1 else _latest(envelope.enqueued_at, envelope.due)
         if since is not None:
-            self._wait_time.labels(self._label(envelope), envelope.queue).observe(max(0.0, now - since))
+            self._of(envelope).wait_time.observe(max(0.0, now - since))
 
-    def _label(self, envelope: Envelope) -> str:
-        return (self._source and self._source.registered(envelope)) or _UNKNOWN
+    def _of(self, envelope: Envelope) -> _Series:
+        labels = (self._source and self._source.registered(envelope)) or _UNKNOWN, envelope.queue
+        series = self._series.get(labels)
+        if series is None:
+            series = _Series(self._tasks, self._run_time.labels(*labels), self._wait_time.labels(*labels), labels)
+            self._series[labels] = series
+        return series
+
+
+class _Series:
+    """What is counted of one task in one queue: finding a series by its labels takes longer than counting."""
+
+    def __init__(self, tasks: Counter, run_time: Histogram, wait_time: Histogram, labels: tuple[str, str]) -> None:
+        self._tasks = tasks
+        self._labels = labels
+        self._outcomes: dict[str, Counter] = {}
+        self.run_time = run_time
+        self.wait_time = wait_time
+
+    def ended(self, outcome: str) -> None:
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._outcomes[outcome] = self._tasks.labels(*self._labels, outcome)
+        counter.inc()
 
 
 class _Lag:
