@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from leveret.model import Envelope
     from leveret.retry import Decide
     from leveret.status import Status
+    from leveret.telemetry import Telemetry
 
 T = TypeVar("T")
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
@@ -68,7 +69,8 @@ class App:
     ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. ``queues``: those that want settings
     of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds after which an
     enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task. ``middleware``: what is
-    wrapped around each run in a worker, the first one outermost: logging, tracing, a database session.
+    wrapped around each run in a worker, the first one outermost: logging, a database session. ``telemetry``: what
+    traces and measures each enqueue and each run, as `leveret.opentelemetry.OpenTelemetry` does.
     ``keep_results``: how long the broker keeps what became of a task (seconds). ``max_result_size``: bytes of an
     encoded result; a larger one is not kept, and whoever asks for it is told.
 
@@ -83,6 +85,7 @@ class App:
         enqueue_timeout: float = DEFAULT_TIMEOUT,
         max_message_size: int = MAX_MESSAGE_SIZE,
         middleware: Sequence[Middleware] = (),
+        telemetry: Telemetry | None = None,
         keep_results: float = KEEP,
         max_result_size: int = MAX_RESULT_SIZE,
     ) -> None:
@@ -95,6 +98,7 @@ class App:
         self.enqueue_timeout = enqueue_timeout
         self.max_message_size = max_message_size
         self.middleware = tuple(middleware)
+        self.telemetry = telemetry
         self._queues = {queue.name: queue for queue in queues}
         self._tasks: dict[str, Task[..., Any]] = {}
         self._default_tasks: dict[str, str] = {}
@@ -228,8 +232,17 @@ class App:
             raise UnknownTask(f"no task is registered as {wanted!r}; known: {known}")
         return task
 
-    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> None:
+    def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> Coroutine[Any, Any, None]:
         """Store tasks on this loop's connection, opening it first if need be. ``told``: let those who follow know."""
+        if self.telemetry is None:
+            return self._publish(envelopes, told=told)
+        return self._publish_within(self.telemetry, envelopes, told=told)
+
+    async def _publish_within(self, telemetry: Telemetry, envelopes: Sequence[Envelope], *, told: bool) -> None:
+        with telemetry.sending(envelopes, self.url) as marked:
+            await self._publish(marked, told=told)
+
+    async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         try:
             await self._producer().publish(envelopes)
         except TimeoutError as error:

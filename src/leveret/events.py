@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,13 @@ class TaskStarted(msgspec.Struct, frozen=True):
     """A task is about to be called."""
 
     envelope: Envelope
+
+
+class TaskFinished(msgspec.Struct, frozen=True):
+    """A run has ended, and its outcome is on its way to the broker. Not told of a task that is dead before it runs."""
+
+    envelope: Envelope
+    outcome: Outcome
 
 
 class TaskSettled(msgspec.Struct, frozen=True):
@@ -56,7 +63,16 @@ class TaskBlocks(msgspec.Struct, frozen=True):
     stack: str
 
 
-Event: TypeAlias = WorkerReady | TaskStarted | TaskSettled | TaskBlocks | WorkerStopping
+class ChildReplaced(msgspec.Struct, frozen=True):
+    """A child process ended, or takes no more tasks; a fresh one is started."""
+
+    pid: int
+    #: died: crashed or was killed from outside. overran: killed, or left behind, for a task that outlasts its timeout.
+    #: blocked: its event loop does not turn. recycled: it has run, or holds, as much as it may.
+    reason: Literal["died", "overran", "blocked", "recycled"]
+
+
+Event: TypeAlias = WorkerReady | TaskStarted | TaskFinished | TaskSettled | TaskBlocks | ChildReplaced | WorkerStopping
 Listener: TypeAlias = "Callable[[Event], None]"
 
 
@@ -75,19 +91,25 @@ def write_log(event: Event) -> None:
             event.envelope.id,
             event.seconds,
             event.stack.rstrip(),
+            extra=log_fields(event.envelope),
         )
 
 
 def _log_outcome(event: TaskSettled) -> None:
     envelope, outcome = event.envelope, event.outcome
+    if event.kept and isinstance(outcome, Succeeded) and not log.isEnabledFor(logging.DEBUG):
+        return  # nearly all that there is to tell, and mostly nobody wants it
     name = envelope.task or "(default task)"
+    told = logging.LoggerAdapter(log, log_fields(envelope))
     if not event.kept:
-        log.warning("%s %s: its delivery was lost before its outcome was recorded; it may run again", name, envelope.id)
+        told.warning(
+            "%s %s: its delivery was lost before its outcome was recorded; it may run again", name, envelope.id
+        )
     elif event.at_most_once and isinstance(outcome, (Retrying, DeadLettered)):
         error = outcome.error if isinstance(outcome, Retrying) else outcome.reason
-        log.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, error)
+        told.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, error)
     elif isinstance(outcome, Retrying):
-        log.warning(
+        told.warning(
             "%s %s: attempt %d failed, next try in %.1f s: %s",
             name,
             envelope.id,
@@ -96,10 +118,10 @@ def _log_outcome(event: TaskSettled) -> None:
             outcome.error,
         )
     elif isinstance(outcome, DeadLettered):
-        log.error("%s %s: dead: %s", name, envelope.id, outcome.reason)
+        told.error("%s %s: dead: %s", name, envelope.id, outcome.reason)
     elif isinstance(outcome, Cancelled):
-        log.info("%s %s: %s", name, envelope.id, outcome.reason)
+        told.info("%s %s: %s", name, envelope.id, outcome.reason)
     elif isinstance(outcome, Released):
-        log.info("%s %s: handed back", name, envelope.id)
+        told.info("%s %s: handed back", name, envelope.id)
     else:
-        log.debug("%s %s: done", name, envelope.id)
+        told.debug("%s %s: done", name, envelope.id)

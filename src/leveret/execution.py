@@ -28,7 +28,7 @@ from leveret.errors import (
     UnknownTask,
     UnreadableBody,
 )
-from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, shorten
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields, shorten
 from leveret.retry import RetryRules
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from leveret.task import Task
 
 log = logging.getLogger("leveret.execution")
+
+_CANCELLED = Cancelled("cancelled while it ran")
 
 
 class Runner:
@@ -52,11 +54,25 @@ class Runner:
 
     async def run(self, envelope: Envelope, link: Link = NO_LINK) -> Outcome:
         """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
+        telemetry = self._app.telemetry
+        if telemetry is None:
+            return (await self._attempt(envelope, link))[0]
+        with telemetry.processing(envelope, self._app.url) as ended:
+            try:
+                outcome, error = await self._attempt(envelope, link)
+            except BaseException as interruption:
+                ended(_CANCELLED if link.cancelled else Released(), interruption)
+                raise
+            ended(_CANCELLED if link.cancelled and not isinstance(outcome, Succeeded) else outcome, error)
+            return outcome
+
+    async def _attempt(self, envelope: Envelope, link: Link) -> tuple[Outcome, BaseException | None]:
+        """The outcome, and the exception that it comes from."""
         try:
             task = self._app.find(envelope.task, envelope.queue)
             args, kwargs = task.signature.decode(envelope.body)
         except (UnknownTask, UnreadableBody, InvalidArguments) as error:
-            return DeadLettered(shorten(f"{type(error).__name__}: {error}"))
+            return DeadLettered(shorten(f"{type(error).__name__}: {error}")), error
         try:
             current = _current(task, envelope, link)
             value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs))
@@ -64,10 +80,10 @@ class Runner:
             running = asyncio.current_task()
             if running is not None and running.cancelling():
                 raise
-            return classify(error, envelope.attempt, task.retry)
+            return classify(error, envelope.attempt, task.retry), error
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
-            return classify(error, envelope.attempt, task.retry)
-        return self._succeeded(task, envelope, value) if task.store_result else Succeeded()
+            return classify(error, envelope.attempt, task.retry), error
+        return self._succeeded(task, envelope, value) if task.store_result else Succeeded(), None
 
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
@@ -95,7 +111,13 @@ class Runner:
         try:
             return Succeeded(task.returns.encode(value, self._app.max_result_size))
         except (NotSerializable, NoResult) as error:
-            log.warning("%s %s succeeded, and its result is not kept: %s", task.name, envelope.id, error)
+            log.warning(
+                "%s %s succeeded, and its result is not kept: %s",
+                task.name,
+                envelope.id,
+                error,
+                extra=log_fields(envelope),
+            )
             return Succeeded(problem=shorten(str(error), 1_000))
 
     def close(self) -> None:

@@ -248,6 +248,16 @@ def new_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
+#: What a log record about a task says of it.
+LOG_FIELDS = ("task_id", "task_name", "task_queue", "task_attempt")
+
+
+def log_fields(envelope: Envelope) -> dict[str, Any]:
+    """The ``extra`` of a log record about a task."""
+    values = (envelope.id, envelope.task, envelope.queue, envelope.attempt)
+    return dict(zip(LOG_FIELDS, values, strict=True))
+
+
 def shorten(text: str, limit: int = MAX_TRACEBACK) -> str:
     """Cut the middle out of a long text; both ends of a traceback matter."""
     text = printable(text)

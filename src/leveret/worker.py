@@ -13,18 +13,40 @@ import random
 import signal
 import time
 from collections import Counter, OrderedDict, deque
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from contextlib import AsyncExitStack, nullcontext
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from leveret.brokers import Broker, Consumer, connect
+from leveret import admission
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
-from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted, WorkerReady, WorkerStopping, write_log
-from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Progressed, Report, Started
+from leveret.events import (
+    ChildReplaced,
+    Event,
+    Listener,
+    TaskBlocks,
+    TaskFinished,
+    TaskSettled,
+    TaskStarted,
+    WorkerReady,
+    WorkerStopping,
+    write_log,
+)
+from leveret.executors import (
+    Blocks,
+    Died,
+    Executor,
+    Finished,
+    Job,
+    News,
+    Overran,
+    Progressed,
+    Started,
+)
 from leveret.executors.processes import ProcessExecutor, Recycling
-from leveret.logs import configure as configure_logging
-from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
+from leveret.logs import Format, Logging
+from leveret.metrics import Condition, exporting
+from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, Settlement, Succeeded
 from leveret.prefetch import TICK, Pace, credit
 from leveret.recorder import Recorder
 from leveret.retry import RetryPolicy
@@ -33,19 +55,15 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
 
+    from leveret.brokers import Broker, Consumer
+    from leveret.model import Envelope, QueueStats
     from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
 _Attempt: TypeAlias = tuple[str, str, int, float | None, int]
-Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 
-#: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
-#: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
-MAX_RETURNS = 15
-#: AMQP carries it in 16 bits.
-MOST_PREFETCH = 65_535
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000
 #: How long a worker may go on running what it has when it is told to stop (seconds).
@@ -74,14 +92,14 @@ class Worker:
         executor: Executor,
         *,
         queues: Sequence[str] = (),
-        prefetch: Prefetch = "auto",
+        prefetch: admission.Prefetch = "auto",
         grace: float = DEFAULT_GRACE,
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
     ) -> None:
         self._executor = executor
         self._names = queues
-        self._credit = _credit(prefetch, executor.slots)
+        self._credit = admission.first_credit(prefetch, executor.slots)
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
@@ -102,12 +120,30 @@ class Worker:
         self._stop = asyncio.Event()
         self._halt = asyncio.Event()
         self._idle = asyncio.Event()
+        self._consumer: Consumer | None = None
+        self._policies: dict[str, RetryPolicy] = {}
 
     def stop(self) -> None:
         """Stop taking and finish what runs, within the grace. Called again: stop at once. Nothing is lost."""
         if self._stop.is_set():
             self._halt.set()
         self._stop.set()
+
+    def condition(self) -> Condition:
+        """How it is now."""
+        consumer = self._consumer
+        is_taking = consumer is not None and consumer.connected and not self._stop.is_set()
+        losses = 0 if consumer is None else consumer.losses
+        return Condition(is_taking, running=len(self._jobs), waiting=len(self._backlog), losses=losses)
+
+    async def stats(self) -> Sequence[QueueStats]:
+        """What is in its queues; nothing before it is ready. Raises BrokerError."""
+        return () if self._consumer is None else await self._broker.stats(self._queues)
+
+    def registered(self, envelope: Envelope) -> str | None:
+        """The task that runs it; None: its application has none."""
+        name = self._name(envelope)
+        return name if name in self._policies else None
 
     async def run(self) -> None:
         """Work until `stop`. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot."""
@@ -119,8 +155,8 @@ class Worker:
             self._at_most_once = frozenset(manifest.at_most_once)
             self._default_tasks = manifest.default_tasks
             self._policies = manifest.policies
-            queues = _select(self._names, manifest)
-            self._broker = self._given_broker or _connect(manifest.url, manifest.keep_results)
+            queues = admission.select(self._names, manifest)
+            self._broker = self._given_broker or admission.connected(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
             self._describer = Describer(
@@ -134,9 +170,9 @@ class Worker:
             consumer = await self._until_stopped(opening)
             if consumer is None:
                 return
-            self._tell(WorkerReady([queue.name for queue in queues]))
-            _warn_of_long_tasks(consumer, manifest)
-            self._consumer, self._queues = consumer, len(queues)
+            self._consumer, self._queues = consumer, [queue.name for queue in queues]
+            self._tell(WorkerReady(self._queues))
+            admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
@@ -213,7 +249,7 @@ class Worker:
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
-            verdict = NOT_RUN if self._cancellations.covers(delivery) else _dead_already(delivery, now)
+            verdict = NOT_RUN if self._cancellations.covers(delivery) else admission.dead_already(delivery, now)
             if verdict is not None:
                 dead.append((delivery, verdict))
                 continue
@@ -241,7 +277,7 @@ class Worker:
     def _decide(self, pace: Pace) -> None:
         run_time, present = pace.run_time(time.monotonic()), self._credit
         if run_time is not None and present is not None and not self._stop.is_set():
-            wanted = credit(run_time, slots=self._executor.slots, queues=self._queues, present=present)
+            wanted = credit(run_time, slots=self._executor.slots, queues=len(self._queues), present=present)
             if wanted != present:
                 self._background(self._change_credit(wanted))
                 return
@@ -253,6 +289,7 @@ class Worker:
             self._decide_soon()
 
     async def _change_credit(self, wanted: int) -> None:
+        assert self._consumer is not None
         try:
             if not await self._consumer.set_credit(wanted):
                 self._pace = None
@@ -286,7 +323,7 @@ class Worker:
         key = self._keys_by_task.get(_task(delivery))
         running = None if key is None else self._jobs[key]
         is_again = running is not None and not running.lease.held and _attempt(running) == _attempt(delivery)
-        if key is not None and is_again and delivery.returns < MAX_RETURNS:
+        if key is not None and is_again and delivery.returns < admission.MAX_RETURNS:
             if key in self._acknowledged:
                 self._settle([(delivery, Succeeded())])
             else:
@@ -325,10 +362,13 @@ class Worker:
         self._acknowledged.add(key)
         self._executor.submit([Job(key, delivery.envelope, once=True)])
 
-    def _on_reports(self, reports: Sequence[Report]) -> None:
+    def _on_reports(self, reports: Sequence[News]) -> None:
         settlements: list[Settlement] = []
         for report in reports:
             if isinstance(report, Started) and not (self._listeners or self._recorder.records):
+                continue
+            if isinstance(report, ChildReplaced):
+                self._tell(report)
                 continue
             delivery = self._jobs.get(report.key)
             if delivery is None:
@@ -340,6 +380,8 @@ class Worker:
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             outcome = self._cancellations.judged(report.key, outcome)
             self._describer.ended(outcome)
+            if self._listeners:
+                self._tell(TaskFinished(delivery.envelope, outcome))
             if report.key in self._acknowledged:
                 self._acknowledged.discard(report.key)
                 self._background(self._tell_ended(delivery, outcome))
@@ -502,58 +544,6 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _credit(prefetch: object, slots: int) -> int | None:
-    if prefetch == "unlimited":
-        return None
-    credit = slots if prefetch == "auto" else prefetch
-    if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
-        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
-    return credit
-
-
-def _connect(url: str, keep: float) -> Broker:
-    if url.startswith("memory:"):
-        raise ConfigurationError(
-            f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
-            "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
-        )
-    return connect(url, keep=keep)
-
-
-def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
-    known = {queue.name: queue for queue in manifest.queues}
-    if not names and not known:
-        raise ConfigurationError("the application has no tasks, so there is no queue to work on")
-    return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
-
-
-def _warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
-    limit = consumer.hold_limit
-    if limit is None:
-        return
-    minutes = limit.seconds / 60
-    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
-    if long:
-        log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
-    else:
-        log.info("a task that runs %g minutes or longer may run twice: %s", minutes, limit.remedy)
-
-
-def _dead_already(delivery: Delivery, now: float) -> Outcome | None:
-    """Why a delivery must not run at all, if so."""
-    if delivery.defect:
-        return DeadLettered(delivery.defect)
-    expires_at = delivery.envelope.expires_at
-    if expires_at is not None and expires_at < now:
-        return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")
-    if delivery.returns < MAX_RETURNS:
-        return None
-    return DeadLettered(
-        f"it came back {delivery.returns} times without an outcome: it was being run, or waited, when its worker died "
-        "or lost its connection; it may be what kills the workers"
-    )
-
-
 def run_worker(
     app: str,
     *,
@@ -561,20 +551,23 @@ def run_worker(
     queues: Sequence[str] = (),
     processes: int = 1,
     concurrency: int = 10,
-    prefetch: Prefetch = "auto",
+    prefetch: admission.Prefetch = "auto",
     grace: float = DEFAULT_GRACE,
     max_tasks_per_child: int | None = None,
     max_rss: int | None = None,
     listeners: Sequence[Listener] = (),
     log_level: str = "INFO",
+    log_format: Format = "text",
+    metrics: str | None = None,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
     ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
     application's. ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so
-    much memory, is replaced; the fresh one is ready before the old one leaves. ``log_level``: for a program that has
-    not set logging up itself. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError
-    or BrokerRefused when it cannot work.
+    much memory, is replaced; the fresh one is ready before the old one leaves. ``log_level``, ``log_format``: for a
+    program that has not set logging up itself. ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs
+    ``leveret[prometheus]``), ``/live`` and ``/ready``. A second signal stops at once; nothing is lost. Raises
+    AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
     """
     if processes < 1 or not 1 <= concurrency <= MOST_CONCURRENCY:
         raise ConfigurationError(
@@ -582,14 +575,20 @@ def run_worker(
             f"with 1 to {MOST_CONCURRENCY} tasks"
         )
     recycling = Recycling(max_tasks_per_child, max_rss)
-    configure_logging(log_level)
+    logs = Logging(log_level, log_format)
+    logs.set_up()
+    exporter = None if metrics is None else exporting(metrics)
 
     async def work() -> None:
-        executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency, recycling=recycling)
-        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=listeners)
+        executor = ProcessExecutor(
+            app, url=url, processes=processes, concurrency=concurrency, recycling=recycling, logs=logs.of_children()
+        )
+        heard = listeners if exporter is None else (*listeners, exporter.hear)
+        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, worker.stop)
-        await worker.run()
+        async with nullcontext() if exporter is None else exporter.serve(worker):
+            await worker.run()
 
     asyncio.run(work())

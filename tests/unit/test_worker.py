@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from leveret import App, BrokerError, BrokerRefused, ConfigurationError, LeaseLost, Queue
+from leveret.admission import MAX_RETURNS
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
+from leveret.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement, Succeeded, new_id
-from leveret.worker import MAX_RETURNS, Worker
+from leveret.worker import Worker
 from tests.support.bench import Bench
 from tests.support.waiting import until
 
@@ -50,6 +51,7 @@ async def test_the_events_of_a_workers_life() -> None:
     assert bench.events == [
         WorkerReady(["work"]),
         TaskStarted(envelope),
+        TaskFinished(envelope, Succeeded(b"null")),
         TaskSettled(envelope, Succeeded(b"null")),
         WorkerStopping(0, 7.0),
     ]

@@ -52,6 +52,14 @@ class Consumer(Protocol):
     def marks(self) -> Sequence[Mark]:
         """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether tasks can come now; False while a lost connection is mended."""
+
+    @property
+    def losses(self) -> int:
+        """How often its connection was lost since it began."""
+
     async def set_credit(self, credit: int, /) -> bool:
         """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
 

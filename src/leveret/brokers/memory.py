@@ -243,6 +243,14 @@ class _MemoryConsumer:
     def hold_limit(self) -> None:
         return None
 
+    @property
+    def connected(self) -> bool:
+        return True
+
+    @property
+    def losses(self) -> int:
+        return 0
+
     async def set_credit(self, credit: int) -> bool:
         for stored in self._queues:
             for taker in stored.takers:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from leveret.admission import MOST_PREFETCH, Prefetch
 from leveret.cli.options import url_option
-from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, MOST_PREFETCH, Prefetch, run_worker
+from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, run_worker
+
+if TYPE_CHECKING:
+    from leveret.logs import Format
 
 
 class _PrefetchType(click.ParamType[Prefetch]):
@@ -71,6 +77,18 @@ class _PrefetchType(click.ParamType[Prefetch]):
     default="INFO",
     show_default=True,
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a line, with the task's fields, also for what the tasks log themselves.",
+)
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve /metrics for Prometheus, /live and /ready there; needs leveret[prometheus].",
+)
 @url_option
 def command(
     app: str,
@@ -82,6 +100,8 @@ def command(
     max_tasks_per_child: int | None,
     max_rss: int | None,
     log_level: str,
+    log_format: Format,
+    metrics: str | None,
     url: str | None,
 ) -> None:
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
@@ -93,6 +113,7 @@ def command(
     Examples:
       leveret worker tasks:app
       leveret worker tasks:app -q images -q mail --processes 4 --concurrency 1
+      leveret worker tasks:app --metrics 0.0.0.0:9090 --log-format json
       leveret worker shop/tasks.py:app --url amqp://guest:guest@localhost/
     """
     run_worker(
@@ -106,4 +127,6 @@ def command(
         max_tasks_per_child=max_tasks_per_child,
         max_rss=None if max_rss is None else max_rss * 1024 * 1024,
         log_level=log_level.upper(),
+        log_format=log_format,
+        metrics=metrics,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.brokers import censor
+from leveret.events import ChildReplaced
 from leveret.inspection import RunningTask
 from leveret.model import Envelope, Outcome, Queue
 from leveret.retry import RetryPolicy
@@ -118,6 +119,8 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks
+#: What an executor tells its worker.
+News: TypeAlias = Report | ChildReplaced
 
 #: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
 OVERTIME = 5.0
@@ -143,7 +146,7 @@ class Executor(Protocol):
     def broken(self) -> asyncio.Future[None]:
         """Gets an exception when no job can ever run again (the application can't be imported any more)."""
 
-    async def start(self, report: Callable[[Sequence[Report]], None], /) -> Manifest:
+    async def start(self, report: Callable[[Sequence[News]], None], /) -> Manifest:
         """Be ready to run. Raises AppNotLoaded when the application can't be imported."""
 
     def submit(self, jobs: Sequence[Job], /) -> None: ...

@@ -145,6 +145,8 @@ def main() -> None:
     except AppNotLoaded as error:
         connection.sendall(frame([NotLoaded(str(error))]))
         return
+    if begin.logs is not None:
+        begin.logs.set_up()
     if begin.url is not None:
         app.connect_to(begin.url)
     asyncio.run(serve(connection, app, begin, watch, tickets))

@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
-from leveret.executors import Finished, Job, Manifest, Progressed, Report, Started, resident, running
+from leveret.executors import Finished, Job, Manifest, News, Progressed, Report, Started, resident, running
 from leveret.inspection import ChildReport
 from leveret.model import Cancelled, Succeeded
 
@@ -43,7 +43,7 @@ class InProcessExecutor:
     def broken(self) -> asyncio.Future[None]:
         return self._broken
 
-    async def start(self, report: Callable[[Sequence[Report]], None]) -> Manifest:
+    async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
         self._crew.report_to(report)
         return Manifest.of(self._app)
 

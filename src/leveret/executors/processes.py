@@ -19,7 +19,8 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, Overran, Report, resident
+from leveret.events import ChildReplaced
+from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
 from leveret.model import Cancelled
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from leveret.inspection import ChildReport
+    from leveret.logs import Logging
 
 log = logging.getLogger("leveret.executors")
 
@@ -64,7 +66,10 @@ class Recycling(msgspec.Struct, frozen=True):
 
 
 class ProcessExecutor:
-    """``processes`` children, each running ``concurrency`` tasks at once."""
+    """``processes`` children, each running ``concurrency`` tasks at once.
+
+    ``logs``: where their logs go, unless the application decides that when it is imported.
+    """
 
     def __init__(
         self,
@@ -74,8 +79,9 @@ class ProcessExecutor:
         processes: int = 1,
         concurrency: int = 10,
         recycling: Recycling = Recycling(),  # noqa: B008 - frozen
+        logs: Logging | None = None,
     ) -> None:
-        self._begin = Begin(app, url, concurrency)
+        self._begin = Begin(app, url, concurrency, logs)
         self._processes = processes
         self._recycling = recycling
         self._serving: list[Child] = []
@@ -91,7 +97,7 @@ class ProcessExecutor:
         self._unwanted: set[int] = set()
         self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
-        self._report: Callable[[Sequence[Report]], None] = lambda _: None
+        self._report: Callable[[Sequence[News]], None] = lambda _: None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slots = processes * concurrency
 
@@ -104,7 +110,7 @@ class ProcessExecutor:
         """The children that are given jobs."""
         return [child.pid for child in self._serving]
 
-    async def start(self, report: Callable[[Sequence[Report]], None]) -> Manifest:
+    async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
         self._report = report
         first = await Child.start(self._begin, self)
         self._serving.append(first)
@@ -160,11 +166,13 @@ class ProcessExecutor:
             return
         if child.oldest_unstarted() > _PATIENCE and self._has_room():
             jobs = self._retire(child)
+            self._report([ChildReplaced(child.pid, "blocked")])
             log.warning("a child process (pid %d) is blocked: %d tasks that waited go to another", child.pid, jobs)
         else:
             self._recycle_if_due(child)
 
     def died(self, child: Child) -> None:
+        was_replaced = child in self._leaving
         if self._stopping or not self._forget(child):
             return
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
@@ -172,7 +180,8 @@ class ProcessExecutor:
         charged = self._charge(child)
         self._unwanted.difference_update(verdict.key for verdict in charged)
         self._restock()
-        self._report(charged)
+        replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
+        self._report([*replaced, *charged])
         self._assign()
 
     # What follows from it.
@@ -215,6 +224,7 @@ class ProcessExecutor:
             )
         elif over > _LATE and child in self._serving and self._has_room():
             log.warning("a child process (pid %d) is replaced: a task outlasts its timeout", child.pid)
+            self._report([ChildReplaced(child.pid, "overran")])
             self._retire(child)
 
     def _charge(self, child: Child) -> list[Report]:
@@ -318,6 +328,7 @@ class ProcessExecutor:
         self._serving.append(child)
         if leaver is not None:
             self._retire(leaver)
+            self._report([ChildReplaced(leaver.pid, "recycled")])
         self._assign()
 
     async def _bear_ward(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from leveret.brokers import censor
 from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
+from leveret.logs import Logging
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +27,8 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     app: str
     url: str | None
     concurrency: int
+    #: Where its logs go, unless the application decides that; None: the application alone does.
+    logs: Logging | None = None
 
     def __repr__(self) -> str:
         return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"

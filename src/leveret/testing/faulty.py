@@ -210,6 +210,14 @@ class _FaultyConsumer:
     def hold_limit(self) -> None:
         return None
 
+    @property
+    def connected(self) -> bool:
+        return self._inner.connected
+
+    @property
+    def losses(self) -> int:
+        return self._inner.losses
+
     def marks(self) -> Sequence[Mark]:
         return self._inner.marks()
 

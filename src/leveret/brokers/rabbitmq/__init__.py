@@ -38,7 +38,7 @@ from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
-from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded
+from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again
 
 if TYPE_CHECKING:
@@ -218,7 +218,12 @@ class RabbitMQBroker:
                 await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
             return bool(await session.acknowledge([delivery.tag]))
         except QueueFull as error:
-            log.warning("task %s goes back uncounted, in a moment: %s", delivery.envelope.id, error)
+            log.warning(
+                "task %s goes back uncounted, in a moment: %s",
+                delivery.envelope.id,
+                error,
+                extra=log_fields(delivery.envelope),
+            )
             await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
             return await session.give_back(delivery.tag)
         except amqp.CONNECTION_LOST:
@@ -281,7 +286,12 @@ class RabbitMQBroker:
                 with suppress(LeveretError):
                     await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
             except LeveretError as error:
-                log.warning("the outcome of task %s cannot be stored, trying again: %s", delivery.envelope.id, error)
+                log.warning(
+                    "the outcome of task %s cannot be stored, trying again: %s",
+                    delivery.envelope.id,
+                    error,
+                    extra=log_fields(delivery.envelope),
+                )
             else:
                 return
             await asyncio.sleep(pause)

@@ -86,10 +86,19 @@ class RabbitMQConsumer:
         self._stopped = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._losses = 0
 
     @property
     def hold_limit(self) -> HoldLimit | None:
         return self._session.hold_limit() if self._session is not None else None
+
+    @property
+    def connected(self) -> bool:
+        return self._session is not None and self._session.held
+
+    @property
+    def losses(self) -> int:
+        return self._losses
 
     async def start(self) -> None:
         """Take from now on. A broker that is away is waited for; one that refuses raises."""
@@ -150,6 +159,7 @@ class RabbitMQConsumer:
                 await session.over()
                 if self._stopped:
                     return
+                self._losses += 1
                 log.warning(
                     "the connection to RabbitMQ was lost%s; %d deliveries go back to it",
                     session.why(),

@@ -67,6 +67,7 @@ class SQLiteConsumer:
         self._bell: Bell | None = None
         #: Somebody has removed the registration.
         self._gone = False
+        self._losses = 0
         self._loop = asyncio.get_running_loop()
         #: Set when there is something to do: claims have come, or it is time to look.
         self._wake = asyncio.Event()
@@ -118,6 +119,14 @@ class SQLiteConsumer:
     def hold_limit(self) -> None:
         return None
 
+    @property
+    def connected(self) -> bool:
+        return not self._gone
+
+    @property
+    def losses(self) -> int:
+        return self._losses
+
     def marks(self) -> Sequence[Mark]:
         marks, self._new_marks = self._new_marks, []
         return marks
@@ -156,6 +165,7 @@ class SQLiteConsumer:
 
     def _take(self, dealt: Dealt | None) -> None:
         if dealt is None:
+            self._losses += not self._gone
             self._gone = True
             self._look_soon()
             return

@@ -1,0 +1,129 @@
+"""A small HTTP/1.1 server for a few pages: GET alone, one request a connection, nothing that a client does can hold it.
+
+It runs on the worker's own loop, so that an answer says that the loop turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from leveret.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from leveret.metrics import Address
+
+log = logging.getLogger("leveret.metrics")
+
+#: A longer request is refused (bytes).
+_MOST_HEAD = 8_192
+#: A client that has not asked, or not read its answer, by then is cut off (seconds).
+_PATIENCE = 5.0
+#: More connections at once are cut off.
+_MOST_OPEN = 64
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a page says."""
+
+    body: str
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+    #: A further header line.
+    header: str = ""
+
+
+Page: TypeAlias = "Callable[[], Awaitable[Answer]]"
+
+
+@asynccontextmanager
+async def serving(address: Address, pages: Mapping[str, Page]) -> AsyncGenerator[tuple[str, int]]:
+    """Serve the pages, by path, inside the block; gives the host and port. Raises ConfigurationError if it cannot."""
+    server = _Server(pages)
+    try:
+        listener = await asyncio.start_server(server.serve, address.host, address.port, limit=_MOST_HEAD)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"metrics cannot be served on {address}: {reason}; choose another HOST:PORT"
+        ) from error
+    try:
+        yield listener.sockets[0].getsockname()[:2]
+    finally:
+        listener.close()
+        await server.close()
+
+
+class _Server:
+    def __init__(self, pages: Mapping[str, Page]) -> None:
+        self._pages = pages
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= _MOST_OPEN:
+            writer.transport.abort()
+            return
+        this = asyncio.current_task()
+        assert this is not None
+        self._open.add(this)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                writer.write(_encoded(await self._answer(reader)))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, EOFError, TimeoutError):
+            pass  # the client's to mind
+        finally:
+            writer.transport.abort()
+            self._open.discard(this)
+
+    async def close(self) -> None:
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        match head.partition(b"\r\n")[0].split(b" "):
+            case [method, target, protocol] if protocol.startswith(b"HTTP/1."):
+                pass
+            case _:
+                return _refusal(HTTPStatus.BAD_REQUEST)
+        if method != b"GET":
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET")
+        page = self._pages.get(target.partition(b"?")[0].decode("latin-1"))
+        if page is None:
+            return Answer(f"here are: {', '.join(self._pages)}\n", HTTPStatus.NOT_FOUND)
+        try:
+            return await page()
+        except Exception:
+            log.exception("a mistake in Leveret: %r cannot be shown", target)
+            return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _refusal(status: HTTPStatus, header: str = "") -> Answer:
+    return Answer(f"{status.phrase}\n", status, header=header)
+
+
+def _encoded(answer: Answer) -> bytes:
+    body = answer.body.encode()
+    lines = (
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+        *([answer.header] if answer.header else []),
+    )
+    return "\r\n".join((*lines, "", "")).encode() + body

@@ -1,0 +1,104 @@
+"""Log records: what they say of a task, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from leveret.events import TaskBlocks, TaskSettled, write_log
+from leveret.logs import JsonFormatter, TaskFields
+from leveret.model import DeadLettered, Envelope, Succeeded
+from tests.support.bench import Bench
+
+log = logging.getLogger("shop")
+
+
+class Kept(logging.Handler):
+    """Keeps the records, filtered as a user's handler does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(TaskFields())
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def lines(records: list[logging.LogRecord]) -> list[dict[str, object]]:
+    return [json.loads(JsonFormatter().format(record)) for record in records]
+
+
+async def test_what_a_task_logs_says_which_task_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    bench, kept = Bench(), Kept()
+
+    @bench.app.task(queue="work")
+    async def in_coroutine(text: str) -> None:
+        log.warning("hello %s", text)
+
+    @bench.app.task(queue="work")
+    def in_thread(text: str) -> None:
+        log.warning("hello %s", text)
+
+    log.addHandler(kept)
+    try:
+        async with bench.working():
+            await bench.put("in_coroutine", "a")
+            await bench.wait_until_settled(1)
+            await bench.put("in_thread", "b")
+            settled = await bench.wait_until_settled(2)
+        log.warning("outside")
+    finally:
+        log.removeHandler(kept)
+    first, second, outside = lines(kept.records)
+    for line, event, name in ((first, settled[0], "in_coroutine"), (second, settled[1], "in_thread")):
+        del line["time"]
+        assert line == {
+            "level": "WARNING",
+            "logger": "shop",
+            "message": f"hello {'a' if name == 'in_coroutine' else 'b'}",
+            "task_id": event.envelope.id,
+            "task_name": name,
+            "task_queue": "work",
+            "task_attempt": 1,
+        }
+    assert set(outside) == {"time", "level", "logger", "message"}
+    plain = logging.Formatter("%(task_name)s %(message)s")
+    assert [plain.format(record) for record in kept.records][1:] == ["in_thread hello b", "None outside"]
+    del caplog
+
+
+@pytest.mark.parametrize("task", ["say", None])
+def test_the_workers_own_records_have_the_fields(caplog: pytest.LogCaptureFixture, task: str | None) -> None:
+    envelope = Envelope("id-1", "work", task, b"", attempt=3)
+    with caplog.at_level(logging.DEBUG, "leveret.worker"):
+        for event in (
+            TaskSettled(envelope, Succeeded()),
+            TaskSettled(envelope, DeadLettered("no")),
+            TaskSettled(envelope, Succeeded(), kept=False),
+            TaskBlocks(envelope, 1.0, "here"),
+        ):
+            write_log(event)
+    for line in lines(caplog.records):
+        name = {} if task is None else {"task_name": task}
+        assert {key: value for key, value in line.items() if key.startswith("task_")} == {
+            "task_id": "id-1",
+            **name,
+            "task_queue": "work",
+            "task_attempt": 3,
+        }
+
+
+def test_a_line_of_json_whatever_is_logged() -> None:
+    record = logging.LogRecord("a\nb", logging.ERROR, "", 1, "%s\n\udc80\x00", ("é",), None)
+    error = ValueError("\udc80")
+    record.exc_info = (ValueError, error, None)
+    text = JsonFormatter().format(record)
+    assert text.isascii()
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["message"] == "é\n\udc80\x00"
+    assert line["exception"] == "ValueError: \udc80"
+    assert line["time"].endswith("+00:00")
