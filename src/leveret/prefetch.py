@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+from leveret.errors import ConfigurationError
+
+Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
+
+#: AMQP carries it in 16 bits.
+MOST_PREFETCH = 65_535
 #: What waits in a worker is worth at most so much work: it hides the way to the broker and back (seconds).
 AHEAD = 0.04
 #: However short the tasks are.
 MOST_AHEAD = 256
 #: How often it is decided while tasks run: a slow one is noticed after so long (seconds).
 TICK = 0.05
+
+
+def first_credit(prefetch: object, slots: int) -> int | None:
+    """What a worker begins with; None: no limit. Raises ConfigurationError."""
+    if prefetch == "unlimited":
+        return None
+    first = slots if prefetch == "auto" else prefetch
+    if not isinstance(first, int) or not 1 <= first <= MOST_PREFETCH:
+        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
+    return first
 
 
 def credit(run_time: float, *, slots: int, queues: int, present: int) -> int:

@@ -14,9 +14,8 @@ import signal
 import time
 from collections import Counter, OrderedDict, deque
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from leveret.brokers import Broker, Consumer, connect
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
 from leveret.errors import BrokerError, ConfigurationError, LeaseLost
@@ -24,28 +23,29 @@ from leveret.events import Event, Listener, TaskBlocks, TaskSettled, TaskStarted
 from leveret.executors import Blocks, Died, Executor, Finished, Job, Manifest, Overran, Progressed, Report, Started
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import configure as configure_logging
-from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Queue, Released, Retrying, Settlement, Succeeded
-from leveret.prefetch import TICK, Pace, credit
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Released, Retrying, Settlement, Succeeded
+from leveret.prefetch import MOST_PREFETCH, TICK, Pace, Prefetch, credit, first_credit
 from leveret.recorder import Recorder
+from leveret.reloading import reloading
 from leveret.retry import RetryPolicy
+from leveret.scaling import Bounds, Processes, Scaler, Work
+from leveret.startup import chosen, open_broker, warn_of_long_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
 
+    from leveret.brokers import Broker, Consumer
     from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
 _Attempt: TypeAlias = tuple[str, str, int, float | None, int]
-Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
 
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
 #: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
 MAX_RETURNS = 15
-#: AMQP carries it in 16 bits.
-MOST_PREFETCH = 65_535
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000
 #: How long a worker may go on running what it has when it is told to stop (seconds).
@@ -66,7 +66,8 @@ class Worker:
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
     another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
-    ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    ``grace``: seconds. ``broker``: one to use instead of the application's URL. ``scaler``: changes the executor's
+    slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Worker:
         grace: float = DEFAULT_GRACE,
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
+        scaler: Scaler | None = None,
     ) -> None:
         self._executor = executor
         self._names = queues
-        self._credit = _credit(prefetch, executor.slots)
+        self._scaler = scaler
+        self._credit = first_credit(prefetch, executor.slots)
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
         self._grace = grace
@@ -90,6 +93,8 @@ class Worker:
         self._keys = itertools.count()
         self._backlog: deque[Delivery] = deque()
         self._jobs: dict[int, Delivery] = {}
+        #: How many have run.
+        self._ended = 0
         #: The jobs by queue and task id, and the outcomes that were lost: for deliveries that come again.
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
@@ -116,11 +121,9 @@ class Worker:
             manifest = await self._until_stopped(self._executor.start(self._on_reports))
             if manifest is None:
                 return
-            self._at_most_once = frozenset(manifest.at_most_once)
-            self._default_tasks = manifest.default_tasks
-            self._policies = manifest.policies
-            queues = _select(self._names, manifest)
-            self._broker = self._given_broker or _connect(manifest.url, manifest.keep_results)
+            self._learn(manifest)
+            self._manifest, queues = manifest, chosen(self._names, manifest)
+            self._broker = self._given_broker or open_broker(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
             self._describer = Describer(
@@ -128,6 +131,8 @@ class Worker:
             )
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
+            if self._scaler is not None and self._pace is not None and self._broker.fixed_credit:
+                self._credit = min(MOST_PREFETCH, self._scaler.most_slots)
             opening = stack.enter_async_context(
                 self._broker.consume(queues, credit=self._credit, describe=self._describer)
             )
@@ -135,9 +140,28 @@ class Worker:
             if consumer is None:
                 return
             self._tell(WorkerReady([queue.name for queue in queues]))
-            _warn_of_long_tasks(consumer, manifest)
-            self._consumer, self._queues = consumer, len(queues)
+            warn_of_long_tasks(consumer, manifest)
+            self._consumer, self._taken = consumer, [queue.name for queue in queues]
             await self._work(consumer)
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Take an application that was loaded again as it is now. Its queues stay those that it had at the start."""
+        self._learn(manifest)
+        self._recorder.silence(manifest.silent, manifest.policies)
+        new = {queue.name for queue in manifest.queues} - {queue.name for queue in self._manifest.queues}
+        if new or manifest.url != self._manifest.url:
+            log.warning("the application has other queues or another URL now: start this worker again for those")
+
+    def _learn(self, manifest: Manifest) -> None:
+        self._at_most_once = frozenset(manifest.at_most_once)
+        self._default_tasks = manifest.default_tasks
+        self._policies = manifest.policies
+
+    def _work_here(self) -> Work:
+        return Work(len(self._jobs), len(self._backlog), self._ended)
+
+    async def _ready_elsewhere(self) -> int:
+        return await self._broker.ready([name for name in self._taken if name not in self._consumer.paused])
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
         """What has begun, or None when the worker was stopped first: an import may hang, a broker may be away."""
@@ -157,23 +181,27 @@ class Worker:
         taking = asyncio.create_task(self._take(consumer))
         stopped = asyncio.create_task(self._stop.wait())
         broken = self._executor.broken
+        scalers = [] if self._scaler is None else [self._scaler]
+        scaling = [asyncio.create_task(one.run(self._work_here, self._ready_elsewhere, self._fill)) for one in scalers]
         try:
-            await _first_of(taking, stopped, broken)
+            await _first_of(taking, stopped, broken, *scaling)
+            for scaler in scaling:
+                scaler.cancel()
             self._tell(WorkerStopping(len(self._jobs), self._grace))
             await consumer.stop()
             self._hand_back_backlog()
             if self._stop.is_set():
                 await self._finish_running()
             await self._give_up()
-            for failed in (taking, broken):
-                if failed.done():
+            for failed in (taking, broken, *scaling):
+                if failed.done() and not failed.cancelled():
                     failed.result()
         finally:
             if self._deciding is not None:
                 self._deciding.cancel()
-            for task in (taking, stopped):
+            for task in (taking, stopped, *scaling):
                 task.cancel()
-            await asyncio.gather(taking, stopped, return_exceptions=True)
+            await asyncio.gather(taking, stopped, *scaling, return_exceptions=True)
 
     async def _take(self, consumer: Consumer) -> None:
         paused: frozenset[str] = frozenset()
@@ -241,7 +269,7 @@ class Worker:
     def _decide(self, pace: Pace) -> None:
         run_time, present = pace.run_time(time.monotonic()), self._credit
         if run_time is not None and present is not None and not self._stop.is_set():
-            wanted = credit(run_time, slots=self._executor.slots, queues=self._queues, present=present)
+            wanted = credit(run_time, slots=self._executor.slots, queues=len(self._taken), present=present)
             if wanted != present:
                 self._background(self._change_credit(wanted))
                 return
@@ -301,6 +329,7 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        self._ended += 1
         if self._pace is not None:
             self._pace.ended(key, time.monotonic())
         if self._keys_by_task.get(_task(delivery)) == key:
@@ -502,43 +531,6 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _credit(prefetch: object, slots: int) -> int | None:
-    if prefetch == "unlimited":
-        return None
-    credit = slots if prefetch == "auto" else prefetch
-    if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
-        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
-    return credit
-
-
-def _connect(url: str, keep: float) -> Broker:
-    if url.startswith("memory:"):
-        raise ConfigurationError(
-            f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
-            "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
-        )
-    return connect(url, keep=keep)
-
-
-def _select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
-    known = {queue.name: queue for queue in manifest.queues}
-    if not names and not known:
-        raise ConfigurationError("the application has no tasks, so there is no queue to work on")
-    return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
-
-
-def _warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
-    limit = consumer.hold_limit
-    if limit is None:
-        return
-    minutes = limit.seconds / 60
-    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
-    if long:
-        log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
-    else:
-        log.info("a task that runs %g minutes or longer may run twice: %s", minutes, limit.remedy)
-
-
 def _dead_already(delivery: Delivery, now: float) -> Outcome | None:
     """Why a delivery must not run at all, if so."""
     if delivery.defect:
@@ -559,37 +551,39 @@ def run_worker(
     *,
     url: str | None = None,
     queues: Sequence[str] = (),
-    processes: int = 1,
+    processes: Processes = 1,
     concurrency: int = 10,
     prefetch: Prefetch = "auto",
     grace: float = DEFAULT_GRACE,
     max_tasks_per_child: int | None = None,
     max_rss: int | None = None,
+    reload: bool = False,
     listeners: Sequence[Listener] = (),
     log_level: str = "INFO",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
     ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
-    application's. ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so
-    much memory, is replaced; the fresh one is ready before the old one leaves. ``log_level``: for a program that has
-    not set logging up itself. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError
-    or BrokerRefused when it cannot work.
+    application's. ``processes``: so many children, or (fewest, most) for as many as there is work for.
+    ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so much memory, is
+    replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
+    change of their source files does. ``log_level``: for a program that has not set logging up itself. A second signal
+    stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
     """
-    if processes < 1 or not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise ConfigurationError(
-            f"{processes} processes with {concurrency} tasks at once: there must be at least 1 process, "
-            f"with 1 to {MOST_CONCURRENCY} tasks"
-        )
+    bounds = Bounds.of(processes)
+    if not 1 <= concurrency <= MOST_CONCURRENCY:
+        raise ConfigurationError(f"{concurrency} tasks at once in a process: it must be 1 to {MOST_CONCURRENCY}")
     recycling = Recycling(max_tasks_per_child, max_rss)
     configure_logging(log_level)
 
     async def work() -> None:
-        executor = ProcessExecutor(app, url=url, processes=processes, concurrency=concurrency, recycling=recycling)
-        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=listeners)
+        executor = ProcessExecutor(app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling)
+        scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
+        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=listeners, scaler=scaler)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, worker.stop)
-        await worker.run()
+        async with reloading(executor, worker, watch=reload):
+            await worker.run()
 
     asyncio.run(work())
