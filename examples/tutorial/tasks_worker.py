@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from leveret.events import Event, WorkerReady
-from leveret.worker import run_worker
+from leveret.running import run_worker
 
 
 def announce(event: Event) -> None:

@@ -31,14 +31,18 @@ class Recorder:
         self, broker: Broker, silent: Iterable[str], tasks: Iterable[str], name: Callable[[Envelope], str | None]
     ) -> None:
         self._broker = broker
-        self._silent = frozenset(silent)
-        #: Whether there is any task to tell of.
-        self.records = not self._silent.issuperset(tasks)
+        self.silence(silent, tasks)
         self._name = name
         self._running: dict[str, Status] = {}
         self._fresh: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
+
+    def silence(self, silent: Iterable[str], tasks: Iterable[str]) -> None:
+        """Tell of all the tasks but these from now on."""
+        self._silent = frozenset(silent)
+        #: Whether there is any task to tell of.
+        self.records = not self._silent.issuperset(tasks)
 
     def started(self, envelope: Envelope) -> None:
         name = self._name(envelope)

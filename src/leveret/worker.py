@@ -10,16 +10,15 @@ import asyncio
 import itertools
 import logging
 import random
-import signal
 import time
 from collections import Counter, OrderedDict, deque
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from leveret import admission
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
-from leveret.errors import BrokerError, ConfigurationError, LeaseLost
+from leveret.errors import BrokerError, LeaseLost
 from leveret.events import (
     ChildReplaced,
     Event,
@@ -43,19 +42,19 @@ from leveret.executors import (
     Progressed,
     Started,
 )
-from leveret.executors.processes import ProcessExecutor, Recycling
-from leveret.logs import Format, Logging
-from leveret.metrics import Condition, exporting
+from leveret.metrics import Condition
 from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, Settlement, Succeeded
 from leveret.prefetch import TICK, Pace, credit
 from leveret.recorder import Recorder
 from leveret.retry import RetryPolicy
+from leveret.scaling import Scaler, Work
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
 
     from leveret.brokers import Broker, Consumer
+    from leveret.executors import Manifest
     from leveret.model import Envelope, QueueStats
     from leveret.status import Mark, Status
 
@@ -64,8 +63,6 @@ log = logging.getLogger("leveret.worker")
 T = TypeVar("T")
 _Attempt: TypeAlias = tuple[str, str, int, float | None, int]
 
-#: Tasks at once in one child: each may be a thread.
-MOST_CONCURRENCY = 10_000
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
 #: How long, and how many, outcomes that were lost with their connection wait for their task to come again (seconds).
@@ -84,7 +81,8 @@ class Worker:
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
     another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
-    ``grace``: seconds. ``broker``: one to use instead of the application's URL.
+    ``grace``: seconds. ``broker``: one to use instead of the application's URL. ``scaler``: changes the executor's
+    slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
     """
 
     def __init__(
@@ -96,9 +94,11 @@ class Worker:
         grace: float = DEFAULT_GRACE,
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
+        scaler: Scaler | None = None,
     ) -> None:
         self._executor = executor
         self._names = queues
+        self._scaler = scaler
         self._credit = admission.first_credit(prefetch, executor.slots)
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
@@ -108,6 +108,8 @@ class Worker:
         self._keys = itertools.count()
         self._backlog: deque[Delivery] = deque()
         self._jobs: dict[int, Delivery] = {}
+        #: How many have run.
+        self._ended = 0
         #: The jobs by queue and task id, and the outcomes that were lost: for deliveries that come again.
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
@@ -152,10 +154,8 @@ class Worker:
             manifest = await self._until_stopped(self._executor.start(self._on_reports))
             if manifest is None:
                 return
-            self._at_most_once = frozenset(manifest.at_most_once)
-            self._default_tasks = manifest.default_tasks
-            self._policies = manifest.policies
-            queues = admission.select(self._names, manifest)
+            self._learn(manifest)
+            self._manifest, queues = manifest, admission.select(self._names, manifest)
             self._broker = self._given_broker or admission.connected(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
@@ -164,6 +164,8 @@ class Worker:
             )
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
+            if self._scaler is not None and self._pace is not None and self._broker.fixed_credit:
+                self._credit = min(admission.MOST_PREFETCH, self._scaler.most_slots)
             opening = stack.enter_async_context(
                 self._broker.consume(queues, credit=self._credit, describe=self._describer)
             )
@@ -174,6 +176,26 @@ class Worker:
             self._tell(WorkerReady(self._queues))
             admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
+
+    def adopt(self, manifest: Manifest) -> None:
+        """Take an application that was loaded again as it is now. Its queues stay those that it had at the start."""
+        self._learn(manifest)
+        self._recorder.silence(manifest.silent, manifest.policies)
+        new = {queue.name for queue in manifest.queues} - {queue.name for queue in self._manifest.queues}
+        if new or manifest.url != self._manifest.url:
+            log.warning("the application has other queues or another URL now: start this worker again for those")
+
+    def _learn(self, manifest: Manifest) -> None:
+        self._at_most_once = frozenset(manifest.at_most_once)
+        self._default_tasks = manifest.default_tasks
+        self._policies = manifest.policies
+
+    def _work_here(self) -> Work:
+        return Work(len(self._jobs), len(self._backlog), self._ended)
+
+    async def _ready_elsewhere(self) -> int:
+        paused = frozenset() if self._consumer is None else self._consumer.paused
+        return await self._broker.ready([name for name in self._queues if name not in paused])
 
     async def _until_stopped(self, beginning: Coroutine[Any, Any, T]) -> T | None:
         """What has begun, or None when the worker was stopped first: an import may hang, a broker may be away."""
@@ -193,23 +215,27 @@ class Worker:
         taking = asyncio.create_task(self._take(consumer))
         stopped = asyncio.create_task(self._stop.wait())
         broken = self._executor.broken
+        scalers = [] if self._scaler is None else [self._scaler]
+        scaling = [asyncio.create_task(one.run(self._work_here, self._ready_elsewhere, self._fill)) for one in scalers]
         try:
-            await _first_of(taking, stopped, broken)
+            await _first_of(taking, stopped, broken, *scaling)
+            for scaler in scaling:
+                scaler.cancel()
             self._tell(WorkerStopping(len(self._jobs), self._grace))
             await consumer.stop()
             self._hand_back_backlog()
             if self._stop.is_set():
                 await self._finish_running()
             await self._give_up()
-            for failed in (taking, broken):
-                if failed.done():
+            for failed in (taking, broken, *scaling):
+                if failed.done() and not failed.cancelled():
                     failed.result()
         finally:
             if self._deciding is not None:
                 self._deciding.cancel()
-            for task in (taking, stopped):
+            for task in (taking, stopped, *scaling):
                 task.cancel()
-            await asyncio.gather(taking, stopped, return_exceptions=True)
+            await asyncio.gather(taking, stopped, *scaling, return_exceptions=True)
 
     async def _take(self, consumer: Consumer) -> None:
         paused: frozenset[str] = frozenset()
@@ -338,6 +364,7 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        self._ended += 1
         if self._pace is not None:
             self._pace.ended(key, time.monotonic())
         if self._keys_by_task.get(_task(delivery)) == key:
@@ -542,53 +569,3 @@ def _attempt(delivery: Delivery) -> _Attempt:
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def run_worker(
-    app: str,
-    *,
-    url: str | None = None,
-    queues: Sequence[str] = (),
-    processes: int = 1,
-    concurrency: int = 10,
-    prefetch: admission.Prefetch = "auto",
-    grace: float = DEFAULT_GRACE,
-    max_tasks_per_child: int | None = None,
-    max_rss: int | None = None,
-    listeners: Sequence[Listener] = (),
-    log_level: str = "INFO",
-    log_format: Format = "text",
-    metrics: str | None = None,
-) -> None:
-    """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
-
-    ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
-    application's. ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so
-    much memory, is replaced; the fresh one is ready before the old one leaves. ``log_level``, ``log_format``: for a
-    program that has not set logging up itself. ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs
-    ``leveret[prometheus]``), ``/live`` and ``/ready``. A second signal stops at once; nothing is lost. Raises
-    AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
-    """
-    if processes < 1 or not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise ConfigurationError(
-            f"{processes} processes with {concurrency} tasks at once: there must be at least 1 process, "
-            f"with 1 to {MOST_CONCURRENCY} tasks"
-        )
-    recycling = Recycling(max_tasks_per_child, max_rss)
-    logs = Logging(log_level, log_format)
-    logs.set_up()
-    exporter = None if metrics is None else exporting(metrics)
-
-    async def work() -> None:
-        executor = ProcessExecutor(
-            app, url=url, processes=processes, concurrency=concurrency, recycling=recycling, logs=logs.of_children()
-        )
-        heard = listeners if exporter is None else (*listeners, exporter.hear)
-        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, worker.stop)
-        async with nullcontext() if exporter is None else exporter.serve(worker):
-            await worker.run()
-
-    asyncio.run(work())

@@ -231,3 +231,12 @@ async def large(size: int) -> str:
 @app.task(queue="work")
 async def strange() -> object:
     return object()
+
+
+@app.task(queue="work")
+async def held(text: str) -> None:
+    """Ends when the test says so: by a file."""
+    note(f"start {text} {os.getpid()}")
+    while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
+        await asyncio.sleep(0.02)
+    note(f"end {text}")

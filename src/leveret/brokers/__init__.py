@@ -73,6 +73,10 @@ class Consumer(Protocol):
 class Broker(Protocol):
     """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
 
+    @property
+    def fixed_credit(self) -> bool:
+        """Whether its consumers keep the credit that they begin with: their `set_credit` returns False."""
+
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
 
@@ -125,6 +129,12 @@ class Broker(Protocol):
 
     async def stats(self, queues: Sequence[str] = (), /) -> Sequence[QueueStats]:
         """Counts of the queues named, and of all the others that the broker can list by itself."""
+
+    async def ready(self, queues: Sequence[str], /) -> int:
+        """How many tasks wait in these queues, all together, cheaply enough to ask every second.
+
+        It may be a moment old, and a broker need not count more than some thousands of a queue.
+        """
 
     async def dead_letters(self, queue: str, /, *, limit: int) -> Sequence[DeadLetter]:
         """The oldest dead letters of a queue; they stay where they are."""

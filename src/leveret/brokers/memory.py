@@ -304,6 +304,10 @@ class MemoryBroker:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._deal({envelope.queue for envelope in envelopes})
 
+    @property
+    def fixed_credit(self) -> bool:
+        return False
+
     @asynccontextmanager
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
@@ -401,6 +405,9 @@ class MemoryBroker:
             )
             for name, stored in sorted(self._store.queues.items())
         ]
+
+    async def ready(self, queues: Sequence[str]) -> int:
+        return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         stored = self._store.queues.get(queue)

@@ -7,7 +7,7 @@ import asyncio
 from leveret.app import App
 from leveret.events import Event, WorkerReady
 from leveret.model import Queue
-from leveret.worker import run_worker
+from leveret.running import run_worker
 
 QUEUE = "leveret-demo"
 #: The tutorial's second of work a dot, shortened (seconds).

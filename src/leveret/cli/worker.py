@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
 
 from leveret.admission import MOST_PREFETCH, Prefetch
 from leveret.cli.options import url_option
-from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, run_worker
+from leveret.running import MOST_CONCURRENCY, run_worker
+from leveret.scaling import Processes
+from leveret.worker import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from leveret.logs import Format
@@ -31,12 +34,29 @@ class _PrefetchType(click.ParamType[Prefetch]):
         return number
 
 
+class _ProcessesType(click.ParamType[Processes]):
+    name = "N|MIN-MAX"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Processes:
+        numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        least, most = (int(one or numbers[1]) for one in numbers.groups()) if numbers else (0, 0)
+        if not 1 <= least <= most:
+            self.fail(f"{value!r} is not a number from 1, or MIN-MAX as in 1-4", param, ctx)
+        return least if least == most else (least, most)
+
+
 @click.command()
 @click.argument("app", metavar="MODULE:APP")
 @click.option(
     "-q", "--queue", "queues", multiple=True, help="A queue to work on; again for more. Default: all the app's."
 )
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Child processes.")
+@click.option(
+    "--processes",
+    type=_ProcessesType(),
+    default=1,
+    show_default=True,
+    help="Child processes; MIN-MAX: as many as there is work for.",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, MOST_CONCURRENCY),
@@ -72,6 +92,11 @@ class _PrefetchType(click.ParamType[Prefetch]):
     help="Replace a child process that holds so much memory, in MiB.",
 )
 @click.option(
+    "--reload",
+    is_flag=True,
+    help="For development: replace the child processes when a source file changes. Needs leveret[reload].",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
@@ -93,12 +118,13 @@ class _PrefetchType(click.ParamType[Prefetch]):
 def command(
     app: str,
     queues: tuple[str, ...],
-    processes: int,
+    processes: Processes,
     concurrency: int,
     prefetch: Prefetch,
     grace: float,
     max_tasks_per_child: int | None,
     max_rss: int | None,
+    reload: bool,
     log_level: str,
     log_format: Format,
     metrics: str | None,
@@ -107,13 +133,15 @@ def command(
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
 
     The tasks run in child processes: one that blocks or crashes does not touch the connection. MODULE is imported
-    there, from the working directory or the installed packages; FILE.py:APP works too.
+    there, from the working directory or the installed packages; FILE.py:APP works too. SIGHUP replaces them one by
+    one, for changed code.
 
     \b
     Examples:
       leveret worker tasks:app
       leveret worker tasks:app -q images -q mail --processes 4 --concurrency 1
       leveret worker tasks:app --metrics 0.0.0.0:9090 --log-format json
+      leveret worker tasks:app --processes 1-8
       leveret worker shop/tasks.py:app --url amqp://guest:guest@localhost/
     """
     run_worker(
@@ -126,6 +154,7 @@ def command(
         grace=grace,
         max_tasks_per_child=max_tasks_per_child,
         max_rss=None if max_rss is None else max_rss * 1024 * 1024,
+        reload=reload,
         log_level=log_level.upper(),
         log_format=log_format,
         metrics=metrics,

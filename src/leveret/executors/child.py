@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from io import TextIOWrapper
+from pathlib import Path
 
 from leveret import execution
 from leveret.app import App, load_app
@@ -117,10 +118,21 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         crew.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
 
     pipe.hear = hear
-    pipe.write([Ready(Manifest.of(app))])
+    pipe.write([Ready(Manifest.of(app), _sources(begin.app))])
     await pipe.ended
     await crew.stop()
     await app.close()
+
+
+def _sources(reference: str) -> list[str]:
+    """The files imported from below the application's folder and the working directory, but for what is installed."""
+    module = sys.modules.get(reference.rpartition(":")[0])
+    name = getattr(module, "__file__", None) or reference.rpartition(":")[0]
+    folders = (f"{Path.cwd()}{os.sep}", f"{Path(name).resolve().parent}{os.sep}")
+    installed = ("/site-packages/", "/dist-packages/", f"{Path(os.__file__).parent}{os.sep}")
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    ours = {file for file in files if isinstance(file, str) and file.startswith(folders)}
+    return sorted(file for file in ours if not any(part in file for part in installed))
 
 
 def _ignore(*_: object) -> None:

@@ -4,6 +4,8 @@ Children serve (they are given jobs), or leave (they finish what they run and ar
 overrun), or are wards (they run one job alone, to learn whether it is what kills its process). A child that dies is
 replaced. What it had not started goes to another child, uncharged. Of what it had started the guilty job is charged:
 the only one, or the one that it was killed for; of several suspects each runs again, uncharged, alone in a ward.
+
+How many serve may change (`resize`): those that are too many leave. A reload replaces all that serve, one by one.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ _PATIENCE = 0.6
 _LATE = 0.5
 #: So many suspects run at once, each in a ward.
 _WARDS = 2
+#: While the application can't be imported any more, a child is tried after so long at first, and at last (seconds).
+_NOT_LOADED = (2.0, 60.0)
 #: The tasks that killed a child here and are not forgotten yet.
 _KILLERS = 1_000
 
@@ -84,6 +88,9 @@ class ProcessExecutor:
         self._begin = Begin(app, url, concurrency, logs)
         self._processes = processes
         self._recycling = recycling
+        #: How often it was reloaded, and of which generations the children are that shall not stay.
+        self._generation = 0
+        self._stale_before = 0
         self._serving: list[Child] = []
         self._leaving: set[Child] = set()
         self._wards: set[Child] = set()
@@ -99,7 +106,19 @@ class ProcessExecutor:
         self._stopping = False
         self._report: Callable[[Sequence[News]], None] = lambda _: None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.slots = processes * concurrency
+
+    @property
+    def processes(self) -> int:
+        """How many children serve, or are about to."""
+        return self._processes
+
+    @property
+    def concurrency(self) -> int:
+        return self._begin.concurrency
+
+    @property
+    def slots(self) -> int:
+        return self._processes * self._begin.concurrency
 
     @property
     def broken(self) -> asyncio.Future[None]:
@@ -109,6 +128,11 @@ class ProcessExecutor:
     def pids(self) -> list[int]:
         """The children that are given jobs."""
         return [child.pid for child in self._serving]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The files of the application that the children had imported when they were ready."""
+        return frozenset(path for child in self._serving for path in child.sources)
 
     async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
         self._report = report
@@ -132,6 +156,40 @@ class ProcessExecutor:
 
     def children(self) -> Sequence[ChildReport]:
         return [child.report() for child in (*self._serving, *self._leaving, *self._wards)]
+
+    def resize(self, processes: int) -> None:
+        """Have so many children from now on. Those that are too many finish what they run, and then leave."""
+        self._processes = processes
+        self._trim()
+        self._restock()
+
+    async def reload(self, adopt: Callable[[Manifest], None]) -> int:
+        """Replace the children, each when a fresh one is ready: how many. Not to be called again before it has ended.
+
+        ``adopt`` is called with what the application is now, before it runs anything. Raises AppNotLoaded when it
+        can't be imported any more; then the children that are there go on.
+        """
+        self._generation += 1
+        self._stale_before = self._generation
+        count = 0
+        while self._stale() is not None:
+            try:
+                fresh = await self._started()
+            except AppNotLoaded:
+                self._stale_before = 0
+                raise
+            if self._stopping:
+                await fresh.stop()
+                break
+            adopt(fresh.manifest)
+            self._serving.append(fresh)
+            stale = self._stale()
+            if stale is not None:
+                self._retire(stale)
+                count += 1
+            self._trim()
+            self._assign()
+        return count
 
     async def stop(self) -> None:
         self._stopping = True
@@ -267,6 +325,17 @@ class ProcessExecutor:
         self._assign()
         return len(jobs)
 
+    def _stale(self) -> Child | None:
+        return next((child for child in self._serving if self._is_stale(child)), None)
+
+    def _is_stale(self, child: Child) -> bool:
+        return child.generation < self._stale_before
+
+    def _trim(self) -> None:
+        """Have the children leave that are too many: those of an earlier generation first, then the idlest."""
+        for _ in range(len(self._serving) - self._processes):
+            self._retire(min(self._serving, key=lambda child: (not self._is_stale(child), child.load())))
+
     def _recycle_if_due(self, child: Child) -> None:
         """One at a time, and the next child is ready before this one leaves."""
         if not any(self._births.values()) and self._recycling.is_due(child):
@@ -275,10 +344,11 @@ class ProcessExecutor:
 
     def _has_finished(self, child: Child) -> None:
         """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
-        if child in self._wards and self._suspects:
+        if child in self._wards and self._suspects and not self._is_stale(child):
             child.send([self._suspects.popleft()])
         else:
             self._dismiss(child)
+            self._restock()
 
     def _dismiss(self, child: Child) -> None:
         if self._forget(child):
@@ -325,10 +395,16 @@ class ProcessExecutor:
             leaver = self._births.pop(this)
         if child is None:
             return
+        if self._is_stale(child):  # there was a reload while it was born
+            self._leaving.add(child)
+            self._dismiss(child)
+            self._restock()
+            return
         self._serving.append(child)
         if leaver is not None:
             self._retire(leaver)
             self._report([ChildReplaced(leaver.pid, "recycled")])
+        self._trim()
         self._assign()
 
     async def _bear_ward(self) -> None:
@@ -338,14 +414,29 @@ class ProcessExecutor:
             self._has_finished(child)
 
     async def _newborn(self) -> Child | None:
-        """A child, however long that takes; None when the application can't be imported any more."""
+        """A child, however long that takes; None when the application can't be imported and no child is there."""
+        for pause in backoff(*_NOT_LOADED):
+            try:
+                return await self._started()
+            except AppNotLoaded as error:
+                if not self._serving:
+                    if not self._broken.done():
+                        self._broken.set_exception(error)
+                    return None
+                log.error(  # noqa: TRY400 - the reason is in the message
+                    "no fresh child process, so those that are there go on; trying again in %.0f s: %s", pause, error
+                )
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
+
+    async def _started(self) -> Child:
+        """A child, however long that takes. Raises AppNotLoaded."""
+        generation = self._generation
         for pause in backoff():
             try:
-                return await Child.start(self._begin, self)
-            except AppNotLoaded as error:
-                if not self._broken.done():
-                    self._broken.set_exception(error)
-                return None
+                child = await Child.start(self._begin, self)
+                child.generation = generation
+                return child
             except OSError as error:
                 log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
                 await asyncio.sleep(pause)

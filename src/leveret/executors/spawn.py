@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started, resident, running
+from leveret.executors import Blocks, Finished, Job, Progressed, Report, Started, resident, running
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker
 from leveret.inspection import ChildReport
 
@@ -73,9 +73,12 @@ class Lines(NamedTuple):
 class Child:
     """One child process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lines: Lines, manifest: Manifest, keeper: Keeper) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, lines: Lines, ready: Ready, keeper: Keeper) -> None:
         self.pid = process.pid
-        self.manifest = manifest
+        self.manifest = ready.manifest
+        self.sources = ready.sources
+        #: How often its keeper had reloaded when it began to import the application.
+        self.generation = 0
         self.started: dict[int, Begun] = {}
         #: How many jobs it has finished.
         self.finished = 0
@@ -98,7 +101,7 @@ class Child:
         try:
             lines.pipe.write([begin])
             async with asyncio.timeout(_IMPORT):
-                manifest = _manifest(await lines.pipe.first())
+                ready = _ready(await lines.pipe.first())
         except BaseException as error:
             lines.pipe.close()
             if isinstance(error, (asyncio.CancelledError, TimeoutError)):
@@ -113,7 +116,7 @@ class Child:
                     f"importing {begin.app!r} ended the child process, which {_cause(process)}"
                 ) from None
             raise
-        return cls(process, lines, manifest, keeper)
+        return cls(process, lines, ready, keeper)
 
     def load(self) -> int:
         """How many jobs it has."""
@@ -262,10 +265,10 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 
-def _manifest(batch: list[ToWorker]) -> Manifest:
+def _ready(batch: list[ToWorker]) -> Ready:
     for message in batch:
         if isinstance(message, Ready):
-            return message.manifest
+            return message
         if isinstance(message, NotLoaded):
             raise AppNotLoaded(message.reason)
     raise AppNotLoaded

@@ -50,6 +50,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The application is imported."""
 
     manifest: Manifest
+    #: Its source files, as far as they are imported now.
+    sources: list[str]
 
 
 class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -69,6 +69,27 @@ async def success_removes_the_task(bench: Bench) -> None:
 
 
 @check
+async def what_is_ready_is_counted_cheaply(bench: Bench) -> None:
+    """Of several queues together: not what a consumer holds, and not what is delayed. A queue may not be there."""
+    broker, later = await bench.declared(), time.time() + 3600
+    asked = [bench.queue.name, f"{bench.queue.name}-not-there"]
+    await broker.publish([*bench.envelopes(*"abc"), bench.envelope("later", due=later)])
+
+    async def counts(count: int) -> None:
+        for _ in range(200):
+            ready = await broker.ready(asked)
+            if ready == count:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{ready} are ready, not {count}")
+
+    await counts(3)
+    taken = await bench.consumer(bench.broker(), credit=2)
+    await taken.next(2)
+    await counts(1)
+
+
+@check
 async def credit_bounds_what_is_unsettled(bench: Bench) -> None:
     """A consumer never holds more than its credit; each settlement frees one."""
     broker = await bench.declared()
@@ -89,6 +110,7 @@ async def credit_may_grow(bench: Bench) -> None:
     taken = await bench.consumer(broker, credit=2)
     first = await taken.next(2)
     can = await taken.consumer.set_credit(5)
+    assert can != broker.fixed_credit
     more = await taken.next(3) if can else []
     await taken.nothing()
     await settle_all(broker, [*first, *more], Succeeded())

@@ -24,6 +24,7 @@ from leveret.brokers.rabbitmq.codec import (
     unranked,
 )
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
+from leveret.brokers.rabbitmq.counting import ReadyCounter
 from leveret.brokers.rabbitmq.declare import (
     Notes,
     declare,
@@ -84,6 +85,7 @@ class RabbitMQBroker:
         self._timeout = timeout
         self._publisher = Publisher(self._urls, timeout=timeout)
         self._census = Census(self._publisher)
+        self._ready = ReadyCounter()
         self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
@@ -108,6 +110,10 @@ class RabbitMQBroker:
                 raise
             await self._make_again(ours, dead=False)
             await self._store(missing)
+
+    @property
+    def fixed_credit(self) -> bool:
+        return True
 
     @asynccontextmanager
     async def consume(
@@ -170,6 +176,12 @@ class RabbitMQBroker:
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         return await self._insist("counting", lambda: self._stats(queues), _QUESTION)
+
+    async def ready(self, queues: Sequence[str]) -> int:
+        async def ask() -> int:
+            return await self._ready.count(await self._publisher.connection(), queues)
+
+        return await self._ask("counting what is ready", ask, _QUESTION)
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)

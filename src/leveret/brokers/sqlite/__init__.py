@@ -83,6 +83,10 @@ class SQLiteBroker:
                 ids,
             ) from error
 
+    @property
+    def fixed_credit(self) -> bool:
+        return False
+
     @asynccontextmanager
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
@@ -154,6 +158,9 @@ class SQLiteBroker:
         del queues  # the file lists them all
         await sweep(self._writer, self._bells)
         return await self._writer.do(Store.stats)
+
+    async def ready(self, queues: Sequence[str]) -> int:
+        return await self._writer.do(lambda store: store.ready(queues))
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
         return await self._writer.do(lambda store: store.dead_letters(queue, limit))

@@ -1,0 +1,80 @@
+"""A worker as a program: children, signals, logs and metrics around a `Worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from leveret.errors import ConfigurationError
+from leveret.executors.processes import ProcessExecutor, Recycling
+from leveret.logs import Format, Logging
+from leveret.metrics import exporting
+from leveret.reloading import reloading
+from leveret.scaling import Bounds, Processes, Scaler
+from leveret.worker import DEFAULT_GRACE, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.admission import Prefetch
+    from leveret.events import Listener
+
+#: Tasks at once in one child: each may be a thread.
+MOST_CONCURRENCY = 10_000
+
+
+def run_worker(
+    app: str,
+    *,
+    url: str | None = None,
+    queues: Sequence[str] = (),
+    processes: Processes = 1,
+    concurrency: int = 10,
+    prefetch: Prefetch = "auto",
+    grace: float = DEFAULT_GRACE,
+    max_tasks_per_child: int | None = None,
+    max_rss: int | None = None,
+    reload: bool = False,
+    listeners: Sequence[Listener] = (),
+    log_level: str = "INFO",
+    log_format: Format = "text",
+    metrics: str | None = None,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
+
+    ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
+    application's. ``processes``: so many children, or (fewest, most) for as many as there is work for.
+    ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so much memory, is
+    replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
+    change of their source files does. ``log_level``, ``log_format``: for a program that has not set logging up itself.
+    ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
+    ``/ready``. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused
+    when it cannot work.
+    """
+    bounds = Bounds.of(processes)
+    if not 1 <= concurrency <= MOST_CONCURRENCY:
+        raise ConfigurationError(f"{concurrency} tasks at once in a process: it must be 1 to {MOST_CONCURRENCY}")
+    recycling = Recycling(max_tasks_per_child, max_rss)
+    logs = Logging(log_level, log_format)
+    logs.set_up()
+    exporter = None if metrics is None else exporting(metrics)
+
+    async def work() -> None:
+        executor = ProcessExecutor(
+            app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling, logs=logs.of_children()
+        )
+        scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
+        heard = listeners if exporter is None else (*listeners, exporter.hear)
+        worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard, scaler=scaler)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, worker.stop)
+        async with (
+            nullcontext() if exporter is None else exporter.serve(worker),
+            reloading(executor, worker, watch=reload),
+        ):
+            await worker.run()
+
+    asyncio.run(work())
