@@ -133,6 +133,7 @@ class _Top:
         }
         while True:
             key = await keys.get()
+            self._message = ""
             if key == "escape":
                 self._shows_help = False
             acts.get(key, lambda: None)()

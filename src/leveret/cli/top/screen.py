@@ -62,7 +62,8 @@ def picture(
     head.append("leveret top", "bold")
     head.append(f"  {dt.datetime.fromtimestamp(figures.at).astimezone():%H:%M:%S}", "dim")
     running = sum(len(child.running) for worker in figures.workers for child in worker.children)
-    head.append(f"  {len(figures.workers)} workers, {running} running")
+    workers = len(figures.workers)
+    head.append(f"  {workers} {'worker' if workers == 1 else 'workers'}, {running} running")
     if shows_help:
         return Group(head, Text(), _help())
     foot = Text(printable(message), no_wrap=True, overflow="ellipsis", style="yellow")
