@@ -20,6 +20,7 @@ _COMMANDS = {
     "result": ("leveret.cli.status", "result", "Print what a task returned."),
     "cancel": ("leveret.cli.status", "cancel", "Have a task not run, or end."),
     "queues": ("leveret.cli.queues", "command", "Show what is ready, running and dead; pause and resume."),
+    "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
     "demo": ("leveret.cli.demo", "command", "See two workers share five tasks, one of them killed."),
 }

@@ -1,0 +1,146 @@
+"""What there is to show: asked of the broker, and counted from the news of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.inspection import WorkerReport
+from leveret.model import QueueStats
+from leveret.status import Status, newer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from typing import Self
+
+    from leveret.brokers import Broker
+
+#: Rates are those of this long (seconds).
+WINDOW = 5.0
+#: So many failures are kept, and looked for at the beginning among so many tasks.
+_FAILURES = 100
+_LOOK_BACK = 200
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """Tasks a second."""
+
+    incoming: float = 0.0
+    outgoing: float = 0.0
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """All that is shown, of one moment."""
+
+    at: float
+    queues: Sequence[QueueStats]
+    rates: dict[str, Rate]
+    workers: Sequence[WorkerReport]
+    #: The latest first: dead, or to be tried again.
+    failures: Sequence[Status]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """What the cursor can be on: kind and key, from top to bottom."""
+        return [("queue", one.name) for one in self.queues] + [("failure", one.id) for one in self.failures]
+
+    def failure(self, id_: str) -> Status | None:
+        return next((one for one in self.failures if one.id == id_), None)
+
+
+class Rates:
+    """What goes in and out of queues, from how many tasks ended and how many there are.
+
+    Tasks of which no results are kept end unheard, and are missing in both.
+    """
+
+    def __init__(self) -> None:
+        self._ended: Counter[str] = Counter()
+        self._looks: deque[tuple[float, Mapping[str, int], Mapping[str, int]]] = deque()
+
+    def ended(self, queue: str) -> None:
+        self._ended[queue] += 1
+
+    def look(self, now: float, queues: Sequence[QueueStats]) -> dict[str, Rate]:
+        held = {one.name: one.ready + one.running + one.delayed for one in queues}
+        self._looks.append((now, Counter(self._ended), held))
+        while len(self._looks) > 2 and self._looks[1][0] <= now - WINDOW:
+            self._looks.popleft()
+        then, ended, before = self._looks[0]
+        seconds = now - then
+        if seconds <= 0:
+            return {}
+        rates = {}
+        for name, count in held.items():
+            out = self._ended[name] - ended.get(name, 0)
+            come = out + count - before.get(name, count)
+            rates[name] = Rate(max(0, come) / seconds, out / seconds)
+        return rates
+
+
+class Collector:
+    """Asks the broker, and follows all tasks as long as it is open."""
+
+    def __init__(self, broker: Broker, queues: Sequence[str]) -> None:
+        self._broker = broker
+        self._names = set(queues)
+        self._failures: dict[str, Status] = {}
+        self._rates = Rates()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            updates = await self._stack.enter_async_context(self._broker.watch())
+            for status in reversed(await self._broker.recent(_LOOK_BACK)):
+                self._note(status)
+            following = asyncio.get_running_loop().create_task(self._follow(updates))
+            self._stack.push_async_callback(_ended, following)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def look(self) -> Figures:
+        """Raises BrokerError."""
+        queues, workers = await asyncio.gather(self._broker.stats(sorted(self._names)), self._broker.workers())
+        now = time.time()
+        return Figures(
+            now,
+            queues,
+            self._rates.look(now, queues),
+            sorted(workers, key=lambda worker: worker.name),
+            list(reversed(self._failures.values())),
+        )
+
+    async def _follow(self, updates: AsyncIterator[Sequence[Status]]) -> None:
+        async for batch in updates:
+            for update in batch:
+                if update.is_final:
+                    self._rates.ended(update.queue)
+                self._note(update)
+
+    def _note(self, update: Status) -> None:
+        """The latest failure stands last; a task that did well after all, or is put back, is none."""
+        self._names.add(update.queue)
+        known = self._failures.pop(update.id, None)
+        status = newer(known, update)
+        if status.state in ("dead", "retrying"):
+            self._failures[update.id] = status
+            if len(self._failures) > _FAILURES:
+                del self._failures[next(iter(self._failures))]
+        elif known is not None and status.state == "running":
+            self._failures[update.id] = status  # the attempt that failed is still the last one known
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

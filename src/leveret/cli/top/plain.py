@@ -1,0 +1,55 @@
+"""What is shown where there is no terminal: lines that programs can read too."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leveret.cli.top.figures import Figures
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would act on, in one line."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()
+
+
+def length(seconds: float) -> str:
+    """A time span, short."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds % 60:02.0f}s" if minutes < 10 else f"{minutes}m"
+    hours = minutes // 60
+    return f"{hours}h{minutes % 60:02d}m" if hours < 48 else f"{hours // 24}d"
+
+
+def block(figures: Figures) -> str:
+    """One look, a line for each thing."""
+    lines = [dt.datetime.fromtimestamp(figures.at, dt.UTC).isoformat(timespec="seconds")]
+    for one in figures.queues:
+        rate = figures.rates.get(one.name)
+        rates = f" in={rate.incoming:.1f}/s out={rate.outgoing:.1f}/s" if rate else ""
+        lines.append(
+            f"queue {printable(one.name)} ready={one.ready} running={one.running} delayed={one.delayed}"
+            f" dead={one.dead} consumers={one.consumers}{rates}{' paused' if one.paused else ''}"
+        )
+    for worker in figures.workers:
+        lines.append(
+            f"worker {printable(worker.name)} children={len(worker.children)} waiting={worker.waiting}"
+            f" finished={worker.finished} failed={worker.failed} queues={printable(','.join(worker.queues))}"
+        )
+        lines += [
+            f"running {printable(run.task or '-')} {printable(run.id)} child={child.pid} queue={printable(run.queue)}"
+            f" attempt={run.attempt} for={length(figures.at - run.since)}"
+            for child in worker.children
+            for run in child.running
+        ]
+    lines += [
+        f"failed {printable(one.task or '-')} {printable(one.id)} queue={printable(one.queue)} {one.state}"
+        f" attempt={one.attempt} {length(figures.at - one.at)} ago: {printable(one.error or '')}"
+        for one in figures.failures
+    ]
+    return "\n".join(lines)

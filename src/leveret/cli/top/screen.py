@@ -1,0 +1,232 @@
+"""The live view as a picture of a terminal's size. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from leveret.cli.top.figures import Rate
+from leveret.cli.top.plain import length, printable
+from leveret.inspection import WorkerReport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from leveret.cli.top.figures import Figures
+    from leveret.model import QueueStats
+    from leveret.status import Status
+
+#: From this width on there is room for ids, queues and memory (columns).
+_WIDE = 100
+_MEBIBYTE = 1024 * 1024
+_CHOSEN = "reverse"
+_KEYS = (
+    ("up, down, k, j", "move"),
+    ("tab", "between queues and failures"),
+    ("p", "pause the queue: workers start nothing more of it"),
+    ("r", "resume the queue"),
+    ("t", "put the dead task back into its queue"),
+    ("?", "this help, and back"),
+    ("q", "quit"),
+)
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """The row that the keys act on: ``queue`` and a name, or ``failure`` and a task's id."""
+
+    kind: str
+    key: str
+
+
+def moved(cursor: Cursor | None, figures: Figures, steps: int) -> Cursor | None:
+    """The cursor so many rows further down; on the first row when its own is gone."""
+    rows = figures.rows
+    if not rows:
+        return None
+    at = rows.index((cursor.kind, cursor.key)) if cursor and (cursor.kind, cursor.key) in rows else 0
+    return Cursor(*rows[min(max(0, at + steps), len(rows) - 1)])
+
+
+def picture(
+    figures: Figures, cursor: Cursor | None, message: str, *, width: int, height: int, shows_help: bool
+) -> RenderableType:
+    """Never higher than the terminal."""
+    head = Text(no_wrap=True, overflow="ellipsis")
+    head.append("leveret top", "bold")
+    head.append(f"  {dt.datetime.fromtimestamp(figures.at).astimezone():%H:%M:%S}", "dim")
+    running = sum(len(child.running) for worker in figures.workers for child in worker.children)
+    workers = len(figures.workers)
+    head.append(f"  {workers} {'worker' if workers == 1 else 'workers'}, {running} running")
+    if shows_help:
+        return Group(head, Text(), _help())
+    foot = Text(printable(message), no_wrap=True, overflow="ellipsis", style="yellow")
+    keys = Text("p pause  r resume  t retry  ? help  q quit", "dim", no_wrap=True, overflow="ellipsis")
+    room = height - 9  # the head, the foot's two, and a heading with a blank line for each of three lists
+    worker_rows = _worker_rows(figures)
+    heights = _share(room, [len(figures.queues), len(worker_rows), len(figures.failures)])
+    is_wide = width >= _WIDE
+    return Group(
+        head,
+        _queues(figures, cursor, heights[0], is_wide=is_wide),
+        Text(),
+        _workers(worker_rows, figures.at, heights[1], is_wide=is_wide),
+        Text(),
+        _failures(figures, cursor, heights[2], is_wide=is_wide),
+        foot,
+        keys,
+    )
+
+
+def _share(room: int, wanted: Sequence[int]) -> list[int]:
+    """So many rows for each list: what it wants, if that is not at the cost of another's."""
+    given = [0 for _ in wanted]
+    for _ in range(max(0, room)):
+        hungry = [index for index, want in enumerate(wanted) if given[index] < want]
+        if not hungry:
+            break
+        given[min(hungry, key=given.__getitem__)] += 1
+    return given
+
+
+def _window(chosen: int | None, count: int, rows: int) -> range:
+    """Which of the rows are shown: the chosen one among them."""
+    start = 0 if chosen is None else min(max(0, chosen - rows + 1), max(0, count - rows))
+    return range(start, min(count, start + rows))
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, expand=True, header_style="bold cyan", padding=(0, 1, 0, 0))
+
+
+def _cells(table: Table, headings: Sequence[tuple[str, str]], flexible: str) -> None:
+    for heading, side in headings:
+        justify = "right" if side == "r" else "left"
+        ratio = 1 if heading == flexible else None
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)  # type: ignore[arg-type]
+
+
+def _queues(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bool) -> Table:
+    table = _table()
+    headings = ["ready", "running", "delayed", "dead", "in/s", "out/s"] if is_wide else ["ready", "run", "delay"]
+    headings += ["consumers"] if is_wide else ["dead", "in/s", "out/s"]
+    _cells(table, [("queue", "l"), *((heading, "r") for heading in headings)], "queue")
+    names = [one.name for one in figures.queues]
+    chosen = names.index(cursor.key) if cursor and cursor.kind == "queue" and cursor.key in names else None
+    for number in _window(chosen, len(names), rows):
+        one = figures.queues[number]
+        style = _CHOSEN if number == chosen else ""
+        table.add_row(*_queue_cells(one, figures.rates.get(one.name, Rate()), is_wide=is_wide), style=style)
+    return table
+
+
+def _queue_cells(one: QueueStats, rate: Rate, *, is_wide: bool) -> list[Text]:
+    name = Text()
+    if one.paused:
+        name.append("paused ", "yellow")  # in front: a long name is cut at its end
+    name.append(printable(one.name))
+    running = f"{one.running}+?" if one.silent_consumers else str(one.running)
+    cells = [name, Text(str(one.ready)), Text(running), Text(str(one.delayed))]
+    cells += [Text(str(one.dead), "red" if one.dead else ""), Text(_rate(rate.incoming)), Text(_rate(rate.outgoing))]
+    return [*cells, Text(str(one.consumers))] if is_wide else cells
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
+
+
+class _WorkerRow(msgspec.Struct, frozen=True):
+    """A worker by itself, or what one of its children runs."""
+
+    worker: WorkerReport | None = None
+    pid: int = 0
+    rss: int = 0
+    task: str = ""
+    id: str = ""
+    queue: str = ""
+    attempt: int = 0
+    since: float | None = None
+
+
+def _worker_rows(figures: Figures) -> list[_WorkerRow]:
+    rows: list[_WorkerRow] = []
+    for worker in figures.workers:
+        rows.append(_WorkerRow(worker))
+        for child in worker.children:
+            if not child.running:
+                rows.append(_WorkerRow(None, child.pid, child.rss, "idle"))
+            rows += [
+                _WorkerRow(None, child.pid, child.rss, run.task or "-", run.id, run.queue, run.attempt, run.since)
+                for run in child.running
+            ]
+    return rows
+
+
+def _workers(rows: Sequence[_WorkerRow], now: float, room: int, *, is_wide: bool) -> Table:
+    table = _table()
+    headings = [("worker, child", "l"), ("runs", "l"), ("for", "r")]
+    if is_wide:
+        headings = [("worker, child", "l"), ("memory", "r"), ("runs", "l"), ("id", "l"), ("queue", "l")]
+        headings += [("attempt", "r"), ("for", "r")]
+    _cells(table, headings, "runs")
+    shown = rows[:room] if len(rows) <= room else rows[: max(0, room - 1)]
+    for row in shown:
+        table.add_row(*_worker_cells(row, now, is_wide=is_wide))
+    if len(shown) < len(rows) and room:
+        table.add_row(Text(f"  {len(rows) - len(shown)} more", "dim"))
+    return table
+
+
+def _worker_cells(row: _WorkerRow, now: float, *, is_wide: bool) -> list[Text]:
+    if row.worker is not None:
+        one = row.worker
+        told = f"{one.finished} done, {one.failed} failed, {one.waiting} wait"
+        name, up = Text(printable(one.name), "bold"), Text(length(now - one.started_at), "dim")
+        blank = Text()
+        return [name, blank, Text(told), blank, blank, blank, up] if is_wide else [name, Text(told), up]
+    pid = Text(f"  {row.pid}")
+    runs = Text(printable(row.task), "dim" if row.since is None else "green")
+    since = Text("" if row.since is None else length(now - row.since))
+    if not is_wide:
+        return [pid, runs, since]
+    memory = Text(f"{row.rss / _MEBIBYTE:.0f} MiB" if row.rss else "")
+    attempt = Text(str(row.attempt) if row.attempt else "")
+    return [pid, memory, runs, Text(printable(row.id)), Text(printable(row.queue)), attempt, since]
+
+
+def _failures(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bool) -> Table:
+    table = _table()
+    headings = [("failed", "r"), ("task", "l"), ("state", "l"), ("error", "l")]
+    if is_wide:
+        headings = [*headings[:3], ("id", "l"), ("queue", "l"), ("attempt", "r"), headings[3]]
+    _cells(table, headings, "error")
+    ids = [one.id for one in figures.failures]
+    chosen = ids.index(cursor.key) if cursor and cursor.kind == "failure" and cursor.key in ids else None
+    for number in _window(chosen, len(ids), rows):
+        style = _CHOSEN if number == chosen else ""
+        table.add_row(*_failure_cells(figures.failures[number], figures.at, is_wide=is_wide), style=style)
+    return table
+
+
+def _failure_cells(one: Status, now: float, *, is_wide: bool) -> list[Text]:
+    state = Text(one.state, "red" if one.state == "dead" else "yellow")
+    # The last line says what happened; only so much is laid out.
+    cells = [Text(length(now - one.at)), Text(printable(one.task or "-")[:40]), state]
+    if is_wide:
+        cells += [Text(printable(one.id)[:32]), Text(printable(one.queue)[:24]), Text(str(one.attempt))]
+    return [*cells, Text(printable((one.error or "")[:400]))]
+
+
+def _help() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for keys, text in _KEYS:
+        table.add_row(Text(keys, "bold"), Text(text))
+    table.add_row(Text(), Text())
+    table.add_row(Text("in/s, out/s"), Text("of the last 5 s; only tasks whose results are kept"))
+    return table

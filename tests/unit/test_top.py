@@ -1,0 +1,58 @@
+"""What ``leveret top`` counts, and how it reads keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from leveret.cli.top.figures import WINDOW, Figures, Rate, Rates
+from leveret.cli.top.keys import keys_of
+from leveret.cli.top.plain import length, printable
+from leveret.cli.top.screen import Cursor, moved
+from leveret.model import QueueStats
+from leveret.status import Status
+
+
+def stats(name: str, ready: int) -> QueueStats:
+    return QueueStats(name, ready, 0, 0, 0, 0)
+
+
+def test_rates_are_those_of_the_last_seconds() -> None:
+    """In: what ended and what there is more; never below nothing, and old looks are forgotten."""
+    rates = Rates()
+    assert rates.look(100.0, [stats("work", 10)]) == {}
+    for _ in range(20):
+        rates.ended("work")
+    assert rates.look(102.0, [stats("work", 14), stats("new", 3)]) == {"work": Rate(12.0, 10.0), "new": Rate(0.0, 0.0)}
+    assert rates.look(104.0, [stats("work", 0)]) == {"work": Rate(2.5, 5.0)}
+    for seconds in range(1, 20):
+        now = rates.look(104.0 + seconds, [stats("work", 0)])
+        assert seconds <= WINDOW or now == {"work": Rate(0.0, 0.0)}
+
+
+def test_keys() -> None:
+    assert keys_of("\x1b[A\x1bOBp\tq\x1b[1;5C\x1b") == ["up", "down", "p", "tab", "q", "\x1b[1;5C", "escape"]
+
+
+def test_the_cursor_stays_with_its_row() -> None:
+    """Though others come before it; it goes to the first row when its own is gone, and no further than the last."""
+    dead = Status("1", "dead", 1.0, "work")
+    few = Figures(0.0, [stats("a", 0), stats("b", 0)], {}, [], [dead])
+    assert moved(None, few, 0) == Cursor("queue", "a")
+    cursor = moved(Cursor("queue", "b"), few, 0)
+    assert moved(cursor, Figures(0.0, [stats("a", 0), stats("aa", 0), stats("b", 0)], {}, [], []), 0) == cursor
+    assert moved(cursor, few, 5) == Cursor("failure", "1")
+    assert moved(cursor, few, -5) == Cursor("queue", "a")
+    assert moved(Cursor("failure", "gone"), few, 0) == Cursor("queue", "a")
+    assert moved(cursor, Figures(0.0, [], {}, [], []), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0.0s"), (3.25, "3.2s"), (42, "42s"), (62, "1m02s"), (3_000, "50m"), (7_260, "2h01m"), (200_000, "2d")],
+)
+def test_time_spans(seconds: float, text: str) -> None:
+    assert length(seconds) == text
+
+
+def test_text_does_nothing_to_a_terminal() -> None:
+    assert printable("a\x1b[2J\r\nb\u202ec\x9b") == "a [2J  b c"
