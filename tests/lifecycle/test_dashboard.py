@@ -80,7 +80,9 @@ async def browsing() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def tab(browser: Browser, address: str, *, size: dict[str, int] = DESKTOP, scheme: str = "light") -> AsyncIterator[Tab]:
+async def tab(
+    browser: Browser, address: str, *, size: dict[str, int] = DESKTOP, scheme: str = "light"
+) -> AsyncIterator[Tab]:
     """A page that makes the test fail when the browser complains of it: a script's error, or the policy."""
     context = await browser.new_context(viewport=size, color_scheme=scheme, locale="en-GB")  # type: ignore[arg-type]
     context.set_default_timeout(PATIENCE * 1000)
@@ -117,7 +119,7 @@ async def test_a_task_is_followed_from_its_start_to_its_retry(
             await expect(page.get_by_role("link", name=re.compile("Dead letters"))).to_contain_text("2")
             await page.get_by_role("link", name="Overview").click()
             await expect(page.get_by_role("table", name="Latest tasks").get_by_role("row")).not_to_have_count(1)
-            await expect(page.get_by_role("img", name=re.compile(r"Throughput: now finished [\d.]+/s"))).to_be_visible()
+            await expect(page.get_by_role("img", name=re.compile(r"Throughput: now finished \d"))).to_be_visible()
             await _look_at_all(browser, page, dashboard.address, dead[1].id, handle.id, place.kind)
 
 
@@ -183,7 +185,11 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
     for name, path in pages.items():
         await page.goto(address + path)
         await look(page, f"{kind}-desktop-{name}")
-    for look_like, size, scheme in (("phone", PHONE, "light"), ("phone-dark", PHONE, "dark"), ("dark", DESKTOP, "dark")):
+    for look_like, size, scheme in (
+        ("phone", PHONE, "light"),
+        ("phone-dark", PHONE, "dark"),
+        ("dark", DESKTOP, "dark"),
+    ):
         async with tab(browser, address, size=size, scheme=scheme) as other:
             for name, path in pages.items():
                 await other.goto(address + path)
@@ -204,7 +210,7 @@ async def test_dead_letters_are_dropped_in_bulk_after_a_question(
                 await shop.send_invoice.enqueue(customer, "hunter2")
         async with browsing() as browser, tab(browser, f"{dashboard.address}dead?queue=work") as page:
             await expect(page.get_by_role("table").get_by_role("row")).to_have_count(4)
-            await page.get_by_label("Error").fill("(bob)")
+            await page.get_by_label("Error").fill("bob")
             await page.get_by_role("button", name="Search").click()
             await expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
             await page.get_by_label("Error").fill("")

@@ -35,7 +35,7 @@ async def import_orders(file: str, rows: int) -> int:
 @app.task(queue="work", max_attempts=2, backoff=0)
 async def send_invoice(customer: str, password: str) -> str:
     if not _gate("mail").exists():
-        raise ConnectionRefusedError(f"mail.example:25 does not answer ({customer})")
+        raise ConnectionRefusedError(f"mail.example:25 refused {customer} with a password of {len(password)}")
     return "sent"
 
 

@@ -52,9 +52,17 @@ def test_long_texts_are_cut() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.0123, "12 ms"), (1.26, "1.3 s"), (59.4, "59 s"), (61, "1 min"), (7_300, "2 h"), (200_000, "2 d"), (None, "–")],
+    [
+        (0.0123, "12 ms"),
+        (1.26, "1.3 s"),
+        (59.4, "59 s"),
+        (61, "1 min"),
+        (7_300, "2 h"),
+        (200_000, "2 d"),
+        (None, text.UNKNOWN),
+    ],
 )
-def test_a_length_of_time_is_in_the_unit_that_fits(seconds: float | None, shown: str) -> None:
+def test_a_length_of_time_is_in_the_unit_that_fits(seconds: float, shown: str) -> None:
     assert text.lasted(seconds) == shown
 
 
@@ -83,7 +91,9 @@ def test_arguments_have_the_names_of_the_parameters() -> None:
 
 def test_names_are_redacted_wherever_they_are() -> None:
     redact = by_name(["password"])
-    body = b'{"args": ["Ann", "secret1"], "kwargs": {"more": {"password": "secret2", "list": [{"password": "secret3"}]}}}'
+    body = (
+        b'{"args": ["Ann", "secret1"], "kwargs": {"more": {"password": "secret2", "list": [{"password": "secret3"}]}}}'
+    )
     shown = {one.name: one.value for one in arguments(app, call(body), redact)}
     assert shown["name"] == '"Ann"'
     assert shown["password"] == HIDDEN
@@ -97,7 +107,7 @@ def test_names_are_redacted_wherever_they_are() -> None:
 
 def test_a_redaction_that_fails_shows_nothing() -> None:
     def fail(task: str | None, name: str, value: object) -> object:
-        raise KeyError(value)
+        raise KeyError(task, name, value)
 
     (one, *_) = arguments(app, call(b'{"args": ["secret"]}'), fail)
     assert one.value == "(hidden: redact raised KeyError)"
@@ -167,7 +177,7 @@ def test_a_chart_has_gaps_where_nothing_is_known() -> None:
     chart = charts.throughput([Sample(0.0, {}, value, value) for value in (1.0, None, 3.0)])
     assert chart.lines[0].path.count("M") == 2
     assert charts.run_time([]).lines[0].path == ""
-    assert charts.run_time([]).lines[0].now == "–"
+    assert charts.run_time([]).lines[0].now == text.UNKNOWN
 
 
 @pytest.mark.parametrize(("value", "top"), [(0.3, 0.5), (1, 1), (1.1, 2), (4.2, 5), (51, 100), (100, 100), (101, 200)])

@@ -15,13 +15,17 @@ _TIMEOUT = 10.0
 
 @click.command()
 @click.argument("app", metavar="[MODULE:APP]", required=False)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; not local: with a token.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; not local: with a token."
+)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8484, show_default=True, help="0: any free one.")
 @click.option(
     "--token", envvar="LEVERET_DASHBOARD_TOKEN", help="What readers must enter; better in $LEVERET_DASHBOARD_TOKEN."
 )
 @click.option("--redact", metavar="NAME", multiple=True, help="An argument that is not shown; again for more.")
-@click.option("-q", "--queue", "queues", multiple=True, help="A queue to show besides the application's; again for more.")
+@click.option(
+    "-q", "--queue", "queues", multiple=True, help="A queue to show besides the application's; again for more."
+)
 @url_option
 def command(
     app: str | None,

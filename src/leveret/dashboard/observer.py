@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,16 @@ import msgspec
 
 from leveret.dashboard.history import STEP, Recent
 from leveret.errors import BrokerError
+from leveret.model import DeadLetter
 from leveret.status import NO_RESULT, Status, newer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from leveret.app import App
     from leveret.brokers import Broker
     from leveret.inspection import WorkerReport
-    from leveret.model import DeadLetter, QueueStats
+    from leveret.model import QueueStats
 
 #: When nobody has looked for so long, nothing is asked any more (seconds).
 IDLE = 600.0

@@ -63,9 +63,7 @@ def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argum
         return [Argument("body", text)]
     names = _parameters(app, envelope)
     named = [(names[number] if number < len(names) else str(number), value) for number, value in enumerate(call.args)]
-    return [
-        Argument(name, shown(envelope.task, name, value, redact)) for name, value in (*named, *call.kwargs.items())
-    ]
+    return [Argument(name, shown(envelope.task, name, value, redact)) for name, value in (*named, *call.kwargs.items())]
 
 
 def result(task: str | None, encoded: bytes, redact: Redact | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from typing import TYPE_CHECKING
@@ -59,8 +60,12 @@ class Hardened:
 
         if self._hosts and _host(scope) not in self._hosts:
             # A page elsewhere whose name was made to point here (DNS rebinding) has that name in "Host".
-            await hardened({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            await hardened({"type": "http.response.body", "body": b"This dashboard does not answer to that host name.\n"})
+            await hardened(
+                {"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]}
+            )
+            await hardened(
+                {"type": "http.response.body", "body": b"This dashboard does not answer to that host name.\n"}
+            )
             return
         await self._app(scope, receive, hardened)
 
@@ -91,8 +96,7 @@ class Door:
             return True
         expires, _, _ = request.cookies.get(SESSION, "").partition(".")
         return (
-            expires.isascii()
-            and expires.isdigit()
+            re.fullmatch(r"[0-9]{1,12}", expires) is not None
             and int(expires) > time.time()
             and _same(request.cookies[SESSION], self._session(int(expires)))
         )

@@ -14,6 +14,8 @@ _PLAIN = frozenset("\n\t\u200c\u200d")
 #: Control, format (the overrides of the writing direction) and surrogate characters, and separators of lines.
 _STRANGE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+#: In the place of a number: an en dash.
+UNKNOWN = "\u2013"
 _MEBIBYTE = 1024 * 1024
 
 
@@ -46,7 +48,7 @@ def long(text: str, limit: int = LONGEST_TEXT) -> str:
 def lasted(seconds: float | None) -> str:
     """A length of time, in the unit that fits."""
     if seconds is None:
-        return "–"
+        return UNKNOWN
     seconds = max(0.0, seconds)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -86,7 +88,7 @@ def count(number: float) -> str:
 
 def rate(per_second: float | None) -> str:
     if per_second is None:
-        return "–"
+        return UNKNOWN
     return f"{per_second:.1f}" if per_second < 100 else count(per_second)
 
 

@@ -9,8 +9,8 @@ import msgspec
 
 from leveret.dashboard import text
 from leveret.dashboard.redaction import Argument, arguments, result
-from leveret.model import QueueStats
-from leveret.status import Moment
+from leveret.model import DeadLetter
+from leveret.status import Moment, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from leveret.dashboard.history import Sample
     from leveret.dashboard.redaction import Redact
     from leveret.inspection import WorkerReport
-    from leveret.model import DeadLetter
-    from leveret.status import Progress, Status
+    from leveret.model import QueueStats
+    from leveret.status import Progress
 
 #: Dead letters that one page shows.
 SHOWN_LETTERS = 100
