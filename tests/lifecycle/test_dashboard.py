@@ -48,7 +48,7 @@ class Dashboard(Program):
         if token is not None:
             environment["LEVERET_DASHBOARD_TOKEN"] = token
         super().__init__(
-            ["-m", "leveret", "dashboard", SHOP, "--url", url, "--port", "0", *options],
+            ["-m", "leveret", "dashboard", SHOP, "--url", url, "--port", "0", "--redact", "password", *options],
             folder / "dashboard.log",
             environment,
         )

@@ -26,7 +26,7 @@ class Line(msgspec.Struct, frozen=True):
     kind: str
     path: str
     area: str
-    #: The last number, as text.
+    #: The last number that is known, as text.
     now: str
 
 
@@ -104,7 +104,7 @@ def _line(label: str, kind: str, row: list[float | None], top: float, written: C
         else:
             pieces[-1].append((begin + number * step, HEIGHT - value / top * HEIGHT))
     pieces = [piece for piece in pieces if piece]
-    now = row[-1] if row else None
+    now = next((value for value in reversed(row) if value is not None), None)
     return Line(
         label,
         kind,
@@ -115,8 +115,8 @@ def _line(label: str, kind: str, row: list[float | None], top: float, written: C
 
 
 def _path(piece: list[tuple[float, float]]) -> str:
-    # The last step is there for a point that stands alone: with round ends it is a dot.
-    return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) + " h.01"
+    # A point that stands alone is drawn as a dash: it would not be seen.
+    return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) + (" h-2" if len(piece) == 1 else "")
 
 
 def round_up(value: float) -> float:

@@ -51,7 +51,7 @@ def lasted(seconds: float | None) -> str:
         return UNKNOWN
     seconds = max(0.0, seconds)
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 or seconds == 0 else "under 1 ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     for length, unit in _UNITS:
