@@ -185,14 +185,15 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
     for name, path in pages.items():
         await page.goto(address + path)
         await look(page, f"{kind}-desktop-{name}")
-    for look_like, size, scheme in (
-        ("phone", PHONE, "light"),
-        ("phone-dark", PHONE, "dark"),
-        ("dark", DESKTOP, "dark"),
+    dark = ("overview", "task-dead")
+    for look_like, size, scheme, names in (
+        ("phone", PHONE, "light", tuple(pages)),
+        ("phone-dark", PHONE, "dark", dark),
+        ("dark", DESKTOP, "dark", dark),
     ):
         async with tab(browser, address, size=size, scheme=scheme) as other:
-            for name, path in pages.items():
-                await other.goto(address + path)
+            for name in names:
+                await other.goto(address + pages[name])
                 await look(other, f"{kind}-{look_like}-{name}")
                 width = await other.evaluate("document.documentElement.scrollWidth")
                 assert width <= size["width"], f"{name} is {width} px wide"

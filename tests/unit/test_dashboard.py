@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -18,7 +19,7 @@ from leveret.brokers.memory import MemoryBroker
 from leveret.dashboard import by_name, dashboard, text
 from leveret.model import Envelope, Queue, Succeeded, new_id
 from leveret.status import Status
-from tests.support.dashboard import ADDRESS, Page, bury, take, visiting
+from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -60,16 +61,17 @@ async def test_the_overview_shows_the_queues(app: App) -> None:
     async with visiting(app) as visitor:
         await app.tasks[0].enqueue("cat.png", 80)
         await bury(app.broker, [dead()], "ValueError: no such file")
-        page = await until(lambda: _page_with(visitor, "./", "no such file"), "the failure is on the overview")
+        page = Page(await until(lambda: _source_with(visitor, "./", "no such file"), "the failure is on the overview"))
         assert "work" in page.text
         assert any(one.get("href") == "queue?name=work" for one in page.all("a"))
         assert len(page.all("svg")) == 3
         assert all(one["aria-label"] for one in page.all("svg"))
 
 
-async def _page_with(visitor: Any, path: str, words: str) -> Page | None:
-    page = Page(await visitor.get(path))
-    return page if words in page.text else None
+async def _source_with(visitor: Visitor, path: str, words: str) -> str:
+    """The page, when those words are in it; else nothing."""
+    page = await visitor.get(path)
+    return page if words in page else ""
 
 
 async def test_a_queue_is_paused_and_resumed(app: App) -> None:
@@ -119,21 +121,12 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
         assert '<progress max="100" value="25"' in page
         assert "row 30" in page
         assert "Running for" in page
-        await app.broker.tell([Status("one", "succeeded", now + 1, "work", "resize", 2, result=_raw(b'{"w": 80}'))])
-        page = (await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")) or ""
+        await app.broker.tell(
+            [Status("one", "succeeded", now + 1, "work", "resize", 2, result=msgspec.Raw(b'{"w": 80}'))]
+        )
+        page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
         assert "&#34;w&#34;: 80" in page
         assert '<progress max="100" value="25"' in page
-
-
-def _raw(encoded: bytes) -> Any:
-    import msgspec
-
-    return msgspec.Raw(encoded)
-
-
-async def _source_with(visitor: Any, path: str, words: str) -> str | None:
-    page: str = await visitor.get(path)
-    return page if words in page else None
 
 
 async def test_a_task_that_nobody_knows(app: App) -> None:
@@ -163,7 +156,7 @@ async def test_dead_letters_are_searched(app: App) -> None:
         assert await _ids(visitor, "/dead?queue=work&error=other") == set()
 
 
-async def _ids(visitor: Any, path: str) -> set[str | None]:
+async def _ids(visitor: Visitor, path: str) -> set[str | None]:
     page = Page(await visitor.get(path))
     return {one.get("value") for one in page.all("input") if one.get("name") == "id"}
 
@@ -179,6 +172,14 @@ async def test_dead_letters_are_put_back(app: App) -> None:
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
         assert "3 dead letters put back" in answer.text
         assert [(one.ready, one.dead) for one in await app.broker.stats()] == [(5, 0)]
+
+
+async def test_readers_at_the_same_time_see_all_dead_letters(app: App) -> None:
+    letters = [dead(number) for number in range(1, 6)]
+    async with visiting(app) as visitor:
+        await bury(app.broker, letters, "ValueError")
+        seen = await asyncio.gather(*(_ids(visitor, "/dead?queue=work") for _ in range(5)))
+        assert seen == [{one.id for one in letters}] * 5
 
 
 async def test_all_that_match_are_dropped_after_a_question(app: App) -> None:
@@ -200,13 +201,13 @@ async def test_all_that_match_are_dropped_after_a_question(app: App) -> None:
 @pytest.mark.parametrize("evil", HOSTILE)
 async def test_whatever_is_shown_is_escaped(app: App, evil: str) -> None:
     task, id_ = evil[:200], f"{evil}{new_id()}"
-    body = _json({"args": [evil, {evil: [evil]}], "kwargs": {evil: evil}})
+    body = msgspec.json.encode({"args": [evil, {evil: [evil]}], "kwargs": {evil: evil}})
     envelope = Envelope(id_, "work", task, body, enqueued_at=time.time())
     huge = evil * 20_000
     good = Envelope(f"{evil}2", "work", task, body)
     async with visiting(app) as visitor:
         await bury(app.broker, [envelope], evil, huge)
-        await take(app.broker, [good], lambda _: Succeeded(_json([evil, {evil: huge[:50_000]}])))
+        await take(app.broker, [good], lambda _: Succeeded(msgspec.json.encode([evil, {evil: huge[:50_000]}])))
         await app.broker.tell(
             [Status(f"{evil}3", "running", time.time(), "work", task, worker=evil, progress=Progress(1, 2, evil))]
         )
@@ -225,12 +226,6 @@ async def test_whatever_is_shown_is_escaped(app: App, evil: str) -> None:
         # The forms carry the id unchanged.
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("id", text.packed(id_))])
         assert "1 dead letter put back" in answer.text
-
-
-def _json(value: object) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(value)
 
 
 def _check_harmless(source: str, path: str) -> None:
@@ -347,7 +342,7 @@ async def test_logging_in_and_out(app: App) -> None:
             f"²{session}",
             "9" * 5_000,
         ):
-            headers = {"Cookie": f"leveret_session={forged}".encode()}
+            headers = {b"Cookie": f"leveret_session={forged}".encode()}
             assert (await visitor.client.get("/", headers=headers)).status_code == 303
 
 

@@ -68,6 +68,8 @@ class Observer:
         self._tasks: OrderedDict[str, Status] = OrderedDict()
         self._whole: OrderedDict[str, _Whole] = OrderedDict()
         self._letters: dict[str, _Letters] = {}
+        #: RabbitMQ hands a dead letter to one reader at a time: another one would not find it.
+        self._at_the_letters = asyncio.Lock()
         self._news = asyncio.Event()
         self._answered = asyncio.Event()
         self._looked = 0.0
@@ -125,12 +127,30 @@ class Observer:
 
     async def letters(self, queue: str) -> Sequence[DeadLetter]:
         """A queue's dead letters, the oldest first. Raises BrokerError."""
-        known = self._letters.get(queue)
-        count = next((one.dead for one in self.stats if one.name == queue), 0)
-        if known is None or known.count != count or time.monotonic() - known.asked > _STALE_LETTERS:
-            found = await self.broker.dead_letters(queue, limit=MOST_LETTERS)
-            known = self._letters[queue] = _Letters(found, time.monotonic(), count)
-        return known.letters
+        async with self._at_the_letters:
+            known = self._letters.get(queue)
+            count = next((one.dead for one in self.stats if one.name == queue), 0)
+            if known is None or known.count != count or time.monotonic() - known.asked > _STALE_LETTERS:
+                known = self._letters[queue] = _Letters(await self._read_letters(queue), time.monotonic(), count)
+            return known.letters
+
+    async def current_letters(self, queue: str) -> Sequence[DeadLetter]:
+        """The same as they are at this moment, to decide about them. Raises BrokerError."""
+        async with self._at_the_letters:
+            return await self._read_letters(queue)
+
+    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        """See `leveret.brokers.Broker.revive`."""
+        async with self._at_the_letters:
+            return await self.broker.revive(queue, ids)
+
+    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        """See `leveret.brokers.Broker.discard`."""
+        async with self._at_the_letters:
+            return await self.broker.discard(queue, ids)
+
+    async def _read_letters(self, queue: str) -> Sequence[DeadLetter]:
+        return await self.broker.dead_letters(queue, limit=MOST_LETTERS)
 
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""

@@ -278,17 +278,17 @@ class Dashboard:
         form = await self._form(request)
         search = views.Search(text.unpacked(form.get("queue", "")), form.get("task", ""), form.get("error", ""))
         if form.get("all"):
-            letters = await self._app.broker.dead_letters(search.queue, limit=MOST_LETTERS)
+            letters = await self._observer.current_letters(search.queue)
             ids = [letter.envelope.id for letter in letters if search.matches(letter)]
         else:
             ids = [text.unpacked(one) for one in form.getlist("id")]
         if form.get("action") == "retry":
-            changed = await self._app.broker.revive(search.queue, ids)
+            changed = await self._observer.revive(search.queue, ids)
             said = "retried"
         elif form.get("action") == "drop" and not form.get("sure"):
             return self._page(request, "confirm.html", search=search, ids=ids)
         elif form.get("action") == "drop":
-            changed = await self._app.broker.discard(search.queue, ids)
+            changed = await self._observer.discard(search.queue, ids)
             said = "dropped"
         else:
             raise HTTPException(400, "The form does not say what to do.")
