@@ -159,6 +159,7 @@ class Observer:
         self._changed()
 
     async def _run(self) -> None:
+        self.recent = Recent()  # after a time in which nobody looked, the charts begin anew
         listening = asyncio.get_running_loop().create_task(self._listen())
         try:
             while time.monotonic() - self._looked < IDLE:
