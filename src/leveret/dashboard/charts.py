@@ -109,7 +109,7 @@ def _line(label: str, kind: str, row: list[float | None], top: float, written: C
         label,
         kind,
         " ".join(_path(piece) for piece in pieces),
-        " ".join(f"{_path(piece)} V{HEIGHT} H{piece[0][0]:.1f} Z" for piece in pieces),
+        " ".join(f"{_path(piece)} V{HEIGHT} H{piece[0][0]:.1f} Z" for piece in pieces if len(piece) > 1),
         text.UNKNOWN if now is None else written(now),
     )
 
