@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import async_playwright, expect
 
+from leveret import App
 from leveret.brokers import connect
-from leveret.model import Queue
+from leveret.model import Envelope, Queue
 from tests.support import dashboard_app as shop
+from tests.support.dashboard import Page, bury, visiting
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Program, Worker, leveret
 
@@ -120,7 +122,8 @@ async def test_a_task_is_followed_from_its_start_to_its_retry(
             await page.get_by_role("link", name="Overview").click()
             await expect(page.get_by_role("table", name="Latest tasks").get_by_role("row")).not_to_have_count(1)
             await expect(page.get_by_role("img", name=re.compile(r"Throughput: now finished \d"))).to_be_visible()
-            await _look_at_all(browser, page, dashboard.address, dead[1].id, handle.id, place.kind)
+            if place.kind != "rabbitmq-3.10":  # it looks as with the newer one
+                await _look_at_all(browser, page, dashboard.address, dead[1].id, handle.id, place.kind)
 
 
 async def _follow_a_run(page: Tab, id_: str, folder: Path, kind: str) -> None:
@@ -239,6 +242,23 @@ async def test_a_queue_is_paused_in_the_browser(place: Place, dashboard: Dashboa
     stats = {one.name: one.paused for one in await broker.stats(["work"])}
     assert stats["work"] is False
     await broker.close()
+
+
+async def test_readers_and_changes_take_turns_at_the_dead_letters(place: Place) -> None:
+    """RabbitMQ hands each dead letter to one reader at a time."""
+    letters = [Envelope(f"{number:032x}", "work", "resize", b"{}") for number in range(20)]
+    async with visiting(App(place.url)) as visitor:
+        broker = connect(place.url)
+        await bury(broker, letters, "ValueError")
+        fields = [("queue", "work"), ("action", "retry"), ("all", "yes")]
+        *pages, answer = await asyncio.gather(
+            *(visitor.get("/dead?queue=work") for _ in range(5)), visitor.post("/dead?queue=work", fields)
+        )
+        assert "20 dead letters put back" in answer.text
+        for page in pages:
+            shown = len([one for one in Page(page).all("input") if one.get("name") == "id"])
+            assert shown in (0, 20), "all of them, or none when they are back"
+        await broker.close()
 
 
 async def test_the_page_says_when_the_dashboard_is_gone(tmp_path: Path) -> None:
