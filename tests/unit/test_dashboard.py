@@ -74,6 +74,25 @@ async def _source_with(visitor: Visitor, path: str, words: str) -> str:
     return page if words in page else ""
 
 
+async def test_a_failure_is_shown_though_much_has_succeeded_since(app: App) -> None:
+    async with visiting(app) as visitor:
+        await bury(app.broker, [dead()], "ValueError: no such file")
+        await until(lambda: _source_with(visitor, "/", "no such file"), "the failure is known")
+        now = time.time()
+        others = [Status(str(number), "succeeded", now, "work", "other") for number in range(1_500)]
+        await app.broker.tell(others)
+        await until(lambda: _source_with(visitor, "/", ">1499</bdi>"), "the others are known")
+        assert "no such file" in await visitor.get("/")
+        assert "no such file" not in await visitor.get("/tasks")
+        await app.broker.revive("work", [dead().id])
+        await until(lambda: _source_without(visitor, "/", "no such file"), "it waits again, and is no failure")
+
+
+async def _source_without(visitor: Visitor, path: str, words: str) -> str:
+    page = await visitor.get(path)
+    return "" if words in page else page
+
+
 async def test_a_queue_is_paused_and_resumed(app: App) -> None:
     async with visiting(app) as visitor:
         await app.broker.declare([Queue("work")])

@@ -29,6 +29,7 @@ IDLE = 600.0
 #: So many tasks are remembered, without their results; and so many whole ones that somebody looked at.
 _MOST_TASKS = 1_000
 _MOST_WHOLE = 32
+_MOST_FAILURES = 20
 #: What the broker told of a task that has not ended is asked again after that (seconds): some tasks tell no news.
 _STALE = 10.0
 #: The same of a queue's dead letters whose number has not changed.
@@ -66,6 +67,8 @@ class Observer:
         #: Grows with each change.
         self.version = 0
         self._tasks: OrderedDict[str, Status] = OrderedDict()
+        #: Of those the ones that failed last, which many others would push out.
+        self._failures: OrderedDict[str, Status] = OrderedDict()
         self._whole: OrderedDict[str, _Whole] = OrderedDict()
         self._letters: dict[str, _Letters] = {}
         #: RabbitMQ hands a dead letter to one reader at a time: another one would not find it.
@@ -110,6 +113,10 @@ class Observer:
     def latest(self, queue: str | None = None) -> list[Status]:
         """The tasks that changed last, the newest first, without their results."""
         return [status for status in reversed(self._tasks.values()) if queue in (None, status.queue)]
+
+    def failures(self) -> list[Status]:
+        """The tasks that failed last, the newest first: dead, or waiting for another attempt."""
+        return list(reversed(self._failures.values()))
 
     async def task(self, id_: str) -> Status | None:
         """One task whole. Raises BrokerError."""
@@ -187,7 +194,7 @@ class Observer:
             try:
                 async with self.broker.watch() as news:
                     for status in reversed(await self.broker.recent(_MOST_TASKS)):
-                        self._tasks[status.id] = _light(status)
+                        self._keep(_light(status))
                     self._changed()
                     async for updates in news:
                         self._fold(updates)
@@ -203,14 +210,18 @@ class Observer:
             status = newer(known, update)
             if status.is_final and status.started_at is not None and (known is None or not known.is_final):
                 self.recent.ran(status.at - status.started_at)
-            self._tasks[update.id] = _light(status)
-            self._tasks.move_to_end(update.id)
+            self._keep(_light(status))
             whole = self._whole.get(update.id)
             if whole is not None:
                 self._whole[update.id] = _Whole(newer(whole.status, update), whole.asked)
-        while len(self._tasks) > _MOST_TASKS:
-            self._tasks.popitem(last=False)
         self._changed()
+
+    def _keep(self, status: Status) -> None:
+        _put(self._tasks, status, _MOST_TASKS)
+        if status.state in ("dead", "retrying"):
+            _put(self._failures, status, _MOST_FAILURES)
+        else:
+            self._failures.pop(status.id, None)
 
     def _remember(self, whole: _Whole) -> None:
         self._whole[whole.status.id] = whole
@@ -227,6 +238,14 @@ class Observer:
         self.version += 1
         self._news.set()
         self._news.clear()
+
+
+def _put(statuses: OrderedDict[str, Status], status: Status, most: int) -> None:
+    """As the latest; the oldest go."""
+    statuses[status.id] = status
+    statuses.move_to_end(status.id)
+    while len(statuses) > most:
+        statuses.popitem(last=False)
 
 
 def _light(status: Status) -> Status:

@@ -69,7 +69,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: text.visible(value) if isinstance(value, str) and not _is_markup(value) else value,
+        finalize=_written,
     )
     for name in ("short", "long", "lasted", "ago", "moment", "clock", "count", "size", "packed"):
         environment.filters[name] = getattr(text, name)
@@ -78,8 +78,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _is_markup(value: str) -> bool:
-    return isinstance(value, Markup)
+def _written(value: object) -> object:
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class Dashboard:
@@ -161,15 +161,14 @@ class Dashboard:
     async def _overview(self, request: Request) -> Response:
         observer = self._observer
         samples = list(observer.recent.samples)
-        latest = observer.latest()
         return self._page(
             request,
             "overview.html",
             charts=[charts.throughput(samples), charts.run_time(samples), charts.depth(samples)],
             totals=views.totals(observer.stats, observer.workers, observer.recent.latest),
             stats=observer.stats,
-            latest=latest[:8],
-            failures=[status for status in latest if status.state in ("dead", "retrying")][:5],
+            latest=observer.latest()[:8],
+            failures=observer.failures()[:5],
         )
 
     async def _queue(self, request: Request) -> Response:

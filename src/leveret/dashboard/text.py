@@ -89,7 +89,7 @@ def count(number: float) -> str:
 def rate(per_second: float | None) -> str:
     if per_second is None:
         return UNKNOWN
-    return f"{per_second:.1f}" if per_second < 100 else count(per_second)
+    return f"{per_second:.1f}".removesuffix(".0") if per_second < 100 else count(per_second)
 
 
 def size(octets: int) -> str:
