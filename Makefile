@@ -13,7 +13,7 @@ TESTS_AT_ONCE ?= 4
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fast docs chaos servers bench bench-quick clean
+.PHONY: help demo test check fast docs chaos servers browser bench bench-quick clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ help: ## This list
 demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, nothing is lost
 	$(BIN)/leveret demo
 
-test: check docs servers ## Everything CI runs: linters, types, and all tests on real brokers
+test: check docs servers browser ## Everything CI runs: linters, types, and all tests on real brokers
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
@@ -46,6 +46,9 @@ chaos: $(VENV)/dev servers ## The fault run: is a task lost? CHAOS="--seed 7 --o
 
 servers: ## Install the RabbitMQ servers that the tests start nodes of
 	scripts/install-rabbitmq
+
+browser: ## Install the browser that the tests look at the dashboard with
+	scripts/install-browser
 
 bench: $(VENV)/dev $(PEERS)/installed servers ## Measure Leveret beside its peers and write benchmarks/RESULTS.md (BENCH="--on 4")
 	$(BIN)/python -m benchmarks $(BENCH)

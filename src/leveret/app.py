@@ -128,6 +128,11 @@ class App:
             self._given_broker, self._producers = before
 
     @property
+    def broker(self) -> Broker:
+        """This loop's broker, for views that ask more than a producer does; opened when it is used first."""
+        return self._producer().broker
+
+    @property
     def queues(self) -> Sequence[Queue]:
         return tuple(self._queues.values())
 

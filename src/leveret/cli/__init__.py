@@ -22,6 +22,7 @@ _COMMANDS = {
     "queues": ("leveret.cli.queues", "command", "Show what is ready, running and dead; pause and resume."),
     "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
+    "dashboard": ("leveret.cli.dashboard", "command", "See and steer all of it in a browser."),
     "demo": ("leveret.cli.demo", "command", "See two workers share five tasks, one of them killed."),
 }
 

@@ -1,0 +1,54 @@
+"""The dashboard: see what the queues, tasks and workers do, and steer them, in a browser.
+
+``leveret dashboard`` serves it; `dashboard` makes it an ASGI application to mount into another one. It needs the extra
+``leveret[dashboard]``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leveret.dashboard.redaction import Redact, by_name
+from leveret.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.app import App
+    from leveret.dashboard.pages import Dashboard
+
+__all__ = ["Redact", "by_name", "dashboard"]
+
+#: A shorter token could be guessed (characters).
+_SHORTEST_TOKEN = 12
+
+
+def dashboard(
+    app: App,
+    *,
+    token: str | None = None,
+    redact: Redact | None = None,
+    queues: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+) -> Dashboard:
+    """The dashboard of an application, to be mounted: ``web.mount("/leveret", dashboard(app))``.
+
+    ``token``: whoever looks must enter it. None: nobody is asked, so whatever it is mounted in must ask, or be
+    reachable by those alone who may read the arguments and drop tasks. ``redact``: is called with a task's name (None:
+    not known), the name of an argument (``"return"``: of the result) and the value; what it returns is shown instead.
+    ``queues``: to be shown besides the application's; RabbitMQ cannot list those that nobody consumes. ``hosts``: the
+    names under which it may be asked for, without ports; any other ``Host`` is refused. Empty: any.
+
+    Raises ConfigurationError when the extra is not installed, or the token is too short.
+    """
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        raise ConfigurationError(
+            f"the dashboard's token has {len(token)} characters; it must have at least {_SHORTEST_TOKEN}"
+        )
+    try:
+        from leveret.dashboard.pages import Dashboard
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the dashboard needs {error.name}, which is not installed: pip install 'leveret[dashboard]'"
+        ) from error
+    return Dashboard(app, token=token, redact=redact, queues=queues, hosts=hosts)

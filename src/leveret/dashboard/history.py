@@ -1,0 +1,79 @@
+"""What the charts show: a short past in memory, of what the dashboard saw. No I/O."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.model import QueueStats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.inspection import WorkerReport
+
+#: How often the broker and the workers are asked (seconds), and so many answers are kept.
+STEP = 2.0
+KEPT = 150
+#: Run times of one step that are looked at: enough for a median.
+_MOST_RUNS = 2_000
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What was seen at one moment."""
+
+    at: float
+    queues: dict[str, QueueStats]
+    #: Tasks a second since the sample before; None: not known.
+    finished: float | None = None
+    failed: float | None = None
+    #: Seconds that tasks ran which ended since then: of half of them, and of all but the slowest twentieth.
+    median: float | None = None
+    slow: float | None = None
+
+
+class Recent:
+    """The samples, and what has been counted since the last one."""
+
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=KEPT)
+        self._runs: list[float] = []
+        self._counters: dict[str, tuple[int, int]] | None = None
+
+    def ran(self, seconds: float) -> None:
+        """A task has ended after so long."""
+        if len(self._runs) < _MOST_RUNS:
+            self._runs.append(max(0.0, seconds))
+
+    def add(self, now: float, stats: Sequence[QueueStats], workers: Sequence[WorkerReport]) -> None:
+        runs, self._runs = sorted(self._runs), []
+        before = self._counters
+        # A worker that did not answer in time is not a new one when it does again.
+        self._counters = {**(before or {}), **{one.name: (one.finished, one.failed) for one in workers}}
+        elapsed = now - self.samples[-1].at if self.samples else 0.0
+        finished = failed = None
+        if before is not None and elapsed > 0:
+            gone = Counter[str]()
+            for one in workers:
+                old = before.get(one.name, (0, 0) if one.started_at >= self.samples[-1].at else None)
+                if old is not None:
+                    gone["finished"] += max(0, one.finished - old[0])
+                    gone["failed"] += max(0, one.failed - old[1])
+            finished, failed = gone["finished"] / elapsed, gone["failed"] / elapsed
+        self.samples.append(
+            Sample(
+                now,
+                {one.name: one for one in stats},
+                finished,
+                failed,
+                statistics.median(runs) if runs else None,
+                runs[int(len(runs) * 0.95)] if runs else None,
+            )
+        )
+
+    @property
+    def latest(self) -> Sample | None:
+        return self.samples[-1] if self.samples else None

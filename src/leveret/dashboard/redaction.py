@@ -1,0 +1,99 @@
+"""Which arguments and results are not shown, and what is known of a call."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from leveret.errors import UnknownTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from leveret.app import App
+    from leveret.model import Envelope
+
+#: Called with a task's name, an argument's name and its value; returns what is shown.
+Redact: TypeAlias = "Callable[[str | None, str, Any], Any]"
+#: What a result is called when it is redacted; no parameter can be called so.
+RESULT = "return"
+HIDDEN = "(hidden)"
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument as it is shown: JSON, or text that says why not."""
+
+    name: str
+    value: str
+
+
+class _Call(msgspec.Struct):
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+def by_name(names: Iterable[str]) -> Redact:
+    """Hide arguments of these names, and what lies under such keys within others.
+
+    An argument without a name, since its task is not known here, is hidden too.
+    """
+    hidden = frozenset(names)
+
+    def within(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: HIDDEN if key in hidden else within(one) for key, one in value.items()}
+        return [within(one) for one in value] if isinstance(value, list) else value
+
+    def redact(task: str | None, name: str, value: Any) -> Any:
+        del task
+        return HIDDEN if name in hidden or name.isdigit() else within(value)
+
+    return redact
+
+
+def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argument]:
+    """What the task was called with, by the names of its parameters where they are known."""
+    try:
+        call = msgspec.json.decode(envelope.body, type=_Call)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        size = len(envelope.body)
+        text = f"({size} bytes, hidden)" if redact else envelope.body.decode(errors="backslashreplace")
+        return [Argument("body", text)]
+    names = _parameters(app, envelope)
+    named = [(names[number] if number < len(names) else str(number), value) for number, value in enumerate(call.args)]
+    return [Argument(name, shown(envelope.task, name, value, redact)) for name, value in (*named, *call.kwargs.items())]
+
+
+def result(task: str | None, encoded: bytes, redact: Redact | None) -> str:
+    """A task's result as it is shown."""
+    try:
+        value = msgspec.json.decode(encoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return HIDDEN if redact else encoded.decode(errors="backslashreplace")
+    return shown(task, RESULT, value, redact)
+
+
+def shown(task: str | None, name: str, value: Any, redact: Redact | None) -> str:
+    """A value as JSON, after it was redacted; nothing of it when that fails."""
+    if redact is None:
+        return _json(value)
+    try:
+        seen = redact(task, name, value)
+        return seen if isinstance(seen, str) and seen == HIDDEN else _json(seen)
+    except Exception as error:  # noqa: BLE001 - the user's own; a page must not show what it should have hidden
+        return f"(hidden: redact raised {type(error).__name__})"
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=repr), indent=2).decode()
+
+
+def _parameters(app: App, envelope: Envelope) -> list[str]:
+    try:
+        function = app.find(envelope.task, envelope.queue).function
+        every = inspect.signature(function).parameters.values()
+    except (UnknownTask, ValueError, TypeError):
+        return []
+    return [one.name for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]

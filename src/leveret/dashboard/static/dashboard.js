@@ -1,0 +1,172 @@
+// The dashboard's pages work without this. With it they follow what happens: the server says over one stream of events
+// that there is news, and the page is asked for again and changed where it differs.
+"use strict";
+(() => {
+  const ANSWER_LATER = 5000; // milliseconds until a stream that was refused is tried again
+  const main = document.getElementById("main");
+  const button = document.getElementById("live");
+  const label = document.getElementById("live-label");
+  const connection = document.getElementById("connection");
+  document.documentElement.classList.add("js");
+
+  const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.id || node.getAttribute("data-key") : null);
+  const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && keyOf(one) === keyOf(other);
+  // What the reader has changed, or is about to change, stays.
+  const kept = (element, attribute) => element.nodeName === "DETAILS" && attribute === "open";
+  const edited = (node) => node === document.activeElement && node.matches("input:not([type=checkbox]), select, textarea");
+
+  function morph(old, fresh) {
+    if (old.nodeType !== Node.ELEMENT_NODE) {
+      if (old.data !== fresh.data) old.data = fresh.data;
+      return;
+    }
+    if (edited(old)) return;
+    for (const { name, value } of fresh.attributes) {
+      if (old.getAttribute(name) !== value && !kept(old, name)) old.setAttribute(name, value);
+    }
+    for (const { name } of [...old.attributes]) {
+      if (!fresh.hasAttribute(name) && !kept(old, name)) old.removeAttribute(name);
+    }
+    morphChildren(old, fresh);
+  }
+
+  function morphChildren(old, fresh) {
+    const keyed = new Map();
+    for (const child of old.childNodes) {
+      if (keyOf(child)) keyed.set(child.nodeName + keyOf(child), child);
+    }
+    let at = old.firstChild;
+    for (const child of [...fresh.childNodes]) {
+      const key = keyOf(child);
+      const same = key ? keyed.get(child.nodeName + key) : at && alike(at, child) ? at : null;
+      if (same) {
+        if (same === at) at = at.nextSibling;
+        else old.insertBefore(same, at);
+        morph(same, child);
+      } else {
+        old.insertBefore(document.importNode(child, true), at);
+      }
+    }
+    while (at) {
+      const next = at.nextSibling;
+      if (at.id !== "said") at.remove();
+      at = next;
+    }
+  }
+
+  function writeClocks(root) {
+    const today = new Date().toDateString();
+    for (const element of root.querySelectorAll("time[data-clock]")) {
+      const moment = new Date(element.dateTime);
+      if (Number.isNaN(moment.getTime())) continue;
+      element.title = moment.toString();
+      const time = moment.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+      element.textContent = moment.toDateString() === today ? time : `${moment.toLocaleDateString()} ${time}`;
+    }
+  }
+
+  function show(html) {
+    const fresh = new DOMParser().parseFromString(html, "text/html");
+    const other = fresh.getElementById("main");
+    if (!other) return;
+    writeClocks(other);
+    const focused = document.activeElement;
+    morph(main, other);
+    if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+    const count = document.getElementById("dead-count");
+    const newCount = fresh.getElementById("dead-count");
+    if (count && newCount) morph(count, newCount);
+    document.title = fresh.title;
+  }
+
+  let busy = false;
+  let again = false;
+  async function refresh() {
+    if (busy) {
+      again = true;
+      return;
+    }
+    busy = true;
+    try {
+      const answer = await fetch(location.href, { cache: "no-store" });
+      if (answer.redirected) location.assign(answer.url);
+      else if (answer.ok) show(await answer.text());
+    } catch {
+      // The stream tells of a connection that is lost.
+    }
+    busy = false;
+    if (again) {
+      again = false;
+      refresh();
+    }
+  }
+
+  let source = null;
+  let wanted = true;
+  function tell(state, words) {
+    button.dataset.state = state;
+    label.textContent = words;
+  }
+
+  function open() {
+    if (source || !wanted || document.hidden) return;
+    source = new EventSource("events");
+    source.onopen = () => {
+      if (button.dataset.state === "lost") connection.textContent = "Connected again.";
+      tell("live", "Live");
+    };
+    source.onmessage = refresh;
+    source.onerror = () => {
+      if (button.dataset.state !== "lost") connection.textContent = "The connection to the dashboard is lost.";
+      tell("lost", "Offline");
+      if (source && source.readyState === EventSource.CLOSED) {
+        close();
+        setTimeout(() => {
+          refresh();
+          open();
+        }, ANSWER_LATER);
+      }
+    };
+  }
+
+  function close() {
+    if (source) source.close();
+    source = null;
+  }
+
+  writeClocks(document);
+  for (const box of document.querySelectorAll("#every")) box.checked = false;
+  main.addEventListener("change", (event) => {
+    if (event.target.id === "every") {
+      for (const box of main.querySelectorAll("input[name=id]")) box.checked = event.target.checked;
+    }
+  });
+
+  const said = document.getElementById("said");
+  if (said) {
+    said.focus();
+    const address = new URL(location.href);
+    address.searchParams.delete("said");
+    address.searchParams.delete("count");
+    history.replaceState(null, "", address);
+  }
+
+  if (!button || "still" in main.dataset) {
+    if (button) button.hidden = true;
+    return;
+  }
+  button.addEventListener("click", () => {
+    wanted = !wanted;
+    button.setAttribute("aria-pressed", String(wanted));
+    if (wanted) open();
+    else {
+      close();
+      tell("paused", "Paused");
+    }
+  });
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", open);
+  tell("live", "Live");
+  open();
+})();

@@ -1,0 +1,291 @@
+"""The dashboard as a person sees it: in Chromium, with real workers, on SQLite and RabbitMQ.
+
+What the pages look like is in build/screenshots/ afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.async_api import async_playwright, expect
+
+from leveret import App
+from leveret.brokers import connect
+from leveret.model import Envelope, Queue
+from tests.support import dashboard_app as shop
+from tests.support.dashboard import Page, bury, visiting
+from tests.support.waiting import PATIENCE
+from tests.support.workers import Program, Worker, leveret
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from playwright.async_api import Browser
+    from playwright.async_api import Page as Tab
+
+    from tests.conftest import Place
+    from tests.support.workers import Ledger
+
+BROWSER = shutil.which("chromium")
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+SHOP = f"{Path(shop.__file__)}:app"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+TOKEN = "the token of the test"
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium: scripts/install-browser could not install it")
+
+
+class Dashboard(Program):
+    """``leveret dashboard``."""
+
+    def __init__(self, url: str, folder: Path, *options: str, token: str | None = None) -> None:
+        environment = {"LEDGER": str(folder / "ledger")}
+        if token is not None:
+            environment["LEVERET_DASHBOARD_TOKEN"] = token
+        super().__init__(
+            ["-m", "leveret", "dashboard", SHOP, "--url", url, "--port", "0", "--redact", "password", *options],
+            folder / "dashboard.log",
+            environment,
+        )
+
+    @property
+    def address(self) -> str:
+        self.wait_for("is at http")
+        found = re.search(r"is at (http://\S+)", self.output)
+        assert found is not None
+        return found[1]
+
+
+@pytest.fixture
+def dashboard(place: Place, tmp_path: Path) -> Iterator[Dashboard]:
+    with Dashboard(place.url, tmp_path) as program:
+        yield program
+
+
+@asynccontextmanager
+async def browsing() -> AsyncIterator[Browser]:
+    # The switches keep it from looking for its maker's servers.
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=BROWSER, args=[*switches, "--disable-component-update", "--disable-sync"]
+        )
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def tab(
+    browser: Browser, address: str, *, size: dict[str, int] = DESKTOP, scheme: str = "light"
+) -> AsyncIterator[Tab]:
+    """A page that makes the test fail when the browser complains of it: a script's error, or the policy."""
+    context = await browser.new_context(viewport=size, color_scheme=scheme, locale="en-GB")  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE * 1000)
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    await page.goto(address)
+    yield page
+    assert [one for one in complaints if "Failed to load resource" not in one] == []
+    await context.close()
+
+
+async def look(page: Tab, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+async def test_a_task_is_followed_from_its_start_to_its_retry(
+    place: Place, dashboard: Dashboard, ledger: Ledger, tmp_path: Path
+) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    with Worker(place.url, ledger, "--processes", "2", app=SHOP) as worker:
+        worker.ready()
+        async with browsing() as browser, tab(browser, dashboard.address) as page:
+            await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+            shop.app.connect_to(place.url)
+            async with shop.app:
+                handle = await shop.import_orders.enqueue("orders.csv", rows=40)
+                await _follow_a_run(page, handle.id, tmp_path, place.kind)
+                await shop.resize.enqueue_many([(f"photos/{number}.jpg", 80 + number % 50) for number in range(300)])
+                dead = [await shop.send_invoice.enqueue(customer, "hunter2") for customer in ("Ann", "Bob", "Cleo")]
+            await _retry_by_keyboard(page, dead[0].id, tmp_path, place.kind)
+            await expect(page.get_by_role("link", name=re.compile("Dead letters"))).to_contain_text("2")
+            await page.get_by_role("link", name="Overview").click()
+            await expect(page.get_by_role("table", name="Latest tasks").get_by_role("row")).not_to_have_count(1)
+            await expect(page.get_by_role("img", name=re.compile(r"Throughput: now finished \d"))).to_be_visible()
+            if place.kind != "rabbitmq-3.10":  # it looks as with the newer one
+                await _look_at_all(browser, page, dashboard.address, dead[1].id, handle.id, place.kind)
+
+
+async def _follow_a_run(page: Tab, id_: str, folder: Path, kind: str) -> None:
+    """From the list to the task, and its progress without a reload."""
+    await page.get_by_role("region", name="Latest tasks").get_by_role("link", name="import_orders").click()
+    await expect(page.get_by_role("heading", name="import_orders")).to_contain_text("running")
+    await expect(page.get_by_role("progressbar", name="Progress")).to_have_attribute("value", "50")
+    await expect(page.get_by_text("orders.csv, row 20")).to_be_visible()
+    await look(page, f"{kind}-task-running")
+    await page.get_by_role("link", name="Workers").click()
+    await expect(page.get_by_role("table")).to_contain_text("import_orders")
+    await look(page, f"{kind}-workers")
+    await page.go_back()
+    await page.evaluate("window.same = true")
+    (folder / "ledger.orders").touch()
+    await expect(page.get_by_role("heading", name="import_orders")).to_contain_text("succeeded")
+    await expect(page.get_by_role("region", name="Result")).to_contain_text("40")
+    assert await page.evaluate("window.same"), "it was changed, not loaded again"
+    assert id_ in page.url
+
+
+async def _retry_by_keyboard(page: Tab, id_: str, folder: Path, kind: str) -> None:
+    """With Tab, Space and Enter alone."""
+    await page.goto(page.url.rpartition("/")[0] + "/dead?queue=work")
+    await expect(page.get_by_role("table").get_by_role("row")).to_have_count(4)
+    await look(page, f"{kind}-dead")
+    (folder / "ledger.mail").touch()
+    await _tab_to(page, f"input[name=id][value='{id_}']")
+    await page.keyboard.press("Space")
+    await expect(page.locator(f"input[name=id][value='{id_}']")).to_be_checked()
+    for _ in range(3):  # news come in meanwhile, and what was chosen stays so
+        await page.wait_for_event("response", predicate=lambda answer: "dead?queue=work" in answer.url)
+    await expect(page.locator(f"input[name=id][value='{id_}']")).to_be_checked()
+    await expect(page.locator(f"input[name=id][value='{id_}']")).to_be_focused()
+    await _tab_to(page, "#retry-chosen", keys="Shift+Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("1 dead letter put back into the queue.")).to_be_focused()
+    await page.goto(f"{page.url.rpartition('/')[0]}/task?id={id_}")
+    await expect(page.get_by_role("heading", name="send_invoice")).to_contain_text("succeeded")
+    await expect(page.get_by_role("region", name="Timeline")).to_contain_text("dead")
+
+
+async def _tab_to(page: Tab, selector: str, *, keys: str = "Tab") -> None:
+    for _ in range(60):
+        if await page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        await page.keyboard.press(keys)
+    raise AssertionError(f"{selector} cannot be reached with {keys}")
+
+
+async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, done: str, kind: str) -> None:
+    """Screenshots; and that nothing is wider than a phone."""
+    pages = {
+        "overview": "",
+        "queue": "queue?name=work",
+        "tasks": "tasks",
+        "task-dead": f"task?id={dead}",
+        "task-done": f"task?id={done}",
+        "workers": "workers",
+        "dead": "dead?queue=work",
+    }
+    for name, path in pages.items():
+        await page.goto(address + path)
+        await look(page, f"{kind}-desktop-{name}")
+    dark = ("overview", "task-dead")
+    for look_like, size, scheme, names in (
+        ("phone", PHONE, "light", tuple(pages)),
+        ("phone-dark", PHONE, "dark", dark),
+        ("dark", DESKTOP, "dark", dark),
+    ):
+        async with tab(browser, address, size=size, scheme=scheme) as other:
+            for name in names:
+                await other.goto(address + pages[name])
+                await look(other, f"{kind}-{look_like}-{name}")
+                width = await other.evaluate("document.documentElement.scrollWidth")
+                assert width <= size["width"], f"{name} is {width} px wide"
+
+
+async def test_dead_letters_are_dropped_in_bulk_after_a_question(
+    place: Place, dashboard: Dashboard, ledger: Ledger
+) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    shop.app.connect_to(place.url)
+    with Worker(place.url, ledger, app=SHOP) as worker:
+        worker.ready()
+        async with shop.app:
+            for customer in ("Ann", "Bob", "Cleo"):
+                await shop.send_invoice.enqueue(customer, "hunter2")
+        async with browsing() as browser, tab(browser, f"{dashboard.address}dead?queue=work") as page:
+            await expect(page.get_by_role("table").get_by_role("row")).to_have_count(4)
+            await page.get_by_label("Error").fill("bob")
+            await page.get_by_role("button", name="Search").click()
+            await expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
+            await page.get_by_label("Error").fill("")
+            await page.get_by_role("button", name="Search").click()
+            await page.get_by_label("All shown").check()
+            await page.get_by_role("button", name="Drop chosen").click()
+            await expect(page.get_by_role("heading", name="Drop 3 dead letters for good?")).to_be_visible()
+            await look(page, f"{place.kind}-confirm")
+            await page.get_by_role("button", name="Drop").click()
+            await expect(page.get_by_text("3 dead letters deleted for good.")).to_be_visible()
+            await expect(page.get_by_text("All is well")).to_be_visible()
+
+
+async def test_a_queue_is_paused_in_the_browser(place: Place, dashboard: Dashboard) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    broker = connect(place.url)
+    await broker.declare([Queue("work"), Queue("other")])
+    async with browsing() as browser, tab(browser, dashboard.address) as page:
+        await page.get_by_role("button", name="Pause queue work").click()
+        await expect(page.get_by_text("The queue is paused")).to_be_focused()
+        await page.get_by_role("link", name="Overview").first.click()
+        await expect(page.get_by_role("row", name=re.compile("^work"))).to_contain_text("paused")
+        await page.get_by_role("button", name="Resume queue work").click()
+        await expect(page.get_by_text("The queue goes on")).to_be_visible()
+    stats = {one.name: one.paused for one in await broker.stats(["work"])}
+    assert stats["work"] is False
+    await broker.close()
+
+
+async def test_readers_and_changes_take_turns_at_the_dead_letters(place: Place) -> None:
+    """RabbitMQ hands each dead letter to one reader at a time."""
+    letters = [Envelope(f"{number:032x}", "work", "resize", b"{}") for number in range(20)]
+    async with visiting(App(place.url)) as visitor:
+        broker = connect(place.url)
+        await bury(broker, letters, "ValueError")
+        fields = [("queue", "work"), ("action", "retry"), ("all", "yes")]
+        reading = [asyncio.ensure_future(visitor.get("/dead?queue=work")) for _ in range(5)]
+        answer = await visitor.post("/dead?queue=work", fields)
+        pages = await asyncio.gather(*reading)
+        assert "20 dead letters put back" in answer.text
+        for page in pages:
+            shown = len([one for one in Page(page).all("input") if one.get("name") == "id"])
+            assert shown in (0, 20), "all of them, or none when they are back"
+        await broker.close()
+
+
+async def test_the_page_says_when_the_dashboard_is_gone(tmp_path: Path) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    with Dashboard(f"sqlite:///{tmp_path / 'leveret.db'}", tmp_path, token=TOKEN) as dashboard:
+        async with browsing() as browser, tab(browser, dashboard.address) as page:
+            await look(page, "login")
+            await page.get_by_label("Token").fill(TOKEN)
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("button", name="Live updates")).to_contain_text("Live")
+            dashboard.signal(15)
+            await asyncio.to_thread(dashboard.exit_code)  # though the page still listens
+            await expect(page.get_by_role("button", name="Live updates")).to_contain_text("Offline")
+
+
+def test_it_listens_to_others_with_a_token_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'leveret.db'}"
+    refused = leveret("dashboard", "--url", url, "--host", "0.0.0.0", "--port", "0", fails=True)
+    assert "LEVERET_DASHBOARD_TOKEN" in refused
+    with Dashboard(url, tmp_path) as dashboard:
+        port = dashboard.address.rpartition(":")[2].strip("/")
+        taken = leveret("dashboard", "--url", url, "--port", port, fails=True)
+        assert f"port {port}" in taken
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
+    """As for somebody who has not installed the extra."""
+    (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError('no', name='jinja2')")
+    said = leveret("dashboard", environment={"PYTHONPATH": str(tmp_path), "LEVERET_URL": "memory://"}, fails=True)
+    assert "pip install 'leveret[dashboard]'" in said

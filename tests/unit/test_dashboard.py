@@ -1,0 +1,444 @@
+"""The dashboard's pages and forms, on a broker in memory and on a file, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from leveret import App, ConfigurationError, Progress
+from leveret.brokers.memory import MemoryBroker
+from leveret.dashboard import by_name, dashboard, text
+from leveret.model import Envelope, Queue, Succeeded, new_id
+from leveret.status import Status
+from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TOKEN = "a token that is long"
+HOSTILE = [
+    '<script>alert(1)</script><img src=x onerror="alert(2)">',
+    '"\' onmouseover=alert(3) style=color:red x="',
+    "{{ 1237*7919 }}{% raw %}</textarea></title></pre><!--",
+    "evil\u202etxt.exe\u2066\u200f\x00\x1b[2J\x07",
+    "שלום עולם",
+    "%3Cb%3E%41&amp;lt;",
+]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[App]:
+    application = App("memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'leveret.db'}")
+
+    @application.task(queue="work")
+    async def resize(path: str, width: int) -> str:
+        return f"{path} {width}"
+
+    with ExitStack() as stack:
+        if request.param == "memory":
+            stack.enter_context(application.enqueuing_to(MemoryBroker()))
+        yield application
+
+
+def dead(number: int = 1, task: str = "resize", **more: Any) -> Envelope:
+    return Envelope(
+        f"{number:032x}", "work", task, b'{"args": ["cat.png", 80], "kwargs": {}}', enqueued_at=time.time(), **more
+    )
+
+
+async def test_the_overview_shows_the_queues(app: App) -> None:
+    async with visiting(app) as visitor:
+        await app.tasks[0].enqueue("cat.png", 80)
+        await bury(app.broker, [dead()], "ValueError: no such file")
+        page = Page(await until(lambda: _source_with(visitor, "./", "no such file"), "the failure is on the overview"))
+        assert "work" in page.text
+        assert any(one.get("href") == "queue?name=work" for one in page.all("a"))
+        assert len(page.all("svg")) == 3
+        assert all(one["aria-label"] for one in page.all("svg"))
+
+
+async def _source_with(visitor: Visitor, path: str, words: str) -> str:
+    """The page, when those words are in it; else nothing."""
+    page = await visitor.get(path)
+    return page if words in page else ""
+
+
+async def test_a_failure_is_shown_though_much_has_succeeded_since(app: App) -> None:
+    async with visiting(app) as visitor:
+        await bury(app.broker, [dead()], "ValueError: no such file")
+        await until(lambda: _source_with(visitor, "/", "no such file"), "the failure is known")
+        now = time.time()
+        others = [Status(str(number), "succeeded", now, "work", "other") for number in range(1_500)]
+        await app.broker.tell(others)
+        await until(lambda: _source_with(visitor, "/", ">1499</bdi>"), "the others are known")
+        assert "no such file" in await visitor.get("/")
+        assert "no such file" not in await visitor.get("/tasks")
+        await app.broker.revive("work", [dead().id])
+        await until(lambda: _source_without(visitor, "/", "no such file"), "it waits again, and is no failure")
+
+
+async def _source_without(visitor: Visitor, path: str, words: str) -> str:
+    page = await visitor.get(path)
+    return "" if words in page else page
+
+
+async def test_a_queue_is_paused_and_resumed(app: App) -> None:
+    async with visiting(app) as visitor:
+        await app.broker.declare([Queue("work")])
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "pause")])
+        assert answer.status_code == 200
+        assert "The queue is paused" in answer.text
+        assert [one.paused for one in await app.broker.stats()] == [True]
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "resume")])
+        assert "The queue goes on" in answer.text
+        assert [one.paused for one in await app.broker.stats()] == [False]
+
+
+async def test_a_queue_that_is_not_there(app: App) -> None:
+    async with visiting(app) as visitor:
+        answer = await visitor.client.get("/queue?name=nothing")
+        assert answer.status_code == 404
+        assert "No queue" in answer.text
+        answer = await visitor.post("/queue", [("queue", "nothing"), ("action", "pause")])
+        assert answer.status_code == 503
+        assert "nothing" in answer.text
+
+
+async def test_a_task_that_failed(app: App) -> None:
+    async with visiting(app) as visitor:
+        await bury(app.broker, [dead()], "ValueError: no such file", "Traceback ...\n  File tasks.py, line 3")
+        page = await visitor.get(f"/task?id={dead().id}")
+        for shown in ("resize", "ValueError: no such file", "File tasks.py, line 3", "cat.png", "width", "80"):
+            assert shown in page
+        assert 'id="retry"' in page
+        assert 'id="cancel"' not in page
+
+
+async def test_a_task_that_runs_and_ends(app: App) -> None:
+    async with visiting(app) as visitor:
+        now = time.time()
+        running = Status(
+            *("one", "running", now, "work", "resize", 2),
+            enqueued_at=now - 5,
+            started_at=now - 3,
+            progress=Progress(30, 120, "row 30"),
+        )
+        await app.broker.declare([Queue("work")])
+        await app.broker.tell([running])
+        page = await visitor.get("/task?id=one")
+        assert '<progress max="100" value="25"' in page
+        assert "row 30" in page
+        assert "Running for" in page
+        await app.broker.tell(
+            [Status("one", "succeeded", now + 1, "work", "resize", 2, result=msgspec.Raw(b'{"w": 80}'))]
+        )
+        page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
+        assert "&#34;w&#34;: 80" in page
+        assert '<progress max="100" value="25"' in page
+
+
+async def test_a_task_that_nobody_knows(app: App) -> None:
+    async with visiting(app) as visitor:
+        answer = await visitor.client.get("/task", params={"id": "<b>nothing</b>"})
+        assert answer.status_code == 404
+        assert "&lt;b&gt;nothing" in answer.text
+
+
+async def test_a_waiting_task_is_cancelled(app: App) -> None:
+    async with visiting(app) as visitor:
+        handle = await app.tasks[0].enqueue("cat.png", 80)
+        answer = await visitor.post(f"/task?id={handle.id}", [("id", handle.id)])
+        assert "The task is cancelled." in answer.text
+        assert (await handle.status()).state == "cancelled"
+
+
+async def test_dead_letters_are_searched(app: App) -> None:
+    letters = [dead(1), dead(2, "mail"), dead(3, "mail")]
+    async with visiting(app) as visitor:
+        await bury(app.broker, letters[:2], "TimeoutError: too slow")
+        await bury(app.broker, letters[2:], "ValueError: bad address")
+        assert await _ids(visitor, "/dead") == {one.id for one in letters}
+        assert await _ids(visitor, "/dead?queue=work&task=MAIL") == {letters[1].id, letters[2].id}
+        assert await _ids(visitor, "/dead?queue=work&error=timeout") == {letters[0].id, letters[1].id}
+        assert await _ids(visitor, "/dead?queue=work&task=mail&error=timeout") == {letters[1].id}
+        assert await _ids(visitor, "/dead?queue=work&error=other") == set()
+
+
+async def _ids(visitor: Visitor, path: str) -> set[str | None]:
+    page = Page(await visitor.get(path))
+    return {one.get("value") for one in page.all("input") if one.get("name") == "id"}
+
+
+async def test_dead_letters_are_put_back(app: App) -> None:
+    letters = [dead(number) for number in range(1, 6)]
+    async with visiting(app) as visitor:
+        await bury(app.broker, letters, "ValueError")
+        chosen = [("id", letters[0].id), ("id", letters[3].id)]
+        answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), *chosen])
+        assert "2 dead letters put back" in answer.text
+        assert await _ids(visitor, "/dead?queue=work") == {letters[number].id for number in (1, 2, 4)}
+        answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
+        assert "3 dead letters put back" in answer.text
+        assert [(one.ready, one.dead) for one in await app.broker.stats()] == [(5, 0)]
+
+
+async def test_readers_at_the_same_time_see_all_dead_letters(app: App) -> None:
+    letters = [dead(number) for number in range(1, 6)]
+    async with visiting(app) as visitor:
+        await bury(app.broker, letters, "ValueError")
+        seen = await asyncio.gather(*(_ids(visitor, "/dead?queue=work") for _ in range(5)))
+        assert seen == [{one.id for one in letters}] * 5
+
+
+async def test_all_that_match_are_dropped_after_a_question(app: App) -> None:
+    async with visiting(app) as visitor:
+        await bury(app.broker, [dead(1), dead(2)], "TimeoutError")
+        await bury(app.broker, [dead(3)], "ValueError")
+        fields = [("queue", "work"), ("action", "drop"), ("error", "timeout"), ("all", "yes")]
+        answer = await visitor.post("/dead", fields)
+        assert "Drop 2 dead letters for good?" in answer.text
+        assert (await app.broker.stats())[0].dead == 3
+        ids = {one.get("value") or "" for one in Page(answer.text).all("input") if one.get("name") == "id"}
+        assert ids == {dead(1).id, dead(2).id}
+        fields = [("queue", "work"), ("action", "drop"), ("sure", "yes"), *(("id", one) for one in sorted(ids))]
+        answer = await visitor.post("/dead", fields)
+        assert "2 dead letters deleted for good" in answer.text
+        assert [one.envelope.id for one in await app.broker.dead_letters("work", limit=9)] == [dead(3).id]
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+async def test_whatever_is_shown_is_escaped(app: App, evil: str) -> None:
+    task, id_ = evil[:200], f"{evil}{new_id()}"
+    body = msgspec.json.encode({"args": [evil, {evil: [evil]}], "kwargs": {evil: evil}})
+    envelope = Envelope(id_, "work", task, body, enqueued_at=time.time())
+    huge = evil * 20_000
+    good = Envelope(f"{evil}2", "work", task, body)
+    async with visiting(app) as visitor:
+        await bury(app.broker, [envelope], evil, huge)
+        await take(app.broker, [good], lambda _: Succeeded(msgspec.json.encode([evil, {evil: huge[:50_000]}])))
+        await app.broker.tell(
+            [Status(f"{evil}3", "running", time.time(), "work", task, worker=evil, progress=Progress(1, 2, evil))]
+        )
+        await until(lambda: _source_with(visitor, "/tasks", "running</span>"), "the tasks are known")
+        for path in (
+            *("/", "/tasks", "/workers", "/dead?queue=work", "/queue?name=work"),
+            *(f"/task?id={text.packed(one)}" for one in (id_, f"{evil}2", f"{evil}3")),
+            f"/tasks?task={text.packed(evil)}",
+            f"/dead?queue=work&error={text.packed(evil)}&task={text.packed(evil)}",
+        ):
+            _check_harmless(await visitor.get(path), path)
+        for path in (f"/task?id={text.packed(evil)}", f"/queue?name={text.packed(evil)}"):
+            answer = await visitor.client.get(path)
+            assert answer.status_code == 404
+            _check_harmless(answer.text, path)
+        # The forms carry the id unchanged.
+        answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("id", text.packed(id_))])
+        assert "1 dead letter put back" in answer.text
+
+
+def _check_harmless(source: str, path: str) -> None:
+    page = Page(source)
+    assert [one.get("src") for one in page.all("script")] == ["dashboard.js"], path
+    assert {one.get("src") for one in page.all("img")} <= {"leveret.svg"}, path
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (path, tag, attributes)
+        for name in ("href", "action", "src"):
+            assert re.match(r"[\w./]*([?#]|$)", attributes.get(name) or ""), (path, tag, attributes)
+    assert "9795803" not in page.text, path
+    # A value that is sent back may hold what is not shown.
+    shown = re.sub(r'(?<= value=")[^"]*', "", source)
+    assert re.findall("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u200e\u200f]", shown) == [], path
+    assert len(source) < 300_000, path
+
+
+async def test_arguments_and_results_are_redacted(app: App) -> None:
+    async with visiting(app, redact=by_name(["path", "return"])) as visitor:
+        await bury(app.broker, [dead(1)], "ValueError")
+        await take(app.broker, [dead(2)], lambda _: Succeeded(b'"secret"'))
+        page = await visitor.get(f"/task?id={dead(1).id}")
+        assert "cat.png" not in page
+        assert "(hidden)" in page
+        assert "80" in page
+        assert "secret" not in await visitor.get(f"/task?id={dead(2).id}")
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields"),
+    [
+        ({"Origin": "http://evil.test"}, []),
+        ({"Origin": "null"}, []),
+        ({"Origin": f"{ADDRESS}.evil.test"}, []),
+        ({}, [("form", "guessed")]),
+        ({}, [("form", "")]),
+    ],
+)
+async def test_a_change_from_elsewhere_is_refused(
+    app: App, headers: dict[str, str], fields: list[tuple[str, str]]
+) -> None:
+    async with visiting(app) as visitor:
+        await bury(app.broker, [dead()], "ValueError")
+        for path, change in (
+            ("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")]),
+            ("/queue", [("queue", "work"), ("action", "pause")]),
+            ("/task", [("id", dead().id)]),
+        ):
+            answer = await visitor.post(path, [*change, *fields], **headers)
+            assert answer.status_code == 403
+            assert "Nothing was done" in answer.text
+        (stats,) = await app.broker.stats()
+        assert (stats.dead, stats.ready, stats.paused) == (1, 0, False)
+
+
+async def test_a_change_needs_an_origin_and_a_cookie(app: App) -> None:
+    async with visiting(app) as visitor:
+        await visitor.get("/")
+        content = {"form": visitor.client.cookies["leveret_form"], "queue": "work", "action": "pause"}
+        assert (await visitor.client.post("/queue", data=content)).status_code == 403
+        visitor.client.cookies.clear()
+        answer = await visitor.client.post("/queue", data=content, headers={"Origin": ADDRESS})
+        assert answer.status_code == 403
+        assert (await visitor.client.get("/queue?queue=work&action=pause")).status_code == 404
+
+
+async def test_no_page_may_be_kept_framed_or_filled_with_scripts(app: App) -> None:
+    async with visiting(app) as visitor:
+        for path in ("/", "/dead", "/nothing", "/dashboard.js", "/login"):
+            headers = (await visitor.client.get(path)).headers
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert headers["cache-control"] == "no-store"
+            assert headers["x-content-type-options"] == "nosniff"
+        cookie = (await visitor.client.get("/", headers={"Cookie": ""})).headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+
+
+async def test_a_token_locks_everything(app: App) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        for path in ("/", "/dead", "/task?id=1", "/workers", "/tasks", "/queue?name=work"):
+            answer = await visitor.client.get(path)
+            assert (answer.status_code, answer.headers["location"]) == (303, "login")
+        assert (await visitor.client.get("/events")).status_code == 401
+        answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
+        assert answer.status_code == 401
+        assert "memory://" not in answer.text
+        assert (await visitor.client.get("/", headers={"Authorization": "Bearer wrong"})).status_code == 303
+        assert (await visitor.client.get("/", headers={"Authorization": f"Bearer {TOKEN}"})).status_code == 200
+
+
+async def test_logging_in_and_out(app: App) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        answer = await visitor.post("/login", [("token", "wrong")])
+        assert answer.status_code == 403
+        assert "not the dashboard" in answer.text
+        answer = await visitor.post("/login", [("token", TOKEN)])
+        assert "Overview" in answer.text
+        assert TOKEN not in str(visitor.client.cookies)
+        assert "Overview" in await visitor.get("/")
+        session = visitor.client.cookies["leveret_session"]
+        answer = await visitor.post("/logout", [])
+        assert "Log in" in answer.text
+        assert (await visitor.client.get("/")).status_code == 303
+        expires, _, signature = session.partition(".")
+        for forged in (
+            f"{int(expires) + 1}.{signature}",
+            f"1.{signature}",
+            "x",
+            f"{expires}.",
+            f"²{session}",
+            "9" * 5_000,
+        ):
+            headers = {b"Cookie": f"leveret_session={forged}".encode()}
+            assert (await visitor.client.get("/", headers=headers)).status_code == 303
+
+
+def test_a_token_must_be_long(app: App) -> None:
+    with pytest.raises(ConfigurationError, match="at least 12"):
+        dashboard(app, token="short")
+
+
+async def test_another_hosts_name_is_not_answered(app: App) -> None:
+    async with visiting(app, hosts=["dashboard.test", "::1"]) as visitor:
+        assert (await visitor.client.get("/")).status_code == 200
+        assert (await visitor.client.get("/", headers={"Host": "[::1]:8484"})).status_code == 200
+        for host in ("evil.test", "dashboard.test.evil.test", "[", ""):
+            assert (await visitor.client.get("/", headers={"Host": host})).status_code == 421
+
+
+async def test_it_is_mounted_in_another_application(app: App) -> None:
+    served = dashboard(app)
+    web = Starlette(routes=[Mount("/leveret", served)])
+    await app.broker.declare([Queue("work")])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=web), base_url=ADDRESS) as client:
+        answer = await client.get("/leveret", follow_redirects=True)
+        assert "Overview" in answer.text
+        assert str(answer.url) == f"{ADDRESS}/leveret/"
+        for one in Page(answer.text).all("a"):  # all within the folder that it is mounted as
+            assert not (one["href"] or "").startswith(("/", "http"))
+        assert (await client.get("/leveret/dashboard.css")).status_code == 200
+        content = {"form": client.cookies["leveret_form"], "queue": "work", "action": "pause"}
+        answer = await client.post("/leveret/queue", data=content, headers={"Origin": ADDRESS}, follow_redirects=True)
+        assert str(answer.url).startswith(f"{ADDRESS}/leveret/queue?name=work")
+        assert "The queue is paused" in answer.text
+    served.close()
+    await app.close()
+
+
+async def test_news_are_streamed(app: App) -> None:
+    served = dashboard(app)
+    await app.broker.declare([Queue("work")])
+    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/events",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+    }
+    scope |= {"scheme": "http", "http_version": "1.1", "server": ("dashboard.test", 80), "asgi": {"version": "3.0"}}
+
+    async def send(message: Any) -> None:
+        sent.put_nowait(message)
+
+    stream = asyncio.ensure_future(served(scope, receive, send))
+    start = await sent.get()
+    assert dict(start["headers"])[b"content-type"].startswith(b"text/event-stream")
+    first = await sent.get()
+    await app.tasks[0].enqueue("cat.png", 80)
+    following = await sent.get()
+    assert re.search(rb"data: \d+\n\n", first["body"])
+    assert re.fullmatch(rb"data: \d+\n\n", following["body"])
+    assert first["body"].split(b"data: ")[1] != following["body"].split(b"data: ")[1]
+    served.close()  # the stream ends with the dashboard
+    await stream
+    gone.set()
+    await app.close()
+
+
+async def test_a_broker_that_is_away_is_told_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "leveret.db").write_text("this is no database, " * 100)
+    async with visiting(App(f"sqlite:///{tmp_path / 'leveret.db'}")) as visitor:
+        page = await visitor.get("/")
+        assert "The broker does not answer." in page
+        answer = await visitor.post("/queue", [("queue", "work"), ("action", "pause")])
+        assert answer.status_code == 503

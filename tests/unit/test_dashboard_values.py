@@ -1,0 +1,227 @@
+"""What the dashboard's pages are put together from: text, times, charts, redaction, its short history."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from leveret import App
+from leveret.dashboard import by_name, charts, text, views
+from leveret.dashboard.history import KEPT, Recent, Sample
+from leveret.dashboard.redaction import HIDDEN, arguments, result
+from leveret.inspection import WorkerReport
+from leveret.model import Envelope, QueueStats
+from leveret.status import Moment, Progress, Status
+
+app = App("memory://")
+
+
+@app.task(queue="work")
+async def sign_up(name: str, password: str, **more: object) -> None: ...
+
+
+def call(body: bytes, task: str | None = "sign_up") -> Envelope:
+    return Envelope("1", "work", task, body)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("plain\n\ttext é שלום 🐇", "plain\n\ttext é שלום 🐇"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("a\u202eb\u2066c\u200fd", r"a\u202eb\u2066c\u200fd"),
+        ("\x00\x7f\x85", r"\x00\x7f\x85"),
+        ("\ud800", r"\ud800"),
+        ("\u2028\ufeff", r"\u2028\ufeff"),
+    ],
+)
+def test_what_cannot_be_seen_is_written_out(given: str, shown: str) -> None:
+    assert text.visible(given) == shown
+
+
+def test_long_texts_are_cut() -> None:
+    assert text.short("x" * 1_000) == "x" * 119 + "…"
+    assert text.short("two\nlines") == "two lines"
+    long = text.long("a" * 15_000 + "b" * 15_000)
+    assert len(long) < 21_000
+    assert long.startswith("aaa")
+    assert long.endswith("bbb")
+    assert "10000 characters left out" in long
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0123, "12 ms"),
+        (1.26, "1.3 s"),
+        (59.4, "59 s"),
+        (61, "1 min"),
+        (7_300, "2 h"),
+        (200_000, "2 d"),
+        (None, text.UNKNOWN),
+    ],
+)
+def test_a_length_of_time_is_in_the_unit_that_fits(seconds: float, shown: str) -> None:
+    assert text.lasted(seconds) == shown
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, -1e300, float("nan")])
+def test_a_time_that_is_none_is_shown_all_the_same(seconds: float) -> None:
+    assert text.moment(seconds)
+    assert text.clock(seconds)
+
+
+@pytest.mark.parametrize("name", ["a b", "ä/ö?#&%41", "\x00\r\n", "\ud800", "../..", '"><script>'])
+def test_a_name_comes_back_from_a_form_unchanged(name: str) -> None:
+    assert re.fullmatch(r"[\w.~%-]*", text.packed(name), re.ASCII)
+    assert text.unpacked(text.packed(name)) == name
+
+
+def test_arguments_have_the_names_of_the_parameters() -> None:
+    shown = arguments(app, call(b'{"args": ["Ann"], "kwargs": {"password": "x", "age": [1, 2]}}'), None)
+    assert [(one.name, one.value) for one in shown] == [
+        ("name", '"Ann"'),
+        ("password", '"x"'),
+        ("age", "[\n  1,\n  2\n]"),
+    ]
+    assert [one.name for one in arguments(app, call(b'{"args": [1, 2]}', "not here"), None)] == ["0", "1"]
+    assert [one.value for one in arguments(app, call(b"\xffhello"), None)] == ["\\xffhello"]
+
+
+def test_names_are_redacted_wherever_they_are() -> None:
+    redact = by_name(["password"])
+    body = (
+        b'{"args": ["Ann", "secret1"], "kwargs": {"more": {"password": "secret2", "list": [{"password": "secret3"}]}}}'
+    )
+    shown = {one.name: one.value for one in arguments(app, call(body), redact)}
+    assert shown["name"] == '"Ann"'
+    assert shown["password"] == HIDDEN
+    assert "secret" not in str(shown)
+    # Whose names are not known, or whose form is not, may hold anything.
+    assert "secret" not in str(arguments(app, call(body, "not here"), redact))
+    assert "secret" not in str(arguments(app, call(b"secret"), redact))
+    assert "secret" not in result("sign_up", b'{"password": "secret4"}', redact)
+    assert result("sign_up", b'"secret5"', by_name(["return"])) == HIDDEN
+
+
+def test_a_redaction_that_fails_shows_nothing() -> None:
+    def fail(task: str | None, name: str, value: object) -> object:
+        raise KeyError(task, name, value)
+
+    (one, *_) = arguments(app, call(b'{"args": ["secret"]}'), fail)
+    assert one.value == "(hidden: redact raised KeyError)"
+
+
+def test_a_users_redaction_sees_task_name_and_value() -> None:
+    seen: list[tuple[str | None, str, object]] = []
+
+    def note(task: str | None, name: str, value: object) -> object:
+        seen.append((task, name, value))
+        return {"shown": value}
+
+    (one,) = arguments(app, call(b'{"args": ["Ann"]}'), note)
+    assert seen == [("sign_up", "name", "Ann")]
+    assert one.value == '{\n  "shown": "Ann"\n}'
+
+
+def stats(ready: int = 0, dead: int = 0) -> list[QueueStats]:
+    return [QueueStats("work", ready, 0, dead, 1)]
+
+
+def report(finished: int, failed: int, name: str = "here:1", since: float = 0.0) -> WorkerReport:
+    return WorkerReport(name, since, ["work"], [], 0, finished, failed)
+
+
+def test_rates_come_from_what_the_workers_have_counted() -> None:
+    recent = Recent()
+    recent.add(100.0, stats(), [report(50, 5)])
+    (first,) = recent.samples
+    assert first.finished is None
+    recent.add(102.0, stats(), [report(70, 6)])
+    assert recent.samples[-1].finished == 10.0
+    assert recent.samples[-1].failed == 0.5
+    recent.add(104.0, stats(), [])  # it does not answer
+    recent.add(106.0, stats(), [report(72, 6), report(8, 0, "here:2", since=105.0)])
+    assert recent.samples[-1].finished == 5.0  # the new worker's all, and what the old one did since it was heard last
+    recent.add(108.0, stats(), [report(72, 6), report(1_000, 0, "elsewhere:3", since=1.0)])
+    assert recent.samples[-1].finished == 0.0  # it was not known before, and did that over days
+
+
+def test_run_times_are_those_since_the_sample_before() -> None:
+    recent = Recent()
+    for seconds in (1.0, 2.0, 30.0):
+        recent.ran(seconds)
+    recent.add(100.0, stats(), [])
+    assert recent.samples[-1].slow == 30.0
+    recent.add(102.0, stats(), [])
+    assert [one.median for one in recent.samples] == [2.0, None]
+    for number in range(2 * KEPT):
+        recent.add(104.0 + number, stats(), [])
+    assert len(recent.samples) == KEPT
+
+
+def test_a_chart_is_drawn_to_scale() -> None:
+    samples = [Sample(0.0, {"work": stats(ready=ready)[0]}) for ready in (0, 5, 10)]
+    chart = charts.depth(samples, "work")
+    ready = chart.lines[0]
+    assert chart.top == "10"
+    assert ready.now == "10"
+    points = re.findall(r"([\d.]+),([\d.]+)", ready.path)
+    assert [float(y) for _, y in points] == [100.0, 50.0, 0.0]
+    assert float(points[-1][0]) == charts.WIDTH
+    assert "ready 10" in chart.summary
+
+
+def test_a_chart_has_gaps_where_nothing_is_known() -> None:
+    chart = charts.throughput([Sample(0.0, {}, value, value) for value in (1.0, None, 3.0)])
+    assert chart.lines[0].path.count("M") == 2
+    assert charts.run_time([]).lines[0].path == ""
+    assert charts.run_time([]).lines[0].now == text.UNKNOWN
+
+
+@pytest.mark.parametrize(("value", "top"), [(0.3, 0.5), (1, 1), (1.1, 2), (4.2, 5), (51, 100), (100, 100), (101, 200)])
+def test_the_upper_edge_is_a_round_number(value: float, top: float) -> None:
+    assert charts.round_up(value) == pytest.approx(top)
+
+
+def test_a_timeline_tells_how_long_each_state_was() -> None:
+    status = Status(
+        *("1", "dead", 20.0, "work", "sign_up", 2),
+        started_at=15.0,
+        enqueued_at=0.0,
+        history=[Moment(0.0, "queued", 1), Moment(3.0, "running", 1), Moment(10.0, "retrying", 2, "not yet")],
+    )
+    steps = views.timeline(status)
+    assert [(one.state, one.lasted) for one in steps] == [
+        ("queued", 3.0),
+        ("running", 7.0),
+        ("retrying", 10.0),
+        ("dead", None),
+    ]
+    assert steps[2].error == "not yet"
+
+
+def test_a_short_tasks_timeline_has_its_start() -> None:
+    status = Status("1", "succeeded", 10.5, "work", "sign_up", enqueued_at=8.0, started_at=10.0)
+    assert [(one.state, one.at) for one in views.timeline(status)] == [
+        ("queued", 8.0),
+        ("running", 10.0),
+        ("succeeded", 10.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("progress", "percent"),
+    [
+        (Progress(3, 4), 75),
+        (Progress(9, 4), 100),
+        (Progress(-1, 4), 0),
+        (Progress(3), None),
+        (Progress(3, 0), None),
+    ],
+)
+def test_progress_stays_within_its_bar(progress: Progress, percent: int | None) -> None:
+    bar = views.bar(progress)
+    assert bar is not None
+    assert bar.percent == percent
