@@ -1,6 +1,5 @@
 """POST an image, follow the work, GET the thumbnail: uvicorn app:web."""
 
-import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator
@@ -17,7 +16,6 @@ from leveret import BrokerError, EnqueueTimeout, Handle, Status, TaskNotFound
 #: The largest image that is taken (bytes).
 LARGEST = 10 * 1024 * 1024
 #: How long to wait for news of a task of which there are none yet (seconds).
-PAUSES = (0.1, 0.3, 0.6)
 #: How long a client may leave a task alone before it asks again (seconds).
 ASK_AGAIN = "1"
 
@@ -67,13 +65,11 @@ async def create(request: Request, response: Response, image: UploadFile, width:
 
 
 async def known(handle: Handle[str]) -> Status:
-    """What is known of a task. On RabbitMQ it may become known a moment after it was stored."""
-    for pause in PAUSES:
-        try:
-            return await handle.status()
-        except TaskNotFound:
-            await asyncio.sleep(pause)
-    raise HTTPException(404, "no such task, or it ended more than an hour ago")
+    """What is known of a task."""
+    try:
+        return await handle.status()
+    except TaskNotFound:
+        raise HTTPException(404, "no such task, or it ended more than an hour ago") from None
 
 
 @web.get("/thumbnails/{task_id}")

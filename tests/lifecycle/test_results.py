@@ -218,6 +218,16 @@ async def test_results_outlive_the_broker(node: Node, ledger: Ledger) -> None:
             assert await following == "w"
 
 
+async def test_a_task_is_known_at_once(place: Place) -> None:
+    """To another program too, that asks as soon as it has the id."""
+    other = App(place.url)
+    async with producing(place):
+        for _ in range(5):
+            handle = await ledger_app.say.enqueue("a")
+            assert (await other.handle(handle.id).status()).state == "queued"
+    await other.close()
+
+
 def test_without_an_event_loop(place: Place, ledger: Ledger) -> None:
     ledger_app.app.connect_to(place.url)
     try:

@@ -21,6 +21,7 @@ from leveret.brokers.rabbitmq.streams import (
     new_sentinel,
     place_of,
     to_message,
+    was_just_made,
 )
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
 from leveret.status import newer
@@ -86,6 +87,11 @@ class Events:
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         known, _ = await self._reader.ask(ids)
+        while young := [id_ for id_ in ids if id_ not in known and was_just_made(id_, time.time())]:
+            # Its producer tells of it a moment after it is stored.
+            await asyncio.sleep(_GATHER)
+            later, _ = await self._reader.ask(young)
+            known |= later
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
 
     @asynccontextmanager
