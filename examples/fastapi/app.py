@@ -15,7 +15,6 @@ from leveret import BrokerError, EnqueueTimeout, Handle, Status, TaskNotFound
 
 #: The largest image that is taken (bytes).
 LARGEST = 10 * 1024 * 1024
-#: How long to wait for news of a task of which there are none yet (seconds).
 #: How long a client may leave a task alone before it asks again (seconds).
 ASK_AGAIN = "1"
 
