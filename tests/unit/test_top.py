@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from leveret.cli.top.figures import WINDOW, Figures, Rate, Rates
+from leveret.brokers.memory import MemoryBroker
+from leveret.cli.top.figures import WINDOW, Collector, Figures, Rate, Rates
 from leveret.cli.top.keys import keys_of
 from leveret.cli.top.plain import length, printable
 from leveret.cli.top.screen import Cursor, moved
-from leveret.model import QueueStats
-from leveret.status import Status
+from leveret.model import Queue, QueueStats
+from leveret.status import State, Status
+from tests.support.waiting import until
 
 
 def stats(name: str, ready: int) -> QueueStats:
@@ -27,6 +31,30 @@ def test_rates_are_those_of_the_last_seconds() -> None:
     for seconds in range(1, 20):
         now = rates.look(104.0 + seconds, [stats("work", 0)])
         assert seconds <= WINDOW or now == {"work": Rate(0.0, 0.0)}
+
+
+async def test_failures_are_those_that_stand() -> None:
+    """The latest first; while its next attempt runs a failure is shown, not when that did well, or it was put back."""
+    broker, began = MemoryBroker(), time.time()
+    await broker.declare([Queue("work")])
+
+    def update(id_: str, state: State, at: float, error: str | None = None) -> Status:
+        return Status(id_, state, began + at, "work", "say", error=error)
+
+    await broker.tell(
+        [update("1", "dead", 1.0, "old"), update("2", "retrying", 2.0, "not yet"), update("3", "dead", 3.0)]
+    )
+    async with Collector(broker, []) as collector:
+
+        async def seen(*ids: str) -> bool:
+            figures = await collector.look()
+            return [one.id for one in figures.failures] == list(ids)
+
+        assert await seen("3", "2", "1")
+        await broker.tell([update("2", "running", 4.0), update("1", "queued", 4.0), update("4", "dead", 5.0)])
+        await until(lambda: seen("4", "3", "2"), "the revived one is gone, the running one stays")
+        await broker.tell([update("2", "succeeded", 6.0), update("3", "dead", 7.0, "again")])
+        await until(lambda: seen("3", "4"), "what did well is gone")
 
 
 def test_keys() -> None:

@@ -93,14 +93,15 @@ class Collector:
         self._failures: dict[str, Status] = {}
         self._rates = Rates()
         self._stack = AsyncExitStack()
+        self._following: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
             updates = await self._stack.enter_async_context(self._broker.watch())
             for status in reversed(await self._broker.recent(_LOOK_BACK)):
                 self._note(status)
-            following = asyncio.get_running_loop().create_task(self._follow(updates))
-            self._stack.push_async_callback(_ended, following)
+            self._following = asyncio.get_running_loop().create_task(self._follow(updates))
+            self._stack.push_async_callback(_ended, self._following)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -111,6 +112,8 @@ class Collector:
 
     async def look(self) -> Figures:
         """Raises BrokerError."""
+        if self._following is not None and self._following.done():
+            self._following.result()
         queues, workers = await asyncio.gather(self._broker.stats(sorted(self._names)), self._broker.workers())
         now = time.time()
         return Figures(
@@ -131,14 +134,13 @@ class Collector:
     def _note(self, update: Status) -> None:
         """The latest failure stands last; a task that did well after all, or is put back, is none."""
         self._names.add(update.queue)
-        known = self._failures.pop(update.id, None)
-        status = newer(known, update)
+        if update.state == "running":
+            return  # the attempt that failed is still the last one known
+        status = newer(self._failures.pop(update.id, None), update)
         if status.state in ("dead", "retrying"):
             self._failures[update.id] = status
             if len(self._failures) > _FAILURES:
                 del self._failures[next(iter(self._failures))]
-        elif known is not None and status.state == "running":
-            self._failures[update.id] = status  # the attempt that failed is still the last one known
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
