@@ -55,13 +55,14 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Manifest
-    from leveret.model import Envelope, QueueStats
+    from leveret.model import Envelope, Lease, QueueStats
     from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
 _Attempt: TypeAlias = tuple[str, str, int, float | None, int]
+_Likeness: TypeAlias = tuple[str, str, int, float | None, int]
 
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
@@ -113,6 +114,8 @@ class Worker:
         #: The jobs by queue and task id, and the outcomes that were lost: for deliveries that come again.
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
+        #: The last successes that were recorded: an acknowledgment may be lost with its connection, and nobody is told.
+        self._lately: deque[tuple[_Likeness, Lease]] = deque(maxlen=_MOST_REMEMBERED)
         self._acknowledged: set[int] = set()
         self._cancellations = Cancellations()
         self._settling: set[asyncio.Task[None]] = set()
@@ -355,11 +358,20 @@ class Worker:
             else:
                 self._jobs[key] = delivery
             return True
-        outcome, until = self._unrecorded.pop(_attempt(delivery), (None, 0.0)) if delivery.returns else (None, 0.0)
+        if not delivery.returns:
+            return False
+        outcome, until = self._unrecorded.pop(_attempt(delivery), (None, 0.0))
+        if outcome is None and self._has_succeeded(delivery):
+            outcome, until = Succeeded(), time.monotonic() + _REMEMBERED
         if outcome is None or time.monotonic() > until:
             return False
         self._settle([(delivery, outcome)])
         return True
+
+    def _has_succeeded(self, delivery: Delivery) -> bool:
+        """Whether it ran here lately, and was acknowledged on a connection that is lost by now."""
+        likeness = _likeness(delivery)
+        return any(one == likeness and not lease.held for one, lease in self._lately)
 
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
@@ -470,6 +482,8 @@ class Worker:
         is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
+            if kept and isinstance(outcome, Succeeded):
+                self._lately.append((_likeness(delivery), delivery.lease))
             if not (kept or isinstance(outcome, Released)):
                 self._remember(delivery, outcome)
             if is_heard or not kept or not isinstance(outcome, Succeeded):
@@ -557,6 +571,12 @@ def _task(delivery: Delivery) -> tuple[str, str]:
 
 def _is_success(settlement: Settlement) -> bool:
     return isinstance(settlement[1], Succeeded)
+
+
+def _likeness(delivery: Delivery) -> _Likeness:
+    """What `_attempt` tells, without a look at the whole body: it is made for each task that succeeds."""
+    envelope = delivery.envelope
+    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, len(envelope.body)
 
 
 def _attempt(delivery: Delivery) -> _Attempt:

@@ -51,9 +51,7 @@ def test_only_the_child_dies(place: Place, client: Client, ledger: Ledger) -> No
         client.enqueue(ledger_app.pause, "a", 1.5)
         child = pid_in(ledger.wait_for("start a"))
         os.kill(child, signal.SIGKILL)
-        killed = time.monotonic()
         assert pid_in(ledger.wait_for("start a", 2)) != child
-        assert time.monotonic() - killed < TAKEN_OVER
         ledger.wait_for("end a")
         client.wait_until_empty("work")
         worker.wait_for("was killed by SIGKILL")

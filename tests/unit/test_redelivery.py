@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +15,7 @@ from tests.support.bench import Bench
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from leveret.model import Delivery, Envelope, Settlement
+    from leveret.model import Delivery, Envelope, Lease, Settlement
     from leveret.status import Status
 
 
@@ -26,6 +26,10 @@ class Forgetful(MemoryBroker):
         super().__init__()
         self._again = again
         self._lost: list[Envelope] = []
+
+    def lease(self, delivery: Delivery) -> Lease:
+        """What the worker has it by."""
+        return delivery.lease
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await super().settle(settlements, updates)
@@ -38,7 +42,7 @@ class Forgetful(MemoryBroker):
     @asynccontextmanager
     async def consume(self, queues: Sequence[Queue], *, credit: int | None, **options: Any) -> AsyncGenerator[Any]:
         async with super().consume(queues, credit=credit, **options) as consumer:
-            lost, again = self._lost, self._again
+            lost, again, lease = self._lost, self._again, self.lease
 
             class Counting:
                 stop = consumer.stop
@@ -49,7 +53,11 @@ class Forgetful(MemoryBroker):
                 async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
                     async for batch in consumer:
                         yield [
-                            msgspec.structs.replace(delivery, returns=again(delivery.envelope)[1] if lost else 0)
+                            msgspec.structs.replace(
+                                delivery,
+                                returns=again(delivery.envelope)[1] if lost else 0,
+                                lease=lease(delivery),
+                            )
                             for delivery in batch
                         ]
 
@@ -82,3 +90,44 @@ async def test_what_only_looks_like_it_runs(again: Callable[[Envelope], tuple[En
     async with bench.working():
         await bench.wait_until_settled(2)
     assert bench.done == ["a", "a"]
+
+
+class Thin:
+    """A lease that ends when the test says so, over the broker's own."""
+
+    def __init__(self, inner: Lease) -> None:
+        self.inner = inner
+        self.held = True
+
+
+class Deaf(Forgetful):
+    """Says that it recorded the first outcome, and delivers its task once more; ``cut``: on another connection."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__(lambda envelope: (envelope, 1))
+        self._cut = cut
+
+    def lease(self, delivery: Delivery) -> Lease:
+        return Thin(delivery.lease)
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        leases = [delivery.lease for delivery, _ in settlements if isinstance(delivery.lease, Thin)]
+        inner = [
+            (msgspec.structs.replace(delivery, lease=lease.inner), outcome)
+            for (delivery, outcome), lease in zip(settlements, leases, strict=True)
+        ]
+        with suppress(LeaseLost):
+            await super().settle(inner, updates)
+        for lease in leases:
+            lease.held = not self._cut
+
+
+@pytest.mark.parametrize(("cut", "runs"), [(True, 1), (False, 2)])
+async def test_an_acknowledgment_may_be_lost_with_its_connection(*, cut: bool, runs: int) -> None:
+    """Delivered again, the task is acknowledged again and not run. On the same connection it is another task."""
+    bench = Bench(Deaf(cut=cut))
+    await bench.put("say", "a")
+    async with bench.working():
+        await bench.wait_until_settled(2)
+    assert bench.done == ["a"] * runs
+    assert await bench.counts() == (0, 0, 0)
