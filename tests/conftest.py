@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+import aio_pika.exceptions
 import pytest
 
 from leveret.brokers import Broker, connect
@@ -142,6 +144,11 @@ def delete_queues(node: Node) -> None:
             await channel.queue_delete(pause_marker("work").name)
             for milliseconds in RUNGS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
+            for stream in ("leveret.events", "leveret.cancelled"):
+                # After a restart of its node a stream of RabbitMQ 3.10 may stay unavailable for a while.
+                with suppress(aio_pika.exceptions.AMQPException, TimeoutError):
+                    async with asyncio.timeout(10):
+                        await (await connection.channel()).queue_delete(stream)
 
     asyncio.run(delete())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ _MOST_QUESTIONS = 24
 #: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
 #: just made is not used for so long (seconds).
 _REMEMBERED = 2.0
+#: How long a stream that was just made is left alone (seconds).
+_NEW_STREAM = 1.0
 #: A year: a worker that lives has a reason to hold its tasks, however long they run (milliseconds).
 _NEVER = 366 * 86_400 * 1_000
 
@@ -144,9 +147,13 @@ async def make_control_exchange(connection: amqp.Connection) -> None:
 
 
 async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
-    """Make a stream, or find it: a user who may not make one may still use it, and an operator's limits stay."""
+    """Make a stream, or find it: a user who may not make one may still use it, and an operator's limits stay.
+
+    RabbitMQ 3.10 closes the connection of whoever publishes to a stream that was just made (506, "Stream not found").
+    """
     if await message_count(connection, stream.name) is None:
         await _make(connection, stream)
+        await asyncio.sleep(_NEW_STREAM)
 
 
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:

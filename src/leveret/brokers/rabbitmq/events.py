@@ -64,12 +64,17 @@ class Events:
         self._is_made = False
         self._refusal: BrokerRefused | None = None
         self._waiting: list[Status] = []
+        #: The broker takes none now; what waits is tried again and again.
+        self._is_behind = False
         self._flushing: asyncio.Task[None] | None = None
         self._reader = _Reader(urls, self)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, unless the broker takes nothing now: then soon, or if it refuses: never."""
         if not updates or self._refusal is not None:
+            return
+        if self._is_behind:
+            self._hold(updates)  # one that waits is enough: the others' outcomes must not be late for it
             return
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -78,6 +83,7 @@ class Events:
             self._give_up(error)
         except (BrokerError, TimeoutError) as error:
             log.warning("%d results and statuses could not be stored yet: %s", len(updates), str(error) or "no answer")
+            self._is_behind = True
             self._hold(updates)
 
     def tell(self, updates: Sequence[Status]) -> None:
@@ -170,6 +176,7 @@ class Events:
         await asyncio.sleep(_GATHER)
         for pause in backoff():
             if not self._waiting:
+                self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
             try:

@@ -146,7 +146,7 @@ def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
 #: How far the clocks of producers and brokers may be apart (seconds).
 _MOST_SKEW = 30.0
 #: How long after it was made a task is told of, at most, as a rule (seconds).
-_YOUNG = 1.0
+_YOUNG = 3.0
 _ID_LENGTH = 32
 _TIME_DIGITS = 12
 
