@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
-from leveret.status import Mark, Status, cancelled_before, newer, placed
+from leveret.status import Mark, State, Status, cancelled_before, newer, placed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -184,10 +184,10 @@ class Records:
                 worker=worker,
             )
         at = enqueued_at or 0.0
-        waiting = "retrying" if attempt > 1 else "delayed" if state == "delayed" else "queued"
+        waiting: State = "retrying" if attempt > 1 else "delayed" if state == "delayed" else "queued"
         return Status(
             id_,
-            "running" if state == "running" else waiting,  # type: ignore[arg-type]
+            "running" if state == "running" else waiting,
             at,
             queue,
             name,

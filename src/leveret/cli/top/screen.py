@@ -17,7 +17,7 @@ from leveret.inspection import WorkerReport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
+    from rich.console import JustifyMethod, RenderableType
 
     from leveret.cli.top.figures import Figures
     from leveret.model import QueueStats
@@ -107,9 +107,9 @@ def _table() -> Table:
 
 def _cells(table: Table, headings: Sequence[tuple[str, str]], flexible: str) -> None:
     for heading, side in headings:
-        justify = "right" if side == "r" else "left"
+        justify: JustifyMethod = "right" if side == "r" else "left"
         ratio = 1 if heading == flexible else None
-        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
 
 
 def _queues(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bool) -> Table:
