@@ -48,7 +48,7 @@ def test_workers_and_producers_get_by(node: Node, ledger: Ledger) -> None:
             done = client.enqueue(ledger_app.measure, 1, 2)
             url = ("--url", urls["producer"])
             assert leveret("result", done, "--wait", *url) == '{"width":1,"height":2}\n'
-            later = client.enqueue(ledger_app.say.options(delay=2), "later")
+            later = client.enqueue(ledger_app.say.options(delay=60), "later")
             assert "cancelled before it ran" in leveret("cancel", later, *url)
             assert "ermission" not in worker.output
             assert "REFUSED" not in worker.output

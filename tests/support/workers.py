@@ -65,8 +65,10 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
         self.kill()
+        if failure is not None:
+            sys.stderr.write(f"--- the end of {self._output.name}:\n{self.output[-4_000:]}\n")
 
     @property
     def pid(self) -> int:

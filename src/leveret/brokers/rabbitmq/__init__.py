@@ -37,7 +37,7 @@ from leveret.brokers.rabbitmq.declare import (
 from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts
+from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again
@@ -355,8 +355,7 @@ class RabbitMQBroker:
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 await self._store([revived_message(message, queue) for message in batch])
-                for message in batch:
-                    await channel.basic_ack(message.delivery_tag or 0, wait=False)
+                await _remove(channel, dead_queue(queue), batch)
             return [dead_letter_id(message) for message in chosen]
 
     async def _tell_revived(self, ids: Sequence[str]) -> None:
@@ -371,8 +370,7 @@ class RabbitMQBroker:
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
         async with self._fetched_dead(queue, None) as (channel, messages):
             chosen = [message for message in messages if dead_letter_id(message) in ids]
-            for message in chosen:
-                await channel.basic_ack(message.delivery_tag or 0)
+            await _remove(channel, dead_queue(queue), chosen)
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
@@ -465,6 +463,15 @@ async def _taken(channel: amqp.Channel, queue: str, limit: int | None) -> list[a
         else:
             await take(message)
     return messages
+
+
+async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[amqp.DeliveredMessage]) -> None:
+    """Acknowledge messages of a quorum queue; returned means that it has applied that, and the channel may close."""
+    for start in range(0, len(messages), UNAPPLIED):
+        for message in messages[start : start + UNAPPLIED]:
+            await channel.basic_ack(message.delivery_tag or 0, wait=False)
+        # Answered from the queue's log, behind them.
+        await channel.basic_get(queue)
 
 
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

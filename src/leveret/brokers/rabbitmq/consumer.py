@@ -27,7 +27,7 @@ from leveret.brokers.rabbitmq.declare import (
 )
 from leveret.brokers.rabbitmq.marks import MarkBook
 from leveret.brokers.rabbitmq.reading import acks, nack
-from leveret.brokers.rabbitmq.topology import rung
+from leveret.brokers.rabbitmq.topology import UNAPPLIED, rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ _CANCEL_TIMEOUT = 5.0
 _OPEN_TIMEOUT = 60.0
 #: The server's default for how long a delivery may be unacknowledged (seconds).
 _CONSUMER_TIMEOUT = 1_800.0
+#: How long a queue may take to apply what is acknowledged (seconds).
+_APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
@@ -268,6 +270,8 @@ class Session:
         self._numbers = itertools.count(1)
         self._closed = False
         self._cancelled = False
+        #: Settled since then.
+        self._settled_since = 0
         self._failed = asyncio.Event()
         self._mending: set[asyncio.Task[None]] = set()
 
@@ -335,6 +339,7 @@ class Session:
             given = owed.repaid(tag) if owed else 0
             if owed and given:
                 self._mend(owed.queue, partial(self._consume_more, owed, given))
+        self._settled_since += len(names) if self._cancelled else 0
         return list(names)
 
     def why(self) -> str:
@@ -382,6 +387,8 @@ class Session:
         for task in self._mending:
             task.cancel()
         await asyncio.gather(*self._mending, return_exceptions=True)
+        if self._settled_since > UNAPPLIED and not self._line.is_lost:
+            await asyncio.sleep(_APPLYING)
         await self._line.close()
 
     async def _consume(self, queue: Queue, credit: int) -> None:

@@ -50,6 +50,11 @@ class Difference(msgspec.Struct, frozen=True):
 #: How long each delay queue keeps a message (milliseconds): an eighth of a second, doubled up to 194 days.
 RUNGS = tuple(125 * 2**power for power in range(28))
 
+#: Settlements of a queue that may be on their way to it when their channel closes. A channel sends a quorum queue 32
+#: commands ahead of what the queue has applied; it keeps the rest to itself, and takes it along when it closes
+#: (rabbit_fifo_client, RabbitMQ 3.10 to 4.3): those messages are delivered again.
+UNAPPLIED = 16
+
 
 def rung(remaining: float) -> int | None:
     """The longest rung that is not too long for a task due in so many seconds; None when it is due within the shortest.
