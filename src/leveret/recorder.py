@@ -74,6 +74,12 @@ class Recorder:
                 updates.append(update)
         return updates
 
+    def forget(self, envelopes: Iterable[Envelope]) -> None:
+        """Tell no more of tasks whose delivery was lost: whoever has it now tells."""
+        for envelope in envelopes:
+            self._running.pop(envelope.id, None)
+            self._fresh.pop(envelope.id, None)
+
     def stop(self) -> None:
         """Tell no more; what is on its way is given up."""
         if self._timer is not None:

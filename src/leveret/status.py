@@ -204,6 +204,8 @@ def newer(known: Status | None, update: Status) -> Status:
         return update if known.is_final and _later(update, known) else known
     if update.worker is not None and update.worker == known.worker and update.at < known.at:
         return known  # what a worker tells while a task runs may be overtaken by how it ended
+    if known.is_final and not update.is_final and update.worker is not None and update.at < known.at:
+        return known  # told by a worker that had lost the task to the one that ended it
     return msgspec.structs.replace(
         update,
         task=update.task or known.task,

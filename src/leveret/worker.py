@@ -11,9 +11,9 @@ import itertools
 import logging
 import random
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from leveret import admission
 from leveret.cancelling import NOT_RUN, Cancellations
@@ -46,6 +46,7 @@ from leveret.metrics import Condition
 from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, Settlement, Succeeded
 from leveret.prefetch import TICK, Pace, credit
 from leveret.recorder import Recorder
+from leveret.repeats import Repeat, Repeats, attempt
 from leveret.retry import RetryPolicy
 from leveret.scaling import Scaler, Work
 
@@ -55,20 +56,15 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Manifest
-    from leveret.model import Envelope, Lease, QueueStats
+    from leveret.model import Envelope, QueueStats
     from leveret.status import Mark, Status
 
 log = logging.getLogger("leveret.worker")
 
 T = TypeVar("T")
-_Attempt: TypeAlias = tuple[str, str, int, float | None, int]
-_Likeness: TypeAlias = tuple[str, str, int, float | None, int]
 
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
-#: How long, and how many, outcomes that were lost with their connection wait for their task to come again (seconds).
-_REMEMBERED = 600.0
-_MOST_REMEMBERED = 1_000
 #: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
 _MOST_GATHERED = 64
 _GATHER = 0.005
@@ -111,11 +107,9 @@ class Worker:
         self._jobs: dict[int, Delivery] = {}
         #: How many have run.
         self._ended = 0
-        #: The jobs by queue and task id, and the outcomes that were lost: for deliveries that come again.
+        #: The jobs by queue and task id, and how others ended: for deliveries that come again.
         self._keys_by_task: dict[tuple[str, str], int] = {}
-        self._unrecorded: OrderedDict[_Attempt, tuple[Outcome, float]] = OrderedDict()
-        #: The last successes that were recorded: an acknowledgment may be lost with its connection, and nobody is told.
-        self._lately: deque[tuple[_Likeness, Lease]] = deque(maxlen=_MOST_REMEMBERED)
+        self._repeats = Repeats()
         self._acknowledged: set[int] = set()
         self._cancellations = Cancellations()
         self._settling: set[asyncio.Task[None]] = set()
@@ -351,27 +345,31 @@ class Worker:
         """
         key = self._keys_by_task.get(_task(delivery))
         running = None if key is None else self._jobs[key]
-        is_again = running is not None and not running.lease.held and _attempt(running) == _attempt(delivery)
+        is_again = running is not None and not running.lease.held and attempt(running) == attempt(delivery)
         if key is not None and is_again and delivery.returns < admission.MAX_RETURNS:
             if key in self._acknowledged:
-                self._settle([(delivery, Succeeded())])
+                self._settle_repeat(Repeat(delivery, None))
             else:
                 self._jobs[key] = delivery
             return True
         if not delivery.returns:
             return False
-        outcome, until = self._unrecorded.pop(_attempt(delivery), (None, 0.0))
-        if outcome is None and self._has_succeeded(delivery):
-            outcome, until = Succeeded(), time.monotonic() + _REMEMBERED
-        if outcome is None or time.monotonic() > until:
-            return False
-        self._settle([(delivery, outcome)])
-        return True
+        if self._repeats.waits(delivery):
+            return True
+        repeat = self._repeats.find(delivery)
+        if repeat is not None:
+            self._settle_repeat(repeat)
+        return repeat is not None
 
-    def _has_succeeded(self, delivery: Delivery) -> bool:
-        """Whether it ran here lately, and was acknowledged on a connection that is lost by now."""
-        likeness = _likeness(delivery)
-        return any(one == likeness and not lease.held for one, lease in self._lately)
+    def _settle_repeat(self, repeat: Repeat) -> None:
+        if repeat.outcome is None:
+            self._background(self._acknowledge_again(repeat.delivery))
+        else:
+            self._settle([(repeat.delivery, repeat.outcome)])
+
+    async def _acknowledge_again(self, delivery: Delivery) -> None:
+        """Everything else is recorded, and told."""
+        await self._record([(delivery, Succeeded())])
 
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
@@ -413,7 +411,7 @@ class Worker:
             if delivery is None:
                 continue
             if isinstance(report, (Started, Progressed, Blocks)):
-                self._tell_of_run(delivery.envelope, report)
+                self._tell_of_run(delivery, report)
                 continue
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
@@ -431,13 +429,16 @@ class Worker:
             self._settle_soon(settlements)
         self._note_idle()
 
-    def _tell_of_run(self, envelope: Envelope, report: Started | Progressed | Blocks) -> None:
+    def _tell_of_run(self, delivery: Delivery, report: Started | Progressed | Blocks) -> None:
+        envelope = delivery.envelope
         if isinstance(report, Started):
             self._recorder.started(envelope)
             if self._listeners:
                 self._tell(TaskStarted(envelope))
         elif isinstance(report, Progressed):
-            self._recorder.progressed(envelope, report.progress)
+            # Of a task that may run elsewhere by now, that one tells.
+            if delivery.lease.held or report.key in self._acknowledged:
+                self._recorder.progressed(envelope, report.progress)
         else:
             self._tell(TaskBlocks(envelope, report.seconds, report.stack))
 
@@ -477,15 +478,18 @@ class Worker:
         task.add_done_callback(lambda _: self._note_idle())
 
     async def _record_and_tell(self, settlements: Sequence[Settlement]) -> None:
-        lost = await self._record(settlements, self._recorder.settled(settlements))
+        attempts = self._repeats.begin(settlements)
+        held = [settlement for settlement in settlements if settlement[0].lease.held]
+        updates = self._recorder.settled(held)
+        if len(held) < len(settlements):
+            self._recorder.forget([delivery.envelope for delivery, _ in settlements if not delivery.lease.held])
+        lost = await self._record(settlements, updates)
+        for repeat in self._repeats.end(attempts, settlements, lost):
+            self._settle_repeat(repeat)
         # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
         is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
-            if kept and isinstance(outcome, Succeeded):
-                self._lately.append((_likeness(delivery), delivery.lease))
-            if not (kept or isinstance(outcome, Released)):
-                self._remember(delivery, outcome)
             if is_heard or not kept or not isinstance(outcome, Succeeded):
                 self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
 
@@ -494,11 +498,6 @@ class Worker:
         final = DeadLettered(outcome.error, outcome.traceback) if isinstance(outcome, Retrying) else outcome
         await self._record((), self._recorder.settled([(delivery, final)]))
         self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
-
-    def _remember(self, delivery: Delivery, outcome: Outcome) -> None:
-        self._unrecorded[_attempt(delivery)] = (outcome, time.monotonic() + _REMEMBERED)
-        if len(self._unrecorded) > _MOST_REMEMBERED:
-            self._unrecorded.popitem(last=False)
 
     async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
         """Settle, again and again while the broker can't; the ids whose lease was lost."""
@@ -571,20 +570,6 @@ def _task(delivery: Delivery) -> tuple[str, str]:
 
 def _is_success(settlement: Settlement) -> bool:
     return isinstance(settlement[1], Succeeded)
-
-
-def _likeness(delivery: Delivery) -> _Likeness:
-    """What `_attempt` tells, without a look at the whole body: it is made for each task that succeeds."""
-    envelope = delivery.envelope
-    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, len(envelope.body)
-
-
-def _attempt(delivery: Delivery) -> _Attempt:
-    """What tells one attempt at a task from every other: an id may be used again, by a dead letter put back, say."""
-    envelope = delivery.envelope
-    # The content too: a foreign producer may give all its messages one id, and none of them may pass for another.
-    content = hash((envelope.task, envelope.body, delivery.defect))
-    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, content
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:

@@ -38,6 +38,10 @@ class Bench:
             self.done.append(text)
 
         @self.app.task(queue="work")
+        async def count(text: str) -> int:
+            return len(text)
+
+        @self.app.task(queue="work")
         async def wait(text: str) -> None:
             self.done.append(f"start {text}")
             await self.gate.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from leveret import LeaseLost, Queue
 from leveret.brokers.memory import MemoryBroker
+from leveret.events import TaskSettled
 from tests.support.bench import Bench
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Forgetful(MemoryBroker):
 
             class Counting:
                 stop = consumer.stop
+                set_credit = consumer.set_credit
                 hold_limit = None
                 marks = consumer.marks
                 paused: frozenset[str] = frozenset()
@@ -100,34 +103,152 @@ class Thin:
         self.held = True
 
 
-class Deaf(Forgetful):
-    """Says that it recorded the first outcome, and delivers its task once more; ``cut``: on another connection."""
-
-    def __init__(self, *, cut: bool) -> None:
-        super().__init__(lambda envelope: (envelope, 1))
-        self._cut = cut
+class Thinned(Forgetful):
+    """All its leases are thin; the first delivery comes again as ``again`` says."""
 
     def lease(self, delivery: Delivery) -> Lease:
         return Thin(delivery.lease)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
-        leases = [delivery.lease for delivery, _ in settlements if isinstance(delivery.lease, Thin)]
-        inner = [
-            (msgspec.structs.replace(delivery, lease=lease.inner), outcome)
-            for (delivery, outcome), lease in zip(settlements, leases, strict=True)
-        ]
+        await super().settle([(thick(delivery), outcome) for delivery, outcome in settlements], updates)
+
+
+def thick(delivery: Delivery) -> Delivery:
+    assert isinstance(delivery.lease, Thin)
+    return msgspec.structs.replace(delivery, lease=delivery.lease.inner)
+
+
+def end(delivery: Delivery) -> None:
+    assert isinstance(delivery.lease, Thin)
+    delivery.lease.held = False
+
+
+class Deaf(Thinned):
+    """Says that it recorded the first outcome, and delivers its task once more; ``cut``: on another connection."""
+
+    def __init__(self, again: Callable[[Envelope], tuple[Envelope, int]], *, cut: bool = True) -> None:
+        super().__init__(again)
+        self._cut = cut
+        self.settlements = 0
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         with suppress(LeaseLost):
-            await super().settle(inner, updates)
-        for lease in leases:
-            lease.held = not self._cut
+            await super().settle(settlements, updates)
+        for delivery, _ in settlements if self._cut else ():
+            end(delivery)
+        self.settlements += len(settlements)
 
 
 @pytest.mark.parametrize(("cut", "runs"), [(True, 1), (False, 2)])
 async def test_an_acknowledgment_may_be_lost_with_its_connection(*, cut: bool, runs: int) -> None:
     """Delivered again, the task is acknowledged again and not run. On the same connection it is another task."""
-    bench = Bench(Deaf(cut=cut))
+    broker = Deaf(lambda envelope: (envelope, 1), cut=cut)
+    bench = Bench(broker)
+    await bench.put("say", "a")
+    async with bench.working():
+        await bench.wait_for(lambda: broker.settlements == 2, "both are settled")
+    assert bench.done == ["a"] * runs
+    assert len(bench.told(TaskSettled)) == runs
+    assert await bench.counts() == (0, 0, 0)
+
+
+async def test_its_result_stays() -> None:
+    broker = Deaf(lambda envelope: (envelope, 1))
+    bench = Bench(broker)
+    await bench.put("count", "abc")
+    async with bench.working() as worker:
+        await bench.wait_for(lambda: broker.settlements == 2, "both are settled")
+        (settled,) = bench.told(TaskSettled)
+        (status,) = await broker.statuses([settled.envelope.id])
+        del worker
+    assert bytes(status.result) == b"3"
+
+
+async def test_another_of_its_id_and_length_runs() -> None:
+    """A foreign producer may give all its messages one id."""
+    broker = Deaf(lambda envelope: (msgspec.structs.replace(envelope, body=envelope.body.replace(b'"a"', b'"b"')), 1))
+    bench = Bench(broker)
     await bench.put("say", "a")
     async with bench.working():
         await bench.wait_until_settled(2)
-    assert bench.done == ["a"] * runs
+    assert bench.done == ["a", "b"]
+
+
+async def test_a_dead_letter_is_not_put_there_twice() -> None:
+    def again(envelope: Envelope) -> tuple[Envelope, int]:
+        broker._store.ids.discard(envelope.id)  # or it is taken for the dead one, enqueued again
+        return envelope, 1
+
+    broker = Deaf(again)
+    bench = Bench(broker)
+    await bench.put("give_up", "a")
+    async with bench.working():
+        await bench.wait_for(lambda: broker.settlements == 2, "both are settled")
+    assert await bench.counts() == (0, 0, 1)
+
+
+class Slow(Thinned):
+    """Loses the first lease, and delivers the task once more, while the outcome is being recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda envelope: (envelope, 1))
+        self.taken = 0
+        self.gate = asyncio.Event()
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        is_first = not self._lost
+        try:
+            await super().settle(settlements, updates)
+        finally:
+            if is_first:
+                end(settlements[0][0])
+                await self.gate.wait()
+
+    def lease(self, delivery: Delivery) -> Lease:
+        self.taken += 1
+        return super().lease(delivery)
+
+
+async def test_a_task_may_come_again_while_its_outcome_is_recorded() -> None:
+    broker = Slow()
+    bench = Bench(broker)
+    await bench.put("say", "a")
+    async with bench.working():
+        await bench.wait_for(lambda: broker.taken == 2, "it has come again")
+        await asyncio.sleep(0)
+        broker.gate.set()
+        settled = await bench.wait_until_settled(2)
+    assert bench.done == ["a"]
+    assert [event.kept for event in settled] == [False, True]
     assert await bench.counts() == (0, 0, 0)
+
+
+class Robbed(Thinned):
+    """Loses each lease while the task runs, to another worker that has done it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda envelope: (envelope, 0))
+        self.told: list[Status] = []
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        self.told += updates
+        raise LeaseLost([delivery.envelope.id for delivery, _ in settlements])
+
+    async def tell(self, updates: Sequence[Status]) -> None:
+        self.told += updates
+
+    def lease(self, delivery: Delivery) -> Lease:
+        self.last = delivery = msgspec.structs.replace(delivery, lease=super().lease(delivery))
+        return delivery.lease
+
+
+async def test_who_has_lost_a_task_tells_no_more_of_it() -> None:
+    broker = Robbed()
+    bench = Bench(broker)
+    await bench.put("wait", "a")
+    async with bench.working():
+        await bench.wait_for(lambda: broker.told, "it is told that it runs")
+        end(broker.last)
+        bench.gate.set()
+        await bench.wait_until_settled(1)
+    assert {status.state for status in broker.told} == {"running"}

@@ -94,3 +94,8 @@ class Feeds:
     def tell(self, updates: Sequence[Status]) -> None:
         for feed in self._feeds:
             feed.tell(updates)
+
+    def fail(self, error: BrokerError) -> None:
+        """There will be no more news for any."""
+        for feed in self._feeds:
+            feed.fail(error)

@@ -350,8 +350,9 @@ class RabbitMQBroker:
             return [to_dead_letter(message, queue) for message in messages]
 
     async def _revive(self, queue: str, ids: Sequence[str]) -> list[str]:
+        wanted = frozenset(ids)
         async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if dead_letter_id(message) in ids]
+            chosen = [message for message in messages if dead_letter_id(message) in wanted]
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 await self._store([revived_message(message, queue) for message in batch])
@@ -359,6 +360,8 @@ class RabbitMQBroker:
             return [dead_letter_id(message) for message in chosen]
 
     async def _tell_revived(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
         try:
             known = await self._events.statuses(ids)
         except LeveretError as error:
@@ -368,8 +371,9 @@ class RabbitMQBroker:
         await self._events.record([revived_again(status, now) for status in known if status.state == "dead"])
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
+        wanted = frozenset(ids)
         async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if dead_letter_id(message) in ids]
+            chosen = [message for message in messages if dead_letter_id(message) in wanted]
             await _remove(channel, dead_queue(queue), chosen)
             return [dead_letter_id(message) for message in chosen]
 

@@ -115,9 +115,8 @@ class Events:
         return sorted(known.values(), key=lambda status: status.at, reverse=True)[:limit]
 
     async def close(self) -> None:
-        if self._waiting and self._flushing is not None:
-            await asyncio.wait([self._flushing], timeout=_FAREWELL)
         if self._flushing is not None:
+            await asyncio.wait([self._flushing], timeout=_FAREWELL)
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._reader.close()
@@ -135,13 +134,18 @@ class Events:
 
     async def make(self) -> None:
         """Have the stream be there. Raises BrokerError."""
+        doing = f"making the stream {self._stream.name!r}"
         try:
             async with asyncio.timeout(self._timeout):
                 await amqp.told(make_stream(await self._publisher.connection(), self._stream))
+        except asyncio.CancelledError as error:
+            if amqp.is_cancelled():
+                raise
+            raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:
-            raise BrokerUnavailable(f"making the stream {self._stream.name!r}: RabbitMQ did not answer") from error
+            raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
         except amqp.CONNECTION_LOST as error:
-            raise amqp.translate(error, f"making the stream {self._stream.name!r}") from error
+            raise amqp.translate(error, doing) from error
         self._is_made = True
 
     @property
@@ -314,12 +318,11 @@ class _Reader:
             self._following = None
 
     def _fail_feeds(self, following: asyncio.Task[None]) -> None:
-        if following.cancelled():
-            return
-        error = following.exception()
+        error = None if following.cancelled() else following.exception()
         for subscription in self._subscriptions:
-            if isinstance(error, BrokerError):
-                subscription.feed.fail(error)
+            subscription.feed.fail(
+                error if isinstance(error, BrokerError) else BrokerUnavailable("the news of tasks have ended")
+            )
 
     async def close(self) -> None:
         if self._ending is not None:

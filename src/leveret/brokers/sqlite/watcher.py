@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.following import Feed, Feeds, Watch
-from leveret.errors import BrokerError
+from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -65,6 +65,7 @@ class Watcher:
 
     async def close(self) -> None:
         async with self._changing:
+            self._feeds.fail(BrokerUnavailable("the broker was closed"))
             await self._let_go()
 
     async def _register(self) -> None:
