@@ -10,13 +10,13 @@ import heapq
 import itertools
 import time
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from leveret.brokers.following import Feed, Feeds, Watch
-from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
     DeadLetter,
@@ -37,7 +37,7 @@ from leveret.model import (
 from leveret.status import KEEP, Mark, Status, buried, cancelled_before, enqueued, newer, placed, requeued
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
     from leveret.brokers import Consumer
     from leveret.inspection import Describe, WorkerReport
@@ -269,6 +269,7 @@ class MemoryBroker:
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
         self._keep = keep
+        self._feeds = Feeds()
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -357,25 +358,28 @@ class MemoryBroker:
 
     @asynccontextmanager
     async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        feed = Feed(ids)
-        self._store.feeds.add(feed)
-        try:
+        with self._joined(Feed(ids)) as feed:
             feed.tell(await self.statuses(ids))
             yield feed
-        finally:
-            self._store.feeds.remove(feed)
 
     async def recent(self, limit: int) -> Sequence[Status]:
         return await self.statuses(list(itertools.islice(reversed(self._store.statuses), limit)))
 
     @asynccontextmanager
     async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        watch = Watch()
-        self._store.feeds.add(watch)
-        try:
+        with self._joined(Watch()) as watch:
             yield aiter(watch)
+
+    @contextmanager
+    def _joined(self, feed: Feed) -> Iterator[Feed]:
+        every = (self._feeds, self._store.feeds)
+        for feeds in every:
+            feeds.add(feed)
+        try:
+            yield feed
         finally:
-            self._store.feeds.remove(watch)
+            for feeds in every:
+                feeds.remove(feed)
 
     async def workers(self) -> Sequence[WorkerReport]:
         return [describe() for describe in self._store.describers]
@@ -469,7 +473,7 @@ class MemoryBroker:
         """Nothing is open."""
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        self._feeds.fail(BrokerUnavailable("the connection was closed by this program"))
 
     def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope

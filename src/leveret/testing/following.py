@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.errors import BrokerUnavailable
 from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
 from leveret.status import Progress, enqueued, settled, started
 from leveret.testing.bench import PATIENCE, QUIET, Bench, becomes, check
@@ -115,6 +116,29 @@ async def who_follows_is_told_each_change(bench: Bench) -> None:
         await ended(broker, delivery, DeadLettered("for good", "deep"))
         status = await news.until("dead")
         assert (status.error, status.traceback, status.attempt) == ("for good", "deep", 2)
+
+
+@check
+async def who_follows_hears_that_the_broker_is_closed(bench: Bench) -> None:
+    """Instead of waiting for ever. What was told until then is not lost."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    async with follow(broker, envelope) as feed, broker.watch() as watch:
+        news = News(feed)
+        await published(broker, envelope)
+        await news.until("queued")
+        await (await bench.consumer(other)).next()
+        await broker.tell([started(envelope, envelope.task, time.time())])
+        await broker.close()
+        for ended_ in (feed, watch):
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    async for _ in ended_:
+                        pass
+            except BrokerUnavailable:
+                continue
+            raise AssertionError("it goes on")
+    assert (await status_of(other, envelope.id, "running")).attempt == 1
 
 
 @check

@@ -65,7 +65,7 @@ class Watcher:
 
     async def close(self) -> None:
         async with self._changing:
-            self._feeds.fail(BrokerUnavailable("the broker was closed"))
+            self._feeds.fail(BrokerUnavailable("the file was closed by this program"))
             await self._let_go()
 
     async def _register(self) -> None:
