@@ -68,6 +68,8 @@ class _Link:
         self._key = key
         self._tell = tell
         self.cancelled = False
+        #: Its asyncio task has taken its first step: cancelled before that, it would end without a word.
+        self.begun = False
         #: Unix time.
         self.since = time.time()
 
@@ -116,8 +118,9 @@ class Crew:
         """Have these jobs not run, or end if they do."""
         for task, job in self.running.items():
             if job.key in keys:
-                self._links[job.key].cancelled = True
-                if self._runner.is_async(job.envelope):
+                link = self._links[job.key]
+                link.cancelled = True
+                if link.begun and self._runner.is_async(job.envelope):
                     task.cancel()
         self._unwanted.update(key for key in keys if key not in self._links)
 
@@ -151,8 +154,10 @@ class Crew:
             self._unwanted.clear()
 
     async def _run(self, job: Job, link: _Link) -> None:
+        link.begun = True
+        is_unwanted = link.cancelled or job.key in self._unwanted
         try:
-            if job.key in self._unwanted:
+            if is_unwanted:
                 self._unwanted.discard(job.key)
                 outcome: Outcome = Cancelled("cancelled before it ran")
             else:
@@ -162,7 +167,7 @@ class Crew:
                 raise
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
             outcome = self._runner.classify(error, job.envelope)
-        if link.cancelled and not isinstance(outcome, Succeeded):
+        if link.cancelled and not is_unwanted and not isinstance(outcome, Succeeded):
             outcome = Cancelled("cancelled while it ran")
         self._tell_progress()
         del self._links[job.key]

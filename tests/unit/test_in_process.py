@@ -1,0 +1,84 @@
+"""The crew that runs jobs: what is cancelled, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from leveret import App
+from leveret.execution import Runner
+from leveret.executors import Finished, Job
+from leveret.executors.in_process import Crew
+from leveret.model import Cancelled, Envelope, Succeeded
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.executors import News
+    from leveret.model import Outcome
+
+BEFORE = Cancelled("cancelled before it ran")
+
+
+class Crewed:
+    """One slot, and what was told of its jobs."""
+
+    def __init__(self) -> None:
+        self.app = App("memory://")
+        self.done: list[str] = []
+        self.outcomes: dict[int, Outcome] = {}
+
+        @self.app.task(queue="work")
+        async def on_the_loop(text: str) -> None:
+            self.done.append(text)
+
+        @self.app.task(queue="work")
+        def in_a_thread(text: str) -> None:
+            self.done.append(text)
+
+        self.crew = Crew(Runner(self.app, concurrency=1), concurrency=1)
+        self.crew.report_to(self._take)
+
+    def submit(self, task: str, *keys: int) -> None:
+        jobs = [Job(key, Envelope(f"{key}", "work", task, b'{"args": ["%d"]}' % key)) for key in keys]
+        self.crew.submit(jobs)
+
+    async def wait_for(self, count: int) -> None:
+        async def told() -> bool:
+            return len(self.outcomes) >= count
+
+        await until(told, f"{count} jobs have ended, not only {self.outcomes}", within=5)
+
+    def _take(self, reports: Sequence[News]) -> None:
+        self.outcomes.update({report.key: report.outcome for report in reports if isinstance(report, Finished)})
+
+
+@pytest.mark.parametrize("task", ["on_the_loop", "in_a_thread"])
+async def test_what_is_cancelled_in_the_turn_in_which_it_comes_costs_no_slot(task: str) -> None:
+    """Neither the one that has the slot and has not begun, nor one that waits for it; the next one runs."""
+    crewed = Crewed()
+    crewed.submit(task, 1, 2, 3)
+    crewed.crew.cancel([1, 2])
+    await crewed.wait_for(3)
+    assert crewed.outcomes == {1: BEFORE, 2: BEFORE, 3: Succeeded(b"null")}
+    assert crewed.done == ["3"]
+    assert crewed.crew.running_tasks() == []
+    crewed.submit(task, 4)
+    await crewed.wait_for(4)
+    assert crewed.done == ["3", "4"]
+    await crewed.crew.stop()
+
+
+async def test_what_is_cancelled_twice_at_once_is_told_of_once() -> None:
+    crewed = Crewed()
+    crewed.submit("on_the_loop", 1)
+    crewed.crew.cancel([1])
+    crewed.crew.cancel([1])
+    await crewed.wait_for(1)
+    await asyncio.sleep(0)
+    assert crewed.outcomes == {1: BEFORE}
+    assert crewed.crew.finished == 1
+    await crewed.crew.stop()
