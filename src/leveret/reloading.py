@@ -24,6 +24,8 @@ log = logging.getLogger("leveret.worker")
 _LOOK = 1_000
 #: How long until the first child can say what it has imported (seconds).
 _PAUSE = 0.2
+#: How long until files that could not be watched are watched again (seconds).
+_AGAIN = 5.0
 
 
 class Workforce(Protocol):
@@ -90,6 +92,8 @@ class Reloads:
                 count = await self._workforce.reload(self._adopt)
             except AppNotLoaded as error:
                 log.error("not reloaded, so the child processes that are there go on: %s", error)  # noqa: TRY400
+            except Exception:
+                log.exception("not reloaded, or only in part; the child processes that are there go on")
             else:
                 log.info("reloaded: %d child processes are replaced", count)
 
@@ -120,19 +124,30 @@ def _watcher() -> Watcher:
 
 
 async def _watch(watcher: Watcher, workforce: Workforce, ask: Callable[[], None]) -> None:
-    """Ask for a reload whenever a Python file changes beside those that the children have imported."""
+    """Ask for a reload whenever a Python file changes beside those that the children have imported.
+
+    Where that fails (the system has a limit of its own, a folder goes) it is tried again, until it is cancelled.
+    """
+    unseen: list[str] = []
     while True:
         folders = _folders(workforce.sources)
         if not folders:
             await asyncio.sleep(_PAUSE)
             continue
         log.info("watching the Python files in %s", ", ".join(folders))
-        async for changes in watcher(*folders):
-            if changes:
-                log.info("changed: %s", ", ".join(sorted({path for _, path in changes})))
-                ask()
-            if _folders(workforce.sources) != folders:
-                break
+        try:
+            async for changes in watcher(*folders):
+                changed = sorted({path for _, path in changes}) + unseen
+                unseen = []
+                if changed:
+                    log.info("changed: %s", ", ".join(changed))
+                    ask()
+                if _folders(workforce.sources) != folders:
+                    break
+        except Exception as error:  # noqa: BLE001 - of watchfiles, or of the system beneath it
+            log.error("no file is watched now, trying again in %g s: %s", _AGAIN, error)  # noqa: TRY400
+            unseen = ["perhaps some, while none was watched"]
+            await asyncio.sleep(_AGAIN)
 
 
 def _folders(sources: Collection[str]) -> Sequence[str]:

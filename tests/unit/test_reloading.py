@@ -1,0 +1,92 @@
+"""What `leveret.reloading` makes of errors: it says them, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from leveret import reloading
+from leveret.reloading import Reloads, _watch, _watcher
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+    from pathlib import Path
+
+    import pytest
+
+    from leveret.executors import Manifest
+
+
+class Children:
+    """A workforce; what it raises when it is to reload, first to last."""
+
+    def __init__(self, *sources: str, failures: list[Exception] | None = None) -> None:
+        self.sources = sources
+        self.failures = failures or []
+        self.reloaded = 0
+
+    async def reload(self, adopt: Callable[[Manifest], None], /) -> int:
+        del adopt
+        if self.failures:
+            raise self.failures.pop(0)
+        self.reloaded += 1
+        return 1
+
+
+@asynccontextmanager
+async def going_on(work: Coroutine[Any, Any, None]) -> AsyncGenerator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
+    yield task
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_files_that_cannot_be_watched_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure is logged; what changed meanwhile is not missed, and what changes later is seen."""
+    caplog.set_level(logging.INFO, "leveret.worker")
+    monkeypatch.setattr(reloading, "_AGAIN", 0.01)
+    source = tmp_path / "tasks.py"
+    source.write_text("")
+    failures = [OSError("OS file watch limit reached"), FileNotFoundError("No path was found")]
+    watch = _watcher()
+
+    def watcher(*folders: str) -> AsyncIterator[set[tuple[Any, str]]]:
+        if failures:
+            raise failures.pop(0)
+        return watch(*folders)
+
+    asked: list[None] = []
+    async with going_on(_watch(watcher, Children(str(source)), lambda: asked.append(None))):
+
+        async def has_asked() -> bool:
+            return bool(asked)
+
+        await until(has_asked, "a reload for what may have changed meanwhile")
+        asked.clear()
+        source.write_text("changed = True")
+        await until(has_asked, "a reload for a change")
+    for problem in ("OS file watch limit reached", "No path was found"):
+        assert f"no file is watched now, trying again in 0.01 s: {problem}" in caplog.text
+
+
+async def test_a_reload_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    children = Children(failures=[OSError("no more processes")])
+    reloads = Reloads(children, lambda _: None)
+
+    async def has_failed() -> bool:
+        return "no more processes" in caplog.text
+
+    async def has_reloaded() -> bool:
+        return children.reloaded == 1
+
+    async with going_on(reloads.run()):
+        reloads.ask()
+        await until(has_failed, "it is logged", within=5)
+        reloads.ask()
+        await until(has_reloaded, "the next one is done", within=5)
