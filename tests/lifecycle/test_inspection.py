@@ -6,8 +6,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from leveret import Queue
 from leveret.brokers import connect
+from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.model import Envelope, new_id
 from leveret.status import enqueued
 from tests.support import ledger_app
@@ -16,6 +19,7 @@ from tests.support.waiting import until
 from tests.support.workers import Ledger, Worker
 
 if TYPE_CHECKING:
+    from leveret.brokers.rabbitmq import amqp
     from leveret.inspection import ChildReport, WorkerReport
     from tests.conftest import Place
     from tests.support.nodes import Node
@@ -84,3 +88,22 @@ async def test_a_watch_outlives_its_connection(node: Node) -> None:
                 seen |= {status.id for status in await anext(updates)}
         await broker.close()
     await direct.close()
+
+
+async def test_a_question_that_is_given_up_leaves_nothing_open(node: Node) -> None:
+    broker = RabbitMQBroker(node.url, timeout=20)
+    assert await broker.workers() == []
+    connection = await broker._publisher.connection()
+    broker._census._workers = 9  # it waits for as many answers as came the last time, and they do not come
+    before = _open_channels(connection)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(broker.workers(), 0.7)
+    assert _open_channels(connection) == before
+    assert await broker.workers() == []
+    await broker.close()
+
+
+def _open_channels(connection: amqp.Connection) -> int:
+    assert connection.transport is not None
+    return sum(channel is not None for channel in connection.transport.connection.channels.values())

@@ -59,6 +59,7 @@ __all__ = [
     "LineLost",
     "Properties",
     "close",
+    "close_channel",
     "connect",
     "is_cancelled",
     "is_lost",
@@ -278,7 +279,16 @@ def is_lost(connection: Connection) -> bool:
 
 async def close(connection: Connection) -> None:
     """Close the connection; one that is lost, or does not answer, is let go all the same."""
-    closing = asyncio.ensure_future(connection.close())
+    await _let_go(connection.close())
+
+
+async def close_channel(channel: Channel) -> None:
+    """The same for a channel."""
+    await _let_go(channel.close())
+
+
+async def _let_go(farewell: Coroutine[Any, Any, None]) -> None:
+    closing = asyncio.ensure_future(farewell)
     closing.add_done_callback(_forget)
     done, _ = await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
     if not done:

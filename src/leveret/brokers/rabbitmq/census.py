@@ -188,11 +188,14 @@ async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Repo
         with suppress(msgspec.MsgspecError):
             take(msgspec.json.decode(answer.body, type=Report))
 
-    await channel.basic_consume(_REPLY_TO, hear, no_ack=True)
-    properties = amqp.Properties(reply_to=_REPLY_TO, delivery_mode=1)
-    await channel.basic_publish(body, exchange=CONTROL_EXCHANGE, properties=properties, wait=False)
-    yield
-    await channel.close()
+    try:
+        await channel.basic_consume(_REPLY_TO, hear, no_ack=True)
+        properties = amqp.Properties(reply_to=_REPLY_TO, delivery_mode=1)
+        await channel.basic_publish(body, exchange=CONTROL_EXCHANGE, properties=properties, wait=False)
+        yield
+    finally:
+        # Whoever asks may give up, and the connection goes on.
+        await amqp.close_channel(channel)
 
 
 def _asks_for_workers(body: bytes) -> bool:
