@@ -108,12 +108,18 @@ class Handle(Generic[R]):
         ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
         other: after ``timeout`` seconds it still runs. An ``async def`` task is cancelled where it awaits. A plain
         ``def`` one ends at its next ``current_task().check()``, or is killed a while after its ``timeout``; nothing
-        else ends it. A cancelled task is no dead letter, and is not tried again. Raises TaskNotFound and BrokerError.
+        else ends it. A cancelled task is no dead letter, and is not tried again. Raises BrokerError, or TaskNotFound
+        when nothing is known of the task: it is told all the same.
         """
         status = await self._source.cancel(self.id)
         if status is not None and (status.is_final or not self._stored):
             self._last = status
             return status
+        if not self._stored:
+            raise TaskNotFound(
+                f"nothing is known of task {self.id!r}, whose result is not stored (store_result=False); "
+                "if it waits, it will not run, and if it runs, it is told to end"
+            )
         try:
             async with asyncio.timeout(timeout):
                 async for update in self.updates():

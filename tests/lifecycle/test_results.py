@@ -182,6 +182,21 @@ async def test_what_runs_is_cancelled(place: Place, ledger: Ledger) -> None:
     assert ledger.count("start c") == 1
 
 
+async def test_what_keeps_no_result_is_cancelled_too(place: Place, ledger: Ledger) -> None:
+    """Though RabbitMQ knows nothing of it, and says so."""
+    async with producing(place):
+        silent = await ledger_app.silent.enqueue("s")
+        if place.node is None:
+            assert (await silent.cancel()).state == "cancelled"
+        else:
+            with pytest.raises(TaskNotFound, match=r"store_result=False.*if it waits, it will not run"):
+                await silent.cancel()
+        with Worker(place.url, ledger).ready():
+            after = await ledger_app.measure.enqueue(1, 1)
+            await after.result(PATIENCE)
+    assert ledger.count("said s") == 0
+
+
 async def test_a_status_outlives_its_worker(place: Place, ledger: Ledger) -> None:
     """The worker is killed: the task is queued again, runs elsewhere, and who follows sees all of it."""
     async with producing(place):

@@ -20,6 +20,7 @@ from leveret import (
     Queue,
     QueueFull,
     Retry,
+    TaskNotFound,
     current_task,
 )
 from leveret.model import DeadLettered, Retrying, Succeeded
@@ -46,6 +47,11 @@ async def note(text: str, times: int = 1) -> None:
 def note_in_a_thread(text: str) -> None:
     assert threading.current_thread() is not threading.main_thread()
     note.enqueue_sync(text)
+
+
+@app.task(store_result=False)
+async def silent(text: str) -> None:
+    seen.append(text)
 
 
 @app.task
@@ -245,6 +251,30 @@ async def test_a_task_sees_its_age_and_not_the_clock(test: AppUnderTest) -> None
     finally:
         del test.app._tasks["aged"]
     assert seen == [pytest.approx(500, abs=5)]
+
+
+async def test_results_stay_however_far_the_clock_moves(test: AppUnderTest) -> None:
+    first = await note.enqueue("first")
+    await test.drain()
+    later = await note.options(delay=7200).enqueue("later")
+    last = await note.options(delay=20_000).enqueue("last")
+    test.clock.advance(7200)
+    await test.drain()
+    assert (await last.cancel()).state == "cancelled"
+    for handle in (first, later):
+        assert (await handle.status()).state == "succeeded"
+        await handle.result(1)
+
+
+async def test_what_keeps_no_result_is_cancelled(test: AppUnderTest) -> None:
+    """Nothing is known of it once it has ended: that is said at once."""
+    waits = await silent.enqueue("waits")
+    assert (await waits.cancel()).state == "cancelled"
+    ended = await silent.enqueue("ended")
+    await test.drain()
+    with pytest.raises(TaskNotFound, match=rf"{ended.id}.*store_result=False.*if it waits, it will not run"):
+        await ended.cancel()
+    assert seen == ["ended"]
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
