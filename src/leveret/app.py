@@ -8,6 +8,7 @@ import concurrent.futures
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ import msgspec
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.deadlines import Deadlines
-from leveret.errors import AppNotLoaded, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.errors import AppNotLoaded, BrokerError, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.handle import Handle
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+
+log = logging.getLogger("leveret.app")
 
 #: Rounds of a loop that a closing takes to be over.
 _ROUNDS = 10
@@ -249,7 +252,7 @@ class App:
 
     async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         try:
-            await self._producer().publish(envelopes)
+            await self._producer().publish(envelopes, told=told)
         except TimeoutError as error:
             if isinstance(error, EnqueueTimeout):
                 raise
@@ -257,9 +260,6 @@ class App:
             raise EnqueueTimeout(
                 f"{len(ids)} tasks were not confirmed within {self.enqueue_timeout:g} s", ids
             ) from error
-        if told:
-            now = time.time()
-            await self._producer().broker.tell([enqueued(envelope, now) for envelope in envelopes])
 
     def handle(self, id_: str, /) -> Handle[Any]:
         """The handle of a task that any program enqueued, by its id. See `Task.handle` for a typed one."""
@@ -388,12 +388,25 @@ class _Producer:
     async def declare(self) -> None:
         await self._declare(self._queues)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        with self._deadlines.begin():
-            wanted = {envelope.queue for envelope in envelopes} - self._declared
-            if wanted:
-                await self._declare(wanted)
-            await self.broker.publish(envelopes)
+    async def publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
+        stored = False
+        try:
+            with self._deadlines.begin():
+                wanted = {envelope.queue for envelope in envelopes} - self._declared
+                if wanted:
+                    await self._declare(wanted)
+                await self.broker.publish(envelopes)
+                stored = True
+                if told:
+                    now = time.time()
+                    await self.broker.tell([enqueued(envelope, now) for envelope in envelopes])
+        except (BrokerError, TimeoutError) as error:
+            if not stored:
+                raise
+            # No error: who got one would enqueue again what is stored, and it would run twice.
+            log.warning(
+                "%d tasks are stored, and those who watch are not told: %s", len(envelopes), error or "it took too long"
+            )
 
     async def _declare(self, names: Iterable[str]) -> None:
         await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])

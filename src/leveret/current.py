@@ -56,7 +56,7 @@ class CurrentTask(msgspec.Struct, frozen=True):
     max_attempts: int | None
     #: Unix time when the task's ``timeout`` is over, seconds; None: it has none.
     deadline: float | None
-    #: Unix time, seconds; None when the producer did not say.
+    #: Unix time, seconds; None when the producer did not say. Of a dead letter that was put back: when it was.
     enqueued_at: float | None
     #: The message's other headers, as they came.
     headers: dict[str, Any]

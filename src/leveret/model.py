@@ -81,7 +81,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     content_type: str | None = "application/json"
     #: 1 for the first run. A run that ended because its worker stopped is not an attempt.
     attempt: int = 1
-    #: Unix time, seconds; None when the producer did not say.
+    #: Unix time, seconds; None when the producer did not say. Of a dead letter that was put back: when it was.
     enqueued_at: float | None = None
     #: What ended the attempt before this one.
     last_error: str | None = None
@@ -163,9 +163,12 @@ def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
     )
 
 
-def revived(envelope: Envelope) -> Envelope:
-    """A dead task for another life: its first attempt, at once, and it does not expire."""
-    return msgspec.structs.replace(envelope, attempt=1, due=None, expires_at=None)
+def revived(envelope: Envelope, now: float) -> Envelope:
+    """A dead task for another life, enqueued now: its first attempt, at once, and it does not expire.
+
+    Who cancelled it before, when it was dead or about to be, came too late: that must not end its new life.
+    """
+    return msgspec.structs.replace(envelope, attempt=1, enqueued_at=now, due=None, expires_at=None)
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

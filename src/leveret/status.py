@@ -195,6 +195,11 @@ def cancelled_before(status: Status, now: float) -> Status:
     )
 
 
+def cancelled_running(status: Status, now: float) -> Status:
+    """A task that was cancelled while a worker had it, who would have had it run again."""
+    return msgspec.structs.replace(cancelled_before(status, now), error="cancelled")
+
+
 def newer(known: Status | None, update: Status) -> Status:
     """What is known after an update, in the order in which the broker tells them."""
     if known is None:

@@ -233,6 +233,23 @@ async def test_results_outlive_the_broker(node: Node, ledger: Ledger) -> None:
             assert await following == "w"
 
 
+async def test_a_worker_begins_although_nobody_can_publish(node: Node, ledger: Ledger) -> None:
+    """A memory alarm: only workers can end it, so they must not wait for it before they take what is there."""
+    async with producing(node):
+        cancelled = await ledger_app.say.enqueue("cancelled")
+        await ledger_app.say.enqueue("stays")
+        assert (await cancelled.cancel()).state == "cancelled"
+    node.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        with Worker(node.url, ledger) as worker:
+            ledger.wait_for("said stays")
+            worker.wait_for("cancelled tasks could not all be read")
+            assert worker.output.count("trying again") == 0
+    finally:
+        node.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
+    assert ledger.count("said cancelled") == 0
+
+
 async def test_a_task_is_known_at_once(place: Place) -> None:
     """To another program too, that asks as soon as it has the id."""
     other = App(place.url)

@@ -318,17 +318,25 @@ def test_a_postponed_task_is_the_same_message() -> None:
 
 
 def test_a_revived_task_is_as_it_first_came() -> None:
-    """A first attempt, at once, that does not expire."""
+    """A first attempt, at once, that does not expire; enqueued now, to the millisecond."""
     delivery = delivery_of(
         with_headers(tenant="a", leveret_attempt=5, leveret_error="no", leveret_due=1, leveret_expires_at=2)
     )
     grave = delivered(through_the_wire(bury(delivery).properties), b"body", routing_key="work.dead")
-    message = revived_message(grave, "work")
+    message = revived_message(grave, "work", NOW + 0.25)
     assert (message.queue, message.home, message.due, message.body) == ("work", "work", None, b"body")
     assert message.id == delivery.envelope.id
     again = delivery_of(delivered(message.properties, b"body")).envelope
-    assert again == Envelope(again.id, "work", "resize", b"body", content_type=None, headers={"tenant": "a"})
-    assert message.properties.headers == {"tenant": "a"}
+    assert again == Envelope(
+        again.id, "work", "resize", b"body", content_type=None, enqueued_at=NOW + 0.25, headers={"tenant": "a"}
+    )
+    assert message.properties.headers == {"tenant": "a", "leveret-revived-at": 1_700_000_000_250}
+    assert message.properties.timestamp == dt.datetime.fromtimestamp(NOW + 0.25, dt.UTC)
+    died_again = delivered(through_the_wire(bury(delivery_of(delivered(message.properties, b""))).properties), b"")
+    assert revived_message(died_again, "work", NOW + 9).properties.headers == {
+        "tenant": "a",
+        "leveret-revived-at": 1_700_000_009_000,
+    }
 
 
 @pytest.mark.parametrize("priority", [None, 0, 7, 255])
@@ -453,7 +461,7 @@ def test_no_message_raises(
     delivery = delivery_of(message)
     assert delivery.envelope.attempt >= 1
     assert delivery.envelope.id
-    assert revived_message(message, "work").body == body
+    assert revived_message(message, "work", NOW).body == body
     for copy in (retry(delivery), bury(delivery), postponed(delivery)):
         assert copy.body == body
         assert copy.id == delivery.envelope.id
@@ -526,7 +534,7 @@ def test_a_dead_letter_without_an_id_is_known_by_its_content() -> None:
 def test_two_messages_of_the_same_content_are_two_tasks() -> None:
     """An id that both had would let one pass for the other's second delivery."""
     message = delivered(Properties(message_type="resize"), b"one")
-    ids = {delivery_of(message).envelope.id, delivery_of(message).envelope.id, revived_message(message, "work").id}
+    ids = {delivery_of(message).envelope.id, delivery_of(message).envelope.id, revived_message(message, "work", NOW).id}
     assert len(ids) == 3
     assert dead_letter_id(message) not in ids
 
@@ -562,6 +570,6 @@ def test_an_unreadable_message_is_one_once() -> None:
     message = with_headers(**{"leveret-unreadable": "its type", "leveret-due": 32_000_000_000_000})
     delivery = delivery_of(message)
     assert (delivery.defect, delivery.envelope.due) == ("its type", None)
-    for copy in (bury(delivery), revived_message(message, "work")):
+    for copy in (bury(delivery), revived_message(message, "work", NOW)):
         assert "leveret-unreadable" not in (copy.properties.headers or {})
     assert to_dead_letter(message, "work").reason == "its type"

@@ -7,11 +7,12 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from leveret import App
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
 from leveret.brokers.sqlite.store import Store
@@ -465,6 +466,39 @@ async def test_publishing_to_a_locked_file_raises_in_time(path: Path) -> None:
             with pytest.raises((EnqueueTimeout, BrokerUnavailable)):
                 await broker.publish([envelope()])
             assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize("timeout", [0.2, 20.0], ids=["the file says so", "the producer waits no longer"])
+async def test_a_stored_task_is_no_error(path: Path, timeout: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor when those who watch could not be told of it: it would be enqueued twice."""
+    app = App(f"sqlite:///{path}", enqueue_timeout=0.2)
+
+    @app.task
+    async def task() -> None: ...
+
+    broker = LockedAfterwards(path, timeout=timeout)
+    with app.enqueuing_to(broker):
+        async with opened(path, WORK) as other, other.watch():
+            async with broker.lock:
+                began = time.monotonic()
+                await task.enqueue()
+                assert time.monotonic() - began < 10.0
+            (stored,) = [one for one in await other.stats() if one.ready]
+            assert stored.ready == 1
+        await broker.close()
+    assert "1 tasks are stored, and those who watch are not told" in caplog.text
+
+
+class LockedAfterwards(SQLiteBroker):
+    """Another program takes the file as soon as something is stored."""
+
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        super().__init__(path, timeout=timeout)
+        self.lock = AsyncExitStack()
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        await super().publish(envelopes)
+        self.lock.enter_context(locked(self._path))
 
 
 async def test_a_lock_is_waited_for_once(path: Path) -> None:

@@ -34,7 +34,18 @@ from leveret.model import (
     revived,
     this_process,
 )
-from leveret.status import KEEP, Mark, Status, buried, cancelled_before, enqueued, newer, placed, requeued
+from leveret.status import (
+    KEEP,
+    Mark,
+    Status,
+    buried,
+    cancelled_before,
+    cancelled_running,
+    enqueued,
+    newer,
+    placed,
+    requeued,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -163,6 +174,8 @@ class _Waiting(msgspec.Struct, frozen=True, order=True):
     place: int
     envelope: Envelope
     returns: int = 0
+    #: While somebody held it: it does not run again.
+    cancelled: bool = False
 
 
 class _Taker:
@@ -195,10 +208,12 @@ class _Taker:
 
     def told(self, mark: Mark) -> bool:
         """Tell the consumer of a mark, if the task is one that it holds."""
-        if any(waiting.envelope.id == mark.id for waiting in self.holding.values()):
-            self._consumer.tell(mark)
-            return True
-        return False
+        token = next((token for token, waiting in self.holding.items() if waiting.envelope.id == mark.id), None)
+        if token is None:
+            return False
+        self.holding[token] = msgspec.structs.replace(self.holding[token], cancelled=True)
+        self._consumer.tell(mark)
+        return True
 
 
 class _MemoryConsumer:
@@ -332,7 +347,10 @@ class MemoryBroker:
                 stored = self._store.queues[name]
                 stored.takers.remove(taker)
                 for waiting in taker.holding.values():
-                    stored.put_back(msgspec.structs.replace(waiting, returns=waiting.returns + 1))
+                    if waiting.cancelled:
+                        self._end_cancelled(waiting)
+                    else:
+                        stored.put_back(msgspec.structs.replace(waiting, returns=waiting.returns + 1))
             self._deal(takers)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
@@ -343,6 +361,8 @@ class MemoryBroker:
             waiting = taker.release(delivery.tag) if isinstance(taker, _Taker) else None
             if waiting is None:
                 lost.append(delivery.envelope.id)
+            elif waiting.cancelled and isinstance(outcome, (Retrying, Released)):
+                self._end_cancelled(waiting)
             else:
                 self._settle(waiting, outcome)
         self._deal({delivery.envelope.queue for delivery, _ in settlements})
@@ -421,7 +441,7 @@ class MemoryBroker:
         letters = self._take_dead(queue, ids)
         now = self._store.clock.time()
         for letter in letters:
-            again = revived(letter.envelope)
+            again = revived(letter.envelope, now)
             self._store.queues[queue].put(again, self._store.tokens)
             if again.id in self._store.statuses:
                 self._note([requeued(again, now)])
@@ -487,6 +507,12 @@ class MemoryBroker:
             stored.put_back(waiting)
         else:
             self._store.ids.discard(envelope.id)
+
+    def _end_cancelled(self, waiting: _Waiting) -> None:
+        now, envelope = self._store.clock.time(), waiting.envelope
+        self._store.ids.discard(envelope.id)
+        known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
+        self._note([cancelled_running(known, now)])
 
     def _deal(self, names: Sequence[str] | set[str] | dict[str, _Taker]) -> None:
         for name in names:

@@ -10,7 +10,7 @@ import msgspec
 
 from leveret.errors import BrokerUnavailable
 from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
-from leveret.status import Progress, enqueued, settled, started
+from leveret.status import Mark, Progress, enqueued, settled, started
 from leveret.testing.bench import PATIENCE, QUIET, Bench, becomes, check
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from leveret.brokers import Broker, Consumer
     from leveret.brokers.following import Feed
     from leveret.model import Delivery, Outcome
-    from leveret.status import Mark, Status
+    from leveret.status import Status
 
 
 class News:
@@ -280,6 +280,56 @@ async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
 
 
 @check
+async def what_is_cancelled_and_comes_back_does_not_run(bench: Bench) -> None:
+    """Its worker heard nothing of it, and the attempt failed or was handed back: its next worker must not run it."""
+    broker, other = await bench.declared(), bench.broker()
+    for outcome in (Retrying("it broke"), Retrying("it broke", delay=0.3), Released()):
+        envelope, neighbour = sent(bench, "a"), sent(bench, "next")
+        await published(broker, envelope)
+        async with broker.consume([bench.queue], credit=1) as consumer:
+            (delivery,) = await anext(aiter(consumer))
+            await consumer.stop()
+            await broker.tell([started(envelope, "check", time.time())])
+            await status_of(other, envelope.id, "running")
+            await other.cancel(envelope.id)
+            await ended(broker, delivery, outcome)
+        await published(broker, neighbour)
+        assert await _ran(broker, bench, 1.5) == ["next"]
+        await status_of(other, envelope.id, "cancelled")
+    await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def what_was_cancelled_in_vain_may_live_again(bench: Bench) -> None:
+    """Whether it was dead already, or died at that moment: put back, it runs; cancelled then, it does not."""
+    broker, other = await bench.declared(), bench.broker()
+    late, early, again = (sent(bench, text) for text in ("late", "early", "again"))
+    ids = [late.id, early.id, again.id]
+    for envelope in (late, early, again):
+        await published(broker, envelope)
+    async with broker.consume([bench.queue], credit=3) as consumer:
+        deliveries: list[Delivery] = []
+        async for batch in consumer:
+            deliveries += batch
+            if len(deliveries) == 3:
+                break
+        for delivery in deliveries:
+            if delivery.envelope.id == early.id:
+                await broker.tell([started(early, "check", time.time())])
+                await status_of(other, early.id, "running")
+                await other.cancel(early.id)
+            await ended(broker, delivery, DeadLettered("broken"))
+    await becomes(broker, bench.queue, dead=3)
+    status = await other.cancel(late.id)
+    assert status is not None
+    assert status.state == "dead"
+    known = [Mark(id_, time.time()) for id_ in ids]
+    assert sorted(await other.revive(bench.queue.name, ids)) == sorted(ids)
+    await other.cancel(again.id)
+    assert sorted(await _ran(broker, bench, 1.5, known)) == ["early", "late"]
+
+
+@check
 async def it_is_too_late_to_cancel_what_has_ended(bench: Bench) -> None:
     """The status tells how it ended; nothing is known of what never was."""
     broker = await bench.declared()
@@ -292,6 +342,22 @@ async def it_is_too_late_to_cancel_what_has_ended(bench: Bench) -> None:
     assert status is not None
     assert status.state == "succeeded"
     assert await broker.cancel("never-was") is None
+
+
+async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[Mark] = ()) -> list[str]:
+    """What a worker that heeds all marks, and knows some already, runs within that time."""
+    ran: list[str] = []
+    marks = list(known)
+    async with asyncio.timeout(PATIENCE), broker.consume([bench.queue], credit=5) as consumer:
+        async for batch in _ticking(consumer, time.time() + seconds):
+            marks += consumer.marks()
+            for delivery in batch:
+                if any(mark.id == delivery.envelope.id and mark.covers(delivery.envelope) for mark in marks):
+                    await ended(broker, delivery, Cancelled("cancelled before it ran"))
+                else:
+                    ran.append(delivery.envelope.body.decode())
+                    await ended(broker, delivery, Succeeded(b"null"))
+    return ran
 
 
 async def _ticking(consumer: Consumer, deadline: float) -> AsyncIterator[Sequence[Delivery]]:

@@ -355,7 +355,8 @@ class RabbitMQBroker:
             chosen = [message for message in messages if dead_letter_id(message) in wanted]
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
-                await self._store([revived_message(message, queue) for message in batch])
+                now = time.time()
+                await self._store([revived_message(message, queue, now) for message in batch])
                 await _remove(channel, dead_queue(queue), batch)
             return [dead_letter_id(message) for message in chosen]
 

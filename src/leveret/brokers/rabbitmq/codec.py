@@ -28,11 +28,13 @@ REASON = "leveret-reason"
 TRACEBACK = "leveret-traceback"
 DIED_AT = "leveret-died-at"
 WORKER = "leveret-worker"
+#: When a dead letter was put back: the property `timestamp` is of whole seconds, and a cancellation may be as recent.
+REVIVED_AT = "leveret-revived-at"
 #: The priority of a message that waits where its property would change the order.
 PRIORITY = "leveret-priority"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
-_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, PRIORITY, UNREADABLE, LEFT_OUT})
+_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, REVIVED_AT, PRIORITY, UNREADABLE, LEFT_OUT})
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Where else the broker shall deliver what is published: that was done with the first copy.
@@ -179,10 +181,12 @@ def unranked(message: Message) -> Message:
     return msgspec.structs.replace(message, properties=changed)
 
 
-def revived_message(message: DeliveredMessage, queue: str) -> Message:
-    """A dead letter's message for another life, as it first came."""
+def revived_message(message: DeliveredMessage, queue: str, now: float) -> Message:
+    """A dead letter's message for another life, as it first came, but enqueued now."""
     delivery = to_delivery(message, queue, _NoLease())
-    return _copy(delivery, queue, dict.fromkeys(_OURS))
+    again = _copy(delivery, queue, {**dict.fromkeys(_OURS), REVIVED_AT: _milliseconds(now)})
+    again.properties.timestamp = _timestamp(now)
+    return again
 
 
 class _NoLease:
@@ -288,13 +292,20 @@ def _envelope(properties: Properties, body: bytes, queue: str, id_: str) -> Enve
         body=body,
         content_type=properties.content_type,
         attempt=min(max(1, _integer(headers.get(ATTEMPT), 1)), _MOST_ATTEMPTS),
-        enqueued_at=properties.timestamp.timestamp() if properties.timestamp else None,
+        enqueued_at=_enqueued_at(properties, headers),
         last_error=_text(headers.get(ERROR)),
         due=_moment(headers.get(DUE)),
         expires_at=_moment(headers.get(EXPIRES_AT)),
         headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
         priority=_priority(headers.get(PRIORITY) if properties.priority is None else properties.priority),
     )
+
+
+def _enqueued_at(properties: Properties, headers: dict[str, Any]) -> float | None:
+    revived_at = _moment(headers.get(REVIVED_AT))
+    if revived_at is not None:
+        return revived_at
+    return properties.timestamp.timestamp() if properties.timestamp else None
 
 
 def _common_envelope(header: bytes, body: bytes, queue: str) -> Envelope | None:

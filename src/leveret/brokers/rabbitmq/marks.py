@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.declare import make_stream, message_count
 from leveret.brokers.rabbitmq.streams import Batch, Reading, marks_declaration, new_sentinel, to_message
+from leveret.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,9 +75,10 @@ class MarkBook:
         came = reading.expect(sentinel)
         await reading.begin("first" if self._offset is None else self._offset + 1)
         self._reading = line, reading
-        await self._publisher.publish([to_message(stream, Batch(sentinel=sentinel))])
-        with suppress(TimeoutError):
+        # An alarm lets nobody publish, and only workers that take what is there can end it.
+        with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout(_READ_TIMEOUT):
+                await self._publisher.publish([to_message(stream, Batch(sentinel=sentinel))])
                 await came
             return
         log.warning("the cancelled tasks could not all be read within %g s; some may run", _READ_TIMEOUT)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
-from leveret.status import Mark, State, Status, cancelled_before, newer, placed
+from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, newer, placed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -115,16 +115,32 @@ class Records:
             consumer,
         )
 
+    def end_marked(self, consumer: int, tokens: Sequence[int], keep: float) -> list[tuple[int, int]]:
+        """Those of the tokens whose tasks would run again, and were cancelled: they end; their queues, and they."""
+        rows = self._execute(
+            "SELECT mark.task, task.queue, task.token FROM mark JOIN task ON task.id = mark.task"
+            " WHERE mark.consumer = ? AND task.consumer = mark.consumer AND task.state = 'running'",
+            consumer,
+        ).fetchall()
+        ended = []
+        for id_, queue, token in rows:
+            if token in tokens:
+                self._end_cancelled(consumer, id_, keep)
+                ended.append((queue, token))
+        return ended
+
     def orphaned(self, consumer: int, keep: float) -> None:
         """A consumer that ends: what it had and was cancelled never runs again."""
-        now = time.time()
         for mark in self.marks(consumer):
-            known = next(iter(self.statuses([mark.id])), None)
-            taken = self._execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING 1", mark.id, consumer)
-            if known is not None and taken.fetchone():
-                self.note([msgspec.structs.replace(cancelled_before(known, now), error="cancelled")], keep)
+            self._end_cancelled(consumer, mark.id, keep)
         self._execute("DELETE FROM mark WHERE consumer = ?", consumer)
         self._execute("DELETE FROM watch WHERE consumer = ?", consumer)
+
+    def _end_cancelled(self, consumer: int, id_: str, keep: float) -> None:
+        known = next(iter(self.statuses([id_])), None)
+        taken = self._execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING 1", id_, consumer)
+        if known is not None and taken.fetchone():
+            self.note([cancelled_running(known, time.time())], keep)
 
     def recent(self, limit: int) -> list[Status]:
         """The tasks that changed last: of those that are recorded, and of those that were stored last."""

@@ -26,6 +26,7 @@ from leveret.model import (
     Outcome,
     Queue,
     QueueStats,
+    Released,
     Retrying,
     Succeeded,
     repeated,
@@ -264,6 +265,8 @@ class Store:
         self.note(updates)
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
         ended = self._execute(_SUCCEED, consumer, _json(done)).fetchall() if done else []
+        again = [item.token for item in settled if isinstance(item.outcome, (Retrying, Released))]
+        ended += self.records.end_marked(consumer, again, self._keep) if again else []
         for item in settled:
             if not isinstance(item.outcome, (Succeeded, Cancelled)):
                 ended += self._end(consumer, item)
@@ -369,24 +372,26 @@ class Store:
         ]
 
     def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
-        number = self._queue_id(queue)
+        number, now = self._queue_id(queue), time.time()
         found = self._each_dead(
             "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"
-            " due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL, worker = NULL",
+            " enqueued_at = ?, due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL,"
+            " worker = NULL",
             number,
             ids,
+            now,
         )
-        self.records.amend(found, partial(revived_again, now=time.time()), self._keep)
+        self.records.amend(found, partial(revived_again, now=now), self._keep)
         self._deal([number])
         return found
 
     def discard(self, queue: str, ids: Sequence[str]) -> list[str]:
         return self._each_dead("DELETE FROM task", self._queue_id(queue), ids)
 
-    def _each_dead(self, change: str, queue: int, ids: Sequence[str]) -> list[str]:
-        """Apply a change to the dead letters of these ids, in order; those found."""
+    def _each_dead(self, change: str, queue: int, ids: Sequence[str], *values: Any) -> list[str]:
+        """Apply a change, with its values, to the dead letters of these ids, in order; those found."""
         where = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id"
-        found = [self._execute(f"{change} {where}", queue, id_).fetchall() for id_ in ids]
+        found = [self._execute(f"{change} {where}", *values, queue, id_).fetchall() for id_ in ids]
         return [id_ for rows in found for (id_,) in rows]
 
     def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
