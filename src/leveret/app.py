@@ -405,7 +405,9 @@ class _Producer:
                 raise
             # No error: who got one would enqueue again what is stored, and it would run twice.
             log.warning(
-                "%d tasks are stored, and those who watch are not told: %s", len(envelopes), error or "it took too long"
+                "%d tasks are stored, and those who watch are not told: %s",
+                len(envelopes),
+                str(error) or "it took too long",
             )
 
     async def _declare(self, names: Iterable[str]) -> None:

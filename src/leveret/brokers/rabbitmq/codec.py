@@ -34,7 +34,9 @@ REVIVED_AT = "leveret-revived-at"
 PRIORITY = "leveret-priority"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
-_OURS = frozenset({ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, REVIVED_AT, PRIORITY, UNREADABLE, LEFT_OUT})
+_OURS = frozenset(
+    {ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, REVIVED_AT, PRIORITY, UNREADABLE, LEFT_OUT}
+)
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Where else the broker shall deliver what is published: that was done with the first copy.
