@@ -480,11 +480,8 @@ async def test_a_stored_task_is_no_error(path: Path, timeout: float, caplog: pyt
     with app.enqueuing_to(broker):
         async with opened(path, WORK) as other, other.watch():
             async with broker.lock:
-                began = time.monotonic()
                 await task.enqueue()
-                assert time.monotonic() - began < 10.0
-            (stored,) = [one for one in await other.stats() if one.ready]
-            assert stored.ready == 1
+            assert [one.ready for one in await other.stats() if one.ready] == [1]
         await broker.close()
     assert "1 tasks are stored, and those who watch are not told" in caplog.text
 
