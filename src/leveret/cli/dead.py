@@ -40,12 +40,11 @@ class _Filter(msgspec.Struct, frozen=True):
         return self == _Filter()
 
     def matches(self, letter: DeadLetter) -> bool:
-        age = time.time() - (letter.died_at or 0.0)
         return (
             (not self.ids or letter.envelope.id in self.ids)
             and self.task in (None, letter.envelope.task)
             and (self.error is None or self.error in letter.reason)
-            and (self.older is None or age >= self.older)
+            and (self.older is None or (letter.died_at is not None and time.time() - letter.died_at >= self.older))
         )
 
 
@@ -53,7 +52,12 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--task", help="Only of this task."),
         click.option("--error", metavar="TEXT", help="Only those whose reason contains this."),
-        click.option("--older", metavar="SECONDS", type=click.FloatRange(0), help="Only those that died before that."),
+        click.option(
+            "--older",
+            metavar="SECONDS",
+            type=click.FloatRange(0),
+            help="Only those that died so long ago or longer; none of which that is unknown.",
+        ),
         click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application."),
         url_option,
     ):
