@@ -12,9 +12,9 @@ from leveret.cli.dead import command
 from leveret.model import DeadLetter, Envelope
 
 if TYPE_CHECKING:
-    import pytest
-
     from collections.abc import Sequence
+
+    import pytest
 
 
 class Letters(MemoryBroker):
