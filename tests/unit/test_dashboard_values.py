@@ -13,6 +13,7 @@ from leveret.dashboard.redaction import HIDDEN, Redact, arguments, result
 from leveret.inspection import WorkerReport
 from leveret.model import Envelope, QueueStats
 from leveret.status import Moment, Progress, Status
+from leveret.visible import in_line, visible
 
 app = App("memory://")
 
@@ -41,7 +42,8 @@ def call(body: bytes, task: str | None = "sign_up") -> Envelope:
     ],
 )
 def test_what_cannot_be_seen_is_written_out(given: str, shown: str) -> None:
-    assert text.visible(given) == shown
+    assert visible(given) == shown
+    assert in_line(given) == shown.replace("\n", r"\n").replace("\t", r"\t")
 
 
 def test_long_texts_are_cut() -> None:

@@ -49,3 +49,14 @@ def test_an_age_that_is_unknown_is_not_old(monkeypatch: pytest.MonkeyPatch) -> N
     assert "1 dead letters" in run(monkeypatch, broker, "drop", "work", "--older", "50")
     assert broker.discarded == [("work", "old")]
     assert "unknown" not in run(monkeypatch, broker, "list", "work", "--older", "0")
+
+
+def test_a_terminal_is_told_nothing_by_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "\x1b]0;owned\x07\x9b2J\u202e"
+    envelope = Envelope("1", f"work{evil}", f"say\n{evil}", f"{evil} body".encode())
+    broker = Letters(DeadLetter(envelope, f"one\ntwo {evil}", f"Traceback\n  {evil}", None, worker=evil))
+    for arguments in (("list", envelope.queue), ("show", envelope.queue, "1")):
+        shown = run(monkeypatch, broker, *arguments)
+        assert shown.replace("\n", "").isprintable(), arguments
+    assert "one\ntwo" in shown
+    assert r"task: say\n\x1b]0;owned" in shown

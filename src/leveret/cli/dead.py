@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from leveret.cli.options import broker_and_queues, url_option
+from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Most dead letters that are looked through at once.
 _MOST = 100_000
+#: What may be of several lines.
+_LONG = ("reason", "body", "traceback")
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -112,7 +115,8 @@ def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) 
         _print_json(_plain(letters[0]))
         return
     for name, value in _plain(letters[0]).items():
-        text = "-" if value is None else str(value).rstrip()
+        shown = visible if name in _LONG else in_line
+        text = "-" if value is None else shown(str(value).rstrip())
         click.echo(f"{click.style(name, bold=True)}: " + (f"\n{text}" if "\n" in text else text))
 
 
@@ -235,5 +239,5 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
     for letter in letters:
         envelope = letter.envelope
         cells = (envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(in_line(cell)) for cell in cells))
     Console().print(table)
