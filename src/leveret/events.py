@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import msgspec
 
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields
+from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,41 +88,40 @@ def write_log(event: Event) -> None:
     elif isinstance(event, TaskBlocks):
         log.warning(
             "%s %s: blocks the event loop, for %.1f s so far; await instead, or make it a plain def. It is at\n%s",
-            event.envelope.task or "(default task)",
-            event.envelope.id,
+            in_line(event.envelope.task or "(default task)"),
+            in_line(event.envelope.id),
             event.seconds,
-            event.stack.rstrip(),
+            visible(event.stack.rstrip()),
             extra=log_fields(event.envelope),
         )
 
 
 def _log_outcome(event: TaskSettled) -> None:
-    envelope, outcome = event.envelope, event.outcome
+    outcome = event.outcome
     if event.kept and isinstance(outcome, Succeeded) and not log.isEnabledFor(logging.DEBUG):
         return  # nearly all that there is to tell, and mostly nobody wants it
-    name = envelope.task or "(default task)"
-    told = logging.LoggerAdapter(log, log_fields(envelope))
+    # Anybody may have named them: neither a line of their own nor a terminal's command may come of it.
+    name, id_ = in_line(event.envelope.task or "(default task)"), in_line(event.envelope.id)
+    told = logging.LoggerAdapter(log, log_fields(event.envelope))
     if not event.kept:
-        told.warning(
-            "%s %s: its delivery was lost before its outcome was recorded; it may run again", name, envelope.id
-        )
+        told.warning("%s %s: its delivery was lost before its outcome was recorded; it may run again", name, id_)
     elif event.at_most_once and isinstance(outcome, (Retrying, DeadLettered)):
         error = outcome.error if isinstance(outcome, Retrying) else outcome.reason
-        told.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, envelope.id, error)
+        told.error("%s %s: failed, and does not run again (acknowledge='before'): %s", name, id_, in_line(error))
     elif isinstance(outcome, Retrying):
         told.warning(
             "%s %s: attempt %d failed, next try in %.1f s: %s",
             name,
-            envelope.id,
-            envelope.attempt,
+            id_,
+            event.envelope.attempt,
             outcome.delay,
-            outcome.error,
+            in_line(outcome.error),
         )
     elif isinstance(outcome, DeadLettered):
-        told.error("%s %s: dead: %s", name, envelope.id, outcome.reason)
+        told.error("%s %s: dead: %s", name, id_, in_line(outcome.reason))
     elif isinstance(outcome, Cancelled):
-        told.info("%s %s: %s", name, envelope.id, outcome.reason)
+        told.info("%s %s: %s", name, id_, in_line(outcome.reason))
     elif isinstance(outcome, Released):
-        told.info("%s %s: handed back", name, envelope.id)
+        told.info("%s %s: handed back", name, id_)
     else:
-        told.debug("%s %s: done", name, envelope.id)
+        told.debug("%s %s: done", name, id_)

@@ -21,6 +21,11 @@ RAW = "application/octet-stream"
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 #: Deeper arguments are refused: readers of JSON give up at depths of their own.
 MAX_DEPTH = 100
+#: How msgspec's texts begin that quote types and bounds alone, never the value.
+_WITHOUT_VALUE = (
+    *("Expected ", "Object missing ", "Invalid UUID", "Invalid RFC3339 ", "Invalid ISO8601 ", "Invalid decimal "),
+    *("Invalid base64 ", "Invalid epoch ", "Integer value ", "Number out of ", "Timestamp is ", "Duration is "),
+)
 
 
 class _Body(msgspec.Struct):
@@ -87,8 +92,7 @@ class Signature:
             call = _decode_body(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UnreadableBody(
-                f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}; '
-                f"it begins {body[:80]!r}"
+                f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}'
             ) from error
         if not call.kwargs and self._least <= len(call.args) <= len(self._positional):
             return tuple(map(self._restored, call.args, self._positional)), {}
@@ -143,7 +147,7 @@ class Signature:
             return msgspec.convert(value, annotation, str_keys=True)
         except Exception as error:  # noqa: BLE001 - a type's own constructor may raise anything
             raise InvalidArguments(
-                f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {error}"
+                f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {misfit(error)}"
             ) from None
 
 
@@ -158,6 +162,22 @@ def check_value(what: str, value: Any, annotation: Any, remedy: str) -> bool:
             f"or {remedy} a type that msgspec can restore"
         )
     return False
+
+
+def misfit(error: Exception) -> str:
+    """What msgspec found wrong, and where, without the value: error texts are logged and shown, arguments are not."""
+    text = str(error)
+    if isinstance(error, msgspec.ValidationError) and error.__cause__ is None and text.startswith(_WITHOUT_VALUE):
+        return text
+    if not isinstance(error, msgspec.ValidationError) or error.__cause__ is not None:
+        cause = error.__cause__ or error
+        return f"its type raised {type(cause).__name__}{_place(text.removeprefix(str(cause)))}"
+    return f"no such value is allowed{_place(text)}"
+
+
+def _place(text: str) -> str:
+    _, at, place = text.rpartition(" - at `")
+    return at and at + place
 
 
 def hint_of(function: Callable[..., Any], name: str) -> Any:

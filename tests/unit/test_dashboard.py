@@ -17,14 +17,17 @@ from starlette.routing import Mount
 from leveret import App, ConfigurationError, Progress
 from leveret.brokers.memory import MemoryBroker
 from leveret.dashboard import by_name, dashboard, text
+from leveret.dashboard.observer import Observer
 from leveret.model import Envelope, Queue, Succeeded, new_id
 from leveret.status import Status
 from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from leveret.model import QueueStats
 
 TOKEN = "a token that is long"
 HOSTILE = [
@@ -433,6 +436,47 @@ async def test_news_are_streamed(app: App) -> None:
     await stream
     gone.set()
     await app.close()
+
+
+async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = Observer(app)
+
+    async def knows() -> bool:
+        return bool(observer.failures())
+
+    async def rests() -> bool:
+        return not observer.asking
+
+    await bury(app.broker, [dead(1)], "ValueError")
+    observer.look()
+    await until(knows, "the failure is known")
+    monkeypatch.setattr("leveret.dashboard.observer.IDLE", 0.0)
+    await until(rests, "nothing is asked any more")
+    await app.broker.discard("work", [dead(1).id])
+    monkeypatch.undo()
+    observer.look()
+    assert (observer.stats, observer.latest(), observer.failures()) == ((), [], [])
+    await observer.first_answer()
+    assert [one.dead for one in observer.stats] == [0]
+    observer.close()
+    await app.close()
+
+
+async def test_whatever_goes_wrong_is_told_and_asked_again(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MemoryBroker):
+        async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+            raise RuntimeError(f"no {queues}")
+
+    with app.enqueuing_to(Broken()):
+        observer = Observer(app)
+        observer.look()
+        await observer.first_answer()
+        assert observer.problem == "RuntimeError: no ['work']"
+        assert observer.asking
+        observer.close()
+    assert "the broker cannot be asked" in caplog.text
 
 
 async def test_a_broker_that_is_away_is_told_on_the_page(tmp_path: Path) -> None:

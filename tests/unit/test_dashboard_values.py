@@ -9,16 +9,21 @@ import pytest
 from leveret import App
 from leveret.dashboard import by_name, charts, text, views
 from leveret.dashboard.history import KEPT, Recent, Sample
-from leveret.dashboard.redaction import HIDDEN, arguments, result
+from leveret.dashboard.redaction import HIDDEN, Redact, arguments, result
 from leveret.inspection import WorkerReport
 from leveret.model import Envelope, QueueStats
 from leveret.status import Moment, Progress, Status
+from leveret.visible import in_line, visible
 
 app = App("memory://")
 
 
 @app.task(queue="work")
 async def sign_up(name: str, password: str, **more: object) -> None: ...
+
+
+@app.task(queue="work")
+def take_in(body: bytes) -> None: ...
 
 
 def call(body: bytes, task: str | None = "sign_up") -> Envelope:
@@ -37,7 +42,8 @@ def call(body: bytes, task: str | None = "sign_up") -> Envelope:
     ],
 )
 def test_what_cannot_be_seen_is_written_out(given: str, shown: str) -> None:
-    assert text.visible(given) == shown
+    assert visible(given) == shown
+    assert in_line(given) == shown.replace("\n", r"\n").replace("\t", r"\t")
 
 
 def test_long_texts_are_cut() -> None:
@@ -103,6 +109,24 @@ def test_names_are_redacted_wherever_they_are() -> None:
     assert "secret" not in str(arguments(app, call(b"secret"), redact))
     assert "secret" not in result("sign_up", b'{"password": "secret4"}', redact)
     assert result("sign_up", b'"secret5"', by_name(["return"])) == HIDDEN
+
+
+@pytest.mark.parametrize("task", ["take_in", "not here"])
+def test_a_foreign_body_is_no_call_without_arguments(task: str) -> None:
+    envelope = call(b'{"card": "secret"}', task)
+    assert [(one.name, one.value) for one in arguments(app, envelope, None)] == [("body", '{"card": "secret"}')]
+    assert [(one.name, one.value) for one in arguments(app, envelope, by_name(["x"]))] == [
+        ("body", "(18 bytes, hidden)")
+    ]
+    assert arguments(app, call(b'{"args": []}', "not here"), None) == []
+
+
+@pytest.mark.parametrize("redact", [None, by_name(["x"])])
+@pytest.mark.parametrize("width", [2, 100_000])
+def test_deep_arguments_do_not_grow(redact: Redact | None, width: int) -> None:
+    body = b'{"args": [' + b"[" * 150 + b",".join([b"1"] * width) + b"]" * 150 + b'], "kwargs": {}}'
+    (one,) = arguments(app, call(body), redact)
+    assert len(one.value) <= len(body)
 
 
 def test_a_redaction_that_fails_shows_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from leveret.events import TaskBlocks, TaskSettled, write_log
 from leveret.logs import JsonFormatter, TaskFields
-from leveret.model import DeadLettered, Envelope, Succeeded
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Retrying, Succeeded
 from tests.support.bench import Bench
 
 log = logging.getLogger("shop")
@@ -89,6 +89,22 @@ def test_the_workers_own_records_have_the_fields(caplog: pytest.LogCaptureFixtur
             "task_queue": "work",
             "task_attempt": 3,
         }
+
+
+@pytest.mark.parametrize(
+    "outcome", [DeadLettered("a\n2026 INFO forged\x1b[2J"), Retrying("b\r\n\x9b2J"), Cancelled("c\nd")], ids=str
+)
+@pytest.mark.parametrize("at_most_once", [True, False])
+def test_nothing_in_a_message_makes_a_line_of_its_own(
+    caplog: pytest.LogCaptureFixture, outcome: Outcome, *, at_most_once: bool
+) -> None:
+    envelope = Envelope("id\n\x1b]0;x\x07", "work", "say\nforged\x1b[31m", b"")
+    with caplog.at_level(logging.DEBUG, "leveret.worker"):
+        write_log(TaskSettled(envelope, outcome, at_most_once=at_most_once))
+        write_log(TaskSettled(envelope, outcome, kept=False))
+    assert len(caplog.messages) == 2
+    assert all(message.isprintable() for message in caplog.messages)
+    assert all(r"say\nforged\x1b[31m" in message for message in caplog.messages)
 
 
 def test_a_line_of_json_whatever_is_logged() -> None:

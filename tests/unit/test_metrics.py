@@ -126,6 +126,8 @@ async def test_what_is_counted() -> None:
         ("dead", "(unknown)", 1),
     ):
         assert found["leveret_tasks_total", outcome_, "work", task] == count
+    # Born at 0: of a series that begins at 1 Prometheus sees no increase.
+    assert found["leveret_tasks_total", "succeeded", "work", "(unknown)"] == 0
     assert found["leveret_task_run_seconds_count", "work", "say"] == 3
     assert found["leveret_task_wait_seconds_count", "work", "say"] == 2
     assert 4 <= found["leveret_task_wait_seconds_sum", "work", "say"] < 60
@@ -140,6 +142,23 @@ async def test_what_is_counted() -> None:
     for name, count in counts.items():
         assert found[f"leveret_queue_{name}", "work"] == count
     assert found["leveret_loop_lag_seconds",] >= 0
+
+
+async def test_what_was_acknowledged_before_it_failed_is_dead() -> None:
+    async with exported(Source()) as (exporter, port):
+        exporter.hear(TaskSettled(Envelope("a", "work", "say", b""), Retrying("no"), at_most_once=True))
+        found = samples((await get(port, "/metrics"))[1])
+    assert found["leveret_tasks_total", "dead", "work", "say"] == 1
+    assert found["leveret_tasks_total", "retrying", "work", "say"] == 0
+
+
+async def test_a_broker_that_was_never_reached_is_not_up() -> None:
+    class Starting(Source):
+        async def stats(self) -> Sequence[QueueStats]:
+            return ()
+
+    async with exported(Starting()) as (_, port):
+        assert samples((await get(port, "/metrics"))[1])["leveret_broker_up",] == 0
 
 
 async def test_a_loop_that_is_held_up_shows() -> None:

@@ -372,7 +372,7 @@ def test_arguments_that_do_not_fit_are_refused(args: tuple[Any, ...], kwargs: di
     ("annotation", "value", "problem"),
     [
         (Person, {"name": "Ada"}, "missing required field `born`"),
-        (Colour, "green", "Invalid enum value 'green'"),
+        (Colour, "green", "does not fit Colour: no such value is allowed"),
         (list[int], [1, "2"], r"Expected `int`, got `str` - at `$[1]`"),
         (uuid.UUID, "7", "Invalid UUID"),
         (int | str, 1.5, "does not fit int | str"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from leveret.errors import LeveretError
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,5 +69,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli(arguments, prog_name="leveret")
     except LeveretError as error:
-        click.echo(f"leveret: {error}", err=True)
+        click.echo(f"leveret: {in_line(str(error))}", err=True)
         sys.exit(1)

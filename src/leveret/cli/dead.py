@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from leveret.cli.options import broker_and_queues, url_option
+from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Most dead letters that are looked through at once.
 _MOST = 100_000
+#: What may be of several lines.
+_LONG = ("reason", "body", "traceback")
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -40,12 +43,11 @@ class _Filter(msgspec.Struct, frozen=True):
         return self == _Filter()
 
     def matches(self, letter: DeadLetter) -> bool:
-        age = time.time() - (letter.died_at or 0.0)
         return (
             (not self.ids or letter.envelope.id in self.ids)
             and self.task in (None, letter.envelope.task)
             and (self.error is None or self.error in letter.reason)
-            and (self.older is None or age >= self.older)
+            and (self.older is None or (letter.died_at is not None and time.time() - letter.died_at >= self.older))
         )
 
 
@@ -53,7 +55,12 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--task", help="Only of this task."),
         click.option("--error", metavar="TEXT", help="Only those whose reason contains this."),
-        click.option("--older", metavar="SECONDS", type=click.FloatRange(0), help="Only those that died before that."),
+        click.option(
+            "--older",
+            metavar="SECONDS",
+            type=click.FloatRange(0),
+            help="Only those that died so long ago or longer; none of which that is unknown.",
+        ),
         click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application."),
         url_option,
     ):
@@ -108,7 +115,8 @@ def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) 
         _print_json(_plain(letters[0]))
         return
     for name, value in _plain(letters[0]).items():
-        text = "-" if value is None else str(value).rstrip()
+        shown = visible if name in _LONG else in_line
+        text = "-" if value is None else shown(str(value).rstrip())
         click.echo(f"{click.style(name, bold=True)}: " + (f"\n{text}" if "\n" in text else text))
 
 
@@ -231,5 +239,5 @@ def _show_table(letters: Sequence[DeadLetter]) -> None:
     for letter in letters:
         envelope = letter.envelope
         cells = (envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(in_line(cell)) for cell in cells))
     Console().print(table)

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from leveret.cli.options import broker_and_queues, url_option
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -136,7 +137,7 @@ def _show(stats: Sequence[QueueStats]) -> None:
     for one in stats:
         running = f"{one.running}+?" if one.silent_consumers else str(one.running)
         dead = f"[red]{one.dead}[/red]" if one.dead else "0"
-        name = _escape(one.name) + (" [yellow](paused)[/yellow]" if one.paused else "")
+        name = _escape(in_line(one.name)) + (" [yellow](paused)[/yellow]" if one.paused else "")
         table.add_row(name, str(one.ready), running, str(one.delayed), dead, str(one.consumers))
     Console().print(table)
     silent = sum(one.silent_consumers for one in stats)

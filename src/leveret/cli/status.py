@@ -14,6 +14,7 @@ import msgspec
 from leveret.app import App, load_app
 from leveret.cli.options import url_option
 from leveret.errors import ResultTimeout, TaskFailed
+from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,10 +50,12 @@ def status(id_: str, app: str | None, url: str | None, *, follow: bool, as_json:
     show = _show_json if as_json else _show
 
     async def run(handle: Handle[Any]) -> None:
-        show(await handle.status())
+        known = await handle.status()
+        show(known)
         if follow:
             async for update in handle.updates():
-                show(update)
+                if update != known:  # they begin with what is known
+                    show(update)
 
     _with_handle(app, url, id_, run)
 
@@ -74,7 +77,7 @@ def result(id_: str, app: str | None, url: str | None, *, wait: bool, timeout: f
     try:
         body = _with_handle(app, url, id_, run)
     except TaskFailed as error:
-        click.echo(error.traceback or "", err=True, nl=False)
+        click.echo(visible(error.traceback or ""), err=True, nl=False)
         raise
     sys.stdout.buffer.write(body + b"\n")
 
@@ -110,22 +113,22 @@ def _show_json(status: Status) -> None:
 
 def _show(status: Status) -> None:
     """One line, and the traceback of what failed."""
-    parts = [f"{status.state:<9}", status.task or "(default task)", f"on {status.queue}", f"attempt {status.attempt}"]
+    parts = [
+        f"{status.state:<9}",
+        in_line(status.task or "(default task)"),
+        f"on {in_line(status.queue)}",
+        f"attempt {status.attempt}",
+    ]
     if status.due is not None:
         parts.append(f"due in {max(0.0, status.due - time.time()):.0f} s")
     if status.progress is not None:
         total = "" if status.progress.total is None else f"/{status.progress.total:g}"
-        parts.append(f"{status.progress.done:g}{total} {_plain(status.progress.note)}".rstrip())
+        parts.append(f"{status.progress.done:g}{total} {in_line(status.progress.note)}".rstrip())
     if status.worker is not None:
-        parts.append(f"by {status.worker}")
+        parts.append(f"by {in_line(status.worker)}")
     parts.append(f"since {dt.datetime.fromtimestamp(status.at).astimezone():%Y-%m-%d %H:%M:%S}")
     click.echo("  ".join(parts))
     if status.error:
-        click.echo(f"  {_plain(status.error)}")
+        click.echo(f"  {in_line(status.error)}")
     if status.problem:
-        click.echo(f"  {_plain(status.problem)}")
-
-
-def _plain(text: str) -> str:
-    """Without what a terminal would act on."""
-    return "".join(character if character.isprintable() else " " for character in text)
+        click.echo(f"  {in_line(status.problem)}")

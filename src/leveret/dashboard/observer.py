@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.dashboard.history import STEP, Recent
-from leveret.errors import BrokerError
+from leveret.errors import LeveretError
 from leveret.model import DeadLetter
 from leveret.status import NO_RESULT, Status, newer
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from leveret.brokers import Broker
     from leveret.inspection import WorkerReport
     from leveret.model import QueueStats
+
+log = logging.getLogger("leveret.dashboard")
 
 #: When nobody has looked for so long, nothing is asked any more (seconds).
 IDLE = 600.0
@@ -83,11 +86,25 @@ class Observer:
     def broker(self) -> Broker:
         return self._app.broker
 
+    @property
+    def asking(self) -> bool:
+        """Whether what is known here is kept up to date."""
+        return self._running is not None and not self._running.done()
+
     def look(self) -> None:
         """Somebody looks now: ask and listen from here on."""
         self._looked = time.monotonic()
-        if not self.closed and (self._running is None or self._running.done()):
+        if not self.closed and not self.asking:
+            self._forget()
             self._running = asyncio.get_running_loop().create_task(self._run())
+
+    def _forget(self) -> None:
+        """What was known when somebody looked last, long ago, is not what is now; the charts begin anew."""
+        self.recent = Recent()
+        self.stats, self.workers, self.problem = (), (), ""
+        for known in (self._tasks, self._failures, self._whole, self._letters):
+            known.clear()
+        self._answered.clear()
 
     async def first_answer(self) -> None:
         """Until something is known, or it has taken too long."""
@@ -166,7 +183,6 @@ class Observer:
         self._changed()
 
     async def _run(self) -> None:
-        self.recent = Recent()  # after a time in which nobody looked, the charts begin anew
         listening = asyncio.get_running_loop().create_task(self._listen())
         try:
             while time.monotonic() - self._looked < IDLE:
@@ -174,8 +190,8 @@ class Observer:
                 try:
                     await self._ask()
                     self._say("")
-                except BrokerError as error:
-                    self._say(str(error))
+                except Exception as error:  # noqa: BLE001 - whatever it is, the next answer may come
+                    self._fail(error)
                 self._answered.set()
                 await asyncio.sleep(max(0.1, STEP - (time.monotonic() - began)))
         finally:
@@ -198,8 +214,8 @@ class Observer:
                     self._changed()
                     async for updates in news:
                         self._fold(updates)
-            except BrokerError as error:
-                self._say(str(error))
+            except Exception as error:  # noqa: BLE001 - as above
+                self._fail(error)
             # What was missed meanwhile is asked for.
             self._whole.clear()
             await asyncio.sleep(_AGAIN)
@@ -228,6 +244,13 @@ class Observer:
         self._whole.move_to_end(whole.status.id)
         while len(self._whole) > _MOST_WHOLE:
             self._whole.popitem(last=False)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, LeveretError):
+            self._say(str(error))
+        else:
+            log.error("the broker cannot be asked", exc_info=error)
+            self._say(f"{type(error).__name__}: {error}")
 
     def _say(self, problem: str) -> None:
         if problem != self.problem:

@@ -23,6 +23,7 @@ from leveret.dashboard import charts, text, views
 from leveret.dashboard.observer import MOST_LETTERS, Observer
 from leveret.dashboard.security import Door, Hardened, Refused, check_change, form_token, keep_form_token
 from leveret.errors import BrokerError, BrokerUnavailable
+from leveret.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -42,7 +43,7 @@ _LARGEST_FORM = 1024 * 1024
 #: A page is told of news at most this often, and that the stream lives at least (seconds).
 _SHORTEST_STEP, _LONGEST_STEP = 1.0, 15.0
 #: A stream ends after that, and the browser asks for another one: a server that stops waits for no longer (seconds).
-_LONGEST_STREAM = 300.0
+_LONGEST_STREAM = 30.0
 #: A wrong token costs that (seconds).
 _WRONG_TOKEN = 1.0
 #: How long a cancelled task is waited for (seconds).
@@ -79,7 +80,7 @@ def _environment() -> Environment:
 
 
 def _written(value: object) -> object:
-    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class Dashboard:

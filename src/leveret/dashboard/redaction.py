@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from leveret.dashboard.text import LONGEST_TEXT
 from leveret.errors import UnknownTask
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
     from leveret.app import App
     from leveret.model import Envelope
+    from leveret.task import Task
 
 #: Called with a task's name, an argument's name and its value; returns what is shown.
 Redact: TypeAlias = "Callable[[str | None, str, Any], Any]"
 #: What a result is called when it is redacted; no parameter can be called so.
 RESULT = "return"
 HIDDEN = "(hidden)"
+#: Values that are nested deeper are shown in one line.
+_DEEPEST = 20
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -32,6 +36,10 @@ class Argument(msgspec.Struct, frozen=True):
 class _Call(msgspec.Struct):
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+
+
+class _CallOnly(_Call, forbid_unknown_fields=True):
+    """Of a task that is not known here: any other object is a message of somebody else's."""
 
 
 def by_name(names: Iterable[str]) -> Redact:
@@ -54,14 +62,14 @@ def by_name(names: Iterable[str]) -> Redact:
 
 
 def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argument]:
-    """What the task was called with, by the names of its parameters where they are known."""
-    try:
-        call = msgspec.json.decode(envelope.body, type=_Call)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    """What the task was called with, by the names of its parameters where they are known; else the body."""
+    task = _task(app, envelope)
+    call = None if task is not None and task.signature.raw else _call(envelope.body, _Call if task else _CallOnly)
+    if call is None:
         size = len(envelope.body)
         text = f"({size} bytes, hidden)" if redact else envelope.body.decode(errors="backslashreplace")
         return [Argument("body", text)]
-    names = _parameters(app, envelope)
+    names = [] if task is None else _parameters(task)
     named = [(names[number] if number < len(names) else str(number), value) for number, value in enumerate(call.args)]
     return [Argument(name, shown(envelope.task, name, value, redact)) for name, value in (*named, *call.kwargs.items())]
 
@@ -87,13 +95,34 @@ def shown(task: str | None, name: str, value: Any, redact: Redact | None) -> str
 
 
 def _json(value: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=repr), indent=2).decode()
+    """Indented, unless that would multiply what somebody has sent: each line by its depth."""
+    encoded = msgspec.json.encode(value, enc_hook=repr)
+    is_small = len(encoded) <= LONGEST_TEXT and not _is_deep(msgspec.json.decode(encoded), _DEEPEST)
+    return (msgspec.json.format(encoded, indent=2) if is_small else encoded).decode()
 
 
-def _parameters(app: App, envelope: Envelope) -> list[str]:
+def _is_deep(value: Any, limit: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return limit < 0 or any(_is_deep(one, limit - 1) for one in inner)
+
+
+def _call(body: bytes, form: type[_Call]) -> _Call | None:
     try:
-        function = app.find(envelope.task, envelope.queue).function
-        every = inspect.signature(function).parameters.values()
-    except (UnknownTask, ValueError, TypeError):
+        return msgspec.json.decode(body, type=form)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _task(app: App, envelope: Envelope) -> Task[..., Any] | None:
+    try:
+        return app.find(envelope.task, envelope.queue)
+    except UnknownTask:
+        return None
+
+
+def _parameters(task: Task[..., Any]) -> list[str]:
+    try:
+        every = inspect.signature(task.function).parameters.values()
+    except (ValueError, TypeError):
         return []
     return [one.name for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import unicodedata
 from urllib.parse import quote, unquote
 
 #: Longer names and ids are cut on a page, and longer texts (characters).
 LONGEST_NAME = 120
 LONGEST_TEXT = 20_000
-#: Shown as they are among the characters that have no shape.
-_PLAIN = frozenset("\n\t\u200c\u200d")
-#: Control, format (the overrides of the writing direction) and surrogate characters, and separators of lines.
-_STRANGE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 #: In the place of a number: an en dash.
 UNKNOWN = "\u2013"
 _MEBIBYTE = 1024 * 1024
-
-
-def visible(text: str) -> str:
-    """The text with what cannot be seen, or would reorder what is around it, written out: ``\\u202e``."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in _PLAIN or unicodedata.category(character) not in _STRANGE:
-        return character
-    return character.encode("unicode_escape").decode()
 
 
 def short(text: str, limit: int = LONGEST_NAME) -> str:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from leveret.errors import BrokerError
 from leveret.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
 from leveret.metrics.server import Answer, serving
-from leveret.telemetry import kind
+from leveret.telemetry import Kind, kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -41,6 +41,9 @@ _TICK = 0.25
 _LAG_SHOWN = 15.0
 #: The label of a message's task that the application does not have: anybody may send any name.
 _UNKNOWN = "(unknown)"
+
+Ending: TypeAlias = Kind | Literal["lost"]
+_OUTCOMES: tuple[Ending, ...] = (*get_args(Kind), "lost")
 
 
 class Exporter:
@@ -91,7 +94,7 @@ class Exporter:
             if begun is not None:
                 self._of(event.envelope).run_time.observe(time.monotonic() - begun)
         elif isinstance(event, TaskSettled):
-            self._of(event.envelope).ended(kind(event.outcome) if event.kept else "lost")
+            self._of(event.envelope).ended(_ending(event))
         elif isinstance(event, ChildReplaced):
             self._replaced.labels(event.reason).inc()
 
@@ -160,17 +163,13 @@ class _Series:
     """What is counted of one task in one queue: finding a series by its labels takes longer than counting."""
 
     def __init__(self, tasks: Counter, run_time: Histogram, wait_time: Histogram, labels: tuple[str, str]) -> None:
-        self._tasks = tasks
-        self._labels = labels
-        self._outcomes: dict[str, Counter] = {}
+        # All at once: of a series that is born at 1 Prometheus sees no increase.
+        self._outcomes = {outcome: tasks.labels(*labels, outcome) for outcome in _OUTCOMES}
         self.run_time = run_time
         self.wait_time = wait_time
 
-    def ended(self, outcome: str) -> None:
-        counter = self._outcomes.get(outcome)
-        if counter is None:
-            counter = self._outcomes[outcome] = self._tasks.labels(*self._labels, outcome)
-        counter.inc()
+    def ended(self, outcome: Ending) -> None:
+        self._outcomes[outcome].inc()
 
 
 class _Lag:
@@ -203,7 +202,8 @@ class _Queues:
                 return
             try:
                 async with asyncio.timeout(_COUNT_WITHIN):
-                    self._counts = await source.stats()
+                    # A worker that is ready has a queue at least: before, it has asked nobody.
+                    self._counts = await source.stats() or None
             except (BrokerError, TimeoutError) as error:
                 log.debug("the queues cannot be counted: %s", error)
                 self._counts = None
@@ -226,6 +226,14 @@ class _Queues:
             for counts in self._counts or ():
                 family.add_metric((counts.name,), float(getattr(counts, name)))
             yield family
+
+
+def _ending(event: TaskSettled) -> Ending:
+    if not event.kept:
+        return "lost"
+    ending = kind(event.outcome)
+    # What was acknowledged before it ran does not run again, whatever its policy would have been.
+    return "dead" if event.at_most_once and ending == "retrying" else ending
 
 
 def _attempt(envelope: Envelope) -> tuple[str, str, int]:

@@ -1,0 +1,62 @@
+"""Which dead letters ``leveret dead`` means."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+
+from leveret.brokers.memory import MemoryBroker
+from leveret.cli.dead import command
+from leveret.model import DeadLetter, Envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+
+class Letters(MemoryBroker):
+    """Has these letters, as a foreign producer may have left them."""
+
+    def __init__(self, *letters: DeadLetter) -> None:
+        super().__init__()
+        self.letters = letters
+        self.discarded: list[tuple[str, str]] = []
+
+    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
+        return [one for one in self.letters if one.envelope.queue == queue][:limit]
+
+    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        self.discarded += [(queue, id_) for id_ in ids]
+        return ids
+
+
+def run(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, *arguments: str) -> str:
+    monkeypatch.setattr("leveret.cli.dead.broker_and_queues", lambda *_: (broker, ()))
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def letter(id_: str, died_at: float | None, reason: str = "ValueError") -> DeadLetter:
+    return DeadLetter(Envelope(id_, "work", "say", b"{}"), reason, "", died_at)
+
+
+def test_an_age_that_is_unknown_is_not_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Letters(letter("unknown", None), letter("old", time.time() - 100), letter("new", time.time()))
+    assert "1 dead letters" in run(monkeypatch, broker, "drop", "work", "--older", "50")
+    assert broker.discarded == [("work", "old")]
+    assert "unknown" not in run(monkeypatch, broker, "list", "work", "--older", "0")
+
+
+def test_a_terminal_is_told_nothing_by_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "\x1b]0;owned\x07\x9b2J\u202e"
+    envelope = Envelope("1", f"work{evil}", f"say\n{evil}", f"{evil} body".encode())
+    broker = Letters(DeadLetter(envelope, f"one\ntwo {evil}", f"Traceback\n  {evil}", None, worker=evil))
+    for arguments in (("list", envelope.queue), ("show", envelope.queue, "1")):
+        shown = run(monkeypatch, broker, *arguments)
+        assert shown.replace("\n", "").isprintable(), arguments
+    assert "one\ntwo" in shown
+    assert r"task: say\n\x1b]0;owned" in shown
