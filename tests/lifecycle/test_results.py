@@ -288,7 +288,7 @@ def test_the_command_line_tells(place: Place, ledger: Ledger) -> None:
     shown = leveret("status", dead, "--follow", *url)
     assert shown.startswith("dead       give_up  on work  attempt 1  by ")
     assert "  gave up: x\n" in shown
-    (line, _) = leveret("status", done, "--json", "--follow", *url).splitlines()
+    (line,) = leveret("status", done, "--json", "--follow", *url).splitlines()
     assert msgspec.json.decode(line)["result"] == {"width": 1, "height": 2}
     assert leveret("cancel", done, *url, fails=True) == ""
     assert "succeeded" in leveret("status", done, "--app", LEDGER_APP, *url)
