@@ -274,6 +274,45 @@ async def test_the_page_says_when_the_dashboard_is_gone(tmp_path: Path) -> None:
             await expect(page.get_by_role("button", name="Live updates")).to_contain_text("Offline")
 
 
+async def test_a_page_whose_broker_is_away_says_so_and_stays(tmp_path: Path) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    broker = connect(url := f"sqlite:///{tmp_path / 'leveret.db'}")
+    await bury(broker, [Envelope("1", "work", "resize", b"{}")], "ValueError")
+    with Dashboard(url, tmp_path) as dashboard:
+        async with browsing() as browser, tab(browser, f"{dashboard.address}dead") as page:
+            box = page.get_by_label("Choose resize 1")
+            await box.check()
+            refused = '<main id="main"><p class="reason">the broker is <b>away</b></p></main>'
+            await page.route("**/dead", lambda route: route.fulfill(status=503, body=refused))
+            await bury(broker, [Envelope("2", "work", "resize", b"{}")], "ValueError")
+            await expect(page.get_by_role("alert")).to_have_text("the broker is away What is shown may be old.")
+            await expect(box).to_be_checked()
+            await page.unroute("**/dead")
+            await bury(broker, [Envelope("3", "work", "resize", b"{}")], "ValueError")
+            await expect(page.get_by_label("Choose resize 3")).to_be_visible()
+            await expect(page.get_by_role("alert")).to_have_count(0)
+            await expect(box).to_be_checked()
+    await broker.close()
+
+
+async def test_a_stream_that_ends_in_time_is_no_loss(tmp_path: Path) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    short = {"status": 200, "content_type": "text/event-stream", "body": "retry: 100\ndata: 1\n\n"}
+    with Dashboard(f"sqlite:///{tmp_path / 'leveret.db'}", tmp_path) as dashboard:
+        async with browsing() as browser, tab(browser, dashboard.address) as page:
+            await page.evaluate(
+                """window.states = []; const live = document.getElementById("live");
+                new MutationObserver(() => states.push(live.dataset.state)).observe(live, { attributes: true })"""
+            )
+            await page.route("**/events", lambda route: route.fulfill(**short))  # type: ignore[arg-type]
+            await page.get_by_role("button", name="Live updates").click()
+            for _ in range(3):
+                async with page.expect_request("**/events"):
+                    if await page.get_by_role("button", name="Live updates").get_attribute("aria-pressed") == "false":
+                        await page.get_by_role("button", name="Live updates").click()
+            assert set(await page.evaluate("states")) == {"paused", "live"}
+
+
 def test_it_listens_to_others_with_a_token_alone(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'leveret.db'}"
     refused = leveret("dashboard", "--url", url, "--host", "0.0.0.0", "--port", "0", fails=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 
 import pytest
 
@@ -249,3 +250,19 @@ def test_progress_stays_within_its_bar(progress: Progress, percent: int | None) 
     bar = views.bar(progress)
     assert bar is not None
     assert bar.percent == percent
+
+
+def _luminance(colour: str) -> float:
+    digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("behind", ["page", "surface", "raised"])
+def test_the_edges_of_inputs_can_be_seen(scheme: int, behind: str) -> None:
+    """WCAG 2.2, 1.4.11."""
+    styles = resources.files("leveret.dashboard").joinpath("static", "dashboard.css").read_text()
+    one, other = (_luminance(re.findall(rf"--{name}: #(\w+)", styles)[scheme]) for name in ("edge", behind))
+    assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 3

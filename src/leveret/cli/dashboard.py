@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from leveret.app import App, load_app
-from leveret.brokers import censor
+from leveret.brokers import censor, connect
 from leveret.cli.options import url_option
 from leveret.errors import ConfigurationError
 
@@ -51,6 +51,7 @@ def command(
     application = App(enqueue_timeout=_TIMEOUT) if app is None else load_app(app)
     if url is not None:
         application.connect_to(url)
+    connect(application.url)  # opens nothing: a URL that no broker knows is told now, not on each page
     try:
         from leveret.dashboard.serving import LOCAL_NAMES, is_local, serve
     except ModuleNotFoundError as error:

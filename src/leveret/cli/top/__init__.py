@@ -48,6 +48,8 @@ def command(app: str | None, url: str | None, interval: float, *, once: bool) ->
 
 async def _print(broker: Broker, queues: Sequence[str], interval: float, *, once: bool) -> None:
     try:
+        if once:
+            await broker.stats(list(queues))  # gives up when nobody answers; following waits for the broker
         async with Collector(broker, queues) as collector:
             figures = await collector.look()
             click.echo(block(figures))

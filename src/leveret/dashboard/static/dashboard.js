@@ -3,6 +3,7 @@
 "use strict";
 (() => {
   const ANSWER_LATER = 5000; // milliseconds until a stream that was refused is tried again
+  const OPEN_AGAIN = 5000; // milliseconds in which a stream that ended is open again; later it is told as lost
   const main = document.getElementById("main");
   const button = document.getElementById("live");
   const label = document.getElementById("live-label");
@@ -70,6 +71,7 @@
     const other = fresh.getElementById("main");
     if (!other) return;
     writeClocks(other);
+    if (!other.querySelector("#problem")) document.getElementById("problem")?.remove();
     const focused = document.activeElement;
     morph(main, other);
     if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
@@ -77,6 +79,19 @@
     const newCount = fresh.getElementById("dead-count");
     if (count && newCount) morph(count, newCount);
     document.title = fresh.title;
+  }
+
+  // What the reader has before them stays, and is said to be old.
+  function warn(html) {
+    const reason = new DOMParser().parseFromString(html, "text/html").querySelector("#main .reason");
+    const words = `${reason ? reason.textContent.trim() : "The dashboard does not answer."} What is shown may be old.`;
+    let notice = document.getElementById("problem");
+    if (!notice) {
+      notice = Object.assign(document.createElement("p"), { id: "problem", className: "notice bad" });
+      notice.setAttribute("role", "alert");
+      main.prepend(notice);
+    }
+    if (notice.textContent !== words) notice.textContent = words;
   }
 
   let busy = false;
@@ -91,6 +106,7 @@
       const answer = await fetch(location.href, { cache: "no-store" });
       if (answer.redirected) location.assign(answer.url);
       else if (answer.ok) show(await answer.text());
+      else warn(await answer.text());
     } catch {
       // The stream tells of a connection that is lost.
     }
@@ -108,18 +124,33 @@
     label.textContent = words;
   }
 
+  let late = null;
+  function inTime() {
+    clearTimeout(late);
+    late = null;
+  }
+
+  function lose() {
+    inTime();
+    if (button.dataset.state !== "lost") connection.textContent = "The connection to the dashboard is lost.";
+    tell("lost", "Offline");
+  }
+
   function open() {
     if (source || !wanted || document.hidden) return;
     source = new EventSource("events");
     source.onopen = () => {
+      inTime();
       if (button.dataset.state === "lost") connection.textContent = "Connected again.";
       tell("live", "Live");
     };
     source.onmessage = refresh;
     source.onerror = () => {
-      if (button.dataset.state !== "lost") connection.textContent = "The connection to the dashboard is lost.";
-      tell("lost", "Offline");
-      if (source && source.readyState === EventSource.CLOSED) {
+      if (!source) return;
+      if (source.readyState !== EventSource.CLOSED) {
+        late ??= setTimeout(lose, OPEN_AGAIN);
+      } else {
+        lose();
         close();
         setTimeout(() => {
           refresh();
@@ -130,6 +161,7 @@
   }
 
   function close() {
+    inTime();
     if (source) source.close();
     source = null;
   }
