@@ -10,7 +10,8 @@
   const connection = document.getElementById("connection");
   document.documentElement.classList.add("js");
 
-  const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.id || node.getAttribute("data-key") : null);
+  // Not node.id: of a form that is its input with the name "id".
+  const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("id") || node.getAttribute("data-key") : null);
   const alike = (one, other) => one.nodeType === other.nodeType && one.nodeName === other.nodeName && keyOf(one) === keyOf(other);
   // What the reader has changed, or is about to change, stays.
   const kept = (element, attribute) => element.nodeName === "DETAILS" && attribute === "open";
