@@ -304,7 +304,7 @@ async def test_a_stream_that_ends_in_time_is_no_loss(tmp_path: Path) -> None:
                 """window.states = []; const live = document.getElementById("live");
                 new MutationObserver(() => states.push(live.dataset.state)).observe(live, { attributes: true })"""
             )
-            await page.route("**/events", lambda route: route.fulfill(**short))  # type: ignore[arg-type]
+            await page.route("**/events", lambda route: route.fulfill(**short))
             await page.get_by_role("button", name="Live updates").click()
             for _ in range(3):
                 async with page.expect_request("**/events"):
