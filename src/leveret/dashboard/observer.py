@@ -246,11 +246,10 @@ class Observer:
             self._whole.popitem(last=False)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, LeveretError):
-            self._say(str(error))
-        else:
-            log.error("the broker cannot be asked", exc_info=error)
-            self._say(f"{type(error).__name__}: {error}")
+        problem = str(error) if isinstance(error, LeveretError) else f"{type(error).__name__}: {error}"
+        if problem != self.problem and not isinstance(error, LeveretError):
+            log.error("the broker cannot be asked", exc_info=error)  # once, not at each new try
+        self._say(problem)
 
     def _say(self, problem: str) -> None:
         if problem != self.problem:
