@@ -38,20 +38,21 @@ def _peer(name: str, settings: str, module: str, worker: Command = (), share: fl
     return Entrant(name, settings, (module,), worker or (module, "work"), share=share)
 
 
-_PREFETCH = ("--prefetch", "256")
+_PREFETCH = ("--concurrency", "256", "--prefetch", "1000")
+_TWICE = ("--processes", "2", "--concurrency", "256", "--prefetch", "2000")
 OURS_MANY = _ours(
-    "leveret, enqueue_many", "batches of 1,000; one child, --concurrency 10, --prefetch 256", "many", *_PREFETCH
+    "leveret, enqueue_many", "batches of 1,000; one child, --concurrency 256, --prefetch 1000", "many", *_PREFETCH
 )
-OURS = _ours("leveret, enqueue", "256 outstanding; one child, --concurrency 10, --prefetch 256", "each", *_PREFETCH)
+OURS = _ours("leveret, enqueue", "256 outstanding; one child, --concurrency 256, --prefetch 1000", "each", *_PREFETCH)
 OURS_AUTO = _ours("leveret, as it comes", "enqueue_many; no option of the worker given", "many")
 OURS_AUTO_EACH = replace(OURS_AUTO, name="leveret, enqueue, as it comes", producer=OURS.producer)
 OURS_TWO_CHILDREN = replace(
-    _ours("leveret, two children", "as enqueue_many, --processes 2", "many", *_PREFETCH, "--processes", "2"),
+    _ours("leveret, two children", "as enqueue_many, --processes 2 --prefetch 2000", "many", *_TWICE),
     children=2,
-    share=5.0,
+    share=10.0,
 )
-OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=5.0)
-OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=8.0)
+OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=15.0)
+OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=20.0)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")

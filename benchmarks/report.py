@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.entrants import Entrant
     from benchmarks.programme import Size
-    from benchmarks.results import Results, Spread, Verdict
+    from benchmarks.results import Bout, Results, Spread, Verdict
 
 _FOLDER = Path(__file__).parent
 RESULTS = _FOLDER / "RESULTS.md"
@@ -86,6 +86,11 @@ def _reached(verdict: Verdict) -> str:
     return f"{reached.median:.2f} {unit}{spread}"
 
 
+def _failure(bout: Bout) -> str:
+    name = bout.duel.peer.name
+    return f"{name}: {bout.failure.splitlines()[0].removeprefix(f'{name}: ')}"
+
+
 def _throughput(results: Results) -> list[str]:
     enqueue, run = results.figures("enqueue"), results.figures("run")
     cpu = [results.figures("enqueue cpu"), results.figures("run cpu")]
@@ -95,11 +100,7 @@ def _throughput(results: Results) -> list[str]:
     ]
     head = ("tasks a second, median (lowest to highest)", "enqueue", "run", "processor time, enqueue / run (us)")
     table = _table(head, rows)
-    failures = [
-        f"- not measured: {bout.duel.peer.name}: {bout.failure.splitlines()[0]}"
-        for bout in results.bouts
-        if bout.failure
-    ]
+    failures = [f"- not measured: {_failure(bout)}" for bout in results.bouts if bout.failure]
     return [*table, "", *failures] if failures else table
 
 

@@ -46,6 +46,13 @@ def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     known = {queue.name: queue for queue in manifest.queues}
     if not names and not known:
         raise ConfigurationError("the application has no tasks, so there is no queue to work on")
+    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    if unknown:
+        log.warning(
+            "no task of the application goes to %s by itself; its queues: %s",
+            ", ".join(unknown),
+            ", ".join(sorted(known)) or "none",
+        )
     return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
 
 

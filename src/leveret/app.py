@@ -353,8 +353,11 @@ class App:
         loop = asyncio.get_running_loop()
         producer = self._producers.get(loop)
         if producer is None:
-            for ended in [other for other in self._producers if other.is_closed()]:
-                self._producers.pop(ended).broker.abandon()
+            for other in [reference() for reference in self._producers.keyrefs()]:
+                # Another thread may take out the same one, or put in its own.
+                ended = self._producers.pop(other, None) if other is not None and other.is_closed() else None
+                if ended is not None:
+                    ended.broker.abandon()
             broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout, keep=self.keep_results)
             # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
             producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + 1.0))

@@ -155,14 +155,18 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Link) -> CurrentTas
 
 async def _within(task: Task[..., Any], running: Awaitable[Any]) -> Any:
     """Await a coroutine, within its task's timeout."""
+    own: TimeoutError | None = None
     try:
-        async with asyncio.timeout(task.timeout) as limit:
-            return await running
+        async with asyncio.timeout(task.timeout):
+            try:
+                return await running
+            except TimeoutError as error:
+                own = error
+                raise
     except TimeoutError as error:
-        # The task's own TimeoutErrors pass as they are.
-        if limit.expired() and isinstance(error.__cause__, asyncio.CancelledError):
-            raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout:g} s") from error
-        raise
+        if error is own:
+            raise
+        raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout:g} s") from error
 
 
 class _Stopped:
@@ -208,4 +212,10 @@ def _summary(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    return shorten("".join(traceback.format_exception(error)))
+    """From the task's own function on: what called it is the same each time, and nobody's mistake."""
+    start = at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == __file__:
+            start = at.tb_next
+        at = at.tb_next
+    return shorten("".join(traceback.format_exception(type(error), error, start or error.__traceback__)))

@@ -60,15 +60,18 @@ class Handle(Generic[R]):
 
     async def status(self) -> Status:
         """What is known of the task now. Raises TaskNotFound, or BrokerError when it cannot be asked."""
-        if self._last is None or not self._last.is_final:
+        known = self._last
+        # A dead letter may have been put back.
+        if known is None or not known.is_final or known.state == "dead":
             found = await self._source.statuses([self.id])
-            if not found:
+            if not found and (known is None or not known.is_final):
                 raise TaskNotFound(
                     f"nothing is known of task {self.id!r}: it was not enqueued here, its result is not stored "
                     "(store_result=False), or was kept long enough (App(keep_results=...))"
                 )
-            self._last = found[0]
-        return self._last
+            known = self._last = found[0] if found else known
+        assert known is not None
+        return known
 
     async def result(self, timeout: float | None = None) -> R:
         """What the task returned, once it has. ``timeout``: seconds; None waits as long as it takes.
@@ -92,8 +95,10 @@ class Handle(Generic[R]):
         """What is known now, and then each change, to the final one. Quick changes may come as one."""
         self._check_stored()
         if self._last is not None and self._last.is_final:
-            yield self._last
-            return
+            known = await self.status()
+            if known.is_final:
+                yield known
+                return
         async with self._source.follow([self.id]) as feed:
             async for batch in feed:
                 for status in batch:

@@ -74,8 +74,19 @@ class Logging(msgspec.Struct, frozen=True, array_like=True):
         handler.setFormatter(JsonFormatter() if self.form == "json" else logging.Formatter(_FORMAT))
         root.addHandler(handler)
         root.setLevel(self.level)
-        for name in _DRIVERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        quieten_drivers()
+
+
+def quieten_drivers() -> None:
+    """Lost connections are Leveret's to tell."""
+    for name in _DRIVERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def quieten_connections() -> None:
+    """For a command that says itself, at its end, that it reached nobody."""
+    quieten_drivers()
+    logging.getLogger("leveret.rabbitmq.publisher").setLevel(logging.CRITICAL)
 
 
 def _of_current_task() -> dict[str, Any]:

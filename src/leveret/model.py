@@ -248,7 +248,14 @@ def this_process() -> str:
 
 def new_id() -> str:
     """A task id: 32 hex digits, the first 12 of them the time in milliseconds, so that ids sort by age (as UUIDv7)."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[str]:
+    """That many. The system is asked for chance once."""
+    now = f"{time.time_ns() // 1_000_000:012x}"
+    chance = os.urandom(10 * count).hex()
+    return [now + chance[start : start + 20] for start in range(0, 20 * count, 20)]
 
 
 #: What a log record about a task says of it.

@@ -116,11 +116,11 @@ class Signature:
                 yield name, value, annotation
 
     def _check(self, name: str, value: Any, annotation: Any) -> None:
-        if (
-            check_value(f"argument {name!r} of task {self._name!r}", value, annotation, "annotate the parameter with")
-            and annotation is not Any
-            and type(value) is not annotation
-        ):
+        problem = _not_json(value, "", MAX_DEPTH)
+        if problem is not None:
+            what = f"argument {name!r} of task {self._name!r}"
+            _have_restored(problem, what, value, annotation, "annotate the parameter with")
+        elif annotation is not Any and type(value) is not annotation:
             self._convert(name, value, annotation)
 
     def _restore(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -151,17 +151,19 @@ class Signature:
             ) from None
 
 
-def check_value(what: str, value: Any, annotation: Any, remedy: str) -> bool:
-    """Whether it is JSON as it is; its annotation restores it otherwise. Raises NotSerializable, naming it."""
+def check_value(what: str, value: Any, annotation: Any, remedy: str) -> None:
+    """It is JSON as it is, or its annotation restores it. Raises NotSerializable, naming it."""
     problem = _not_json(value, "", MAX_DEPTH)
-    if problem is None:
-        return True
+    if problem is not None:
+        _have_restored(problem, what, value, annotation, remedy)
+
+
+def _have_restored(problem: _Problem, what: str, value: Any, annotation: Any, remedy: str) -> None:
     if problem.is_final or annotation is Any or not _survives(value, annotation):
         raise NotSerializable(
             f"{what}{problem.text}; use JSON (text, numbers, booleans, None, lists, dicts with text keys) "
             f"or {remedy} a type that msgspec can restore"
         )
-    return False
 
 
 def misfit(error: Exception) -> str:

@@ -1,15 +1,17 @@
-"""What a worker tells of its tasks while they run and when they end, for those who follow them."""
+"""What a worker has the broker record: how its tasks ended, and what those who follow them are told."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.errors import BrokerError
+from leveret.errors import BrokerError, LeaseLost
+from leveret.model import Released
 from leveret.status import Progress, Status, settled, started
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ log = logging.getLogger("leveret.worker")
 
 #: What happens to a task within this time is told as one (seconds): a short task costs one update, at its end.
 GATHER = 0.05
+#: Longest wait before an outcome that could not be recorded is tried again (seconds).
+_SETTLE_AGAIN = 5.0
 
 
 class Recorder:
@@ -56,23 +60,46 @@ class Recorder:
             self._running[envelope.id] = msgspec.structs.replace(status, at=time.time(), progress=progress)
             self._tell_soon(envelope.id)
 
+    def acknowledged(self, envelope: Envelope) -> Sequence[Status]:
+        """The update to record with a task that the broker shall forget, and that runs then."""
+        name = self._name(envelope)
+        return () if name in self._silent else [settled(envelope, name, Released(), time.time())]
+
     def settled(self, settlements: Sequence[Settlement]) -> Sequence[Status]:
         """The updates to record with these outcomes."""
-        if not self.records:
+        if not (self.records or self._running):
             return ()
         now = time.time()
         updates: list[Status] = []
         for delivery, outcome in settlements:
             envelope = delivery.envelope
             name = self._name(envelope)
-            if name not in self._silent:
-                running = self._running.pop(envelope.id, None)
-                self._fresh.pop(envelope.id, None)
-                update = settled(envelope, name, outcome, now)
-                if running is not None:
-                    update = msgspec.structs.replace(update, started_at=running.started_at, progress=running.progress)
-                updates.append(update)
+            running = self._running.pop(envelope.id, None)
+            self._fresh.pop(envelope.id, None)
+            if running is None and name in self._silent:
+                continue
+            update = settled(envelope, name, outcome, now)
+            if running is not None:
+                # It was told of, so its end is too, though it may have become silent meanwhile.
+                update = msgspec.structs.replace(update, started_at=running.started_at, progress=running.progress)
+            updates.append(update)
         return updates
+
+    async def record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
+        """Settle, again and again while the broker can't; the ids whose lease was lost."""
+        while True:
+            try:
+                await self._broker.settle(settlements, updates)
+            except LeaseLost as error:
+                return frozenset(error.ids)
+            except Exception as error:
+                if not isinstance(error, BrokerError):
+                    log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
+                pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
+                log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
+                await asyncio.sleep(pause)
+            else:
+                return frozenset()
 
     def forget(self, envelopes: Iterable[Envelope]) -> None:
         """Tell no more of tasks whose delivery was lost: whoever has it now tells."""

@@ -80,13 +80,15 @@ class Repeats:
                 continue
             # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
             is_lost = delivery.envelope.id in lost
-            self._ended[key] = _Ended(None, outcome, until) if is_lost else _Ended(delivery.lease, None, until)
+            self._remember(key, _Ended(None, outcome, until) if is_lost else _Ended(delivery.lease, None, until))
             recording = self._recording.pop(key, None)
             if recording is not None and recording.again:
                 repeats.append(Repeat(recording.again[-1], self._ended[key].outcome))
-        while len(self._ended) > _MOST_REMEMBERED:
-            self._ended.popitem(last=False)
         return repeats
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        """It is acknowledged, and runs only then."""
+        self._remember(attempt(delivery), _Ended(delivery.lease, None, time.monotonic() + _REMEMBERED))
 
     def waits(self, delivery: Delivery) -> bool:
         """Whether it came again while its outcome is being recorded: `end` returns it then."""
@@ -102,3 +104,8 @@ class Repeats:
         if ended is None or time.monotonic() > ended.until or (ended.lease is not None and ended.lease.held):
             return None
         return Repeat(delivery, ended.outcome)
+
+    def _remember(self, key: Attempt, ended: _Ended) -> None:
+        self._ended[key] = ended
+        if len(self._ended) > _MOST_REMEMBERED:
+            self._ended.popitem(last=False)

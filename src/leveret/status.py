@@ -26,6 +26,8 @@ _WAITING: frozenset[State] = frozenset({"queued", "delayed", "retrying"})
 #: So much is kept of a task's past (moments), and of an error there (characters).
 _MOST_MOMENTS = 30
 _MAX_ERROR = 200
+#: A message's body that is longer is not kept with the status (bytes).
+MOST_BODY = 2_048
 NO_RESULT = msgspec.Raw(b"")
 #: How long a task's outcome is kept (seconds).
 KEEP = 3_600.0
@@ -77,6 +79,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str | None = None
     #: Told by the producer: it may come late, and says nothing new then.
     first: bool = False
+    #: The message's body, with the arguments in it; None: not known, or longer than `MOST_BODY`.
+    body: bytes | None = None
     #: What it was before, the oldest first; of many the latest.
     history: list[Moment] = []
 
@@ -112,7 +116,13 @@ def enqueued(envelope: Envelope, now: float) -> Status:
         envelope.enqueued_at,
         due=envelope.due if delayed else None,
         first=True,
+        body=kept_body(envelope.body),
     )
+
+
+def kept_body(body: bytes) -> bytes | None:
+    """What a status keeps of a message's body."""
+    return body if len(body) <= MOST_BODY else None
 
 
 def started(envelope: Envelope, task: str | None, now: float) -> Status:
@@ -127,13 +137,16 @@ def started(envelope: Envelope, task: str | None, now: float) -> Status:
         started_at=now,
         error=envelope.last_error,
         worker=this_process(),
+        body=kept_body(envelope.body),
     )
 
 
 def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) -> Status:
     """What a worker says of a task whose outcome it records."""
     base = Status(
-        envelope.id, "queued", now, envelope.queue, task, envelope.attempt, envelope.enqueued_at, worker=this_process()
+        *(envelope.id, "queued", now, envelope.queue, task, envelope.attempt, envelope.enqueued_at),
+        worker=this_process(),
+        body=kept_body(envelope.body),
     )
     if isinstance(outcome, Retrying):
         return msgspec.structs.replace(
@@ -154,11 +167,6 @@ def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) 
     return msgspec.structs.replace(base, state="succeeded", result=result, problem=outcome.problem)
 
 
-def requeued(envelope: Envelope, now: float) -> Status:
-    """A task that is back in its queue: a dead letter that was put back, or one whose worker died."""
-    return msgspec.structs.replace(enqueued(envelope, now), first=False)
-
-
 def back(status: Status, now: float) -> Status:
     """A task whose worker is gone: it waits again."""
     return msgspec.structs.replace(status, state="queued", at=now, worker=None, progress=None, first=False)
@@ -169,6 +177,11 @@ def revived_again(status: Status, now: float) -> Status:
     return msgspec.structs.replace(
         status, state="queued", at=now, attempt=1, traceback="", worker=None, progress=None, first=False
     )
+
+
+def still(status: Status, now: float) -> Status:
+    """A dead task that was to be put back, and could not be."""
+    return msgspec.structs.replace(status, at=now, first=False)
 
 
 def buried(letter: DeadLetter) -> Status:
@@ -185,6 +198,7 @@ def buried(letter: DeadLetter) -> Status:
         error=letter.reason,
         traceback=letter.traceback,
         worker=letter.worker,
+        body=kept_body(envelope.body),
     )
 
 
@@ -211,12 +225,15 @@ def newer(known: Status | None, update: Status) -> Status:
         return known  # what a worker tells while a task runs may be overtaken by how it ended
     if known.is_final and not update.is_final and update.worker is not None and update.at < known.at:
         return known  # told by a worker that had lost the task to the one that ended it
+    if known.is_final and _later(update, known):
+        return update  # of another task: its producer's word may not have been kept
     return msgspec.structs.replace(
         update,
         task=update.task or known.task,
         enqueued_at=known.enqueued_at or update.enqueued_at,
         started_at=update.started_at or (known.started_at if update.is_final else None),
         progress=update.progress or (known.progress if update.state in FINAL or update.state == known.state else None),
+        body=known.body if update.body is None else update.body,
         history=_continued(known, update),
     )
 
@@ -235,13 +252,19 @@ def _later(one: Status, other: Status) -> bool:
 
 
 def placed(known: Status | None, row: Status | None) -> Status | None:
-    """What was told of a task, set right by where the broker has it now (``row``; None: it has it no more)."""
-    if known is None or row is None:
-        return known or row
+    """What was told of a task, set right by where the broker has it now (``row``; None: it has it no more).
+
+    A row that is ``running`` is one that a worker holds. Whether it has begun, only the worker can tell.
+    """
+    if row is None:
+        return known
     if row.state == "dead":
-        return known if known.state == "dead" else row
-    if known.is_final:
-        return row  # known of an older task with the same id, which the broker does not have any more
+        return known if known is not None and known.state == "dead" else row
+    if known is None or known.is_final:
+        # Nothing, or of an older task with the same id, which the broker does not have any more.
+        return msgspec.structs.replace(row, state="queued") if row.state == "running" else row
     if row.state in _WAITING and known.state == "running":
         return msgspec.structs.replace(row, task=row.task or known.task)
+    if known.state == "delayed" and row.state in ("queued", "running"):
+        return msgspec.structs.replace(known, state="queued", due=None)  # that it is due, nobody tells
     return known

@@ -10,7 +10,7 @@ import msgspec
 
 from leveret.errors import ConfigurationError, DuplicateTask, TaskTooLarge
 from leveret.handle import Handle, Source
-from leveret.model import Envelope, check_id, check_priority, new_id, repeated
+from leveret.model import Envelope, check_id, check_priority, new_ids, repeated
 from leveret.payload import Signature
 from leveret.retry import MAX_DELAY, RetryRules
 from leveret.returns import Returns
@@ -148,7 +148,7 @@ class Task(Generic[P, R]):
         DuplicateTask for a chosen id that is taken (not on RabbitMQ); another EnqueueError or a BrokerError when the
         task is not known to be stored, at most the application's ``enqueue_timeout`` (seconds) later.
         """
-        envelope = self._envelope(args, kwargs)
+        envelope = self._envelope(self._new_ids(1)[0], args, kwargs)
         await self._producer.publish([envelope], told=self.store_result)
         return self._handle(envelope)
 
@@ -161,11 +161,13 @@ class Task(Generic[P, R]):
         are not known to be. An id that is given twice raises DuplicateTask before anything is sent.
         """
         every = list(calls)
-        tasks = [self] * len(every) if ids is None else [self.options(id=id_) for id_ in ids]
-        if len(tasks) != len(every):
-            raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(tasks)} ids; give one for each")
-        envelopes = [task._envelope(tuple(args), {}) for task, args in zip(tasks, every, strict=True)]  # noqa: SLF001
-        twice = repeated([envelope.id for envelope in envelopes])
+        chosen = self._new_ids(len(every)) if ids is None else list(ids)
+        if len(chosen) != len(every):
+            raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
+        for id_ in () if ids is None else chosen:
+            check_id(id_)
+        envelopes = [self._envelope(id_, tuple(args), {}) for id_, args in zip(chosen, every, strict=True)]
+        twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
         if envelopes:
@@ -183,7 +185,10 @@ class Task(Generic[P, R]):
     def _handle(self, envelope: Envelope) -> Handle[R]:
         return Handle(envelope.id, self._producer, task=self.name, queue=envelope.queue, stored=self.store_result)
 
-    def _envelope(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
+    def _new_ids(self, count: int) -> list[str]:
+        return new_ids(count) if self._options.id is None else [self._options.id] * count
+
+    def _envelope(self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
         body, content_type = self.signature.encode(args, kwargs)
         if len(body) > self._producer.max_message_size:
             raise TaskTooLarge(
@@ -194,7 +199,7 @@ class Task(Generic[P, R]):
         now, options = time.time(), self._options
         due = options.at if options.at is not None else now + options.delay if options.delay else None
         return Envelope(
-            options.id if options.id is not None else new_id(),
+            id_,
             options.queue,
             self.name,
             body,

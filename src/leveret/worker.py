@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from leveret import admission
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
-from leveret.errors import BrokerError, LeaseLost
+from leveret.errors import BrokerError
 from leveret.events import (
     ChildReplaced,
     Event,
@@ -51,13 +51,13 @@ from leveret.retry import RetryPolicy
 from leveret.scaling import Scaler, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
     from typing import Any
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Manifest
     from leveret.model import Envelope, QueueStats
-    from leveret.status import Mark, Status
+    from leveret.status import Mark
 
 log = logging.getLogger("leveret.worker")
 
@@ -68,8 +68,9 @@ DEFAULT_GRACE = 30.0
 #: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
 _MOST_GATHERED = 64
 _GATHER = 0.005
-#: Longest wait before an outcome that could not be recorded is tried again (seconds).
-_SETTLE_AGAIN = 5.0
+#: What is to be recorded when the worker ends may take so long (seconds).
+_FAREWELL = 5.0
+_GIVEN_UP = DeadLettered("its worker stopped before it had ended")
 
 
 class Worker:
@@ -110,6 +111,8 @@ class Worker:
         #: The jobs by queue and task id, and how others ended: for deliveries that come again.
         self._keys_by_task: dict[tuple[str, str], int] = {}
         self._repeats = Repeats()
+        #: Of the jobs that are acknowledged before they run: those that will be in a moment, and those that were.
+        self._acknowledging: set[int] = set()
         self._acknowledged: set[int] = set()
         self._cancellations = Cancellations()
         self._settling: set[asyncio.Task[None]] = set()
@@ -138,6 +141,12 @@ class Worker:
     async def stats(self) -> Sequence[QueueStats]:
         """What is in its queues; nothing before it is ready. Raises BrokerError."""
         return () if self._consumer is None else await self._broker.stats(self._queues)
+
+    def tasks(self) -> Sequence[tuple[str, str]]:
+        """The names and queues of those that it is there to run; nothing before it is ready."""
+        if self._consumer is None:
+            return ()
+        return [(task, queue) for task, queue in self._queue_of.items() if queue in self._queues]
 
     def registered(self, envelope: Envelope) -> str | None:
         """The task that runs it; None: its application has none."""
@@ -186,6 +195,7 @@ class Worker:
         self._at_most_once = frozenset(manifest.at_most_once)
         self._default_tasks = manifest.default_tasks
         self._policies = manifest.policies
+        self._queue_of = manifest.queue_of
 
     def _work_here(self) -> Work:
         return Work(len(self._jobs), len(self._backlog), self._ended)
@@ -236,26 +246,35 @@ class Worker:
 
     async def _take(self, consumer: Consumer) -> None:
         paused: frozenset[str] = frozenset()
-        async for batch in consumer:
-            if paused != consumer.paused:
-                paused = consumer.paused
-                log.info("paused queues, of which nothing is started: %s", ", ".join(sorted(paused)) or "none any more")
-            for mark in consumer.marks():
-                self._cancel(mark)
-            self._admit(batch, paused)
+        # Once more when it is stopped: nothing comes any more, but what still runs may be cancelled.
+        for _ in range(2):
+            async for batch in consumer:
+                if paused != consumer.paused:
+                    paused = consumer.paused
+                    names = ", ".join(sorted(paused)) or "none any more"
+                    log.info("paused queues, of which nothing is started: %s", names)
+                for mark in consumer.marks():
+                    self._cancel(mark)
+                self._admit(batch, paused)
 
     def _cancel(self, mark: Mark) -> None:
         """Somebody wants the task to end, or not to run if it comes."""
-        keys = self._cancellations.note(mark, self._jobs)
-        if keys:
+        if keys := self._cancellations.note(mark, self._jobs):
             self._executor.cancel(keys)
-        cancelled = [delivery for delivery in self._backlog if self._cancellations.covers(delivery)]
-        if cancelled:
-            self._backlog = deque(delivery for delivery in self._backlog if delivery not in cancelled)
-            self._settle([(delivery, NOT_RUN) for delivery in cancelled])
+        self._backlog = deque(self._without_cancelled(self._backlog))
+
+    def _without_cancelled(self, deliveries: Iterable[Delivery]) -> Iterable[Delivery]:
+        """Those of the deliveries that nobody has cancelled; the others are settled, and wait for no slot."""
+        cancelled = [delivery for delivery in deliveries if self._cancellations.covers(delivery)]
+        if not cancelled:
+            return deliveries
+        self._settle([(delivery, NOT_RUN) for delivery in cancelled])
+        return [delivery for delivery in deliveries if delivery not in cancelled]
 
     def _admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
-        self._backlog.extend(delivery for delivery in batch if not self._is_known(delivery))
+        fresh = [delivery for delivery in batch if not self._is_known(delivery)]
+        # A mark may be read before the task, or together with it.
+        self._backlog.extend(self._without_cancelled(fresh))
         if self._stop.is_set():
             self._hand_back_backlog()  # dealt in the moment of the stop
         elif paused:
@@ -272,7 +291,7 @@ class Worker:
             delivery = self._backlog.popleft()
             if not delivery.lease.held:
                 continue  # the broker has given it to another consumer, or will give it to this one again
-            verdict = NOT_RUN if self._cancellations.covers(delivery) else admission.dead_already(delivery, now)
+            verdict = admission.dead_already(delivery, now)
             if verdict is not None:
                 dead.append((delivery, verdict))
                 continue
@@ -283,11 +302,13 @@ class Worker:
             if self._pace is not None:
                 self._pace.began(key, time.monotonic())
             if self._is_at_most_once(delivery):
-                self._background(self._acknowledge_and_submit(key, delivery))
+                self._acknowledging.add(key)
+                self._background(self._begin_once(key))
             else:
                 jobs.append(Job(key, delivery.envelope))
         if jobs:
             self._executor.submit(jobs)
+        if self._jobs:
             self._decide_soon()
         if dead:
             self._settle(dead)
@@ -369,7 +390,7 @@ class Worker:
 
     async def _acknowledge_again(self, delivery: Delivery) -> None:
         """Everything else is recorded, and told."""
-        await self._record([(delivery, Succeeded())])
+        await self._recorder.record([(delivery, Succeeded())])
 
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
@@ -390,14 +411,25 @@ class Worker:
     def _name(self, envelope: Envelope) -> str | None:
         return envelope.task if envelope.task is not None else self._default_tasks.get(envelope.queue)
 
-    async def _acknowledge_and_submit(self, key: int, delivery: Delivery) -> None:
-        lost = await self._record([(delivery, Succeeded())])
-        if lost:
-            self._finish(key)
-            self._fill()
-            return
-        self._acknowledged.add(key)
-        self._executor.submit([Job(key, delivery.envelope, once=True)])
+    async def _begin_once(self, key: int) -> None:
+        """Have the broker forget a task, and then run it. If it is lost first and comes again, that one is meant."""
+        delivery = self._jobs[key]
+        while await self._recorder.record([(delivery, Succeeded())], self._recorder.acknowledged(delivery.envelope)):
+            again = self._jobs.get(key, delivery)
+            if again is delivery:
+                self._acknowledging.discard(key)
+                if key in self._jobs:
+                    self._finish(key)
+                    self._fill()
+                return
+            delivery = again
+        self._acknowledging.discard(key)
+        if key in self._jobs:
+            self._repeats.acknowledged(delivery)
+            self._acknowledged.add(key)
+            self._executor.submit([Job(key, delivery.envelope, once=True)])
+        else:
+            await self._tell_ended(delivery, _GIVEN_UP)
 
     def _on_reports(self, reports: Sequence[News]) -> None:
         settlements: list[Settlement] = []
@@ -483,7 +515,7 @@ class Worker:
         updates = self._recorder.settled(held)
         if len(held) < len(settlements):
             self._recorder.forget([delivery.envelope for delivery, _ in settlements if not delivery.lease.held])
-        lost = await self._record(settlements, updates)
+        lost = await self._recorder.record(settlements, updates)
         for repeat in self._repeats.end(attempts, settlements, lost):
             self._settle_repeat(repeat)
         # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
@@ -495,25 +527,11 @@ class Worker:
 
     async def _tell_ended(self, delivery: Delivery, outcome: Outcome) -> None:
         """Of a task that was acknowledged before it ran: it does not run again."""
-        final = DeadLettered(outcome.error, outcome.traceback) if isinstance(outcome, Retrying) else outcome
-        await self._record((), self._recorder.settled([(delivery, final)]))
-        self._tell(TaskSettled(delivery.envelope, outcome, at_most_once=True))
-
-    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
-        """Settle, again and again while the broker can't; the ids whose lease was lost."""
-        while True:
-            try:
-                await self._broker.settle(settlements, updates)
-            except LeaseLost as error:
-                return frozenset(error.ids)
-            except Exception as error:
-                if not isinstance(error, BrokerError):
-                    log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
-                pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
-                log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
-                await asyncio.sleep(pause)
-            else:
-                return frozenset()
+        final: Outcome = _GIVEN_UP if isinstance(outcome, Released) else outcome
+        if isinstance(outcome, Retrying):
+            final = DeadLettered(outcome.error, outcome.traceback)
+        await self._recorder.record((), self._recorder.settled([(delivery, final)]))
+        self._tell(TaskSettled(delivery.envelope, final if final is _GIVEN_UP else outcome, at_most_once=True))
 
     def _hand_back_backlog(self, queues: frozenset[str] | None = None) -> None:
         """What waits here goes back to its queue; with ``queues``, only what is from those."""
@@ -540,13 +558,18 @@ class Worker:
         """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
         await self._executor.stop()
         self._settle_gathered()
-        left = [delivery for key, delivery in self._jobs.items() if key not in self._acknowledged]
+        left: list[Settlement] = []
+        for key, delivery in self._jobs.items():
+            if key in self._acknowledged:
+                self._background(self._tell_ended(delivery, _GIVEN_UP))
+            elif key not in self._acknowledging:
+                left.append((delivery, Released()))
         self._jobs.clear()
         self._keys_by_task.clear()
         if left:
-            self._settle([(delivery, Released()) for delivery in left])
+            self._settle(left)
         if self._settling:
-            await asyncio.wait(self._settling, timeout=_SETTLE_AGAIN)
+            await asyncio.wait(self._settling, timeout=_FAREWELL)
         for task in self._settling:
             task.cancel()
 

@@ -376,8 +376,7 @@ class SQLiteMachine(Machine):
         """The kernel closes the bell; nobody takes it down, and nobody says good-bye."""
         await taker.hang_up()
         bell, taker.consumer._bell = taker.consumer._bell, None  # type: ignore[attr-defined]
-        self.loop.remove_reader(bell.reader)
-        bell._let_go()
+        bell.let_go()
         self.gone.append(taker)
 
     @rule()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.errors import LeaseLost, QueueFull
+from leveret.brokers.rabbitmq import RabbitMQBroker, outbox
+from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
+from leveret.errors import BrokerRefused, LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leveret.brokers import Broker, Consumer
+    from leveret.brokers.rabbitmq.codec import Message
     from leveret.model import Delivery
     from tests.support.nodes import Node
 
@@ -283,6 +287,21 @@ async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> Non
         await producer.close()
 
 
+async def test_a_large_task_has_its_time_on_a_slow_line(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a silent connection has: what leaves is a sign of life."""
+    monkeypatch.setattr(outbox, "SILENCE", 1.0)
+    with Proxy(node.port) as proxy:
+        producer = connect(proxy.url)
+        await producer.declare([QUEUE])
+        await producer.publish(envelopes(1))
+        before = proxy.accepted
+        proxy.slow(0.2)
+        await producer.publish([Envelope(new_id(), QUEUE.name, "say", bytes(1_000_000))])
+        assert proxy.accepted == before
+        proxy.slow(0)
+        await producer.close()
+
+
 async def test_a_refusal_is_asked_for_again_on_a_new_connection(node: Node) -> None:
     """A channel of RabbitMQ 3.10 may refuse for ever what another would take; at most once in five seconds."""
     with Proxy(node.port) as proxy:
@@ -318,4 +337,71 @@ async def test_the_queue_is_deleted_under_its_consumer(node: Node) -> None:
             (*_, delivery) = await reader.has(round_)
             await broker.settle([(delivery, Succeeded())])
         reader.task.cancel()
+    await broker.close()
+
+
+async def test_a_queue_that_is_made_again_is_not_consumed_after_a_stop(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new queue is left alone for a moment, and the stop comes in that."""
+    broker, queue = connect(node.url), Queue(QUEUE.name, kind="classic")
+    async with await aio_pika.connect(node.url) as operator, broker.consume([queue], credit=5) as consumer:
+        assert isinstance(consumer, RabbitMQConsumer)
+        assert consumer._session is not None
+        session = consumer._session
+        channel = await operator.channel()
+        await channel.queue_delete(QUEUE.name)
+        await until(lambda: _is("making it again" in caplog.text), "the deletion is seen")
+        batches = aiter(consumer)
+        await consumer.stop()
+        assert [batch async for batch in batches if batch] == []
+        await until(lambda: _is(not session._mending), "the queue is there again")
+        await broker.publish(envelopes(3))
+        await counts(broker, ready=3, running=0)
+        assert (await channel.declare_queue(QUEUE.name, passive=True)).declaration_result.consumer_count == 0
+    await broker.close()
+
+
+async def test_a_copy_that_is_being_stored_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker leaves while it puts off what is not due yet: that is not in its queue and delayed as well."""
+    broker, producer = RabbitMQBroker(node.url, timeout=20.0), connect(node.url)
+    publish, stored = broker._publisher.publish, asyncio.Event()
+
+    async def publish_slowly(messages: Sequence[Message]) -> None:
+        await publish(messages)
+        stored.set()
+        await asyncio.sleep(0.3)
+
+    await producer.declare([QUEUE])
+    async with await aio_pika.connect(node.url) as operator, broker.consume([QUEUE], credit=5):
+        monkeypatch.setattr(broker._publisher, "publish", publish_slowly)
+        channel = await operator.channel()
+        headers: dict[str, aio_pika.abc.FieldValue] = {"leveret-due": int((time.time() + 600) * 1000)}
+        early = aio_pika.Message(b"{}", message_id="early", type="say", delivery_mode=2, headers=headers)
+        await channel.default_exchange.publish(early, QUEUE.name)
+        await stored.wait()
+    await counts(producer, ready=0, running=0, delayed=1)
+    await broker.close()
+    await producer.close()
+
+
+async def test_a_session_that_could_not_begin_leaves_nothing_to_do(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notice may have come before it was refused."""
+    begun: list[Session] = []
+
+    async def begin(session: Session, *_: object) -> None:
+        async def work(_: Queue) -> None:
+            await asyncio.Event().wait()
+
+        begun.append(session)
+        session._mend(QUEUE, work)
+        raise BrokerRefused("no")
+
+    monkeypatch.setattr(Session, "begin", begin)
+    broker = connect(node.url)
+    with pytest.raises(BrokerRefused, match="no"):
+        async with broker.consume([QUEUE], credit=5):
+            pass
+    assert begun
+    assert not any(session._mending for session in begun)
     await broker.close()

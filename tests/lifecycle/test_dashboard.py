@@ -17,6 +17,7 @@ from playwright.async_api import async_playwright, expect
 
 from leveret import App
 from leveret.brokers import connect
+from leveret.dashboard.text import packed
 from leveret.model import Envelope, Queue
 from tests.support import dashboard_app as shop
 from tests.support.dashboard import Page, bury, visiting
@@ -132,6 +133,7 @@ async def _follow_a_run(page: Tab, id_: str, folder: Path, kind: str) -> None:
     await expect(page.get_by_role("heading", name="import_orders")).to_contain_text("running")
     await expect(page.get_by_role("progressbar", name="Progress")).to_have_attribute("value", "50")
     await expect(page.get_by_text("orders.csv, row 20")).to_be_visible()
+    await expect(page.get_by_role("region", name="Arguments")).to_contain_text("orders.csv")
     await look(page, f"{kind}-task-running")
     await page.get_by_role("link", name="Workers").click()
     await expect(page.get_by_role("table")).to_contain_text("import_orders")
@@ -141,6 +143,7 @@ async def _follow_a_run(page: Tab, id_: str, folder: Path, kind: str) -> None:
     (folder / "ledger.orders").touch()
     await expect(page.get_by_role("heading", name="import_orders")).to_contain_text("succeeded")
     await expect(page.get_by_role("region", name="Result")).to_contain_text("40")
+    await expect(page.get_by_role("region", name="Arguments")).to_contain_text("orders.csv")
     assert await page.evaluate("window.same"), "it was changed, not loaded again"
     assert id_ in page.url
 
@@ -285,13 +288,37 @@ async def test_a_page_whose_broker_is_away_says_so_and_stays(tmp_path: Path) -> 
             refused = '<main id="main"><p class="reason">the broker is <b>away</b></p></main>'
             await page.route("**/dead", lambda route: route.fulfill(status=503, body=refused))
             await bury(broker, [Envelope("2", "work", "resize", b"{}")], "ValueError")
-            await expect(page.get_by_role("alert")).to_have_text("the broker is away What is shown may be old.")
+            await expect(page.get_by_role("alert")).to_have_text("the broker is away. What is shown may be old.")
             await expect(box).to_be_checked()
             await page.unroute("**/dead")
             await bury(broker, [Envelope("3", "work", "resize", b"{}")], "ValueError")
             await expect(page.get_by_label("Choose resize 3")).to_be_visible()
             await expect(page.get_by_role("alert")).to_have_count(0)
             await expect(box).to_be_checked()
+    await broker.close()
+
+
+async def test_what_was_done_stays_on_top_when_the_page_changes(tmp_path: Path) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    broker = connect(url := f"sqlite:///{tmp_path / 'leveret.db'}")
+    await bury(broker, [Envelope(str(number), "work", "resize", b"{}") for number in (1, 2)], "ValueError")
+    with Dashboard(url, tmp_path) as dashboard:
+        async with browsing() as browser, tab(browser, f"{dashboard.address}dead") as page:
+            await page.get_by_role("button", name="Retry chosen").click()
+            await expect(page.get_by_text("Nothing was chosen, so nothing was done.")).to_be_visible()
+            await page.get_by_label("Choose resize 1").check()
+            await page.get_by_role("button", name="Retry chosen").click()
+            await bury(broker, [Envelope("3", "work", "resize", b"{}")], "ValueError")
+            await expect(page.get_by_label("Choose resize 3")).to_be_visible()
+            said = await page.get_by_text("1 dead letter put back into the queue.").bounding_box()
+            heading = await page.get_by_role("heading", name="Dead letters").bounding_box()
+            assert said is not None
+            assert heading is not None
+            assert said["y"] < heading["y"]
+            await page.goto(f"{dashboard.address}task?id={packed('2')}")
+            await page.get_by_role("button", name="Retry").click()
+            await expect(page.get_by_text("The task is back in its queue.")).to_be_visible()
+            await expect(page.get_by_role("heading", name="resize")).to_contain_text("queued")
     await broker.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 
 from leveret import Queue
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq import RabbitMQBroker, amqp
 from leveret.model import Envelope, new_id
 from leveret.status import enqueued
 from tests.support import ledger_app
@@ -19,7 +20,6 @@ from tests.support.waiting import until
 from tests.support.workers import Ledger, Worker
 
 if TYPE_CHECKING:
-    from leveret.brokers.rabbitmq import amqp
     from leveret.inspection import ChildReport, WorkerReport
     from tests.conftest import Place
     from tests.support.nodes import Node
@@ -101,6 +101,24 @@ async def test_a_question_that_is_given_up_leaves_nothing_open(node: Node) -> No
             await asyncio.wait_for(broker.workers(), 0.7)
     assert _open_channels(connection) == before
     assert await broker.workers() == []
+    await broker.close()
+
+
+async def test_questions_leave_nothing_behind(node: Node) -> None:
+    """Whoever watches queues asks for years on one connection, and each question opens channels."""
+    broker = RabbitMQBroker(node.url, timeout=20)
+    connection = await broker._publisher.connection()
+
+    async def objects(channels: int) -> int:
+        for _ in range(channels):
+            await (await amqp.open_channel(connection, confirms=False)).close()
+        gc.collect()
+        return len(gc.get_objects())
+
+    await objects(50)
+    before = await objects(50)
+    # What asyncio keeps of timeouts that are over goes by itself.
+    assert (await objects(300) - before) / 300 < 5
     await broker.close()
 
 

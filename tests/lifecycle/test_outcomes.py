@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support import ledger_app
-from tests.support.workers import Ledger, Worker, leveret
+from tests.support.client import Client
+from tests.support.waiting import PATIENCE
+from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Place
-    from tests.support.client import Client
 
 
 def test_a_raised_exception_returns_the_task(place: Place, client: Client, ledger: Ledger) -> None:
@@ -43,6 +52,25 @@ def test_acknowledged_before_the_run_is_at_most_once(place: Place, client: Clien
         client.wait_until_empty("work")
     assert (ledger.count("start a"), ledger.count("end a"), ledger.count("try b")) == (1, 0, 1)
     assert client.stats("work").dead == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_that_a_task_prints_is_one_write(ledger: Ledger, tmp_path: Path, unbuffered: str) -> None:
+    """Lines of several children do not run into each other, in a container either, where Python is often unbuffered."""
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    Client(url).enqueue(ledger_app.announce, "Invoice", "7")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # which keeps writes apart
+    environment = {**os.environ, "LEDGER": str(ledger.path), "PYTHONUNBUFFERED": unbuffered}
+    arguments = [sys.executable, "-m", "leveret", "worker", LEDGER_APP, "--url", url, "--processes", "1"]
+    with (
+        ours,
+        subprocess.Popen(arguments, stdout=theirs.fileno(), stderr=subprocess.DEVNULL, env=environment) as worker,
+    ):
+        theirs.close()
+        ours.settimeout(PATIENCE)
+        written = ours.recv(1_024)
+        worker.terminate()
+    assert written == b"Invoice 7 is on its way\n"
 
 
 def test_what_cannot_run_is_dead_with_the_reason(place: Place, client: Client, ledger: Ledger) -> None:

@@ -29,14 +29,15 @@ def stays(ledger: Ledger, count: int) -> None:
 
 def test_a_pause_stops_all_workers(place: Place, client: Client, ledger: Ledger) -> None:
     """What runs ends and is settled; what waited in a worker goes back; later workers and a restart change nothing."""
-    # Longer than the command takes to start on a busy machine.
-    client.enqueue_many(ledger_app.pause, [(name, 8.0) for name in "abcdef"])
+    client.enqueue_many(ledger_app.held, [(name,) for name in "abcdef"])
     options = ("--concurrency", "1", "--prefetch", "2")
     with Worker(place.url, ledger, *options) as one, Worker(place.url, ledger, *options) as two:
         ledger.wait_for("start", 2)
         assert leveret("queues", "pause", "work", "--url", place.url) == "queue 'work' is paused\n"
         one.wait_for(PAUSED)
         two.wait_for(PAUSED)
+        for name in "abcdef":
+            ledger.path.with_name(f"{ledger.path.name}.{name}").touch()
         ledger.wait_for("end", 2)
         wait_until(lambda: client.stats("work").running == 0, "what ran is settled, and what waited is handed back")
         assert ledger.count("start") == 2

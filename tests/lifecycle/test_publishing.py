@@ -20,8 +20,10 @@ from leveret import (
     QueueNotFound,
     TaskTooLarge,
 )
-from leveret.brokers import connect
-from leveret.model import Envelope, new_id
+from leveret.brokers import connect, rabbitmq
+from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.model import DeadLettered, Envelope, new_id
+from leveret.testing.bench import Taken
 from tests.support.nodes import free_ports
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from leveret.brokers import Broker
     from tests.support.nodes import Node
 
 
@@ -49,13 +52,13 @@ async def ready_in(node: Node, queue: str = "work") -> int:
         return declared.declaration_result.message_count or 0
 
 
-async def holds(node: Node, count: int) -> None:
+async def holds(node: Node, count: int, queue: str = "work") -> None:
     """A quorum queue counts what it has a moment later, if it is busy or was just restarted."""
 
     async def counted() -> bool:
-        return await ready_in(node) == count
+        return await ready_in(node, queue) == count
 
-    await until(counted, f"queue 'work' holds {count}")
+    await until(counted, f"queue {queue!r} holds {count}")
 
 
 async def test_it_survives_the_node(node: Node) -> None:
@@ -152,13 +155,51 @@ async def test_what_is_too_large_is_refused(node: Node) -> None:
             await say.enqueue("x" * 1000)
     async with app_on(node.url, max_message_size=2**30) as app:
         (say,) = app.tasks
-        limit = 16 * 2**20 if node.version == "4" else 128 * 2**20
-        big = asyncio.create_task(say.enqueue("x" * limit))
+        big = asyncio.create_task(say.enqueue("x" * default_limit(node)))
         small = [asyncio.create_task(say.enqueue(str(number))) for number in range(20)]
         await asyncio.gather(*small)
         with pytest.raises(TaskTooLarge, match="this RabbitMQ's limit"):
             await big
         await say.enqueue("after")
+
+
+async def test_an_outcome_that_is_too_large_by_now_is_held(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's limit was lowered: nothing is lost, and the publishing channel is not closed again and again."""
+    monkeypatch.setattr(rabbitmq, "_TOO_LARGE", 5.0)
+    broker, producer = connect(node.url, timeout=20.0), connect(node.url, timeout=20.0)
+    async with broker.consume([Queue("work")], credit=1) as consumer:
+        await producer.publish([Envelope(new_id(), "work", "say", bytes(600_000))])
+        taken = Taken(consumer)
+        (delivery,) = await taken.next()
+        limit_messages(node, 500_000)
+        try:
+            settling = asyncio.create_task(broker.settle([(delivery, DeadLettered("no"))]))
+            await until(lambda: is_(caplog.text.count("cannot be stored") > 0), "it is refused")
+        finally:
+            limit_messages(node, default_limit(node))
+        await settling
+        assert caplog.text.count("cannot be stored") == 1
+        (letter,) = await broker.dead_letters("work", limit=1)
+        assert letter.envelope.body == bytes(600_000)
+        taken.abandon()
+    await broker.close()
+    await producer.close()
+
+
+async def is_(condition: bool) -> bool:
+    return condition
+
+
+def default_limit(node: Node) -> int:
+    return 16 * 2**20 if node.version == "4" else 128 * 2**20
+
+
+def limit_messages(node: Node, size: int) -> None:
+    """Of channels that are opened from now on; RabbitMQ 3.10 looks in the one place, 4 in the other."""
+    node.evaluate(f"application:set_env(rabbit, max_message_size, {size}).")
+    node.evaluate(f"persistent_term:put(max_message_size, {size}).")
 
 
 async def test_a_deleted_queue_is_made_again_or_an_error(node: Node) -> None:
@@ -176,6 +217,52 @@ async def test_a_deleted_queue_is_made_again_or_an_error(node: Node) -> None:
         with pytest.raises(QueueNotFound, match="no queue 'work'"):
             await adopted.enqueue("x")
         await adopting.close()
+
+
+async def test_a_deleted_queue_is_missed_by_what_is_delayed(node: Node) -> None:
+    """Its delay queue is to be made, and there is nothing to make it for: nothing of the call is lost."""
+    broker, adopting = connect(node.url, timeout=20.0), connect(node.url, timeout=20.0)
+    async with await aio_pika.connect(node.url) as operator:
+        channel = await operator.channel()
+        await broker.declare([Queue("work"), Queue("other")])
+        await channel.queue_delete("work")
+        delayed = Envelope(new_id(), "work", "say", b"{}", due=time.time() + 60)
+        await broker.publish([delayed, Envelope(new_id(), "other", "say", b"{}")])
+        await holds(node, 1, "other")
+        (stats,) = await broker.stats(["work"])
+        assert (stats.ready, stats.delayed) == (0, 1)
+        await adopting.declare([Queue("work", create=False)])
+        await channel.queue_delete("work")
+        later = Envelope(new_id(), "work", "say", b"{}", due=time.time() + 600)
+        with pytest.raises(QueueNotFound, match="'work' does not exist") as caught:
+            await adopting.publish([later])
+        assert caught.value.ids == (later.id,)
+    await broker.close()
+    await adopting.close()
+
+
+async def test_a_closed_broker_stays_closed(node: Node) -> None:
+    """What is being published meanwhile is an error at once, and opens no connection that nobody would close."""
+    with Proxy(node.port) as proxy:
+        broker = connect(proxy.url, timeout=20.0)
+        await broker.declare([Queue("work")])
+        envelopes = [Envelope(new_id(), "work", "say", b"x" * 200_000) for _ in range(100)]
+        publishing = asyncio.create_task(broker.publish(envelopes))
+        await until(lambda: confirmed(broker), "some of them are stored")
+        await broker.close()
+        with pytest.raises(EnqueueTimeout, match="closed by this program before RabbitMQ confirmed") as caught:
+            await publishing
+        assert 0 < len(caught.value.ids) < 100
+        with pytest.raises(BrokerUnavailable, match="closed by this program; nothing was stored"):
+            await broker.publish(envelopes[:1])
+        assert proxy.accepted == 1
+
+
+async def confirmed(broker: Broker) -> bool:
+    assert isinstance(broker, RabbitMQBroker)
+    assert broker._publisher._pipe is not None
+    outbox = broker._publisher._pipe.outbox
+    return outbox._last_tag > len(outbox._sent)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ from leveret import (
     as_finished,
     gather_results,
 )
+from leveret.brokers import connect
 from tests.support import ledger_app
 from tests.support.ledger_app import Size
 from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import until as until_true
 from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
 
 if TYPE_CHECKING:
@@ -277,7 +279,7 @@ def test_the_command_line_tells(place: Place, ledger: Ledger) -> None:
     done = leveret("enqueue", LEDGER_APP, "measure", "1", "2", *url).strip()
     dead = leveret("enqueue", LEDGER_APP, "give_up", "x", *url).strip()
     waits = leveret("enqueue", LEDGER_APP, "pause", "w", "600", *url).strip()
-    wait_until(lambda: "queued" in leveret("status", waits, *url), "it is known to be queued")
+    wait_until(lambda: "queued     pause  on work  since" in leveret("status", waits, *url), "it is known to be queued")
     assert "is queued; wait for it with --wait" in leveret("result", waits, *url, fails=True)
     assert "cancelled before it ran" in leveret("cancel", waits, *url)
     with Worker(place.url, ledger).ready():
@@ -292,3 +294,21 @@ def test_the_command_line_tells(place: Place, ledger: Ledger) -> None:
     assert msgspec.json.decode(line)["result"] == {"width": 1, "height": 2}
     assert leveret("cancel", done, *url, fails=True) == ""
     assert "succeeded" in leveret("status", done, "--app", LEDGER_APP, *url)
+
+
+async def test_a_dead_letter_that_dies_again_at_once_is_dead(place: Place, ledger: Ledger) -> None:
+    """Whoever put it back has its word before the worker has one."""
+    async with producing(place) as app:
+        with Worker(place.url, ledger):
+            handle = await ledger_app.give_up.enqueue("x")
+            await until(handle, "dead")
+            broker = connect(place.url)
+            try:
+                assert await broker.revive("work", [handle.id]) == [handle.id]
+                await until_true(lambda: broker.dead_letters("work", limit=1), "it is dead again")
+            finally:
+                await broker.close()
+        status = await handle.status()
+        assert (status.state, status.error) == ("dead", "gave up: x")
+        assert [moment.state for moment in status.history if moment.state != "running"][-2:] == ["dead", "queued"]
+        assert await app.statuses([handle.id]) == [status]

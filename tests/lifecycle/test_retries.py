@@ -97,7 +97,7 @@ def test_dead_letters_are_decided_about(place: Place, client: Client, ledger: Le
     assert "has no dead letter 'none'" in leveret("dead", "show", "work", "none", *url, fails=True)
     assert "say which" in leveret("dead", "retry", "work", *url, fails=True)
     assert "not among the dead letters" in leveret("dead", "drop", "work", "none", *url, fails=True)
-    assert leveret("dead", "drop", "work", unknown, *url) == "1 dead letters of queue 'work' deleted\n"
+    assert leveret("dead", "drop", "work", unknown, *url) == "1 dead letter of queue 'work' deleted\n"
     assert leveret("dead", "retry", "work", "--all", *url) == "2 dead letters of queue 'work' put back\n"
     client.wait_until_counts("work", ready=2, dead=0)
     with Worker(place.url, ledger):

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from leveret.brokers import connect
+from leveret.brokers import connect, rabbitmq
 from leveret.brokers.rabbitmq.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
 from tests.support.waiting import until
@@ -25,13 +25,30 @@ COUNT = 100
 def test_dead_letters_that_are_put_back_leave_their_queue(node: Node) -> None:
     async def use() -> None:
         async with tasks_on(node) as broker:
-            async with broker.consume([Queue("work")], credit=COUNT) as consumer:
-                await broker.settle([(delivery, DeadLettered("no")) for delivery in await taken(consumer)])
-            ids = [letter.envelope.id for letter in await broker.dead_letters("work", limit=COUNT)]
+            ids = await buried(broker)
             hold(node, "work")
             putting_back = asyncio.ensure_future(broker.revive("work", ids))
             await until(lambda: is_asked(node, "work"), "they are on their way back")
             hold_until_asked(node, dead_queue("work"))
+            release(node, "work")
+            assert sorted(await putting_back) == sorted(ids)
+            assert await broker.dead_letters("work", limit=COUNT) == []
+
+    asyncio.run(use())
+
+
+def test_dead_letters_are_put_back_by_a_publisher_that_changes_its_connection(node: Node) -> None:
+    """As it does when the server confirms nothing for some seconds: what it has stored copies of leaves the dead."""
+
+    async def use() -> None:
+        async with tasks_on(node) as broker:
+            ids = await buried(broker)
+            hold(node, "work")
+            putting_back = asyncio.ensure_future(broker.revive("work", ids))
+            await until(lambda: is_asked(node, "work"), "they are on their way back")
+            await asyncio.sleep(rabbitmq._QUESTION)  # not asked a second time
+            assert isinstance(broker, rabbitmq.RabbitMQBroker)
+            await rabbitmq.amqp.close(await broker._publisher.connection())
             release(node, "work")
             assert sorted(await putting_back) == sorted(ids)
             assert await broker.dead_letters("work", limit=COUNT) == []
@@ -64,6 +81,13 @@ async def tasks_on(node: Node) -> AsyncGenerator[Broker]:
         yield broker
     finally:
         await broker.close()
+
+
+async def buried(broker: Broker) -> list[str]:
+    """The ids of the tasks, which are dead letters now."""
+    async with broker.consume([Queue("work")], credit=COUNT) as consumer:
+        await broker.settle([(delivery, DeadLettered("no")) for delivery in await taken(consumer)])
+    return [letter.envelope.id for letter in await broker.dead_letters("work", limit=COUNT)]
 
 
 async def taken(consumer: Consumer, count: int = COUNT) -> list[Delivery]:

@@ -72,6 +72,7 @@ def test_a_worker_is_scraped(place: Place, client: Client, ledger: Ledger) -> No
     client.enqueue(ledger_app.fail_until, "c", 1)
     client.publish(b"{}", queue="work", task="no-such-task")
     with Worker(place.url, ledger, "-q", "work", "--metrics", pages.address) as worker:
+        pages.wait_for(0, "leveret_tasks_total", task="give_up", outcome="dead")
         pages.wait_for(2, "leveret_tasks_total", task="say", queue="work", outcome="succeeded")
         pages.wait_for(1, "leveret_tasks_total", task="fail_until", outcome="retrying")
         pages.wait_for(1, "leveret_tasks_total", task="fail_until", outcome="succeeded")

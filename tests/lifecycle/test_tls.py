@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
+import socket
 import subprocess
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
 from leveret.brokers import connect
+from leveret.brokers.rabbitmq import amqp
 from leveret.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from tests.conftest import RABBITMQ
 from tests.support import ledger_app
@@ -18,7 +23,7 @@ from tests.support.tls import TLSNode
 from tests.support.workers import Ledger, Worker, leveret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     from tests.support.nodes import Node
@@ -86,6 +91,50 @@ async def test_who_is_not_trusted_is_told_why(tls_node: TLSNode, tmp_path: Path,
         await broker.stats(["work"])
     await broker.close()
     assert told in str(caught.value)
+
+
+async def test_words_that_a_reset_overtakes_are_heard_by_asking_again(tls_node: TLSNode) -> None:
+    """TLS 1.3 lets a client write before the server has looked at its certificate; what was written resets the line."""
+    async with where_last_words_get_lost(tls_node.port) as port:
+        url = tls_node.url_with(certfile=None).replace(f":{tls_node.port}", f":{port}")
+        with pytest.raises(BrokerRefused, match="the server wants a certificate from its clients"):
+            await amqp.connect([url], purpose="test")
+
+
+@asynccontextmanager
+async def where_last_words_get_lost(target: int) -> AsyncGenerator[int]:
+    """A port like the target, but what the server says at the end of the first connection is lost."""
+    connections = itertools.count()
+    relays: list[asyncio.Task[None] | None] = []
+
+    async def relay(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        relays.append(asyncio.current_task())
+        loses, pieces = next(connections) == 0, 0
+        server, to_server = await asyncio.open_connection("127.0.0.1", target)
+
+        async def forward() -> None:
+            nonlocal pieces
+            while data := await client.read(65_536):
+                pieces += 1
+                to_server.write(data)
+
+        forwarding = asyncio.create_task(forward())
+        with suppress(ConnectionError):
+            while data := await server.read(65_536):
+                if not loses or pieces < 2:  # the handshake
+                    to_client.write(data)
+        if loses:
+            to_client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01" + b"\x00" * 7)
+        forwarding.cancel()
+        for writer in (to_client, to_server):
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    relaying = await asyncio.start_server(relay, "127.0.0.1")
+    async with relaying:
+        yield relaying.sockets[0].getsockname()[1]
+        await asyncio.gather(*filter(None, relays))
 
 
 def test_an_expired_certificate_is_refused(tls_node: TLSNode) -> None:

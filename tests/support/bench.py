@@ -19,6 +19,8 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from leveret.brokers import Broker
+
 
 E = TypeVar("E")
 
@@ -26,9 +28,9 @@ E = TypeVar("E")
 class Bench:
     """An application with some tasks, what they did, and a queue to put them in."""
 
-    def __init__(self, broker: MemoryBroker | None = None) -> None:
+    def __init__(self, broker: Broker | None = None) -> None:
         self.app = App("memory://")
-        self.broker = broker or MemoryBroker()
+        self.broker: Broker = broker or MemoryBroker()
         self.done: list[str] = []
         self.events: list[Event] = []
         self.gate = asyncio.Event()
@@ -36,6 +38,15 @@ class Bench:
         @self.app.task(queue="work")
         async def say(text: str) -> None:
             self.done.append(text)
+
+        @self.app.task(queue="work", acknowledge="before")
+        async def say_once(text: str) -> None:
+            self.done.append(text)
+
+        @self.app.task(queue="work", acknowledge="before")
+        async def wait_once(text: str) -> None:
+            self.done.append(f"start {text}")
+            await self.gate.wait()
 
         @self.app.task(queue="work")
         async def count(text: str) -> int:

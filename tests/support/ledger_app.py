@@ -35,6 +35,11 @@ async def say(text: str) -> None:
     note(f"said {text}")
 
 
+@app.task(queue="work")
+async def announce(kind: str, number: str) -> None:
+    print(kind, number, "is on its way")
+
+
 @app.task(queue="other")
 async def say_elsewhere(text: str) -> None:
     note(f"said {text}")
@@ -165,6 +170,44 @@ async def overrun_stubbornly(text: str) -> None:
             await asyncio.sleep(60)
 
 
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+async def overrun_tidily(text: str, seconds: float) -> None:
+    """Takes a second to end when it is cancelled."""
+    note(f"try {text}")
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        await asyncio.sleep(1)
+        raise
+    finally:
+        note(f"end {text}")
+
+
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+async def overrun_blocking(text: str) -> None:
+    note(f"try {text}")
+    time.sleep(60)  # noqa: ASYNC251 - the fault under test
+
+
+@app.task(queue="work", timeout=0.5, max_attempts=2, backoff=0)
+async def overrun_blocking_in_part(text: str) -> None:
+    """In an asyncio task of its own, of which nobody knows whose it is."""
+    note(f"try {text}")
+
+    async def part() -> None:
+        time.sleep(60)  # noqa: ASYNC251 - the fault under test
+
+    await asyncio.create_task(part())
+
+
+@app.task(queue="work")
+async def block_and_wait(text: str, seconds: float) -> None:
+    """Its event loop turns again, though it has not ended."""
+    note(f"start {text} {os.getpid()}")
+    time.sleep(seconds)  # noqa: ASYNC251 - the fault under test
+    await asyncio.sleep(60)
+
+
 @app.task(queue="work")
 async def hold_the_interpreter(text: str) -> None:
     """A C function that lets no other thread of its process run."""
@@ -240,3 +283,10 @@ async def held(text: str) -> None:
     while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
         await asyncio.sleep(0.02)
     note(f"end {text}")
+
+
+@app.task(queue="work")
+async def held_large(text: str, size: int) -> str:
+    """The same, with a result of that size."""
+    await held(text)
+    return "x" * size

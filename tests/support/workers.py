@@ -30,8 +30,15 @@ class Ledger:
     def lines(self) -> list[str]:
         return self.path.read_text().splitlines()
 
+    def lines_of(self, beginning: str) -> list[str]:
+        return [line for line in self.lines() if line.startswith(beginning)]
+
     def count(self, beginning: str) -> int:
-        return sum(line.startswith(beginning) for line in self.lines())
+        return len(self.lines_of(beginning))
+
+    def release(self, text: str) -> None:
+        """Let what waits for a file of that name go on."""
+        self.path.with_name(f"{self.path.name}.{text}").touch()
 
     def wait_for(self, beginning: str, count: int = 1, within: float = PATIENCE) -> str:
         """Wait until that many lines begin so; the last one of them."""

@@ -498,3 +498,34 @@ def test_a_file_that_failed_is_not_left_half_imported(folder: Path) -> None:
     with pytest.raises(AppNotLoaded):
         load_app("tasks_here.py:app")
     assert "tasks_here" not in sys.modules
+
+
+def test_threads_that_begin_together_after_others_ended(tmp_path: Path) -> None:
+    """Each loop has its own producer, and lets go of those of ended loops: several may find the same ones."""
+    app = App(f"sqlite:///{tmp_path / 'tasks.db'}")
+    handles: list[str] = []
+
+    @app.task
+    async def job() -> None: ...
+
+    async def enqueue(barrier: threading.Barrier) -> None:
+        barrier.wait()
+        handles.append((await job.enqueue()).id)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            loops = [asyncio.new_event_loop() for _ in range(20)]
+            for loop in loops:
+                loop.run_until_complete(job.enqueue())
+                loop.close()
+            barrier = threading.Barrier(3)
+            threads = [threading.Thread(target=asyncio.run, args=(enqueue(barrier),)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(handles) == 15

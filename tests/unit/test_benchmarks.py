@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import entrants
 from benchmarks.goals import Duel, Goal
-from benchmarks.measures import Incorrect, Setting, rate
+from benchmarks.measures import Incorrect, Setting, TooFew, rate
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import SQLite
 from benchmarks.results import Bout, Results
@@ -60,5 +60,5 @@ def test_a_rate_needs_all_processes_at_work(tmp_path: Path) -> None:
     for task in range(100):
         ledger.note_run(task)
     assert rate(ledger, processes=1) > 0
-    with pytest.raises(Incorrect, match="2 processes were to run tasks, 1 did"):
+    with pytest.raises(TooFew, match="2 processes were to run tasks, 1 did"):
         rate(ledger, processes=2)

@@ -136,6 +136,7 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
             enqueued_at=now - 5,
             started_at=now - 3,
             progress=Progress(30, 120, "row 30"),
+            body=b'{"args": ["photo.jpg"], "kwargs": {"width": 80}}',
         )
         await app.broker.declare([Queue("work")])
         await app.broker.tell([running])
@@ -143,11 +144,13 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
         assert '<progress max="100" value="25"' in page
         assert "row 30" in page
         assert "Running for" in page
+        assert "photo.jpg" in page
         await app.broker.tell(
             [Status("one", "succeeded", now + 1, "work", "resize", 2, result=msgspec.Raw(b'{"w": 80}'))]
         )
         page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
         assert "&#34;w&#34;: 80" in page
+        assert "photo.jpg" in page, "what it was called with stays when it has ended"
         assert '<progress max="100" value="25"' in page
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from leveret import App
 from leveret.dashboard import by_name, charts, text, views
-from leveret.dashboard.history import KEPT, Recent, Sample
+from leveret.dashboard.history import KEPT, STEP, Recent, Sample
 from leveret.dashboard.redaction import HIDDEN, Redact, arguments, result
 from leveret.inspection import WorkerReport
 from leveret.model import Envelope, QueueStats
@@ -173,16 +173,21 @@ def test_rates_come_from_what_the_workers_have_counted() -> None:
     assert recent.samples[-1].finished == 0.0  # it was not known before, and did that over days
 
 
-def test_run_times_are_those_since_the_sample_before() -> None:
+def test_run_times_are_those_of_the_last_half_minute() -> None:
     recent = Recent()
     for seconds in (1.0, 2.0, 30.0):
         recent.ran(seconds)
     recent.add(100.0, stats(), [])
     assert recent.samples[-1].slow == 30.0
+    recent.ran(0.0)
     recent.add(102.0, stats(), [])
-    assert [one.median for one in recent.samples] == [2.0, None]
-    for number in range(2 * KEPT):
-        recent.add(104.0 + number, stats(), [])
+    assert [one.median for one in recent.samples] == [2.0, 1.5], "one short task does not hide the others"
+    for number in range(20):
+        recent.add(104.0 + STEP * number, stats(), [])
+    assert [one.median for one in recent.samples][-8:-5] == [1.5, 0.0, None]
+    for number in range(20, 2 * KEPT):
+        recent.add(104.0 + STEP * number, stats(), [])
+    assert [one.median for one in list(recent.samples)[-3:]] == [None] * 3
     assert len(recent.samples) == KEPT
 
 

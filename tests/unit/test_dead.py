@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from click.testing import CliRunner
 
 from leveret.brokers.memory import MemoryBroker
@@ -13,8 +14,6 @@ from leveret.model import DeadLetter, Envelope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pytest
 
 
 class Letters(MemoryBroker):
@@ -46,7 +45,7 @@ def letter(id_: str, died_at: float | None, reason: str = "ValueError") -> DeadL
 
 def test_an_age_that_is_unknown_is_not_old(monkeypatch: pytest.MonkeyPatch) -> None:
     broker = Letters(letter("unknown", None), letter("old", time.time() - 100), letter("new", time.time()))
-    assert "1 dead letters" in run(monkeypatch, broker, "drop", "work", "--older", "50")
+    assert "1 dead letter of" in run(monkeypatch, broker, "drop", "work", "--older", "50")
     assert broker.discarded == [("work", "old")]
     assert "unknown" not in run(monkeypatch, broker, "list", "work", "--older", "0")
 
@@ -60,3 +59,13 @@ def test_a_terminal_is_told_nothing_by_a_dead_letter(monkeypatch: pytest.MonkeyP
         assert shown.replace("\n", "").isprintable(), arguments
     assert "one\ntwo" in shown
     assert r"task: say\n\x1b]0;owned" in shown
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_a_reason_is_shown_whole_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    envelope = Envelope("0" * 32, "work", "its_own_decision", b"{}", attempt=12)
+    shown = run(monkeypatch, Letters(DeadLetter(envelope, "there is no order 0", "", 1.0)), "list", "work")
+    assert "its_own_decision" in shown
+    assert "there is no order 0" in shown
+    assert max(map(len, shown.splitlines())) <= int(columns)

@@ -94,8 +94,10 @@ async def test_the_arguments_arrive() -> None:
 async def test_an_exception_is_tried_again_with_its_traceback(kind: str) -> None:
     outcome = await retrying(raising(ValueError("no such file"), kind=kind))
     assert outcome.error == "ValueError: no such file"
-    assert outcome.traceback.startswith("Traceback (most recent call last):")
-    assert "raise error\nValueError: no such file" in outcome.traceback
+    first, second, *rest = outcome.traceback.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert second.startswith(f'  File "{__file__}"')  # the task's own; not a frame of Leveret's
+    assert rest[-2:] == ["    raise error", "ValueError: no such file"]
 
 
 async def test_the_cause_is_in_the_traceback() -> None:
@@ -152,6 +154,34 @@ async def test_a_timeout_of_the_tasks_own_is_an_error_like_others() -> None:
             await asyncio.Event().wait()
 
     assert (await retrying(task)).error == "TimeoutError"
+
+
+async def timed(function: Callable[..., Any]) -> str:
+    """The error of a task that may run for a moment."""
+    app = App("memory://")
+    app.task(name="task", timeout=0.05)(function)
+    with running(app) as runner:
+        outcome = await runner.run(envelope("task"))
+    assert isinstance(outcome, Retrying)
+    return outcome.error
+
+
+async def test_the_limit_is_told_from_a_timeout_of_the_tasks_own() -> None:
+    async def too_long() -> None:
+        await asyncio.Event().wait()
+
+    async def early() -> None:
+        raise TimeoutError("the printer is silent")
+
+    async def at_the_limit() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise TimeoutError("the printer is silent")
+
+    assert "TimedOut: task 'task' ran longer than its timeout of 0.05 s" in await timed(too_long)
+    assert await timed(early) == "TimeoutError: the printer is silent"
+    assert await timed(at_the_limit) == "TimeoutError: the printer is silent"
 
 
 async def test_the_last_attempt_that_fails_is_dead() -> None:

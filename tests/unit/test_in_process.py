@@ -82,3 +82,11 @@ async def test_what_is_cancelled_twice_at_once_is_told_of_once() -> None:
     assert crewed.outcomes == {1: BEFORE}
     assert crewed.crew.finished == 1
     await crewed.crew.stop()
+
+
+async def test_what_comes_after_the_stop_does_not_run() -> None:
+    """An acknowledgment before the run may end late."""
+    crewed = Crewed()
+    await crewed.crew.stop()
+    crewed.submit("on_the_loop", 1)
+    assert not crewed.crew.running_tasks()

@@ -50,6 +50,9 @@ class Source:
             raise BrokerUnavailable("away")
         return [QueueStats("work", 1, 2, 3, 4, delayed=5, paused=True)]
 
+    def tasks(self) -> Sequence[tuple[str, str]]:
+        return [("say", "work"), ("idle", "other")]
+
     def registered(self, envelope: Envelope) -> str | None:
         return None if envelope.task == "evil" else envelope.task
 
@@ -128,6 +131,8 @@ async def test_what_is_counted() -> None:
         assert found["leveret_tasks_total", outcome_, "work", task] == count
     # Born at 0: of a series that begins at 1 Prometheus sees no increase.
     assert found["leveret_tasks_total", "succeeded", "work", "(unknown)"] == 0
+    assert found["leveret_tasks_total", "dead", "other", "idle"] == 0
+    assert found["leveret_task_run_seconds_count", "other", "idle"] == 0
     assert found["leveret_task_run_seconds_count", "work", "say"] == 3
     assert found["leveret_task_wait_seconds_count", "work", "say"] == 2
     assert 4 <= found["leveret_task_wait_seconds_sum", "work", "say"] < 60

@@ -30,7 +30,8 @@ class Channel:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.is_clogged = False
-        self.outbox = Outbox(Encoder(1, 0), self.writes.append, lambda: self.is_clogged)
+        self.unsent = 0
+        self.outbox = Outbox(Encoder(1, 0), self.writes.append, lambda: self.is_clogged, lambda: self.unsent)
 
     @property
     def bodies(self) -> list[list[str]]:
@@ -245,6 +246,33 @@ async def test_a_lost_channel_ends_every_call() -> None:
     assert len(channel.sent) == 4
 
 
+async def test_a_retired_channel_rests_when_all_that_it_has_is_settled() -> None:
+    channel = Channel()
+    large = channel.outbox.post(many(OUTSTANDING + 1))
+    await turn()
+    cancelled = channel.outbox.post([message("never")])
+    rest = channel.outbox.retire()
+    cancelled.done.cancel()
+    channel.outbox.confirmed(OUTSTANDING, multiple=True)
+    await turn()
+    assert not rest.done()
+    channel.outbox.refused(channel.outbox._last_tag, multiple=False)
+    await large.done
+    assert rest.done()
+    assert len(texts(large)) == 1
+    assert Channel().outbox.retire().done()
+
+
+async def test_a_retired_channel_that_is_lost_rests() -> None:
+    channel = Channel()
+    parcel = channel.outbox.post(many(2))
+    await turn()
+    rest = channel.outbox.retire()
+    channel.outbox.abandon()
+    assert rest.done()
+    assert texts(parcel) == ["0", "1"]
+
+
 class Clock:
     """The loop's time, put forward by hand."""
 
@@ -285,6 +313,28 @@ async def test_a_silent_channel_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert texts(parcel) == ["late"]
 
 
+async def test_a_channel_that_is_still_sending_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large task on a slow line; one that only waits in the system's buffers, for a line that is dead, is."""
+    channel, clock = Channel(), Clock(monkeypatch)
+    parcel = channel.outbox.post([message("x" * 1000)])
+    await turn()
+    for unsent in (900, 600, 300, 0):
+        channel.unsent = unsent
+        await clock.pass_by(SILENCE * 0.9)
+    assert not parcel.done.done()
+    await clock.pass_by(SILENCE * 0.9)
+    assert not parcel.done.done()
+    channel.outbox.confirmed(1, multiple=False)
+    await parcel.done
+    parcel = channel.outbox.post([message("x" * 1000)])
+    channel.unsent = 500
+    await turn()
+    for _ in range(2):
+        await clock.pass_by(SILENCE * 0.6)
+    await parcel.done
+    assert channel.outbox.is_over
+
+
 #: Calls of Python functions for a message of a large call, from its arguments to its confirm: 19 when this was written.
 MOST_CALLS = 30
 MESSAGES = 500
@@ -305,7 +355,7 @@ async def test_a_message_costs_few_calls() -> None:
         calls += event == "call"
 
     async def enqueue(count: int) -> None:
-        envelopes = [say._envelope(("hello",), {}) for _ in range(count)]
+        envelopes = [say._envelope("id", ("hello",), {}) for _ in range(count)]
         parcel = channel.outbox.post([to_message(envelope) for envelope in envelopes])
         await turn()
         channel.outbox.confirmed(channel.outbox._last_tag, multiple=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from leveret import LeaseLost, Queue
+from leveret import BrokerUnavailable, LeaseLost, Queue, recorder
 from leveret.brokers.memory import MemoryBroker
 from leveret.events import TaskSettled
+from leveret.model import Succeeded
 from tests.support.bench import Bench
 
 if TYPE_CHECKING:
@@ -223,6 +224,37 @@ async def test_a_task_may_come_again_while_its_outcome_is_recorded() -> None:
     assert await bench.counts() == (0, 0, 0)
 
 
+class Cut(Thinned):
+    """Has what was settled first come again after `cut`: that acknowledgment was lost with its connection."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda envelope: (envelope, 1))
+        self.settled: list[Settlement] = []
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        await MemoryBroker.settle(self, [(thick(delivery), outcome) for delivery, outcome in settlements], updates)
+        self.settled += settlements
+
+    async def cut(self) -> None:
+        first, _ = self.settled[0]
+        self._lost.append(first.envelope)
+        end(first)
+        await self.publish([first.envelope])
+
+
+async def test_a_task_that_is_acknowledged_before_it_runs_may_come_again_when_it_has_run() -> None:
+    broker = Cut()
+    bench = Bench(broker)
+    await bench.put("say_once", "a")
+    async with bench.working():
+        await bench.wait_until_settled(1)
+        await broker.cut()
+        await bench.wait_for(lambda: len(broker.settled) == 2, "it is acknowledged again")
+    assert bench.done == ["a"]
+    assert len(bench.told(TaskSettled)) == 1
+    assert await bench.counts() == (0, 0, 0)
+
+
 class Robbed(Thinned):
     """Loses each lease while the task runs, to another worker that has done it."""
 
@@ -252,3 +284,38 @@ async def test_who_has_lost_a_task_tells_no_more_of_it() -> None:
         bench.gate.set()
         await bench.wait_until_settled(1)
     assert {status.state for status in broker.told} == {"running"}
+
+
+class Away(Thinned):
+    """Is away when the first outcome comes; by then it has taken the task back, and delivers it again."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda envelope: (envelope, 1))
+        self.tries = 0
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            ((delivery, _),) = settlements
+            self._lost.append(delivery.envelope)
+            end(delivery)
+            await MemoryBroker.settle(self, [(thick(delivery), Succeeded())])
+            await self.publish([delivery.envelope])
+            raise BrokerUnavailable("away")
+        lost = [delivery.envelope.id for delivery, _ in settlements if not delivery.lease.held]
+        if lost:
+            raise LeaseLost(lost)
+        await super().settle(settlements, updates)
+
+
+async def test_what_comes_again_before_it_is_acknowledged_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``acknowledge="before"``: the delivery that came last is acknowledged, then it runs."""
+    monkeypatch.setattr(recorder, "_SETTLE_AGAIN", 0.5)
+    broker = Away()
+    bench = Bench(broker)
+    await bench.put("say_once", "a")
+    async with bench.working():
+        await bench.wait_until_settled(1)
+        assert bench.done == ["a"]
+        assert broker.tries == 4  # away, lost, acknowledged, and how it ended
+    assert await bench.counts() == (0, 0, 0)

@@ -93,14 +93,14 @@ def options_app() -> App:
 
 async def test_options_become_moments() -> None:
     (work,) = options_app().tasks
-    envelope = work.options(delay=timedelta(seconds=90), expires=3600)._envelope((), {})
+    envelope = work.options(delay=timedelta(seconds=90), expires=3600)._envelope("id", (), {})
     assert envelope.enqueued_at is not None
     assert envelope.due == envelope.enqueued_at + 90
     assert envelope.expires_at == envelope.enqueued_at + 3600
     noon = datetime.now(timezone(timedelta(hours=5))) + timedelta(hours=1)
-    assert work.options(at=noon)._envelope((), {}).due == noon.timestamp()
-    assert work.options(delay=5).options(at=noon)._envelope((), {}).due == noon.timestamp()
-    assert work._envelope((), {}).due is None
+    assert work.options(at=noon)._envelope("id", (), {}).due == noon.timestamp()
+    assert work.options(delay=5).options(at=noon)._envelope("id", (), {}).due == noon.timestamp()
+    assert work._envelope("id", (), {}).due is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 from leveret import App
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
-from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import Writer, translate
 from leveret.errors import (
     BrokerError,
@@ -33,13 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
     from pathlib import Path
 
+    from leveret.brokers.sqlite.store import Store
     from leveret.model import Delivery
 
 WORK = Queue("work")
 
 
-def envelope(queue: str = "work", body: bytes = b"{}", task: str | None = "task") -> Envelope:
-    return Envelope(new_id(), queue, task, body)
+def envelope(queue: str = "work", body: bytes = b"{}", task: str | None = "task", **others: Any) -> Envelope:
+    return Envelope(new_id(), queue, task, body, **others)
 
 
 @asynccontextmanager
@@ -257,6 +257,14 @@ async def test_a_missing_folder_is_named_with_its_remedy(tmp_path: Path) -> None
     async with opened(tmp_path / "missing" / "leveret.db") as broker:
         with pytest.raises(StoreError, match="folder"):
             await broker.declare([WORK])
+
+
+@pytest.mark.parametrize("ask", [lambda broker: broker.follow(["1"]), lambda broker: broker.watch()])
+async def test_who_listens_is_told_of_a_missing_folder_too(tmp_path: Path, ask: Callable[[SQLiteBroker], Any]) -> None:
+    async with opened(tmp_path / "missing" / "leveret.db") as broker:
+        with pytest.raises(StoreError, match="folder"):
+            async with ask(broker):
+                pass
 
 
 async def test_a_folder_that_appears_is_used(tmp_path: Path) -> None:
@@ -538,55 +546,6 @@ async def test_a_published_task_rings(path: Path) -> None:
             (delivery,) = await next_batch(batches)
             await broker.settle([(delivery, Succeeded())])
         assert time.monotonic() - began < 4.0  # the rounds of 0.5 s would be 5 s
-
-
-async def test_a_consumer_whose_bell_was_deleted_registers_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody tidied up. The others take it for dead and have its tasks; it gets a new bell and goes on."""
-    folder = path.with_name("leveret.db-consumers")
-    async with opened(path, WORK) as broker, opened(path) as other, broker.consume([WORK], credit=1) as consumer:
-        batches = aiter(consumer)
-        await broker.publish([envelope(body=b"1")])
-        (lost,) = await next_batch(batches)
-        remove(folder)
-        assert await counts(other) == (1, 0, 0)
-        (again,) = await next_batch(batches)
-        assert (again.envelope.id, again.returns, again.lease.held) == (lost.envelope.id, 1, True)
-        assert not lost.lease.held
-        with pytest.raises(LeaseLost):
-            await broker.settle([(lost, Succeeded())])
-        await broker.settle([(again, Succeeded())])
-        assert len(names(folder)) == 1
-        assert await counts(other) == (0, 0, 0)
-    assert "registering again" in caplog.text
-
-
-async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file may be locked in that moment, as in any other; a worker does not end for that."""
-    refusals = [BrokerUnavailable("locked just now")] * 2
-    original = Store.register
-
-    def register(*args: Any, **kwargs: Any) -> int:
-        if refusals:
-            raise refusals.pop()
-        return original(*args, **kwargs)
-
-    async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        monkeypatch.setattr(Store, "register", register)
-        remove(path.with_name("leveret.db-consumers"))
-        await broker.stats()
-        await broker.publish([envelope()])
-        assert len(await next_batch(aiter(consumer))) == 1
-    assert refusals == []
-
-
-async def test_a_consumer_without_its_bell_still_looks_by_itself(path: Path) -> None:
-    """A lost ring delays a task; it does not lose it."""
-    async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        remove(path.with_name("leveret.db-consumers"))
-        await broker.publish([envelope()])
-        assert len(await next_batch(aiter(consumer))) == 1
 
 
 async def test_an_outcome_is_recorded_once(path: Path) -> None:

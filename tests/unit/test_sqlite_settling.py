@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from leveret.brokers.sqlite.bells import Bell
 from leveret.brokers.sqlite.writer import Writer
-from leveret.errors import BrokerError
-from leveret.model import Retrying, Succeeded
-from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened
+from leveret.errors import BrokerError, LeaseLost
+from leveret.model import DeadLettered, Retrying, Succeeded
+from leveret.status import settled
+from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +68,28 @@ async def test_outcomes_that_wait_together_are_one_request(path: Path, transacti
         await asyncio.gather(*settling)
         assert sum(transactions) < 9
         assert await counts(broker) == (0, 0, 0)
+
+
+async def test_who_does_not_know_yet_that_it_lost_a_task_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease looks held: only the file tells that the task is another one's, and that it has ended."""
+    monkeypatch.setattr(Bell, "hangs", True)  # it does not see that its bell was deleted
+    task = envelope()
+    async with opened(path, WORK) as broker, opened(path) as other, broker.consume([WORK], credit=1) as consumer:
+        await broker.publish([task])
+        (stale,) = await next_batch(aiter(consumer))
+        remove(path.with_name("leveret.db-consumers"))
+        async with other.consume([WORK], credit=1) as living:
+            (delivery,) = await next_batch(aiter(living))
+            await other.settle([(delivery, Succeeded(b"1"))], [settled(task, "task", Succeeded(b"1"), time.time())])
+            assert stale.lease.held
+            with pytest.raises(LeaseLost):
+                await broker.settle(
+                    [(stale, DeadLettered("no"))], [settled(task, "task", DeadLettered("no"), time.time())]
+                )
+        (status,) = await other.statuses([task.id])
+        assert status.state == "succeeded"
 
 
 async def test_an_outcome_that_cannot_be_stored_keeps_no_other_from_it(path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
 from leveret.status import (
+    MOST_BODY,
     Mark,
     Moment,
     Progress,
@@ -90,6 +91,22 @@ def test_a_workers_older_word_may_come_late() -> None:
     assert newer(done, again).state == "running"
 
 
+def test_an_id_that_is_used_again_is_another_task() -> None:
+    """Nothing of the old one is kept, whoever is the first to tell of the new one. A revived task is the same."""
+    done = told(
+        msgspec.structs.replace(started(TASK, "say", 101.0), progress=Progress(1, 2)),
+        settled(TASK, "say", DeadLettered("gone"), 102.0),
+    )
+    another = msgspec.structs.replace(TASK, enqueued_at=200.0)
+    for update in (started(another, "say", 201.0), settled(another, "say", Succeeded(), 202.0)):
+        assert newer(done, update) == update
+    again = told(done, revived_again(done, 200.0), started(another, "say", 201.0))
+    assert again.enqueued_at == 100.0
+    assert [moment.state for moment in again.history] == ["running", "dead", "queued"]
+    done_again = newer(again, settled(another, "say", Succeeded(), 202.0))
+    assert newer(done_again, started(another, "say", 201.5)) == done_again
+
+
 def test_a_delayed_task_has_its_time() -> None:
     delayed = msgspec.structs.replace(TASK, due=500.0)
     assert (enqueued(delayed, 100.0).state, enqueued(delayed, 100.0).due) == ("delayed", 500.0)
@@ -108,8 +125,18 @@ def test_where_the_broker_has_it_counts() -> None:
     buried = msgspec.structs.replace(row, state="dead", error="gone")
     assert placed(dead, buried) == dead
     assert placed(running, buried) == buried
+    delayed = enqueued(msgspec.structs.replace(TASK, due=500.0), 100.0)
+    assert placed(delayed, delayed) == delayed
+    for due in (row, msgspec.structs.replace(row, state="running")):
+        known = placed(delayed, due)
+        assert known is not None
+        assert (known.state, known.due) == ("queued", None)
     held = msgspec.structs.replace(row, state="running")
     assert placed(running, held) == running
+    for nothing in (None, done):
+        waits = placed(nothing, held)
+        assert waits is not None
+        assert waits.state == "queued"  # in the backlog of a worker
 
 
 def test_what_is_said_of_a_status() -> None:
@@ -128,3 +155,12 @@ def test_a_mark_covers_what_was_enqueued_before_it() -> None:
     assert mark.covers(TASK)
     assert mark.covers(msgspec.structs.replace(TASK, enqueued_at=None))
     assert not mark.covers(msgspec.structs.replace(TASK, enqueued_at=151.0))
+
+
+@pytest.mark.parametrize(("body", "kept"), [(b"{}" * 10, b"{}" * 10), (b" " * (MOST_BODY + 1), None)])
+def test_a_call_is_kept_with_the_status_unless_it_is_long(body: bytes, kept: bytes | None) -> None:
+    envelope = msgspec.structs.replace(TASK, body=body)
+    for update in (enqueued(envelope, 1.0), started(envelope, "say", 2.0), settled(envelope, "say", Succeeded(), 3.0)):
+        assert update.body == kept
+    ended = newer(started(envelope, "say", 2.0), msgspec.structs.replace(started(TASK, "say", 3.0), body=None))
+    assert ended.body == kept

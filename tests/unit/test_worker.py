@@ -426,7 +426,7 @@ async def test_only_those_that_were_lost_are_told_so() -> None:
 async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("leveret.worker._SETTLE_AGAIN", 0.01)
+    monkeypatch.setattr("leveret.recorder._SETTLE_AGAIN", 0.01)
 
     class Faltering(MemoryBroker):
         refusals = 3
@@ -571,3 +571,9 @@ async def test_a_success_is_recorded_at_once_when_nothing_else_waits() -> None:
         assert broker.sizes == [1]
         bench.gate.set()
         await bench.wait_until_settled(2)
+
+
+async def test_a_queue_that_no_task_goes_to_is_a_mistake_perhaps(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    async with bench.working(queues=["work", "wrok"]):
+        assert "no task of the application goes to wrok by itself; its queues: work" in caplog.text

@@ -67,7 +67,10 @@ class Consumer(Protocol):
         """
 
     async def stop(self) -> None:
-        """Take no more. The iteration ends; what was delivered can still be settled until the context is left."""
+        """Take no more. The iteration ends; what was delivered can still be settled until the context is left.
+
+        Iterated again, it gives an empty batch when there are new marks, until the context is left.
+        """
 
 
 class Broker(Protocol):

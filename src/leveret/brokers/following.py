@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from leveret.status import newer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
     from leveret.errors import BrokerError
     from leveret.status import Status
@@ -38,6 +38,16 @@ class Feed:
                 if status != self._known.get(update.id):
                     self._known[update.id] = status
                     self._add(status)
+
+    def catch_up(self, statuses: Iterable[Status]) -> None:
+        """What is known of tasks from their beginning until now, past and all: some of it was never told here."""
+        for status in statuses:
+            known = self._known.get(status.id)
+            if known is None or status == known or status.at < known.at:
+                self.tell([status])
+            else:
+                self._known[status.id] = status
+                self._add(status)
 
     def fail(self, error: BrokerError) -> None:
         """There will be no more news."""
@@ -73,27 +83,46 @@ class Watch(Feed):
 
 
 class Feeds:
-    """The open feeds of one broker."""
+    """The open feeds of one broker. What is told of a task costs no more for all the others that are followed."""
 
     def __init__(self) -> None:
         self._feeds: set[Feed] = set()
+        self._by_id: dict[str, set[Feed]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._feeds)
 
     @property
-    def ids(self) -> frozenset[str]:
-        return frozenset().union(*(feed.ids for feed in self._feeds))
+    def ids(self) -> Collection[str]:
+        return self._by_id.keys()
 
     def add(self, feed: Feed) -> None:
         self._feeds.add(feed)
+        for id_ in feed.ids:
+            self._by_id.setdefault(id_, set()).add(feed)
 
-    def remove(self, feed: Feed) -> None:
-        self._feeds.discard(feed)
+    def remove(self, feed: Feed) -> Sequence[str]:
+        """The ids that no other one follows."""
+        if feed not in self._feeds:
+            return ()
+        self._feeds.remove(feed)
+        left = [id_ for id_ in feed.ids if self._by_id[id_] == {feed}]
+        for id_ in feed.ids:
+            self._by_id[id_].discard(feed)
+        for id_ in left:
+            del self._by_id[id_]
+        return left
 
     def tell(self, updates: Sequence[Status]) -> None:
-        for feed in self._feeds:
-            feed.tell(updates)
+        if not self._feeds:
+            return
+        every = self._by_id.get(EVERY, ())
+        theirs: dict[Feed, list[Status]] = {}
+        for update in updates:
+            for feed in (*every, *self._by_id.get(update.id, ())):
+                theirs.setdefault(feed, []).append(update)
+        for feed, mine in theirs.items():
+            feed.tell(mine)
 
     def fail(self, error: BrokerError) -> None:
         """There will be no more news for any."""

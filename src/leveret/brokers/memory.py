@@ -44,7 +44,7 @@ from leveret.status import (
     enqueued,
     newer,
     placed,
-    requeued,
+    revived_again,
 )
 
 if TYPE_CHECKING:
@@ -54,13 +54,20 @@ if TYPE_CHECKING:
     from leveret.inspection import Describe, WorkerReport
 
 
+class Call(Protocol):
+    """Something that a clock is to do."""
+
+    def cancel(self) -> object:
+        """It is not to be done any more."""
+
+
 class Clock(Protocol):
     """What a store has its time from: a test may give one that it moves itself."""
 
     def time(self) -> float:
         """Unix time, seconds."""
 
-    def call_at(self, when: float, callback: Callable[[], None], /) -> object:
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Call:
         """Call it when that time has come; in the running loop, if there is one."""
 
 
@@ -70,7 +77,7 @@ class SystemClock:
     def time(self) -> float:
         return time.time()
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> object:
+    def call_at(self, when: float, callback: Callable[[], None]) -> Call:
         return asyncio.get_running_loop().call_later(when - time.time(), callback)
 
 
@@ -100,6 +107,7 @@ class _Stored:
         self.dead: list[DeadLetter] = []
         #: What is not due, under a number of its own.
         self.delayed: dict[int, Envelope] = {}
+        self._ripening: dict[int, Call] = {}
         self.paused = False
         #: In turn: whoever was dealt to last stands last.
         self.takers: deque[_Taker] = deque()
@@ -114,12 +122,13 @@ class _Stored:
         number = next(tokens)
 
         def become_ready() -> None:
-            if self.delayed.pop(number, None) is not None:
-                self.put(envelope, tokens)
-                self.deal(tokens)
+            del self._ripening[number]
+            del self.delayed[number]
+            self.put(envelope, tokens)
+            self.deal(tokens)
 
         self.delayed[number] = envelope
-        self._clock.call_at(envelope.due, become_ready)
+        self._ripening[number] = self._clock.call_at(envelope.due, become_ready)
 
     def deal(self, tokens: itertools.count[int]) -> None:
         """Hand ready tasks to takers with free credit, in turn."""
@@ -139,6 +148,7 @@ class _Stored:
         """Take out a task that waits."""
         number = self._delayed_number(id_)
         if number is not None:
+            self._ripening.pop(number).cancel()
             return self.delayed.pop(number)
         waiting = next((waiting for waiting in self.ready if waiting.envelope.id == id_), None)
         if waiting is None:
@@ -182,29 +192,29 @@ class _Taker:
     """One consumer's share of one queue; also the lease of what it was given."""
 
     def __init__(self, consumer: _MemoryConsumer, credit: int | None) -> None:
-        self._consumer = consumer
+        self.consumer = consumer
         self._credit = credit
         self.held = True
         self.holding: dict[int, _Waiting] = {}
 
     @property
     def has_credit(self) -> bool:
-        return self.held and not self._consumer.stopped and (self._credit is None or len(self.holding) < self._credit)
+        return self.held and not self.consumer.stopped and (self._credit is None or len(self.holding) < self._credit)
 
     def set_credit(self, consumer: _MemoryConsumer, credit: int) -> None:
-        if self._consumer is consumer:
+        if self.consumer is consumer:
             self._credit = credit
 
     def give(self, token: int, waiting: _Waiting) -> None:
         self.holding[token] = waiting
-        self._consumer.give(Delivery(waiting.envelope, self, token, waiting.returns))
+        self.consumer.give(Delivery(waiting.envelope, self, token, waiting.returns))
 
     def release(self, token: int) -> _Waiting | None:
         """What was given under the token; None when it is not this taker's any more."""
         return self.holding.pop(token, None) if self.held else None
 
     def look_up(self) -> None:
-        self._consumer.look_up()
+        self.consumer.look_up()
 
     def told(self, mark: Mark) -> bool:
         """Tell the consumer of a mark, if the task is one that it holds."""
@@ -212,7 +222,7 @@ class _Taker:
         if token is None:
             return False
         self.holding[token] = msgspec.structs.replace(self.holding[token], cancelled=True)
-        self._consumer.tell(mark)
+        self.consumer.tell(mark)
         return True
 
 
@@ -225,6 +235,7 @@ class _MemoryConsumer:
         self._marks: list[Mark] = []
         self._wake = asyncio.Event()
         self.stopped = False
+        self.closed = False
 
     @property
     def paused(self) -> frozenset[str]:
@@ -245,8 +256,11 @@ class _MemoryConsumer:
         marks, self._marks = self._marks, []
         return marks
 
-    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        while not self.stopped or self._batch:
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        return self._batches(is_again=self.stopped)
+
+    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
+        while not (self.closed if is_again else self.stopped and not self._batch):
             await self._wake.wait()
             self._wake.clear()
             batch, self._batch = self._batch, []
@@ -275,6 +289,10 @@ class _MemoryConsumer:
 
     async def stop(self) -> None:
         self.stopped = True
+        self._wake.set()
+
+    def close(self) -> None:
+        self.closed = self.stopped = True
         self._wake.set()
 
 
@@ -340,6 +358,7 @@ class MemoryBroker:
         try:
             yield consumer
         finally:
+            consumer.close()
             if describe is not None:
                 self._store.describers.remove(describe)
             for name, taker in takers.items():
@@ -354,14 +373,20 @@ class MemoryBroker:
             self._deal(takers)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
-        self._note(updates)
+        kept: list[tuple[_Waiting, Outcome]] = []
         lost = []
         for delivery, outcome in settlements:
             taker = delivery.lease
             waiting = taker.release(delivery.tag) if isinstance(taker, _Taker) else None
             if waiting is None:
                 lost.append(delivery.envelope.id)
-            elif waiting.cancelled and isinstance(outcome, (Retrying, Released)):
+            else:
+                kept.append((waiting, outcome))
+        # Of what was lost, whoever has it tells.
+        others = set(lost) - {waiting.envelope.id for waiting, _ in kept}
+        self._note([update for update in updates if update.id not in others])
+        for waiting, outcome in kept:
+            if waiting.cancelled and isinstance(outcome, (Retrying, Released)):
                 self._end_cancelled(waiting)
             else:
                 self._settle(waiting, outcome)
@@ -406,14 +431,20 @@ class MemoryBroker:
 
     async def cancel(self, id_: str) -> Status | None:
         mark = Mark(id_, self._store.clock.time())
-        for stored in self._store.queues.values():
+        queues = self._store.queues.values()
+        for stored in queues:
             envelope = stored.withdraw(id_)
             if envelope is not None:
                 self._store.ids.discard(id_)
                 self._note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
             elif any(taker.told(mark) for taker in stored.takers):
                 break
-        return next(iter(await self.statuses([id_])), None)
+        known = next(iter(await self.statuses([id_])), None)
+        if id_ not in self._store.ids and (known is None or not known.is_final):
+            # Acknowledged before it ran: whoever has it hears of it, as everybody does.
+            for consumer in {taker.consumer for stored in queues for taker in stored.takers}:
+                consumer.tell(mark)
+        return known
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # all are known
@@ -443,8 +474,9 @@ class MemoryBroker:
         for letter in letters:
             again = revived(letter.envelope, now)
             self._store.queues[queue].put(again, self._store.tokens)
-            if again.id in self._store.statuses:
-                self._note([requeued(again, now)])
+            known = self._store.statuses.get(again.id)
+            if known is not None:
+                self._note([revived_again(known, now)])
         self._deal([queue] if letters else [])
         return [letter.envelope.id for letter in letters]
 
@@ -485,7 +517,7 @@ class MemoryBroker:
     def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)
         if stored is None:
-            return []
+            raise QueueNotFound(f"queue {queue!r} does not exist, so it has no dead letters")
         taken = [letter for letter in stored.dead if letter.envelope.id in ids]
         stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
         return taken

@@ -8,6 +8,7 @@ from leveret.app import App, load_app
 from leveret.brokers import censor, connect
 from leveret.cli.options import url_option
 from leveret.errors import ConfigurationError
+from leveret.logs import Logging
 
 #: How long a question to the broker may take (seconds).
 _TIMEOUT = 10.0
@@ -48,6 +49,7 @@ def command(
     """
     from leveret.dashboard import by_name, dashboard
 
+    Logging("WARNING").set_up()
     application = App(enqueue_timeout=_TIMEOUT) if app is None else load_app(app)
     if url is not None:
         application.connect_to(url)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MOST = 100_000
 #: What may be of several lines.
 _LONG = ("reason", "body", "traceback")
+#: A terminal that is narrower shows the reason below the rest (columns).
+_WIDE = 110
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -170,7 +172,7 @@ def _chosen(chosen: _Filter, *, everything: bool) -> _Filter:
 
 
 def _report(done: str, queue: str, ids: Sequence[str], changed: Sequence[str]) -> None:
-    click.echo(f"{len(changed)} dead letters of queue {queue!r} {done}")
+    click.echo(f"{len(changed)} dead letter{'' if len(changed) == 1 else 's'} of queue {queue!r} {done}")
     missing = [id_ for id_ in ids if id_ not in changed]
     if missing:
         raise click.ClickException(f"not among the dead letters that match: {', '.join(missing)}")
@@ -228,16 +230,24 @@ def _print_json(value: object) -> None:
 
 def _show_table(letters: Sequence[DeadLetter]) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    rows = [[Text(in_line(cell), overflow="fold") for cell in _cells(letter)] for letter in letters]
+    if console.width < _WIDE:
+        for *cells, reason in rows:
+            console.print(Text("  ").join(cells), Padding(reason, (0, 0, 0, 2)), sep="\n")
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True)
-    for heading in ("task", "age", "attempt"):
-        table.add_column(heading)
-    table.add_column("reason", overflow="fold", min_width=20)
-    for letter in letters:
-        envelope = letter.envelope
-        cells = (envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason)
-        table.add_row(*(Text(in_line(cell)) for cell in cells))
-    Console().print(table)
+    for heading in ("id", "task", "age", "attempt", "reason"):
+        table.add_column(heading, no_wrap=heading == "id", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _cells(letter: DeadLetter) -> tuple[str, ...]:
+    envelope = letter.envelope
+    return envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason

@@ -8,6 +8,7 @@ import click
 
 from leveret.app import load_app
 from leveret.brokers import Broker, connect, resolve_url
+from leveret.logs import quieten_connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def broker_and_queues(reference: str | None, url: str | None) -> tuple[Broker, Sequence[str]]:
     """The broker that was asked for, and the queues of the application if one was named."""
+    quieten_connections()
     if reference is None:
         return connect(resolve_url(url), timeout=_TIMEOUT), ()
     app = load_app(reference)

@@ -95,6 +95,8 @@ def command(app: str | None, queues: tuple[str, ...], as_json: bool, url: str | 
         click.echo(msgspec.json.format(msgspec.json.encode(stats), indent=2).decode())
     elif stats:
         _show(stats)
+    elif queues:
+        click.echo(f"There is no such queue: {', '.join(queues)}.")
     else:
         click.echo("No queues. On RabbitMQ, name them with -q or with MODULE:APP.")
 

@@ -108,17 +108,15 @@ def _with_handle(reference: str | None, url: str | None, id_: str, ask: Callable
 
 
 def _show_json(status: Status) -> None:
-    click.echo(msgspec.json.encode(status))
+    # A body may hold what only some may see; the dashboard can redact it.
+    click.echo(msgspec.json.encode(msgspec.structs.replace(status, body=None)))
 
 
 def _show(status: Status) -> None:
     """One line, and the traceback of what failed."""
-    parts = [
-        f"{status.state:<9}",
-        in_line(status.task or "(default task)"),
-        f"on {in_line(status.queue)}",
-        f"attempt {status.attempt}",
-    ]
+    parts = [f"{status.state:<9}", in_line(status.task or "(default task)"), f"on {in_line(status.queue)}"]
+    if status.attempt > 1 or status.started_at is not None or status.state == "dead":
+        parts.append(f"attempt {status.attempt}")
     if status.due is not None:
         parts.append(f"due in {max(0.0, status.due - time.time()):.0f} s")
     if status.progress is not None:

@@ -26,7 +26,7 @@ class Line(msgspec.Struct, frozen=True):
     kind: str
     path: str
     area: str
-    #: The last number that is known, as text.
+    #: The last number, as text.
     now: str
 
 
@@ -104,7 +104,7 @@ def _line(label: str, kind: str, row: list[float | None], top: float, written: C
         else:
             pieces[-1].append((begin + number * step, HEIGHT - value / top * HEIGHT))
     pieces = [piece for piece in pieces if piece]
-    now = next((value for value in reversed(row) if value is not None), None)
+    now = row[-1] if row else None
     return Line(
         label,
         kind,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 STEP = 2.0
 KEPT = 150
 #: Run times of one step that are looked at: enough for a median.
-_MOST_RUNS = 2_000
+_MOST_RUNS = 1_000
+#: A run time is shown of so many steps together: of one alone it would jump between the tasks that ended in it.
+_RUN_STEPS = 15
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -30,7 +32,7 @@ class Sample(msgspec.Struct, frozen=True):
     #: Tasks a second since the sample before; None: not known.
     finished: float | None = None
     failed: float | None = None
-    #: Seconds that tasks ran which ended since then: of half of them, and of all but the slowest twentieth.
+    #: Seconds that tasks ran which ended lately: of half of them, and of all but the slowest twentieth.
     median: float | None = None
     slow: float | None = None
 
@@ -40,16 +42,17 @@ class Recent:
 
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=KEPT)
-        self._runs: list[float] = []
+        self._runs: deque[list[float]] = deque([[]], maxlen=_RUN_STEPS)
         self._counters: dict[str, tuple[int, int]] | None = None
 
     def ran(self, seconds: float) -> None:
         """A task has ended after so long."""
-        if len(self._runs) < _MOST_RUNS:
-            self._runs.append(max(0.0, seconds))
+        if len(self._runs[-1]) < _MOST_RUNS:
+            self._runs[-1].append(max(0.0, seconds))
 
     def add(self, now: float, stats: Sequence[QueueStats], workers: Sequence[WorkerReport]) -> None:
-        runs, self._runs = sorted(self._runs), []
+        runs = sorted(seconds for step in self._runs for seconds in step)
+        self._runs.append([])
         before = self._counters
         # A worker that did not answer in time is not a new one when it does again.
         self._counters = {**(before or {}), **{one.name: (one.finished, one.failed) for one in workers}}

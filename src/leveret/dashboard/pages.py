@@ -55,6 +55,9 @@ _SAID = {
     "resumed": "The queue goes on.",
     "retried": "{count} put back into the queue.",
     "dropped": "{count} deleted for good.",
+    "none": "Nothing was chosen, so nothing was done.",
+    "back": "The task is back in its queue.",
+    "gone": "The task is not among the dead letters any more.",
     "cancelled": "The task is cancelled.",
     "asked": "The task was told to end; it still runs.",
     "late": "It was too late to cancel: the task has ended.",
@@ -282,6 +285,8 @@ class Dashboard:
             ids = [letter.envelope.id for letter in letters if search.matches(letter)]
         else:
             ids = [text.unpacked(one) for one in form.getlist("id")]
+        if not ids:
+            return RedirectResponse(f"dead?{search.query()}&said=none", 303)
         if form.get("action") == "retry":
             changed = await self._observer.revive(search.queue, ids)
             said = "retried"
@@ -293,6 +298,8 @@ class Dashboard:
         else:
             raise HTTPException(400, "The form does not say what to do.")
         await self._observer.refresh()
+        if said == "retried" and form.get("from") == "task":
+            return RedirectResponse(f"task?id={text.packed(ids[0])}&said={'back' if changed else 'gone'}", 303)
         return RedirectResponse(f"dead?{search.query()}&said={said}&count={len(changed)}", 303)
 
     async def _login(self, request: Request) -> Response:

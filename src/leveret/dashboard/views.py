@@ -9,7 +9,7 @@ import msgspec
 
 from leveret.dashboard import text
 from leveret.dashboard.redaction import Argument, arguments, result
-from leveret.model import DeadLetter
+from leveret.model import DeadLetter, Envelope
 from leveret.status import Moment, Status
 
 if TYPE_CHECKING:
@@ -115,11 +115,14 @@ def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redac
     ran = None
     if status.started_at is not None and (status.state == "running" or status.is_final):
         ran = (status.at if status.is_final else time.time()) - status.started_at
+    call = None if letter is None else letter.envelope
+    if call is None and status.body is not None:
+        call = Envelope(status.id, status.queue, status.task, status.body)
     return TaskView(
         status,
         timeline(status),
         bar(status.progress),
-        None if letter is None else arguments(app, letter.envelope, redact),
+        None if call is None else arguments(app, call, redact),
         result(status.task, bytes(status.result), redact) if status.has_result else None,
         ran,
         letter,

@@ -28,6 +28,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
     url: str
     queues: list[Queue]
+    #: task -> the queue that its messages go to, unless they are told another.
+    queue_of: dict[str, str]
     #: queue -> the task of its messages that name none.
     default_tasks: dict[str, str]
     #: Tasks that are acknowledged before they run.
@@ -49,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         return cls(
             url=app.url,
             queues=list(app.queues),
+            queue_of={task.name: task.queue for task in app.tasks},
             default_tasks=app.default_tasks,
             at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
             policies={task.name: task.retry.policy for task in app.tasks},
@@ -158,4 +161,4 @@ class Executor(Protocol):
         """What each process that runs jobs does now; tasks by the names that their messages gave."""
 
     async def stop(self) -> None:
-        """End at once. Jobs that still ran are given up without a report."""
+        """End at once. Jobs that still ran are given up without a report, and so are those that come later."""

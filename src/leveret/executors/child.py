@@ -15,8 +15,10 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leveret import execution
 from leveret.app import App, load_app
@@ -24,8 +26,11 @@ from leveret.errors import AppNotLoaded
 from leveret.execution import Runner
 from leveret.executors import Blocks, Job, Manifest
 from leveret.executors.in_process import Crew
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToChild, frame, read_begin
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToChild, Turns, frame, read_begin
 from leveret.model import shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: How often the watch looks (seconds).
 _LOOK = 0.25
@@ -33,6 +38,9 @@ _LOOK = 0.25
 BLOCKED = 1.0
 #: A stack longer than this is cut in the middle (characters).
 _STACK = 8_192
+#: So much do all suspects have together, but each so much that its ends can be read (characters).
+_STACKS = 65_536
+_LEAST_STACK = 256
 
 
 class Watch:
@@ -43,6 +51,8 @@ class Watch:
         self._crew: Crew | None = None
         self._asked: float | None = None
         self._told = False
+        #: The rest of what it has told, when the worker has not read the beginning.
+        self._unsent = b""
         threading.Thread(target=self._run, name="leveret-watch", daemon=True).start()
 
     def over(self, crew: Crew) -> None:
@@ -62,25 +72,36 @@ class Watch:
                 os._exit(1)
 
     def _look(self) -> None:
-        if self._crew is None or self._loop.is_closed():
+        self._send()
+        if self._unsent or self._crew is None or self._loop.is_closed():
             return
-        now = time.monotonic()
-        if self._asked is None:
+        # Read once: the loop may answer at any moment.
+        asked, now = self._asked, time.monotonic()
+        if asked is None:
+            if self._told:
+                self._told = False
+                self._tell([Turns()])
             if self._crew.running:
                 self._asked = now
                 self._loop.call_soon_threadsafe(self._answer)
-        elif now - self._asked > BLOCKED and not self._told:
+        elif now - asked > BLOCKED and not self._told:
             self._told = True
-            self._tell(now - self._asked)
+            suspects = self._suspects()
+            stack = shorten(_stack_of_main_thread(), longest_stack(len(suspects)))
+            self._tell([Blocks(job.key, now - asked, stack) for job in suspects])
 
     def _answer(self) -> None:
         self._asked = None
-        self._told = False
 
-    def _tell(self, seconds: float) -> None:
-        assert self._crew is not None
-        stack = _stack_of_main_thread()
-        self._lifeline.sendall(frame([Blocks(job.key, seconds, stack) for job in self._suspects()]))
+    def _tell(self, messages: Sequence[Blocks | Turns]) -> None:
+        self._unsent += frame(messages)
+        self._send()
+
+    def _send(self) -> None:
+        """As much as the worker takes now. That it is gone the next read finds out."""
+        with suppress(OSError):
+            while self._unsent:
+                self._unsent = self._unsent[self._lifeline.send(self._unsent) :]
 
     def _suspects(self) -> list[Job]:
         """The job that the loop is in; all that run, when it is in an asyncio task that one of them made."""
@@ -95,7 +116,12 @@ def _stack_of_main_thread() -> str:
     at = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented, for debuggers
     frames = traceback.extract_stack(at)
     ours = [number for number, summary in enumerate(frames) if summary.filename == execution.__file__]
-    return shorten("".join(traceback.format_list(frames[ours[-1] + 1 if ours else 0 :])), _STACK)
+    return "".join(traceback.format_list(frames[ours[-1] + 1 if ours else 0 :]))
+
+
+def longest_stack(suspects: int) -> int:
+    """Of each of so many, all of which have the same (characters)."""
+    return min(_STACK, max(_LEAST_STACK, _STACKS // max(1, suspects)))
 
 
 async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int) -> None:
@@ -147,7 +173,8 @@ def main() -> None:
         signal.signal(number, _ignore)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            # A line is one write, or those of several children run into each other where PYTHONUNBUFFERED is set.
+            stream.reconfigure(line_buffering=True, write_through=False)
     watch = Watch(lifeline)
     begin = read_begin(connection)
     if begin is None:

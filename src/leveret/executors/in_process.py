@@ -111,6 +111,8 @@ class Crew:
         self._report = report
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        if self._stopping:
+            return
         self._waiting.extend(jobs)
         self._start_waiting()
 

@@ -22,14 +22,13 @@ import msgspec
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
 from leveret.events import ChildReplaced
-from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, resident
+from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, Started, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
 from leveret.model import Cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
     from leveret.inspection import ChildReport
     from leveret.logs import Logging
@@ -91,6 +90,9 @@ class ProcessExecutor:
         #: How often it was reloaded, and of which generations the children are that shall not stay.
         self._generation = 0
         self._stale_before = 0
+        #: Of which generation the worker knows the application, and how it learns of another.
+        self._known = 0
+        self._adopt: Callable[[Manifest], None] = lambda _: None
         self._serving: list[Child] = []
         self._leaving: set[Child] = set()
         self._wards: set[Child] = set()
@@ -136,12 +138,18 @@ class ProcessExecutor:
 
     async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
         self._report = report
+        generation = self._generation
         first = await Child.start(self._begin, self)
+        first.generation = self._known = generation
         self._serving.append(first)
+        if self._is_stale(first):  # there was a reload while it was born
+            self._births[asyncio.create_task(self._bear())] = first
         self._restock()
         return first.manifest
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        if self._stopping:
+            return
         for job in jobs:
             (self._suspects if job.envelope.id in self._killers else self._waiting).append(job)
         if self._suspects:
@@ -166,11 +174,13 @@ class ProcessExecutor:
     async def reload(self, adopt: Callable[[Manifest], None]) -> int:
         """Replace the children, each when a fresh one is ready: how many. Not to be called again before it has ended.
 
-        ``adopt`` is called with what the application is now, before it runs anything. Raises AppNotLoaded when it
-        can't be imported any more; then the children that are there go on.
+        Those that are being born are not waited for, nor counted, but do not stay either. ``adopt`` is called with what
+        the application is now, before it runs anything. Raises AppNotLoaded when it can't be imported any more; then
+        the children that are there go on.
         """
         self._generation += 1
         self._stale_before = self._generation
+        self._adopt = adopt
         count = 0
         while self._stale() is not None:
             try:
@@ -181,7 +191,7 @@ class ProcessExecutor:
             if self._stopping:
                 await fresh.stop()
                 break
-            adopt(fresh.manifest)
+            self._introduce(fresh)
             self._serving.append(fresh)
             stale = self._stale()
             if stale is not None:
@@ -229,17 +239,17 @@ class ProcessExecutor:
         else:
             self._recycle_if_due(child)
 
-    def died(self, child: Child) -> None:
+    def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started]) -> None:
         was_replaced = child in self._leaving
         if self._stopping or not self._forget(child):
             return
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
-        self._waiting.extendleft(reversed(child.unstarted()))
+        self._waiting.extendleft(reversed(unstarted))
         charged = self._charge(child)
         self._unwanted.difference_update(verdict.key for verdict in charged)
         self._restock()
         replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
-        self._report([*replaced, *charged])
+        self._report([*belated, *replaced, *charged])
         self._assign()
 
     # What follows from it.
@@ -271,16 +281,23 @@ class ProcessExecutor:
 
     def _check_time(self, child: Child, key: int, begun: Begun) -> None:
         """A task that outlasts its timeout costs its child, which first may finish the neighbours."""
-        if begun.timeout is None or child.condemned is not None:
+        over = begun.overtime(time.monotonic())
+        if over <= _LATE or child.condemned is not None:
             return
-        over = time.monotonic() - begun.since - begun.timeout
-        if over > OVERTIME:
+        if child.blockers and key not in child.blockers:
+            return  # it can't end while another one blocks, which runs on
+        if over > OVERTIME and len(child.blockers) > 1:
+            log.warning(
+                "a child process (pid %d) is killed: one of its tasks blocks it and outlasts its timeout", child.pid
+            )
+            child.kill()
+        elif over > OVERTIME:
             child.condemn(
                 key,
                 f"the task ran longer than its timeout of {begun.timeout:g} s and did not end, "
                 f"so its child process (pid {child.pid}) was killed",
             )
-        elif over > _LATE and child in self._serving and self._has_room():
+        elif child in self._serving and self._has_room():
             log.warning("a child process (pid %d) is replaced: a task outlasts its timeout", child.pid)
             self._report([ChildReplaced(child.pid, "overran")])
             self._retire(child)
@@ -331,6 +348,12 @@ class ProcessExecutor:
     def _is_stale(self, child: Child) -> bool:
         return child.generation < self._stale_before
 
+    def _introduce(self, child: Child) -> None:
+        """Before it runs anything, the worker must know the application as that child has it."""
+        if child.generation > self._known:
+            self._known = child.generation
+            self._adopt(child.manifest)
+
     def _trim(self) -> None:
         """Have the children leave that are too many: those of an earlier generation first, then the idlest."""
         for _ in range(len(self._serving) - self._processes):
@@ -340,7 +363,7 @@ class ProcessExecutor:
         """One at a time, and the next child is ready before this one leaves."""
         if not any(self._births.values()) and self._recycling.is_due(child):
             log.info("a child process (pid %d) is recycled after %d tasks", child.pid, child.finished)
-            self._births[self._begin_birth(self._bear())] = child
+            self._births[asyncio.create_task(self._bear())] = child
 
     def _has_finished(self, child: Child) -> None:
         """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
@@ -352,7 +375,7 @@ class ProcessExecutor:
 
     def _dismiss(self, child: Child) -> None:
         if self._forget(child):
-            farewell = asyncio.get_running_loop().create_task(child.stop())
+            farewell = asyncio.create_task(child.stop())
             self._farewells.add(farewell)
             farewell.add_done_callback(self._farewells.discard)
 
@@ -376,15 +399,10 @@ class ProcessExecutor:
         """Start the children that are wanted and not there."""
         coming = sum(leaver is None for leaver in self._births.values())
         for _ in range(self._processes - len(self._serving) - coming):
-            self._births[self._begin_birth(self._bear())] = None
+            self._births[asyncio.create_task(self._bear())] = None
         wanted = min(_WARDS - len(self._wards), len(self._suspects)) - len(self._ward_births)
         for _ in range(wanted):
-            self._ward_births.add(self._begin_birth(self._bear_ward()))
-
-    def _begin_birth(self, birth: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(birth)
-        task.add_done_callback(self._ward_births.discard)
-        return task
+            self._ward_births.add(asyncio.create_task(self._bear_ward()))
 
     async def _bear(self) -> None:
         this = asyncio.current_task()
@@ -400,17 +418,27 @@ class ProcessExecutor:
             self._dismiss(child)
             self._restock()
             return
+        self._introduce(child)
         self._serving.append(child)
         if leaver is not None:
             self._retire(leaver)
-            self._report([ChildReplaced(leaver.pid, "recycled")])
+            if not self._is_stale(leaver):
+                self._report([ChildReplaced(leaver.pid, "recycled")])
         self._trim()
         self._assign()
 
     async def _bear_ward(self) -> None:
-        child = await self._newborn()
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            child = await self._newborn()
+        finally:
+            # Not when this task is done: if this ward is sent away, another one is wanted at once.
+            self._ward_births.discard(this)
         if child is not None:
             self._wards.add(child)
+            if not self._is_stale(child):
+                self._introduce(child)
             self._has_finished(child)
 
     async def _newborn(self) -> Child | None:

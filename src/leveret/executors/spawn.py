@@ -9,6 +9,7 @@ back. The kernel gives each byte to one of them, so that no job can be started t
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
 from leveret.executors import Blocks, Finished, Job, Progressed, Report, Started, resident, running
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns
 from leveret.inspection import ChildReport
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Keeper(Protocol):
     def looked(self, child: Child, /) -> None:
         """A moment is over, and it has jobs or had some."""
 
-    def died(self, child: Child, /) -> None: ...
+    def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started], /) -> None:
+        """The jobs that it had not started, and the news of those of which it could not say any more that it had."""
 
 
 class Begun(NamedTuple):
@@ -53,6 +55,12 @@ class Begun(NamedTuple):
     since: float
     #: Seconds that it may run.
     timeout: float | None
+    #: Until when another job is known to have blocked the event loop, so that it could not end itself.
+    held_up: float = 0.0
+
+    def overtime(self, now: float) -> float:
+        """For how long it could have ended and should have (seconds); negative: for so long it need not."""
+        return now - max(self.since + self.timeout, self.held_up) if self.timeout is not None else -math.inf
 
 
 class Lines(NamedTuple):
@@ -84,6 +92,8 @@ class Child:
         self.finished = 0
         #: The job that it was killed for, and why, if so.
         self.condemned: tuple[int, str] | None = None
+        #: While its event loop is blocked: the jobs of which one does that, as far as can be told.
+        self.blockers: frozenset[int] = frozenset()
         self._held: dict[int, tuple[Job, float]] = {}
         self._process = process
         self._lines = lines
@@ -107,8 +117,10 @@ class Child:
             if isinstance(error, (asyncio.CancelledError, TimeoutError)):
                 with suppress(ProcessLookupError):
                     process.kill()
-            await process.wait()
-            lines.close()
+            try:
+                await _end(process)
+            finally:
+                lines.close()
             if isinstance(error, TimeoutError):
                 raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
             if isinstance(error, AppNotLoaded) and not error.args:
@@ -134,9 +146,6 @@ class Child:
         mine = [key for key in keys if key in self.started or key in self._held]
         if mine:
             self._lines.pipe.write([Cancel(mine)])
-
-    def unstarted(self) -> list[Job]:
-        return [job for job, _ in self._held.values()]
 
     def oldest_unstarted(self) -> float:
         """How long the first of the jobs that it has not started waits for it (seconds)."""
@@ -176,10 +185,7 @@ class Child:
         if self.load():
             self.kill()
         self._lines.pipe.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _FAREWELL)
-        except TimeoutError:
-            self.kill()
+        await _end(self._process)
         await self._life
 
     def _look_later(self) -> None:
@@ -209,7 +215,22 @@ class Child:
         self._keeper.reported(self, reports)
 
     def _hear_watch(self, batch: list[ToWorker]) -> None:
-        self._keeper.reported(self, [one for one in batch if isinstance(one, Blocks) and one.key in self.started])
+        reports: list[Report] = []
+        for message in batch:
+            if isinstance(message, Blocks):
+                self.blockers |= {message.key}
+                if message.key in self.started:
+                    reports.append(message)
+            elif isinstance(message, Turns):
+                self._turns_again()
+        if reports:
+            self._keeper.reported(self, reports)
+
+    def _turns_again(self) -> None:
+        now = time.monotonic()
+        for key in self.started.keys() - self.blockers:
+            self.started[key] = self.started[key]._replace(held_up=now)
+        self.blockers = frozenset()
 
     async def _live(self) -> None:
         """Until the process has ended, though one that it forked may hold its socket open."""
@@ -220,13 +241,18 @@ class Child:
         await asyncio.wait([socket_ended], timeout=_LAST_WORDS)
         # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
         self._lines.pipe.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _FAREWELL)
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+        await _end(self._process)
+        unstarted = self.take_back()
+        belated = self._start_rest()
         self._end_lines()
-        self._keeper.died(self)
+        self._keeper.died(self, unstarted, belated)
+
+    def _start_rest(self) -> list[Started]:
+        """Its last reports may be lost with it, but the ticket of a job that it began is gone."""
+        rest, self._held = self._held, {}
+        now = time.monotonic()
+        self.started.update((key, Begun(job, now, None)) for key, (job, _) in rest.items())
+        return [Started(key) for key in rest]
 
     def _end_lines(self) -> None:
         if self._looking is not None:
@@ -263,6 +289,17 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
         their_lifeline.close()
     pipes = [await Pipe[ToWorker].open(end, ToWorker) for end in (ours, lifeline)]
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever."""
+    try:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _FAREWELL)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()
 
 
 def _ready(batch: list[ToWorker]) -> Ready:

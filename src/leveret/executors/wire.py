@@ -60,8 +60,12 @@ class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     reason: str
 
 
+class Turns(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The event loop turns again, after `Blocks`."""
+
+
 ToChild: TypeAlias = Begin | Run | Cancel
-ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks | Turns
 M = TypeVar("M")
 
 _LENGTH = 4

@@ -133,6 +133,9 @@ class Exporter:
     async def _metrics(self) -> Answer:
         if self._source is not None:
             await self._queues.refresh(self._source)
+            # A series that is born at 1 has no increase: what has not run yet is at 0.
+            for labels in self._source.tasks():
+                self._labelled(labels)
         return Answer(generate_latest(self._registry).decode(), content_type=_CONTENT_TYPE)
 
     async def _live(self) -> Answer:
@@ -151,7 +154,9 @@ class Exporter:
             self._of(envelope).wait_time.observe(max(0.0, now - since))
 
     def _of(self, envelope: Envelope) -> _Series:
-        labels = (self._source and self._source.registered(envelope)) or _UNKNOWN, envelope.queue
+        return self._labelled(((self._source and self._source.registered(envelope)) or _UNKNOWN, envelope.queue))
+
+    def _labelled(self, labels: tuple[str, str]) -> _Series:
         series = self._series.get(labels)
         if series is None:
             series = _Series(self._tasks, self._run_time.labels(*labels), self._wait_time.labels(*labels), labels)

@@ -22,7 +22,7 @@ class ManualClock:
     def __init__(self) -> None:
         self._now = time.time()
         self._order = itertools.count()
-        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._calls: list[tuple[float, int, _Call]] = []
 
     def time(self) -> float:
         """Unix time, seconds."""
@@ -37,18 +37,36 @@ class ManualClock:
 
     def skip(self) -> float:
         """Move to the moment when the next delayed task falls due; the seconds moved, 0.0 if nothing is delayed."""
+        self._forget_cancelled()
         if not self._calls:
             return 0.0
         before = self._now
         self._move_to(self._calls[0][0])
         return self._now - before
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        """Call it when the clock comes to that time."""
-        heapq.heappush(self._calls, (when, next(self._order), callback))
+    def call_at(self, when: float, callback: Callable[[], None]) -> _Call:
+        """Call it when the clock comes to that time, unless it is cancelled before."""
+        call = _Call(callback)
+        heapq.heappush(self._calls, (when, next(self._order), call))
+        return call
 
     def _move_to(self, target: float) -> None:
         while self._calls and self._calls[0][0] <= target:
-            self._now, _, callback = heapq.heappop(self._calls)
-            callback()
+            when, _, call = heapq.heappop(self._calls)
+            if not call.cancelled:
+                self._now = when
+                call.callback()
         self._now = target
+
+    def _forget_cancelled(self) -> None:
+        while self._calls and self._calls[0][2].cancelled:
+            heapq.heappop(self._calls)
+
+
+class _Call:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True

@@ -16,11 +16,17 @@ import asyncio
 import os
 import secrets
 import time
+from typing import TYPE_CHECKING
 
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
 from leveret.testing import following, inspecting, pausing
 from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.brokers import Broker
 
 __all__ = ["CHECKS", "Check", "following", "inspecting", "pausing"]
 
@@ -74,19 +80,20 @@ async def what_is_ready_is_counted_cheaply(bench: Bench) -> None:
     broker, later = await bench.declared(), time.time() + 3600
     asked = [bench.queue.name, f"{bench.queue.name}-not-there"]
     await broker.publish([*bench.envelopes(*"abc"), bench.envelope("later", due=later)])
-
-    async def counts(count: int) -> None:
-        for _ in range(200):
-            ready = await broker.ready(asked)
-            if ready == count:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"{ready} are ready, not {count}")
-
-    await counts(3)
+    await counts(broker, asked, 3)
     taken = await bench.consumer(bench.broker(), credit=2)
     await taken.next(2)
-    await counts(1)
+    await counts(broker, asked, 1)
+
+
+async def counts(broker: Broker, queues: Sequence[str], count: int) -> None:
+    """Wait until so many are ready."""
+    for _ in range(200):
+        ready = await broker.ready(queues)
+        if ready == count:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{ready} are ready, not {count}")
 
 
 @check
@@ -196,6 +203,15 @@ async def a_delayed_task_is_not_early(bench: Bench) -> None:
             late = time.time() - due
             await broker.settle([(delivery, Succeeded())])
         assert 0 <= late < 1, f"a task delayed by {seconds} s came {late:.3f} s late"
+
+
+@check
+async def what_is_due_is_ready_though_nobody_consumes(bench: Bench) -> None:
+    """Else whoever starts workers by what is ready would never start the first."""
+    broker, other = await bench.declared(), bench.broker()
+    await broker.publish([bench.envelope("a", due=time.time() + 0.3), bench.envelope("b", due=time.time() + 3_600)])
+    await counts(other, [bench.queue.name], 1)
+    await becomes(other, bench.queue, ready=1, delayed=1, running=0)
 
 
 @check

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.brokers.following import Feed, Watch
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 
     from leveret.brokers import Consumer
+    from leveret.errors import BrokerError
     from leveret.inspection import Describe
     from leveret.status import Mark, Status
     from leveret.task import Task
@@ -118,6 +121,29 @@ class FaultyBroker(MemoryBroker):
     async def cancel(self, id_: str) -> Status | None:
         return await self._at_home(super().cancel(id_))
 
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self._at_home(super().recent(limit))
+
+    @asynccontextmanager
+    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
+        async with self._relayed(Feed(ids)) as feed:
+            feed.tell(await self.statuses(ids))
+            yield feed
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        async with self._relayed(Watch()) as watch:
+            yield aiter(watch)
+
+    @asynccontextmanager
+    async def _relayed(self, feed: Feed) -> AsyncGenerator[Feed]:
+        joined = self._joined(_Relay(feed))
+        await self._at_home(_do(joined.__enter__))
+        try:
+            yield feed
+        finally:
+            await self._at_home(_do(lambda: joined.__exit__(None, None, None)))
+
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         for delivery, outcome in settlements:
             recordable = delivery.lease.held and not isinstance(outcome, Released)
@@ -162,6 +188,10 @@ class FaultyBroker(MemoryBroker):
         """With its times as tasks and workers know them."""
         return _shifted(envelope, time.time() - self.clock.time())
 
+    def outward_mark(self, mark: Mark) -> Mark:
+        """With its time as workers know it, who compare it with an envelope's."""
+        return msgspec.structs.replace(mark, at=mark.at + time.time() - self.clock.time())
+
     async def _publish(self, envelopes: Sequence[Envelope]) -> None:
         if self._goes_wrong("enqueue_fails", envelopes):
             raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
@@ -182,6 +212,29 @@ class FaultyBroker(MemoryBroker):
         if home is None or home is asyncio.get_running_loop():
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
+
+
+class _Relay(Feed):
+    """Stands in a feed's place where news are told, and tells it on the loop that reads it: it may be a thread's."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(feed.ids)
+        self._feed = feed
+        self._loop = asyncio.get_running_loop()
+
+    def tell(self, updates: Iterable[Status]) -> None:
+        self._hand_over(partial(self._feed.tell, list(updates)))
+
+    def fail(self, error: BrokerError) -> None:
+        self._hand_over(partial(self._feed.fail, error))
+
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever reads
+            self._loop.call_soon_threadsafe(call)
+
+
+async def _do(work: Callable[[], T]) -> T:
+    return work()
 
 
 class _FaultyConsumer:
@@ -219,7 +272,7 @@ class _FaultyConsumer:
         return self._inner.losses
 
     def marks(self) -> Sequence[Mark]:
-        return self._inner.marks()
+        return [self._broker.outward_mark(mark) for mark in self._inner.marks()]
 
     async def set_credit(self, credit: int) -> bool:
         return await self._inner.set_credit(credit)

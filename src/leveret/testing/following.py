@@ -91,6 +91,21 @@ async def a_status_is_known_everywhere(bench: Bench) -> None:
 
 
 @check
+async def a_task_that_a_worker_holds_is_queued_until_it_begins(bench: Bench) -> None:
+    """Its worker may have taken it long before it has a slot for it."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    taken = await bench.consumer(broker)
+    (delivery,) = await taken.next()
+    await becomes(broker, bench.queue, running=1)
+    assert (await status_of(other, envelope.id, "queued", "running")).state == "queued"
+    await broker.tell([started(envelope, "check", time.time())])
+    await status_of(other, envelope.id, "running")
+    await ended(broker, delivery, Succeeded(b"1"))
+
+
+@check
 async def who_follows_is_told_each_change(bench: Bench) -> None:
     """What is known at first, progress, a retry with its time and error, the end: none of it asked for again."""
     broker, other = await bench.declared(), bench.broker()
@@ -277,6 +292,63 @@ async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
         await ended(broker, delivery, Cancelled("cancelled while it ran"))
         assert (await status_of(other, envelope.id, "cancelled")).error == "cancelled while it ran"
     await becomes(broker, bench.queue, ready=0, running=0, dead=0)
+
+
+@check
+async def who_runs_a_cancelled_task_that_is_acknowledged_is_told(bench: Bench) -> None:
+    """The broker has it no more (``acknowledge="before"``), and knows not who has: all who may have it are told."""
+    broker, other = await bench.declared(), bench.broker()
+    acknowledged, neighbour, unrecorded = (sent(bench, text) for text in ("acknowledged", "neighbour", "unrecorded"))
+    await published(broker, acknowledged)
+    await published(broker, neighbour)
+    await broker.publish([unrecorded])
+    async with broker.consume([bench.queue], credit=3) as consumer, asyncio.timeout(PATIENCE):
+        batches = aiter(consumer)
+        deliveries: dict[str, Delivery] = {}
+        while len(deliveries) < 3:
+            deliveries |= {delivery.envelope.id: delivery for delivery in await anext(batches)}
+        for envelope in (acknowledged, unrecorded):
+            await broker.settle([(deliveries[envelope.id], Succeeded())])
+        await broker.tell([started(acknowledged, "check", time.time())])
+        await status_of(other, acknowledged.id, "running")
+        status = await other.cancel(acknowledged.id)
+        assert status is not None
+        assert status.state == "running"
+        await other.cancel(unrecorded.id)
+        # An outcome of another task, before the marks are read, does not hide them.
+        await ended(broker, deliveries[neighbour.id], Succeeded(b"1"))
+        marks = {mark.id: mark for mark in consumer.marks()}
+        while not marks.keys() >= {acknowledged.id, unrecorded.id}:
+            await anext(batches)
+            marks |= {mark.id: mark for mark in consumer.marks()}
+        assert marks[acknowledged.id].covers(acknowledged)
+        assert neighbour.id not in marks
+        await broker.settle((), [settled(acknowledged, "check", Cancelled("cancelled while it ran"), time.time())])
+        assert (await status_of(other, acknowledged.id, "cancelled")).error == "cancelled while it ran"
+
+
+@check
+async def who_takes_no_more_still_hears_of_a_cancellation(bench: Bench) -> None:
+    """What it runs may take long. Its iteration has ended; iterated again, it gives news until it is left."""
+    broker, other = await bench.declared(), bench.broker()
+    envelope = sent(bench, "a")
+    await published(broker, envelope)
+    async with asyncio.timeout(PATIENCE):
+        async with broker.consume([bench.queue], credit=1) as consumer:
+            batches = aiter(consumer)
+            (delivery,) = await anext(batches)
+            await broker.tell([started(envelope, "check", time.time())])
+            await status_of(other, envelope.id, "running")
+            await consumer.stop()
+            assert [batch async for batch in batches] == []
+            news = aiter(consumer)
+            await other.cancel(envelope.id)
+            marks: list[Mark] = []
+            while not marks:
+                assert list(await anext(news)) == []
+                marks = [mark for mark in consumer.marks() if mark.id == envelope.id]
+            await ended(broker, delivery, Cancelled("cancelled while it ran"))
+        assert [batch async for batch in news] == []
 
 
 @check

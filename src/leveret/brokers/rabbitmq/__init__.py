@@ -38,9 +38,17 @@ from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
-from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueFull, QueueNotFound
+from leveret.errors import (
+    BrokerUnavailable,
+    EnqueueError,
+    LeaseLost,
+    LeveretError,
+    QueueFull,
+    QueueNotFound,
+    TaskTooLarge,
+)
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
-from leveret.status import KEEP, Mark, cancelled_before, revived_again
+from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -68,6 +76,8 @@ _BATCH = 200
 _HEARD = 0.3
 #: How long a failed task of a full queue is kept before it goes back (seconds).
 _FULL = 1.0
+#: How long until a copy over the server's limit is tried again: each try closes the publishing channel (seconds).
+_TOO_LARGE = 60.0
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -189,8 +199,8 @@ class RabbitMQBroker:
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
         limit = self._timeout * (1 + len(ids) / _BATCH)
-        found = await self._insist("reviving dead letters", lambda: self._revive(queue, ids), _QUESTION, limit)
-        await self._tell_revived(found)
+        found: list[str] = []
+        await self._insist("reviving dead letters", lambda: self._revive(queue, ids, found), _QUESTION, limit)
         return found
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
@@ -241,22 +251,35 @@ class RabbitMQBroker:
         except amqp.CONNECTION_LOST:
             return False
 
-    async def _postpone(self, delivery: Delivery, message: Message) -> None:
-        """Put a task that is not due yet on its next rung."""
+    async def _postpone(self, delivery: Delivery, message: Message) -> bool:
+        """Put a task that is not due yet on its next rung; False when it is still to be held."""
         session = delivery.lease
         assert isinstance(session, Session)
         with suppress(*amqp.CONNECTION_LOST):
-            await self._store_copy(session, delivery, message)
-            await session.acknowledge([delivery.tag])
+            try:
+                if session.holds(delivery.tag):
+                    await self._store([message])
+                    await session.acknowledge([delivery.tag])
+            except LeveretError as error:
+                log.warning(
+                    "task %s is not due yet and stays with this worker for now: %s",
+                    delivery.envelope.id,
+                    error,
+                    extra=log_fields(delivery.envelope),
+                )
+                return False
+        return True
 
     async def _store(self, messages: Sequence[Message]) -> None:
-        """Publish, each to where it waits."""
-        if any(message.due is not None for message in messages):
-            messages = await self._routed(messages)
+        """Publish, each to where it waits. A QueueNotFound names what is not stored."""
         try:
+            if any(message.due is not None for message in messages):
+                messages = await self._routed(messages)
             await self._publisher.publish(messages)
-        except QueueNotFound:
+        except QueueNotFound as error:
             self._delays.clear()
+            # For want of a delay queue nothing was sent, and whoever sends again must send all of it.
+            error.ids = error.ids or tuple(message.id for message in messages)
             raise
 
     async def _routed(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -298,9 +321,14 @@ class RabbitMQBroker:
                 with suppress(LeveretError):
                     await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
             except LeveretError as error:
+                if isinstance(error, TaskTooLarge):
+                    # The server's limit was lowered. Given back, it would run again and again, and RabbitMQ 4.0 to 4.2
+                    # drops what came back twenty times.
+                    pause = _TOO_LARGE
                 log.warning(
-                    "the outcome of task %s cannot be stored, trying again: %s",
+                    "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
                     delivery.envelope.id,
+                    pause,
                     error,
                     extra=log_fields(delivery.envelope),
                 )
@@ -349,27 +377,46 @@ class RabbitMQBroker:
         async with self._fetched_dead(queue, limit) as (_, messages):
             return [to_dead_letter(message, queue) for message in messages]
 
-    async def _revive(self, queue: str, ids: Sequence[str]) -> list[str]:
+    async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
+        """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
         wanted = frozenset(ids)
         async with self._fetched_dead(queue, None) as (channel, messages):
             chosen = [message for message in messages if dead_letter_id(message) in wanted]
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 now = time.time()
-                await self._store([revived_message(message, queue, now) for message in batch])
+                copies = [revived_message(message, queue, now) for message in batch]
+                refusal: EnqueueError | None = None
+                try:
+                    # Before they are stored: a worker may have the first, and tell of it, before the last one is.
+                    async with self._told_revived([dead_letter_id(message) for message in batch], now):
+                        await self._store(copies)
+                except EnqueueError as error:
+                    refusal = error
+                    batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
                 await _remove(channel, dead_queue(queue), batch)
-            return [dead_letter_id(message) for message in chosen]
+                found += [dead_letter_id(message) for message in batch]
+                if refusal is not None:
+                    raise refusal
 
-    async def _tell_revived(self, ids: Sequence[str]) -> None:
-        if not ids:
-            return
+    @asynccontextmanager
+    async def _told_revived(self, ids: Sequence[str], now: float) -> AsyncGenerator[None]:
+        """Say that they wait again; of those that cannot be stored, that they are dead still."""
+        dead = await self._known_dead(ids)
+        await self._events.record([revived_again(status, now) for status in dead])
         try:
-            known = await self._events.statuses(ids)
+            yield
         except LeveretError as error:
-            log.warning("the statuses of %d tasks that were put back stay as they were: %s", len(ids), error)
-            return
-        now = time.time()
-        await self._events.record([revived_again(status, now) for status in known if status.state == "dead"])
+            left = error.ids if isinstance(error, EnqueueError) else ids
+            await self._events.record([still(status, time.time()) for status in dead if status.id in left])
+            raise
+
+    async def _known_dead(self, ids: Sequence[str]) -> list[Status]:
+        try:
+            return [status for status in await self._events.statuses(ids) if status.state == "dead"]
+        except LeveretError as error:
+            log.warning("the statuses of %d tasks that are put back stay as they are: %s", len(ids), error)
+            return []
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
         wanted = frozenset(ids)
@@ -382,14 +429,17 @@ class RabbitMQBroker:
     async def _fetched_dead(
         self, queue: str, limit: int | None
     ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
-        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood."""
-        connection = await self._publisher.connection()
-        exists = await message_count(connection, dead_queue(queue)) is not None
-        channel = await amqp.open_channel(connection, confirms=False)
+        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
+
+        By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
+        which it has stored copies would stay where they are, and be put back twice.
+        """
+        line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
         try:
-            yield channel, await _taken(channel, dead_queue(queue), limit) if exists else []
+            count = await message_count(line.connection, dead_queue(queue))
+            yield line.channel, [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
         finally:
-            await channel.close()
+            await line.close()
 
     async def _insist(
         self,
@@ -439,10 +489,11 @@ async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
     return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
-async def _taken(channel: amqp.Channel, queue: str, limit: int | None) -> list[amqp.DeliveredMessage]:
+async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: int) -> list[amqp.DeliveredMessage]:
     """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
 
     By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
+    ``count``: about so many are there. Nobody else sees or counts them meanwhile, so it shall not take long.
     """
     messages: list[amqp.DeliveredMessage] = []
     came = asyncio.Event()
@@ -458,7 +509,7 @@ async def _taken(channel: amqp.Channel, queue: str, limit: int | None) -> list[a
     while ends < _ENDS and (limit is None or len(messages) < limit):
         came.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET):
+            async with asyncio.timeout(_QUIET if len(messages) < count else 0.0):
                 await came.wait()
                 continue
         # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.

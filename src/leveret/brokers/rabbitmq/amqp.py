@@ -1,7 +1,7 @@
 """The edge to aio-pika: opening connections and channels, and its exceptions as Leveret's.
 
-Plain connections under our own supervision, not the robust ones: see docs/adr/0003. Publishing and consuming use the
-aiormq channel beneath aio-pika, which its `get_underlay_channel` gives out.
+Plain connections under our own supervision, not the robust ones: see docs/adr/0003. Channels are those of the aiormq
+connection beneath aio-pika's.
 """
 
 from __future__ import annotations
@@ -235,13 +235,7 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
     failures: list[BrokerError] = []
     for url in urls:
         try:
-            context = await asyncio.to_thread(tls.context, url)
-            return await aio_pika.connect(
-                _with_defaults(url, purpose),
-                timeout=_CONNECT_TIMEOUT,
-                ssl_context=context,
-                connection_class=reading.Connection,
-            )
+            return await _connect(url, purpose)
         except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
             failures.append(translate(error, f"cannot connect to {censor(url)}"))
         except asyncio.CancelledError as error:
@@ -254,13 +248,33 @@ async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
     raise BrokerUnavailable("; ".join(str(failure) for failure in failures)) from failures[-1].__cause__
 
 
+async def _connect(url: str, purpose: str) -> Connection:
+    context = await asyncio.to_thread(tls.context, url)
+    try:
+        return await aio_pika.connect(
+            _with_defaults(url, purpose),
+            timeout=_CONNECT_TIMEOUT,
+            ssl_context=context,
+            connection_class=reading.Connection,
+        )
+    except (AMQPConnectionError, ConnectionError) as error:
+        words = None if context is None or tls.explain(error) else await tls.last_words(url, context)
+        if words is None or not tls.explain(words):
+            raise
+        raise words from error
+
+
 async def open_channel(connection: Connection, *, confirms: bool) -> Channel:
-    """A channel as aiormq has it. A message that no queue takes raises PublishError instead of counting as stored."""
-    channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
-    await channel.initialize()
-    underlay = await channel.get_underlay_channel()
-    assert isinstance(underlay, Channel)
-    return underlay
+    """A channel as aiormq has it. A message that no queue takes raises PublishError instead of counting as stored.
+
+    Not by way of aio-pika: each of its channels leaves callbacks on the connection for as long as that lives, and a
+    question takes a channel of its own.
+    """
+    if connection.transport is None:
+        raise LineLost("the connection to RabbitMQ was closed")
+    channel = await connection.transport.connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+    assert isinstance(channel, Channel)
+    return channel
 
 
 def server_version(connection: Connection) -> tuple[int, ...]:
@@ -318,6 +332,8 @@ def translate(error: BaseException, doing: str) -> BrokerError:
             f"{doing}: the server closed the connection at its virtual host (the URL's path, %2F for /); "
             "does it exist, and may this user use it?"
         )
+    elif isinstance(error.__cause__ or error, ConnectionRefusedError):
+        translated = BrokerUnavailable(f"{doing}: nothing listens there; is RabbitMQ running, and is this its port?")
     elif isinstance(error, (ConnectionNotAllowed, ChannelAccessRefused)):
         translated = BrokerRefused(f"{doing}: {reason}")
     else:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.rabbitmq")
 
-#: Stores a copy of a delivery that is not due yet, and settles it.
-Postpone: TypeAlias = "Callable[[Delivery, Message], Coroutine[object, object, None]]"
+#: Stores a copy of a delivery that is not due yet, and settles it; False when that is not possible now.
+Postpone: TypeAlias = "Callable[[Delivery, Message], Coroutine[object, object, bool]]"
 
 #: How long the broker may take to confirm that it delivers no more (seconds).
 _CANCEL_TIMEOUT = 5.0
@@ -55,6 +55,8 @@ _CONSUMER_TIMEOUT = 1_800.0
 _APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
+#: How long a copy that is being stored as its worker leaves may take; its original would come back beside it (seconds).
+_PUTTING_OFF = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
 _REFUSALS = 3
 
@@ -86,6 +88,7 @@ class RabbitMQConsumer:
         self._wake = asyncio.Event()
         self._marks = MarkBook(publisher, notes, self._wake.set)
         self._stopped = False
+        self._closed = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._losses = 0
@@ -108,8 +111,11 @@ class RabbitMQConsumer:
         self._supervisor = asyncio.create_task(self._supervise(self._session))
         self._wake.set()
 
-    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        while not (self._stopped and not self._batch):
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        return self._batches(is_again=self._stopped)
+
+    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
+        while not (self._closed if is_again else self._stopped and not self._batch):
             await self._wake.wait()
             self._wake.clear()
             batch, self._batch = self._batch, []
@@ -145,10 +151,13 @@ class RabbitMQConsumer:
 
     async def close(self) -> None:
         """Close the connection; what is unsettled goes back to its queue."""
-        self._stopped = True
+        self._closed = self._stopped = True
+        self._wake.set()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
+        if self._postponing:
+            await asyncio.wait(self._postponing, timeout=_PUTTING_OFF)
         for task in self._postponing:
             task.cancel()
         await asyncio.gather(*self._postponing, return_exceptions=True)
@@ -195,7 +204,7 @@ class RabbitMQConsumer:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 await line.run(session.begin(self._credit, self._census, self._describe))
         except BaseException as error:
-            await line.close()
+            await session.close()
             if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
                 raise amqp.translate(error, "starting to consume") from error
             raise
@@ -213,11 +222,25 @@ class RabbitMQConsumer:
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
         if rung(seconds) is None:
-            asyncio.get_running_loop().call_later(seconds, self._deliver, [delivery])
+            self._deliver_later(delivery, seconds)
             return
-        task = asyncio.create_task(self._postpone(delivery, postponed(delivery)))
+        task = asyncio.create_task(self._put_on_a_rung(delivery))
         self._postponing.add(task)
         task.add_done_callback(self._postponing.discard)
+
+    async def _put_on_a_rung(self, delivery: Delivery) -> None:
+        if not await self._postpone(delivery, postponed(delivery)):
+            # Its queue may be full, and its consumers, who make room, may all wait here: at the latest it runs when it
+            # is due. Until then a few more tries, as many as it has rungs to climb down.
+            remaining = max(0.0, (delivery.envelope.due or 0.0) - time.time())
+            self._deliver_later(delivery, remaining / 2)
+
+    def _deliver_later(self, delivery: Delivery, seconds: float) -> None:
+        def deliver() -> None:
+            if delivery.lease.held:
+                self._deliver([delivery])
+
+        asyncio.get_running_loop().call_later(seconds, deliver)
 
 
 class Owed:
@@ -394,6 +417,8 @@ class Session:
     async def _consume(self, queue: Queue, credit: int) -> None:
         arguments = await consumer_arguments(self._line.connection, queue)
         await self._line.channel.basic_qos(prefetch_count=credit)
+        if self._cancelled:
+            return  # meanwhile: what is delivered from now on nobody would take
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue

@@ -27,6 +27,7 @@ log = logging.getLogger("leveret.rabbitmq")
 
 #: How long reading all marks may take before the worker begins without the rest (seconds).
 _READ_TIMEOUT = 10.0
+_LACK = "tasks that are cancelled before they run, run all the same"
 
 
 async def write(publisher: Publisher, connection: amqp.Connection, mark: Mark) -> None:
@@ -57,18 +58,27 @@ class MarkBook:
         return new
 
     async def read_on(self, line: amqp.Line) -> None:
-        """Read all that are there, and from now on each that comes for as long as the line lives."""
+        """Read all that are there, and from now on each that comes for as long as the line and the stream live."""
         async with self._beginning:
-            if self._reading is not None and self._reading[0] is line:
-                return
+            if self._reading is not None:
+                begun_on, reading = self._reading
+                if begun_on is line and not reading.is_over:
+                    return
+                if reading.was_cancelled:
+                    self._offset = None
+                self._reading = None
             try:
                 await self._begin(line)
             except amqp.ChannelAccessRefused as error:
-                self._notes.tell_refusal("tasks that are cancelled before they run, run all the same", error)
+                self._notes.tell_refusal(_LACK, error)
+            except (amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed) as error:
+                # It was deleted just now; or a node that came to the cluster later has no copy of it to read.
+                log.warning("%s: %s", _LACK, error)
 
     async def _begin(self, line: amqp.Line) -> None:
         stream = marks_declaration().name
         if await message_count(line.connection, stream) is None:
+            self._offset = None
             return
         reading = Reading(line.connection, stream, self._note)
         sentinel = new_sentinel()
@@ -76,7 +86,7 @@ class MarkBook:
         await reading.begin("first" if self._offset is None else self._offset + 1)
         self._reading = line, reading
         # An alarm lets nobody publish, and only workers that take what is there can end it.
-        with suppress(TimeoutError, BrokerError):
+        with suppress(TimeoutError, BrokerError, amqp.LineLost):
             async with asyncio.timeout(_READ_TIMEOUT):
                 await self._publisher.publish([to_message(stream, Batch(sentinel=sentinel))])
                 await came

@@ -26,6 +26,8 @@ _CHUNK = 128
 _CHUNK_SIZE = 64 * 1024
 #: A channel that confirms nothing for so long, and is not blocked, is silent (seconds).
 SILENCE = 5.0
+#: How many looks that takes.
+_LOOKS = 5
 
 
 class Parcel:
@@ -73,17 +75,22 @@ class _Sent(NamedTuple):
 
 
 class Outbox:
-    """See above. ``write``: send bytes, now. ``is_clogged``: whether that had better wait for the next confirm."""
+    """See above. ``write``: send bytes, now. ``is_clogged``: whether that had better wait for the next confirm.
+
+    ``unsent``: how many bytes are still here.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         write: Callable[[bytes], None],
         is_clogged: Callable[[], bool],
+        unsent: Callable[[], int],
     ) -> None:
         self._encode = encoder.encode
         self._write = write
         self._is_clogged = is_clogged
+        self._unsent = unsent
         self._loop = asyncio.get_running_loop()
         self._parcels: deque[Parcel] = deque()
         #: By delivery tag: a channel in confirm mode numbers what is published on it, from 1.
@@ -95,12 +102,18 @@ class Outbox:
         self._watch: asyncio.TimerHandle | None = None
         #: When the channel last confirmed something, or had nothing to confirm (the loop's time).
         self._heard_at = 0.0
+        #: Bytes, of all that was given to ``write``.
+        self._given = 0
+        #: At the last look: bytes still here, and gone.
+        self._seen = 0, 0
         #: The server takes no publishes now (a memory or disk alarm).
         self.is_blocked = False
         #: Nothing goes out any more.
         self._is_closing = False
         #: Nothing comes back any more either.
         self.is_over = False
+        #: Done when nothing is on the way any more; None: it is not retired.
+        self._rest: asyncio.Future[None] | None = None
 
     def post(self, messages: Sequence[Message], *, mandatory: bool = True) -> Parcel:
         """Send as soon as there is room. A parcel whose ``done`` is cancelled is not sent any further."""
@@ -136,6 +149,13 @@ class Outbox:
         self._heard_at = self._loop.time()
         self._flush_soon()
 
+    def retire(self) -> asyncio.Future[None]:
+        """Nobody posts any more: done when all that was posted is settled, or the channel is lost."""
+        if self._rest is None:
+            self._rest = self._loop.create_future()
+            self._rest_if_done()
+        return self._rest
+
     def stop(self) -> None:
         """Write nothing any more: the channel is being closed, and `abandon` follows."""
         self._is_closing = True
@@ -151,6 +171,11 @@ class Outbox:
         self._tags.clear()
         for parcel in parcels:
             parcel.end()
+        self._rest_if_done()
+
+    def _rest_if_done(self) -> None:
+        if self._rest is not None and not (self._sent or self._parcels or self._rest.done()):
+            self._rest.set_result(None)
 
     def _take(self, tag: int, *, multiple: bool) -> list[_Sent]:
         """The messages that a confirm is about; they are not on the way any more."""
@@ -162,6 +187,8 @@ class Outbox:
                 self._tags.pop(sent.message.id, None)
         if self._parcels:
             self._flush_soon()
+        if self._rest is not None:
+            self._rest_if_done()
         return taken
 
     def _flush_soon(self) -> None:
@@ -175,10 +202,13 @@ class Outbox:
                 self._heard_at = self._loop.time()
             frames = self._next_frames()
             if not frames:
+                self._rest_if_done()
                 return
-            self._write(b"".join(frames))
+            data = b"".join(frames)
+            self._given += len(data)
+            self._write(data)
             if self._watch is None:
-                self._watch = self._loop.call_later(SILENCE, self._look)
+                self._watch = self._loop.call_later(SILENCE / _LOOKS, self._look)
 
     def _next_frames(self) -> list[bytes]:
         """What goes out in the next write; it is on the way from now on."""
@@ -220,13 +250,20 @@ class Outbox:
         self._watch = None
         if not self._sent:
             return
-        if self.is_blocked:
+        if self.is_blocked or self._is_sending():
             self._heard_at = self._loop.time()
         patience = self._heard_at + SILENCE - self._loop.time()
         if patience <= 0:
             self.abandon()
         else:
-            self._watch = self._loop.call_later(patience, self._look)
+            self._watch = self._loop.call_later(min(patience, SILENCE / _LOOKS), self._look)
+
+    def _is_sending(self) -> bool:
+        """Whether some of what was still here at the last look is gone: a large task takes its time on a slow line."""
+        (here, before), unsent = self._seen, self._unsent()
+        gone = self._given - unsent
+        self._seen = unsent, gone
+        return here > 0 and gone > before
 
 
 def _full(message: Message) -> QueueFull:

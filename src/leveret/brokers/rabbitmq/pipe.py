@@ -7,7 +7,9 @@ confirms are read from it before aiormq sees them.
 
 from __future__ import annotations
 
+import fcntl
 import struct
+import termios
 from typing import TYPE_CHECKING, Self
 
 from pamqp import commands, constants, frame
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 #: How much may wait to be sent to a server that does not read (bytes).
 _CLOGGED = 1024 * 1024
+_INT = struct.Struct("i")
 _TYPE_AND_CHANNEL = struct.Struct(">BH")
 #: Where a method frame's class and method begin, and its arguments.
 _INDEX = constants.FRAME_HEADER_SIZE
@@ -56,7 +59,7 @@ class Pipe:
         self._writer = connection.writer
         tune = connection.transport.connection.connection_tune
         encoder = Encoder(line.channel.number, tune.frame_max or 0)
-        self.outbox = Outbox(encoder, self._writer.write, self._is_clogged)
+        self.outbox = Outbox(encoder, self._writer.write, self._is_clogged, self._unsent)
         self._channel_method = _TYPE_AND_CHANNEL.pack(constants.FRAME_METHOD, line.channel.number)
         self._channel_header = _TYPE_AND_CHANNEL.pack(constants.FRAME_HEADER, line.channel.number)
         self._channel_body = _TYPE_AND_CHANNEL.pack(constants.FRAME_BODY, line.channel.number)
@@ -75,6 +78,15 @@ class Pipe:
 
     def _is_clogged(self) -> bool:
         return self._writer.is_closing() or self._writer.transport.get_write_buffer_size() > _CLOGGED
+
+    def _unsent(self) -> int:
+        """Bytes that wait here, and in the system for the other side to have them."""
+        waiting = self._writer.transport.get_write_buffer_size()
+        try:
+            queued = fcntl.ioctl(self._writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+        except (OSError, ValueError):  # closed, or a system that does not tell
+            return waiting
+        return waiting + int(_INT.unpack(queued)[0])
 
     def _take(self, data: bytes) -> bool:
         """Look at a frame; True when it is about what was published here, and no business of aiormq's."""

@@ -6,6 +6,7 @@ It has a connection of its own: an alarm that stops the server reading publisher
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.codec import Message
     from leveret.brokers.rabbitmq.outbox import Parcel
+
+log = logging.getLogger("leveret.rabbitmq.publisher")
 
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
 
@@ -73,6 +76,11 @@ class Publisher:
         self._deadlines = Deadlines(timeout)
         self._opening = asyncio.Lock()
         self._pipe: Pipe | None = None
+        #: Pipes that send and confirm what they have, and get no more.
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        #: It could not be opened when that was tried last.
+        self._is_away = False
         #: When a refusal was last doubted (the loop's time).
         self._doubted_at = float("-inf")
 
@@ -92,12 +100,15 @@ class Publisher:
                         pipe = await self._open_pipe()
                     except BrokerUnavailable as error:
                         effort.note(error)
+                        if self._is_closed:
+                            break
                     else:
                         if await self._send(pipe, effort):
                             return
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise self._why_late(effort) from effort.trouble
+        raise self._why_closed(effort) from effort.trouble
 
     async def connection(self) -> amqp.Connection:
         """The open connection, for questions. Raises BrokerUnavailable or BrokerRefused."""
@@ -108,8 +119,13 @@ class Publisher:
         (await self._open_pipe()).outbox.post([message], mandatory=False)
 
     async def close(self) -> None:
+        """For good: whoever publishes still would open a connection that nobody closes."""
+        self._is_closed = True
         async with self._opening:
             await self._drop()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _open_pipe(self) -> Pipe:
         """The connection and its channel; opened anew when they are lost."""
@@ -118,8 +134,21 @@ class Publisher:
         async with self._opening:
             if self._pipe is None or not self._pipe.is_open:
                 await self._drop()
-                self._pipe = await Pipe.open(self._urls)
+                self._pipe = await self._opened()
             return self._pipe
+
+    async def _opened(self) -> Pipe:
+        if self._is_closed:
+            raise BrokerUnavailable("the connection was closed by this program")
+        try:
+            pipe = await Pipe.open(self._urls)
+        except BrokerUnavailable as error:
+            if not self._is_away:
+                log.warning("RabbitMQ cannot be reached; it is tried again as long as somebody waits for it: %s", error)
+            self._is_away = True
+            raise
+        self._is_away = False
+        return pipe
 
     async def _drop(self) -> None:
         pipe, self._pipe = self._pipe, None
@@ -145,12 +174,33 @@ class Publisher:
         A channel of RabbitMQ 3.10 that publishes while its quorum queue elects a leader may refuse everything from
         then on, although the queue has neither a limit nor, soon, a lack of a leader.
         """
+        if pipe is not self._pipe:
+            return True  # doubted by now
         now = asyncio.get_running_loop().time()
         if now - self._doubted_at < SILENCE:
             return False
         self._doubted_at = now
-        pipe.outbox.abandon()
+        self._pipe = None
+        task = asyncio.create_task(self._retire(pipe))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
         return True
+
+    async def _retire(self, pipe: Pipe) -> None:
+        """What is on the way is other callers': given up, it would be sent again, and most of it is stored."""
+        try:
+            await pipe.outbox.retire()
+        finally:
+            await pipe.line.close()
+
+    def _why_closed(self, effort: _Effort) -> LeveretError:
+        ids = [message.id for message in effort.pending]
+        if not effort.was_sent:
+            return BrokerUnavailable("the connection was closed by this program; nothing was stored")
+        return EnqueueTimeout(
+            f"the connection was closed by this program before RabbitMQ confirmed {len(ids)} tasks; they may be stored",
+            ids,
+        )
 
     def _why_late(self, effort: _Effort) -> LeveretError:
         within = f"within {self._deadlines.seconds:g} s"

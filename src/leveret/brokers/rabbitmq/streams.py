@@ -92,23 +92,48 @@ class Reading:
         self._unacknowledged = 0
         self._sentinels: dict[str, asyncio.Future[int]] = {}
         self._channel: amqp.Channel | None = None
+        self._over = asyncio.Event()
+        #: RabbitMQ has ended it. As a rule the stream was deleted, and offsets in one of its name are others.
+        self.was_cancelled = False
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing comes any more. That the connection is lost may not show here."""
+        return self._over.is_set()
+
+    async def over(self) -> None:
+        await self._over.wait()
 
     async def begin(self, place: Place) -> None:
         """Returned means that nothing from that place on is missed. Raises what aio-pika raises."""
         self._channel = await amqp.open_channel(self._connection, confirms=False)
+        self._channel.closing.add_done_callback(lambda _: self.give_up())
+        self._channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         await self._channel.basic_qos(prefetch_count=_PREFETCH)
         arguments: dict[str, Any] = {"x-stream-offset": place}
         await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
 
     def expect(self, sentinel: str) -> asyncio.Future[int]:
-        """Gets the sentinel's offset when it comes."""
+        """Gets the sentinel's offset when it comes, or LineLost when the reading is over first."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_forget)
         self._sentinels[sentinel] = future
         return future
 
     async def end(self) -> None:
         if self._channel is not None and not self._channel.is_closed:
             await self._channel.close()
+
+    def give_up(self) -> None:
+        """Have it be over for whoever waits on it."""
+        self._over.set()
+        for waiting in self._sentinels.values():
+            if not waiting.done():
+                waiting.set_exception(amqp.LineLost("RabbitMQ has ended the reading of the stream"))
+
+    def _on_cancel(self, _: amqp.Cancel) -> None:
+        self.was_cancelled = True
+        self.give_up()
 
     async def _on_message(self, message: amqp.DeliveredMessage) -> None:
         offset = (message.header.properties.headers or {}).get("x-stream-offset")
@@ -125,6 +150,12 @@ class Reading:
             await self._channel.basic_ack(message.delivery_tag or 0, multiple=True, wait=False)
 
 
+def _forget(waiting: asyncio.Future[int]) -> None:
+    """Nobody may be waiting for it, and its exception is no news then."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
 def read(body: bytes) -> Batch | None:
     """None for what makes no sense here: a stream is open to others."""
     try:
@@ -136,7 +167,7 @@ def read(body: bytes) -> Batch | None:
 
 def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
     """Where news of these tasks can begin: ids that Leveret makes begin with the time (milliseconds, 12 hex digits)."""
-    moments = [_made_at(id_) for id_ in ids]
+    moments = [_made_at(id_, now) for id_ in ids]
     oldest = min((moment for moment in moments if moment is not None), default=now)
     if None in moments or oldest < now - keep:
         return "first"
@@ -153,15 +184,17 @@ _TIME_DIGITS = 12
 
 def was_just_made(id_: str, now: float) -> bool:
     """Whether a task is so young, by its id, that its producer may not have told of it yet."""
-    made_at = _made_at(id_)
+    made_at = _made_at(id_, now)
     return made_at is not None and abs(now - made_at) < _YOUNG
 
 
-def _made_at(id_: str) -> float | None:
+def _made_at(id_: str, now: float) -> float | None:
+    """None for other ids. Those of other programs have 32 hex digits too, a random UUID's: most are of a far future."""
     if len(id_) != _ID_LENGTH:
         return None
     try:
         int(id_, 16)
-        return int(id_[:_TIME_DIGITS], 16) / 1000
+        moment = int(id_[:_TIME_DIGITS], 16) / 1000
     except ValueError:
         return None
+    return moment if moment <= now + _MOST_SKEW else None

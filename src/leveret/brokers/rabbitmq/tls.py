@@ -5,6 +5,7 @@ The context is built here and not by aiormq, since aiormq asks at the terminal f
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from base64 import b64decode
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 PARAMETERS = frozenset({"cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"})
 #: OpenSSL's numbers of what is wrong with a certificate.
 _EXPIRED, _NAMES = frozenset({10}), frozenset({62, 64})
+
+#: Of AMQP over TLS.
+_PORT = 5671
+#: How long a server is listened to that reset a connection (seconds).
+_LISTENING = 1.0
 
 
 class UnreadableFile(Exception):
@@ -76,6 +82,27 @@ def _load_client(made: ssl.SSLContext, certificate: str, key: str | None) -> Non
         made.load_cert_chain(certificate, key, no_password)
     except OSError as error:
         raise UnreadableFile(f"the client's certificate {certificate} or its key cannot be read: {error}") from error
+
+
+async def last_words(url: str, made: ssl.SSLContext) -> OSError | None:
+    """Why a server that reset a TLS connection did so, asked for on another one; None when it says nothing.
+
+    In TLS 1.3 a client may write before the server has looked at its certificate, and what it wrote may reset the
+    connection and overtake the server's alert. Here nothing is written, so the alert arrives.
+    """
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(_LISTENING):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or _PORT, ssl=made)
+            try:
+                await reader.read(1)
+            finally:
+                writer.close()
+    except TimeoutError:
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 def explain(error: BaseException) -> str | None:

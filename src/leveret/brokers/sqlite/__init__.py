@@ -50,6 +50,7 @@ class SQLiteBroker:
         #: Whether anybody wanted to know of every task when this program stored its last ones.
         self._is_watched = False
         self._settling = Settling(self._writer)
+        self._consumers: set[SQLiteConsumer] = set()
 
     @classmethod
     def from_url(cls, url: str, *, timeout: float, keep: float = KEEP) -> Self:
@@ -93,9 +94,11 @@ class SQLiteBroker:
     ) -> AsyncGenerator[SQLiteConsumer]:
         consumer = SQLiteConsumer(self._writer, self._bells, queues, credit, describe)
         await self._start(consumer)
+        self._consumers.add(consumer)
         try:
             yield consumer
         finally:
+            self._consumers.discard(consumer)
             await consumer.close()
 
     async def _start(self, consumer: SQLiteConsumer) -> None:
@@ -112,17 +115,23 @@ class SQLiteBroker:
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         by_lease: dict[Lease, list[Settlement]] = {}
+        holders: dict[str, Lease] = {}
         lost: list[str] = []
         for settlement in settlements:
-            lease = settlement[0].lease
+            lease, id_ = settlement[0].lease, settlement[0].envelope.id
             if isinstance(lease, Lease) and lease.held:
                 by_lease.setdefault(lease, []).append(settlement)
+                holders[id_] = lease
             else:
-                lost.append(settlement[0].envelope.id)
+                lost.append(id_)
+        # An update goes with its task's outcome; of what was lost, whoever has it tells.
+        told: dict[Lease | None, list[Status]] = {}
+        for update in updates:
+            if update.id in holders or update.id not in lost:
+                told.setdefault(holders.get(update.id), []).append(update)
         for lease, mine in by_lease.items():
-            lost += await self._settling.settle(lease, mine, updates)
-            updates = ()
-        await self.tell(updates)
+            lost += await self._settling.settle(lease, mine, told.get(lease, []))
+        await self.tell(told.get(None, []))
         if lost:
             raise LeaseLost(lost)
 
@@ -130,7 +139,7 @@ class SQLiteBroker:
         # A producer's are in the task's own row, and recorded only for who watches.
         told = [update for update in updates if self._is_watched or not update.first]
         if told:
-            await self._writer.do(lambda store: store.note(told))
+            await self._writer.do(lambda store: store.records.note(told))
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         return await self._writer.do(lambda store: store.records.statuses(ids))
@@ -152,7 +161,7 @@ class SQLiteBroker:
             raise translate(error, self._path) from error
 
     async def cancel(self, id_: str) -> Status | None:
-        return await self._writer.do(lambda store: store.cancel(id_))
+        return await self._writer.do(lambda store: store.records.cancel(id_))
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # the file lists them all
@@ -184,4 +193,5 @@ class SQLiteBroker:
         await self._watcher.close()
         await self._overseer.close()
         await self._settling.finish()
+        await asyncio.gather(*(consumer.close() for consumer in self._consumers), return_exceptions=True)
         await self._writer.close()

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.sqlite.bells import Listener
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError
 from leveret.model import Delivery, Queue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
-    from leveret.brokers.sqlite.bells import Bell, Bells
+    from leveret.brokers.sqlite.bells import Bells
     from leveret.brokers.sqlite.store import Claim, Dealt
     from leveret.brokers.sqlite.writer import Writer
     from leveret.inspection import Describe, WorkerReport
@@ -63,8 +64,9 @@ class SQLiteConsumer:
         self._paused: frozenset[str] = frozenset()
         self._told: frozenset[str] = frozenset()
         self._stopped = False
+        self._closed = False
         self._lease = Lease(0)
-        self._bell: Bell | None = None
+        self._bell: Listener | None = None
         #: Somebody has removed the registration.
         self._gone = False
         self._losses = 0
@@ -80,8 +82,9 @@ class SQLiteConsumer:
 
     async def start(self) -> None:
         """Register; from now on tasks are dealt to this consumer."""
-        await sweep(self._writer, self._bells)
-        bell = self._bells.hang()
+        registered = await sweep(self._writer, self._bells)
+        self._bells.clear(registered)
+        bell = Listener(self._bells, self._rung)
         try:
             number = await self._writer.do(
                 partial(
@@ -93,15 +96,31 @@ class SQLiteConsumer:
                     describes=self._describe is not None,
                 )
             )
+        except asyncio.CancelledError:
+            # It may be done all the same, and nobody would ever know its number.
+            self._in_background(self._take_back(bell))
+            raise
         except BaseException:
             bell.take_down()
             raise
-        self._bell, self._lease = bell, Lease(number)
-        self._loop.add_reader(bell.reader, self._rung)
-        self._look_soon()
+        if self._closed:  # while it registered again
+            await self._take_back(bell)
+        else:
+            self._bell, self._lease = bell, Lease(number)
+            self._look_soon()
 
-    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        while not self._stopped:
+    async def _take_back(self, bell: Listener) -> None:
+        try:
+            with suppress(BrokerError):  # then it is somebody's next round
+                await self._writer.do(partial(Store.take_back, bell=bell.name))
+        finally:
+            bell.take_down()
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        return self._batches(is_again=self._stopped)
+
+    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
+        while not (self._closed if is_again else self._stopped):
             await self._wake.wait()
             self._wake.clear()
             if self._shall_look:
@@ -110,10 +129,11 @@ class SQLiteConsumer:
             before, self._told = self._told, self._paused
             if batch or before != self._told or self._new_marks:
                 yield batch
-        await self._look()
-        batch = self._taken()
-        if batch:
-            yield batch
+        if not is_again:
+            await self._look()
+            batch = self._taken()
+            if batch:
+                yield batch
 
     @property
     def hold_limit(self) -> None:
@@ -151,13 +171,19 @@ class SQLiteConsumer:
 
     async def close(self) -> None:
         """Give back what is unsettled."""
-        self._stopped = True
+        if self._closed:
+            return
+        self._closed = self._stopped = True
         self._lease.held = False
-        self._let_go_of_bell()
+        self._claims.clear()
+        self._wake.set()
         for task in self._answering:
             task.cancel()
         await asyncio.gather(*self._answering, return_exceptions=True)
-        await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
+        try:
+            await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
+        finally:
+            self._let_go_of_bell()
 
     def _receive(self, dealt: Dealt | None) -> None:
         """In the writer's thread."""
@@ -188,14 +214,18 @@ class SQLiteConsumer:
     async def _look(self) -> None:
         """Ask for what was dealt by others, or has become due."""
         self._shall_look = False
+        if self._closed:
+            return
         if self._gone:
-            return await self._renew()
-        if self._loop.time() >= self._next_round:
-            # By the clock, not when it is quiet: under steady load it never is.
-            self._next_round = self._loop.time() + ROUND
-            await self._look_around()
+            await self._renew()
+            return
         try:
-            await self._writer.do(partial(Store.look, consumer=self._lease.consumer))
+            # By the clock, not when it is quiet: under steady load it never is.
+            if self._loop.time() >= self._next_round:
+                self._next_round = self._loop.time() + ROUND
+                await self._look_around()
+            else:
+                await self._writer.do(partial(Store.look, consumer=self._lease.consumer))
         except BrokerError as error:
             log.warning("cannot read tasks, trying again: %s", error)
             await asyncio.sleep(ROUND)
@@ -219,9 +249,13 @@ class SQLiteConsumer:
         self._wake.set()
 
     async def _look_around(self) -> None:
-        with suppress(BrokerError, OSError):  # the next round tries again
-            if self._bells.silent():
-                await sweep(self._writer, self._bells)
+        """Look as ever, and at the others. By what is registered: of a dead one the bell's file may be gone too."""
+        with suppress(OSError):  # the next round tries again
+            if self._bell is not None:
+                self._bell.see_to()
+        registered = await self._writer.do(partial(Store.look_around, consumer=self._lease.consumer))
+        with suppress(BrokerError, OSError):
+            await bury(self._writer, self._bells, [one for one in registered if one[0] != self._lease.consumer])
 
     async def _renew(self) -> None:
         """Somebody removed this living consumer (its bell was deleted): what it had may run twice. Begin anew."""
@@ -242,8 +276,6 @@ class SQLiteConsumer:
             self._gone = False
 
     def _rung(self) -> None:
-        if self._bell is not None:
-            self._bell.hush()
         self._look_soon()
         if self._stopped and self._describe is not None:
             self._in_background(self._look())  # nobody waits for deliveries any more, but somebody may ask
@@ -267,13 +299,18 @@ class SQLiteConsumer:
         self._stop_timer()
         bell, self._bell = self._bell, None
         if bell is not None:
-            asyncio.get_running_loop().remove_reader(bell.reader)
             bell.take_down()
 
 
-async def sweep(writer: Writer, bells: Bells) -> None:
-    """Give the tasks of consumers whose processes died to the others."""
+async def sweep(writer: Writer, bells: Bells) -> frozenset[str]:
+    """Give the tasks of consumers whose processes died to the others; the bells that are registered."""
     registered = await writer.do(Store.consumers)
+    await bury(writer, bells, registered)
+    return frozenset(bell for _, bell in registered)
+
+
+async def bury(writer: Writer, bells: Bells, registered: Iterable[tuple[int, str]]) -> None:
+    """Remove those of the consumers, given with their bells, whose processes died."""
     dead = [(number, bell) for number, bell in registered if not bells.is_held(bell)]
     if dead:
         await writer.do(partial(Store.remove, consumers=[number for number, _ in dead]))

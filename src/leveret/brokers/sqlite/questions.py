@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.brokers.sqlite.bells import Listener
 from leveret.inspection import WorkerReport
 
 if TYPE_CHECKING:
@@ -65,14 +66,8 @@ class Questions:
 
 async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
-    loop, rung = asyncio.get_running_loop(), asyncio.Event()
-    bell = bells.hang()
-
-    def hear() -> None:
-        bell.hush()
-        rung.set()
-
-    loop.add_reader(bell.reader, hear)
+    rung = asyncio.Event()
+    bell = Listener(bells, rung.set)
     try:
         asker, _ = await writer.do(lambda store: store.register_watcher(bell.name))
         try:
@@ -86,6 +81,5 @@ async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
         finally:
             await asyncio.shield(writer.do(lambda store: store.remove([asker])))
     finally:
-        loop.remove_reader(bell.reader)
         bell.take_down()
     return [_decode(answer) for answer in answers if answer is not None]

@@ -8,14 +8,30 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
-from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, newer, placed
+from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, kept_body, newer, placed
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
 #: So many old rows are deleted, at most, with each update: never many at once.
 _PURGE = 4
+#: The same, from what is less to what is more: the planner knows neither how much changed nor how much is followed.
+OF_FEW = (
+    "SELECT status FROM watch CROSS JOIN record ON record.id = watch.task"
+    " WHERE watch.consumer = ? AND change > ? ORDER BY change"
+)
+OF_MANY = (
+    "SELECT status FROM record CROSS JOIN watch ON watch.task = record.id AND watch.consumer = ?"
+    " WHERE change > ? ORDER BY change"
+)
+#: A mark's task is with the mark's consumer, and not another one that came later under the same id.
+_COVERED = "state = 'running' AND task.consumer = mark.consumer AND (enqueued_at IS NULL OR enqueued_at <= mark.at)"
+#: From the marks, which are few, to the tasks, whatever the planner thinks.
+MARKED = (
+    "SELECT task.token, task.queue, task.id FROM mark CROSS JOIN task ON task.id = mark.task"  # noqa: S608 - constants
+    f" WHERE mark.consumer = ? AND {_COVERED}"
+)
 _pack = msgspec.json.Encoder().encode
 _unpack = msgspec.json.Decoder(Status).decode
 
@@ -34,8 +50,8 @@ class Records:
         self._database = database
         self._ring = ring
 
-    def note(self, updates: Sequence[Status], keep: float) -> None:
-        """Record updates, and forget some that are older than ``keep`` seconds."""
+    def note(self, updates: Sequence[Status]) -> None:
+        """Record updates."""
         if not updates:
             return
         for update in updates:
@@ -50,12 +66,11 @@ class Records:
                 _pack(status),
             )
         self._ring_for(updates)
-        self._purge(time.time(), keep, _PURGE * len(updates))
 
-    def amend(self, ids: Iterable[str], change: Callable[[Status], Status], keep: float) -> None:
+    def amend(self, ids: Iterable[str], change: Callable[[Status], Status]) -> None:
         """Tell something new of those of the tasks that are recorded."""
         known = [self._recorded(id_) for id_ in ids]
-        self.note([change(status) for status in known if status is not None], keep)
+        self.note([change(status) for status in known if status is not None])
 
     def statuses(self, ids: Iterable[str]) -> list[Status]:
         found = [placed(self._recorded(id_), self._row(id_)) for id_ in dict.fromkeys(ids)]
@@ -73,74 +88,69 @@ class Records:
             "DELETE FROM watch WHERE task = ? AND consumer = ?", [(id_, consumer) for id_ in ids]
         )
 
-    def changes(self, consumer: int, after: int) -> News | None:
-        """What changed of what the consumer watches since change ``after``; None when it is not registered."""
+    def changes(self, consumer: int, after: int, followed: int) -> News | None:
+        """What changed of the so many tasks that the consumer watches since change ``after``; None: not registered."""
+        (last,) = self._execute("SELECT tick FROM clock").fetchone()
         if self._watches(EVERY, consumer):
-            rows = self._execute("SELECT change, status FROM record WHERE change > ? ORDER BY change", after).fetchall()
+            rows = self._execute("SELECT status FROM record WHERE change > ? ORDER BY change", after).fetchall()
+        elif followed < last - after:
+            rows = self._execute(OF_FEW, consumer, after).fetchall()
         else:
-            rows = self._execute(
-                "SELECT change, status FROM watch JOIN record ON record.id = watch.task"
-                " WHERE watch.consumer = ? AND change > ? ORDER BY change",
-                consumer,
-                after,
-            ).fetchall()
+            rows = self._execute(OF_MANY, consumer, after).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        return News([_unpack(status) for _, status in rows], rows[-1][0] if rows else after)
+        return News([_unpack(status) for (status,) in rows], last)
 
-    def cancel(self, id_: str, keep: float) -> Status | None:
+    def cancel(self, id_: str) -> Status | None:
         """Take a task that waits out of its queue, or leave its worker a mark."""
         now = time.time()
         known = next(iter(self.statuses([id_])), None)
         taken = self._execute("DELETE FROM task WHERE id = ? AND state IN ('ready', 'delayed') RETURNING 1", id_)
         if known is not None and taken.fetchone():
-            self.note([cancelled_before(known, now)], keep)
+            self.note([cancelled_before(known, now)])
             return self._recorded(id_)
-        holder = self._execute("SELECT consumer FROM task WHERE id = ? AND state = 'running'", id_).fetchone()
-        if holder is not None:
-            self._execute("INSERT OR IGNORE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder[0], id_, now)
-            self._ring(holder[0])
+        row = self._execute("SELECT state, consumer FROM task WHERE id = ?", id_).fetchone()
+        if row is not None:
+            holders = [row[1]] if row[0] == "running" else []
+        elif known is None or not known.is_final:
+            # Acknowledged before it ran: nobody knows who has it, so each that could hears of it.
+            holders = [consumer for (consumer,) in self._execute("SELECT DISTINCT consumer FROM taker")]
+        else:
+            holders = []
+        for holder in holders:
+            self._execute("INSERT OR REPLACE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder, id_, now)
+            self._ring(holder)
         return known
 
     def marks(self, consumer: int) -> list[Mark]:
-        """Of tasks that the consumer has. They stay until they are settled: see `orphaned`."""
-        rows = self._execute("SELECT task, at FROM mark WHERE consumer = ?", consumer).fetchall()
-        return [Mark(id_, at) for id_, at in rows]
-
-    def settled(self, consumer: int) -> None:
-        """Forget the marks of tasks that the consumer has no more."""
-        self._execute(
-            "DELETE FROM mark WHERE consumer = ? AND task NOT IN"
-            " (SELECT id FROM task WHERE state = 'running' AND consumer = mark.consumer)",
-            consumer,
-        )
-
-    def end_marked(self, consumer: int, tokens: Sequence[int], keep: float) -> list[tuple[int, int]]:
-        """Those of the tokens whose tasks would run again, and were cancelled: they end; their queues, and they."""
+        """For the consumer, which is told of them now. They stay while it has their tasks: see `marked`, `orphaned`."""
         rows = self._execute(
-            "SELECT mark.task, task.queue, task.token FROM mark JOIN task ON task.id = mark.task"
-            " WHERE mark.consumer = ? AND task.consumer = mark.consumer AND task.state = 'running'",
+            f"SELECT mark.task, at, EXISTS (SELECT 1 FROM task WHERE id = mark.task AND {_COVERED})"  # noqa: S608
+            " FROM mark WHERE mark.consumer = ?",
             consumer,
         ).fetchall()
-        ended = []
-        for id_, queue, token in rows:
-            if token in tokens:
-                self._end_cancelled(consumer, id_, keep)
-                ended.append((queue, token))
-        return ended
+        for id_ in [id_ for id_, _, is_held in rows if not is_held]:
+            self._execute("DELETE FROM mark WHERE consumer = ? AND task = ?", consumer, id_)
+        return [Mark(id_, at) for id_, at, _ in rows]
 
-    def orphaned(self, consumer: int, keep: float) -> None:
+    def marked(self, consumer: int, tokens: Container[int]) -> dict[int, tuple[int, str]]:
+        """Those of the tokens whose tasks would run again, and were cancelled: their queues and ids."""
+        rows = self._execute(MARKED, consumer).fetchall()
+        return {token: (queue, id_) for token, queue, id_ in rows if token in tokens}
+
+    def orphaned(self, consumer: int) -> None:
         """A consumer that ends: what it had and was cancelled never runs again."""
-        for mark in self.marks(consumer):
-            self._end_cancelled(consumer, mark.id, keep)
+        for _, _, id_ in self._execute(MARKED, consumer).fetchall():
+            self.end_cancelled(consumer, id_)
         self._execute("DELETE FROM mark WHERE consumer = ?", consumer)
         self._execute("DELETE FROM watch WHERE consumer = ?", consumer)
 
-    def _end_cancelled(self, consumer: int, id_: str, keep: float) -> None:
+    def end_cancelled(self, consumer: int, id_: str) -> None:
+        """Take away a task that was cancelled while the consumer had it."""
         known = next(iter(self.statuses([id_])), None)
         taken = self._execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING 1", id_, consumer)
         if known is not None and taken.fetchone():
-            self.note([cancelled_running(known, time.time())], keep)
+            self.note([cancelled_running(known, time.time())])
 
     def recent(self, limit: int) -> list[Status]:
         """The tasks that changed last: of those that are recorded, and of those that were stored last."""
@@ -164,7 +174,9 @@ class Records:
             for (consumer,) in self._execute("SELECT consumer FROM watch WHERE task = ?", id_).fetchall():
                 self._ring(consumer)
 
-    def _purge(self, now: float, keep: float, count: int) -> None:
+    def purge(self, keep: float, recorded: int) -> None:
+        """Forget what is older than ``keep`` seconds: some, now that so many were recorded."""
+        now, count = time.time(), _PURGE * recorded
         old = self._execute("SELECT seq, id FROM record WHERE at < ? ORDER BY at LIMIT ?", now - keep, count).fetchall()
         for seq, id_ in old:
             if self._execute("SELECT 1 FROM task WHERE id = ?", id_).fetchone():
@@ -180,12 +192,12 @@ class Records:
         """Where the task is in the file."""
         row = self._execute(
             "SELECT state, queue.name, task.name, attempt, enqueued_at, due, last_error, reason, traceback, died_at,"
-            " worker FROM task JOIN queue ON queue.id = task.queue WHERE task.id = ?",
+            " worker, body FROM task JOIN queue ON queue.id = task.queue WHERE task.id = ?",
             id_,
         ).fetchone()
         if row is None:
             return None
-        state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker = row
+        state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker, body = row
         if state == "dead":
             return Status(
                 id_,
@@ -198,9 +210,11 @@ class Records:
                 error=reason,
                 traceback=traceback or "",
                 worker=worker,
+                body=kept_body(body),
             )
         at = enqueued_at or 0.0
-        waiting: State = "retrying" if attempt > 1 else "delayed" if state == "delayed" else "queued"
+        is_delayed = state == "delayed" and due > time.time()
+        waiting: State = "retrying" if attempt > 1 else "delayed" if is_delayed else "queued"
         return Status(
             id_,
             "running" if state == "running" else waiting,
@@ -209,8 +223,9 @@ class Records:
             name,
             attempt,
             enqueued_at,
-            due=due if state == "delayed" else None,
+            due=due if is_delayed else None,
             error=error,
+            body=kept_body(body),
         )
 
     def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:

@@ -97,7 +97,11 @@ class Settling:
         return self._count * _PART >= sum(lease.unsettled for lease in self._leases)
 
     async def _commit(self, lease: Lease, calls: list[_Call]) -> None:
-        settled = [Settled(delivery.tag, outcome) for call in calls for delivery, outcome in call.settlements]
+        settled = [
+            Settled(delivery.tag, delivery.envelope.id, outcome)
+            for call in calls
+            for delivery, outcome in call.settlements
+        ]
         try:
             updates = [update for call in calls for update in call.updates]
             kept = await self._writer.do(

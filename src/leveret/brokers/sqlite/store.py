@@ -16,6 +16,8 @@ import msgspec
 
 from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.records import Records
+from leveret.brokers.sqlite.room import ready_about
+from leveret.brokers.sqlite.rows import ENVELOPE, INSERT, INSERT_ALL, NO_OTHERS, envelope_of, others, row
 from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -40,14 +42,6 @@ if TYPE_CHECKING:
 #: Takes what a consumer was dealt, in the writer's thread.
 Receiver: TypeAlias = "Callable[[Dealt | None], None]"
 
-_ENVELOPE = (
-    "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
-    " priority"
-)
-_INSERT = (
-    "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
-    " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
 #: As the index has it, literally: else SQLite would sort all that is ready.
 CLAIM = (
     "SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
@@ -55,9 +49,6 @@ CLAIM = (
 )
 #: So many ready tasks of a queue are counted for a worker that asks whether it is too small: it takes the file's time.
 _COUNTED = 10_000
-_json = msgspec.json.encode
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -94,6 +85,7 @@ class Settled(msgspec.Struct, frozen=True):
     """An outcome for the task that was dealt under that token."""
 
     token: int
+    id: str
     outcome: Outcome
 
 
@@ -162,18 +154,23 @@ class Store:
             by_queue.setdefault(envelope.queue, []).append(envelope)
         now = time.time()
         ids = {name: self._room_for(name, mine, envelopes) for name, mine in by_queue.items()}
-        self._insert([_row(ids[envelope.queue], envelope, now) for envelope in envelopes])
+        rows = [row(ids[envelope.queue], envelope, now) for envelope in envelopes]
+        more = [others(envelope) for envelope in envelopes]
+        if any(more):
+            self._insert(INSERT_ALL, [(*one, *(other or NO_OTHERS)) for one, other in zip(rows, more, strict=True)])
+        else:
+            self._insert(INSERT, rows)
         self._deal(ids.values())
         return self.records.is_watched()
 
-    def _insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
         # One statement is atomic by itself; the transaction is shared with other requests, which go on.
         alone = len(rows) == 1
         if not alone:
             self._execute("SAVEPOINT tasks")
         try:
-            self._database.executemany(_INSERT, rows)
+            self._database.executemany(sql, rows)
         except sqlite3.IntegrityError as error:
             if not alone:
                 self._execute("ROLLBACK TO tasks")
@@ -189,14 +186,6 @@ class Store:
         """Those of the ids that are in the file, or there twice."""
         stored = [id_ for id_ in ids if self._execute("SELECT 1 FROM task WHERE id = ?", id_).fetchone()]
         return list(dict.fromkeys([*stored, *repeated(ids)]))
-
-    def note(self, updates: Sequence[Status]) -> None:
-        """Record what became of tasks."""
-        self.records.note(updates, self._keep)
-
-    def cancel(self, id_: str) -> Status | None:
-        """See `leveret.brokers.Broker.cancel`."""
-        return self.records.cancel(id_, self._keep)
 
     def register_watcher(self, bell: str) -> tuple[int, int]:
         """A consumer that takes nothing, and wants to know: its number, and that of the last change."""
@@ -222,10 +211,15 @@ class Store:
         """Deal what has become due, and have the consumer told what it has and how things are."""
         self._rung.add(consumer)
 
+    def look_around(self, consumer: int) -> list[tuple[int, str]]:
+        """The same; every registered consumer and its bell."""
+        self.look(consumer)
+        return self.consumers()
+
     def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
         """What the consumer was dealt since it was last told; None when it is not registered."""
         rows = self._execute(
-            f"SELECT token, returns, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
+            f"SELECT token, returns, {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'running' AND consumer = ? AND token > ? ORDER BY token",
             consumer,
             self._newest.get(consumer, 0),
@@ -234,7 +228,7 @@ class Store:
             self._read[consumer] = rows[-1][0]
         elif not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        claims = [Claim(token, returns, _envelope(rest)) for token, returns, *rest in rows]
+        claims = [Claim(token, returns, envelope_of(rest)) for token, returns, *rest in rows]
         paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
         return Dealt(
             claims,
@@ -251,9 +245,10 @@ class Store:
         if next_due is None or next_due > now:
             return next_due
         due = self._execute(
-            "UPDATE task SET state = 'ready' WHERE state = 'delayed' AND due <= ? RETURNING queue", now
+            "SELECT seq, queue FROM task WHERE state = 'delayed' AND due <= ? ORDER BY due", now
         ).fetchall()
-        self._deal({queue for (queue,) in due})
+        self._execute(_RIPEN, _array([seq for seq, _ in due]))
+        self._deal({queue for _, queue in due})
         return self._next_due()
 
     def _next_due(self) -> float | None:
@@ -262,20 +257,26 @@ class Store:
 
     def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> set[int]:
         """Record outcomes and deal again; the tokens that were this consumer's still."""
-        self.note(updates)
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
-        ended = self._execute(_SUCCEED, consumer, _json(done)).fetchall() if done else []
-        again = [item.token for item in settled if isinstance(item.outcome, (Retrying, Released))]
-        ended += self.records.end_marked(consumer, again, self._keep) if again else []
+        ended = self._execute(_SUCCEED, consumer, _array(done)).fetchall() if done else []
+        again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released))}
+        marked = self.records.marked(consumer, again) if again else {}
+        ended += [(queue, token) for token, (queue, _) in marked.items()]
         for item in settled:
-            if not isinstance(item.outcome, (Succeeded, Cancelled)):
+            if not isinstance(item.outcome, (Succeeded, Cancelled)) and item.token not in marked:
                 ended += self._end(consumer, item)
+        kept = {token for _, token in ended}
+        self.records.note(updates if len(kept) == len(settled) else _of_kept(updates, settled, kept))
+        for _, id_ in marked.values():
+            self.records.end_cancelled(consumer, id_)
+        if updates:
+            # By the workers alone: how long is their application's to say, and others may not know it.
+            self.records.purge(self._keep, len(updates))
         freed = Counter(queue for queue, _ in ended)
         for queue, count in freed.items():
             self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", count, queue, consumer)
-        self.records.settled(consumer)
         self._deal(freed)
-        return {token for _, token in ended}
+        return kept
 
     def set_credit(self, consumer: int, credit: int) -> None:
         """Change its credit for each queue; as long as it holds more, it is dealt nothing."""
@@ -296,6 +297,11 @@ class Store:
         self.forget(consumer)
         self.remove([consumer])
 
+    def take_back(self, bell: str) -> None:
+        """A registration of this process that nobody waits for any more: if it was made, it ends."""
+        for (consumer,) in self._execute("SELECT id FROM consumer WHERE bell = ?", bell).fetchall():
+            self.leave(consumer)
+
     def forget(self, consumer: int) -> None:
         """One of this process is told nothing more."""
         self._receivers.pop(consumer, None)
@@ -305,7 +311,7 @@ class Store:
         """Consumers that are gone: what they had goes back to where it stood, for the others."""
         queues: set[int] = set()
         for consumer in consumers:
-            self.records.orphaned(consumer, self._keep)
+            self.records.orphaned(consumer)
             self.questions.gone(consumer)
             returned = self._execute(
                 "UPDATE task SET state = 'ready', consumer = NULL, token = NULL, returns = returns + 1"
@@ -313,7 +319,7 @@ class Store:
                 consumer,
             ).fetchall()
             queues.update(queue for queue, _ in returned)
-            self.records.amend([id_ for _, id_ in returned], partial(back, now=time.time()), self._keep)
+            self.records.amend([id_ for _, id_ in returned], partial(back, now=time.time()))
             self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
             self._execute("DELETE FROM consumer WHERE id = ?", consumer)
         self._deal(queues)
@@ -323,24 +329,33 @@ class Store:
         return self._execute("SELECT id, bell FROM consumer").fetchall()
 
     def stats(self) -> list[QueueStats]:
+        self._promote()
         self._deal_all()
+        # Each of these in one pass: what they count has no index by its queue.
+        running = self._execute(
+            "SELECT queue, count(*) FROM consumer CROSS JOIN task ON task.consumer = consumer.id"
+            " WHERE state = 'running' GROUP BY queue"
+        )
+        running_in = dict(running.fetchall())
+        delayed = self._execute("SELECT queue, count(*) FROM task WHERE state = 'delayed' GROUP BY queue")
+        delayed_in = dict(delayed.fetchall())
         rows = self._execute(
-            "SELECT name,"
+            "SELECT id, name,"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'ready'),"
-            " (SELECT count(*) FROM consumer CROSS JOIN task ON task.consumer = consumer.id"
-            "   WHERE task.queue = queue.id AND state = 'running'),"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'dead'),"
             " (SELECT count(*) FROM taker WHERE queue = queue.id),"
-            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'delayed'),"
             " paused"
             " FROM queue ORDER BY name"
         )
         return [
-            QueueStats(name, ready, running, dead, consumers, delayed, paused=bool(paused))
-            for name, ready, running, dead, consumers, delayed, paused in rows
+            QueueStats(
+                name, ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0), paused=bool(paused)
+            )
+            for id_, name, ready, dead, consumers, paused in rows
         ]
 
     def ready(self, queues: Sequence[str]) -> int:
+        self._promote()  # nobody else does so while there is no consumer, and none is started for what is not ready
         counts = [
             self._execute(
                 "SELECT count(*) FROM (SELECT 1 FROM task WHERE state = 'ready'"
@@ -361,13 +376,13 @@ class Store:
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         rows = self._execute(
-            f"SELECT reason, traceback, died_at, worker, {_ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
+            f"SELECT reason, traceback, died_at, worker, {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
             queue,
             limit,
         )
         return [
-            DeadLetter(_envelope(rest), reason, traceback, died_at, worker)
+            DeadLetter(envelope_of(rest), reason, traceback, died_at, worker)
             for reason, traceback, died_at, worker, *rest in rows
         ]
 
@@ -381,7 +396,7 @@ class Store:
             ids,
             now,
         )
-        self.records.amend(found, partial(revived_again, now=now), self._keep)
+        self.records.amend(found, partial(revived_again, now=now))
         self._deal([number])
         return found
 
@@ -432,12 +447,13 @@ class Store:
         ids = [envelope.id for envelope in all_of_them]
         queue, limit = self._queue(name, ids)
         if limit is not None:
+            self._promote()
             self._deal_all()
-            (ready,) = self._execute(
-                "SELECT count(*) FROM (SELECT 1 FROM task WHERE queue = ? AND state = 'ready' LIMIT ?)", queue, limit
-            ).fetchone()
+            ready = ready_about(self._database, queue, limit, len(mine))
             if ready + len(mine) > limit:
-                raise QueueFull(f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing was stored", ids)
+                raise QueueFull(
+                    f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored", ids
+                )
         return queue
 
     def _end(self, consumer: int, item: Settled) -> list[tuple[int, int]]:
@@ -463,10 +479,8 @@ class Store:
         for index in last:
             consumer, _ = takers[index]
             tokens = self._ticks(len(hands[index]))
-            self._database.executemany(
-                "UPDATE task SET state = 'running', consumer = ?, token = ? WHERE seq = ?",
-                [(consumer, token, *ready[card]) for token, card in zip(tokens, hands[index], strict=True)],
-            )
+            hand = [ready[card][0] for card in hands[index]]
+            self._execute(_HAND, consumer, tokens[0], _array(hand))
             self._execute(
                 "UPDATE taker SET free = free - ?, turn = ? WHERE queue = ? AND consumer = ?",
                 len(tokens),
@@ -480,6 +494,16 @@ class Store:
 _TAKERS = (
     "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL OR free > 0)"
     " AND NOT (SELECT paused FROM queue WHERE queue.id = taker.queue) ORDER BY turn"
+)
+#: Tokens in the order of the array. One statement for all of them: this thread gives the GIL away at each.
+_HAND = (
+    "UPDATE task SET state = 'running', consumer = ?, token = ? + hand.key FROM json_each(?) AS hand"
+    " WHERE seq = hand.value"
+)
+#: To the ends of their queues, in the order of the array: what was enqueued while they were not due stands before them.
+_RIPEN = (
+    "UPDATE task SET state = 'ready', seq = (SELECT max(seq) FROM task) + 1 + due.key FROM json_each(?) AS due"
+    " WHERE seq = due.value"
 )
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
 #: Of many at once: they are most.
@@ -509,6 +533,13 @@ def _change(outcome: Outcome) -> tuple[str, tuple[Any, ...]]:
     return _RELEASE, ()
 
 
+def _of_kept(updates: Sequence[Status], settled: Sequence[Settled], kept: set[int]) -> list[Status]:
+    """Without those of tasks that were lost: whoever has them tells. What is not settled here is the caller's own."""
+    ids = {item.id for item in settled if item.token in kept}
+    lost = {item.id for item in settled} - ids
+    return [update for update in updates if update.id not in lost]
+
+
 def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]], list[int]]:
     """Deal ``cards`` one at a time, in turn, to whoever has credit left (None: no limit).
 
@@ -529,37 +560,6 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
     return hands, list(last)
 
 
-def _row(queue: int, envelope: Envelope, now: float) -> tuple[Any, ...]:
-    return (
-        envelope.id,
-        queue,
-        "delayed" if envelope.due is not None and envelope.due > now else "ready",
-        envelope.task,
-        envelope.body,
-        envelope.content_type,
-        envelope.attempt,
-        envelope.enqueued_at,
-        envelope.last_error,
-        envelope.due,
-        envelope.expires_at,
-        _pack(envelope.headers) if envelope.headers else None,
-        envelope.priority,
-    )
-
-
-def _envelope(row: Sequence[Any]) -> Envelope:
-    id_, queue, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers, priority = row
-    return Envelope(
-        id_,
-        queue,
-        name,
-        body,
-        content_type,
-        attempt,
-        enqueued_at,
-        last_error,
-        due,
-        expires_at,
-        _unpack(headers) if headers else {},
-        priority,
-    )
+def _array(numbers: Sequence[int]) -> str:
+    """For `json_each`: as text, since SQLite 3.45.0 takes bytes for its own binary JSON."""
+    return msgspec.json.encode(numbers).decode()

@@ -9,12 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers.sqlite.bells import Listener
+from leveret.brokers.sqlite.writer import translate
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from leveret.brokers.sqlite.bells import Bell, Bells
+    from leveret.brokers.sqlite.bells import Bells
     from leveret.brokers.sqlite.records import News
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.writer import Writer
@@ -34,7 +36,7 @@ class Watcher:
         self._bells = bells
         self._feeds = Feeds()
         self._changing = asyncio.Lock()
-        self._bell: Bell | None = None
+        self._bell: Listener | None = None
         self._number = 0
         self._last = 0
         self._wake = asyncio.Event()
@@ -57,6 +59,7 @@ class Watcher:
             async with self._changing:
                 if self._bell is None:
                     await self._register()
+                    self._listening = asyncio.create_task(self._listen())
                 self._feeds.add(feed)
                 feed.tell(await self._watch(list(feed.ids)))
             yield feed
@@ -69,16 +72,19 @@ class Watcher:
             await self._let_go()
 
     async def _register(self) -> None:
-        bell = self._bells.hang()
+        """With a bell of its own: one under which it was removed may be taken down at any moment."""
         try:
-            self._number, self._last = await self._writer.do(lambda store: store.register_watcher(bell.name))
+            bell = Listener(self._bells, self._wake.set)
+        except OSError as error:
+            raise translate(error, self._writer.path) from error
+        try:
+            number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
         except BaseException:
             bell.take_down()
             raise
-        self._bell = bell
-        loop = asyncio.get_running_loop()
-        loop.add_reader(bell.reader, self._rung)
-        self._listening = loop.create_task(self._listen())
+        if self._bell is not None:
+            self._bell.take_down()
+        self._bell, self._number, self._last = bell, number, last
 
     async def _watch(self, ids: Sequence[str]) -> Sequence[Status]:
         number = self._number
@@ -86,13 +92,12 @@ class Watcher:
 
     async def _leave(self, feed: Feed) -> None:
         async with self._changing:
-            self._feeds.remove(feed)
+            ids = self._feeds.remove(feed)
             if self._bell is None:
                 return
             if not self._feeds:
                 await self._let_go()
                 return
-            ids = list(feed.ids - self._feeds.ids)
             number = self._number
             with suppress(BrokerError):
                 await self._writer.do(lambda store: store.records.unwatch(number, ids))
@@ -104,7 +109,6 @@ class Watcher:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
-        asyncio.get_running_loop().remove_reader(bell.reader)
         bell.take_down()
         number = self._number
         with suppress(BrokerError):
@@ -117,11 +121,13 @@ class Watcher:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                news = await self._writer.do(partial(_changes, self._number, self._last))
+                if self._bell is not None:
+                    self._bell.see_to()
+                news = await self._writer.do(partial(_changes, self._number, self._last, len(self._feeds.ids)))
                 if news is None:
                     await self._renew()
                     continue
-            except BrokerError as error:
+            except (BrokerError, OSError) as error:
                 log.warning("news of tasks cannot be read, trying again: %s", error)
                 await asyncio.sleep(_ROUND)
                 continue
@@ -130,18 +136,11 @@ class Watcher:
 
     async def _renew(self) -> None:
         """Somebody removed this living watcher: begin anew, and tell all that is known."""
-        bell = self._bell
-        if bell is None:
-            return
-        self._number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
-        self._last = min(self._last, last)
+        seen = self._last
+        await self._register()
+        self._last = min(seen, self._last)
         self._feeds.tell(await self._watch(list(self._feeds.ids)))
 
-    def _rung(self) -> None:
-        if self._bell is not None:
-            self._bell.hush()
-        self._wake.set()
 
-
-def _changes(number: int, last: int, store: Store) -> News | None:
-    return store.records.changes(number, last)
+def _changes(number: int, last: int, followed: int, store: Store) -> News | None:
+    return store.records.changes(number, last, followed)

@@ -74,7 +74,7 @@ class Writer:
     """Runs requests in the order they come."""
 
     def __init__(self, path: Path, bells: Bells, *, timeout: float, keep: float = KEEP) -> None:
-        self._path = path
+        self.path = path
         self._bells = bells
         self._timeout = timeout
         self._keep = keep
@@ -90,7 +90,7 @@ class Writer:
         Cancelled while it waits, it is not done at all; cancelled later, it is done whole.
         """
         if self._closed:
-            raise BrokerUnavailable(f"{self._path} was closed by this program")
+            raise BrokerUnavailable(f"{self.path} was closed by this program")
         request = _Request(work)
         self._requests.put(request)
         if self._thread is None:
@@ -138,7 +138,7 @@ class Writer:
                     self._commit([request])
                 return
             for request in requests:
-                request.error = translate(error, self._path)
+                request.error = translate(error, self.path)
         _answer(requests)
 
     def _transaction(self, requests: Sequence[_Request[Any]]) -> None:
@@ -177,7 +177,7 @@ class Writer:
 
     def _opened(self) -> Store:
         if self._store is None:
-            self._database = open_database(self._path, timeout=self._timeout)
+            self._database = open_database(self.path, timeout=self._timeout)
             self._store = Store(self._database, keep=self._keep)
         return self._store
 

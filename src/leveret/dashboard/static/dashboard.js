@@ -37,12 +37,14 @@
     for (const child of old.childNodes) {
       if (keyOf(child)) keyed.set(child.nodeName + keyOf(child), child);
     }
-    let at = old.firstChild;
+    // What was said of a change stays where it is, though no fresh page says it.
+    const past = (node) => (node && node.id === "said" ? node.nextSibling : node);
+    let at = past(old.firstChild);
     for (const child of [...fresh.childNodes]) {
       const key = keyOf(child);
       const same = key ? keyed.get(child.nodeName + key) : at && alike(at, child) ? at : null;
       if (same) {
-        if (same === at) at = at.nextSibling;
+        if (same === at) at = past(at.nextSibling);
         else old.insertBefore(same, at);
         morph(same, child);
       } else {
@@ -50,8 +52,8 @@
       }
     }
     while (at) {
-      const next = at.nextSibling;
-      if (at.id !== "said") at.remove();
+      const next = past(at.nextSibling);
+      at.remove();
       at = next;
     }
   }
@@ -85,7 +87,8 @@
   // What the reader has before them stays, and is said to be old.
   function warn(html) {
     const reason = new DOMParser().parseFromString(html, "text/html").querySelector("#main .reason");
-    const words = `${reason ? reason.textContent.trim() : "The dashboard does not answer."} What is shown may be old.`;
+    const told = reason ? reason.textContent.trim().replace(/[.]?$/, ".") : "The dashboard does not answer.";
+    const words = `${told} What is shown may be old.`;
     let notice = document.getElementById("problem");
     if (!notice) {
       notice = Object.assign(document.createElement("p"), { id: "problem", className: "notice bad" });

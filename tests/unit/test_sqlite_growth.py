@@ -1,0 +1,159 @@
+"""What an operation on an SQLite file costs does not grow with what is beside it: counted in SQLite's own steps."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers.sqlite.consumer import Lease
+from leveret.brokers.sqlite.store import Settled, Store
+from leveret.errors import QueueFull
+from leveret.model import Queue, Released, Succeeded
+from leveret.status import enqueued, settled
+from tests.unit.test_sqlite import WORK, envelope, next_batch, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from leveret.brokers.sqlite import SQLiteBroker
+    from leveret.model import Delivery, Outcome
+    from leveret.status import Status
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "leveret.db"
+
+
+async def steps(broker: SQLiteBroker, work: Callable[[Store], Any]) -> int:
+    """How many steps of SQLite's machine the work takes."""
+
+    def counted(store: Store) -> int:
+        taken = count()
+        store._database.set_progress_handler(lambda: next(taken) and 0, 1)
+        work(store)
+        store._database.set_progress_handler(None, 0)
+        return next(taken)
+
+    return await broker._writer.do(counted)
+
+
+async def test_counting_delayed_tasks_costs_the_same_in_many_queues(path: Path) -> None:
+    queues = [Queue(f"q{number}") for number in range(20)]
+    due = time.time() + 3_600
+    costs = []
+    for used in (1, 20):
+        async with opened(path.with_name(f"{used}.db"), *queues) as broker:
+            names = [queues[number % used].name for number in range(2_000)]
+            await broker.publish([envelope(name, due=due) for name in names])
+            costs.append(await steps(broker, Store.stats))
+            assert [stats.delayed for stats in await broker.stats()][:1] == [2_000 // used]
+    assert costs[1] < 2 * costs[0]
+    async with opened(path, WORK) as broker:
+        await broker.publish([envelope(due=due) for _ in range(2_000)])
+        costs.append(await steps(broker, Store.stats))
+    assert costs[0] < 2 * costs[2]
+
+
+async def test_reading_news_costs_what_is_less_of_what_changed_and_what_is_followed(path: Path) -> None:
+    """And what was read is not read again, though nothing of it was followed."""
+    costs = []
+    for followed, changed in ((10, 1), (2_000, 1), (1, 10), (1, 1_999)):
+        async with opened(path.with_name(f"{followed}-{changed}.db"), WORK) as broker:
+            tasks = [envelope() for _ in range(2_000)]
+            now = time.time()
+            await broker.tell([settled(task, "task", Succeeded(), now) for task in tasks])
+            async with broker.follow([task.id for task in tasks[:followed]]):
+                reading = partial(last_changes, broker._watcher._number, changed, followed)
+                costs.append(await steps(broker, reading))
+    assert costs[1] < 2 * costs[0]
+    assert costs[3] < 2 * costs[2]
+
+
+def last_changes(watcher: int, changed: int, followed: int, store: Store) -> None:
+    (last,) = store._execute("SELECT tick FROM clock").fetchone()
+    news = store.records.changes(watcher, last - changed, followed)
+    assert news is not None
+    assert len(news.statuses) == (followed == 2_000)
+    assert news.last == last
+
+
+async def test_enqueuing_to_a_limited_queue_costs_the_same_however_long_it_is(path: Path) -> None:
+    """And in each case exactly as many are let in as there is room for."""
+    costs = []
+    for waiting in (10, 2_900):
+        async with opened(path.with_name(f"{waiting}.db"), Queue("work", max_length=3_000), Queue("other")) as broker:
+            tasks = [envelope() for _ in range(waiting)]
+            await broker.publish(tasks)
+            one = envelope()
+            costs.append(await steps(broker, lambda store, one=one: store.insert([one])))  # type: ignore[misc]
+            await broker.publish([envelope("other") for _ in range(3_000)])  # what is between them is none of them
+            await broker.publish([envelope(priority=number % 12) for number in range(2_999 - waiting)])
+            with pytest.raises(QueueFull, match="3000 ready tasks of at most 3000"):
+                await broker.publish([envelope()])
+            await broker.cancel(tasks[0].id)
+            await broker.publish([envelope()])
+            with pytest.raises(QueueFull):
+                await broker.publish([envelope()])
+    assert costs[1] < 2 * costs[0]
+
+
+@pytest.mark.parametrize("outcome", [Succeeded(), Released()])
+async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome: Outcome) -> None:
+    """With some of it cancelled, and without."""
+    costs = []
+    for held, marked in ((100, 0), (2_000, 0), (100, 5), (2_000, 5)):
+        async with opened(path.with_name(f"{held}-{marked}.db"), WORK) as broker:
+            await broker.publish([envelope() for _ in range(held)])
+            async with broker.consume([WORK], credit=None) as consumer:
+                batches = aiter(consumer)
+                deliveries: list[Delivery] = []
+                while len(deliveries) < held:
+                    deliveries += await next_batch(batches)
+                for delivery in deliveries[:marked]:
+                    await broker.cancel(delivery.envelope.id)
+                last = deliveries[-1]
+                assert isinstance(last.lease, Lease)
+                settle = partial(
+                    Store.settle,
+                    consumer=last.lease.consumer,
+                    settled=[Settled(last.tag, last.envelope.id, outcome)],
+                )
+                costs.append(await steps(broker, settle))
+    assert costs[1] < 2 * costs[0]
+    assert costs[3] < 2 * costs[2]
+
+
+class CountedFeed(Feed):
+    told = 0
+
+    def tell(self, updates: Sequence[Status]) -> None:  # type: ignore[override]
+        type(self).told += len(updates)
+        super().tell(updates)
+
+
+async def test_an_update_is_told_to_those_who_follow_it() -> None:
+    """And costs the others nothing."""
+    feeds, watch = Feeds(), Watch()
+    tasks = [envelope() for _ in range(100)]
+    followers = [CountedFeed([task.id]) for task in tasks]
+    both = CountedFeed([tasks[0].id, tasks[1].id])
+    for feed in (*followers, both, watch):
+        feeds.add(feed)
+    update = enqueued(tasks[0], 1.0)
+    feeds.tell([update])
+    assert CountedFeed.told == 2
+    for feed in (followers[0], both, watch):
+        assert await anext(aiter(feed)) == [update]
+    assert feeds.remove(both) == []
+    assert feeds.remove(both) == ()
+    assert feeds.remove(followers[1]) == [tasks[1].id]
+    assert tasks[1].id not in feeds.ids
+    feeds.tell([enqueued(tasks[1], 1.0)])
+    assert CountedFeed.told == 2
