@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -127,27 +128,36 @@ async def _watch(watcher: Watcher, workforce: Workforce, ask: Callable[[], None]
     """Ask for a reload whenever a Python file changes beside those that the children have imported.
 
     Where that fails (the system has a limit of its own, a folder goes) it is tried again, until it is cancelled.
+    What was saved while nothing was watched is found by its time.
     """
-    unseen: list[str] = []
+    asked = time.time()
     while True:
         folders = _folders(workforce.sources)
         if not folders:
             await asyncio.sleep(_PAUSE)
             continue
         log.info("watching the Python files in %s", ", ".join(folders))
+        missed = True
         try:
             async for changes in watcher(*folders):
-                changed = sorted({path for _, path in changes}) + unseen
-                unseen = []
+                changed = {path for _, path in changes}
+                if missed:
+                    changed |= _saved_since(asked, folders)
+                    missed = False
                 if changed:
-                    log.info("changed: %s", ", ".join(changed))
+                    log.info("changed: %s", ", ".join(sorted(changed)))
+                    asked = time.time()
                     ask()
                 if _folders(workforce.sources) != folders:
                     break
         except Exception as error:  # noqa: BLE001 - of watchfiles, or of the system beneath it
             log.error("no file is watched now, trying again in %g s: %s", _AGAIN, error)  # noqa: TRY400
-            unseen = ["perhaps some, while none was watched"]
             await asyncio.sleep(_AGAIN)
+
+
+def _saved_since(moment: float, folders: Sequence[str]) -> set[str]:
+    """The Python files that were written or moved there after that moment (seconds since 1970)."""
+    return {str(file) for folder in folders for file in Path(folder).glob("*.py") if file.stat().st_ctime > moment}
 
 
 def _folders(sources: Collection[str]) -> Sequence[str]:

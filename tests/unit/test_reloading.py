@@ -58,6 +58,7 @@ async def test_files_that_cannot_be_watched_are_tried_again(
 
     def watcher(*folders: str) -> AsyncIterator[set[tuple[Any, str]]]:
         if failures:
+            source.write_text("changed = True")
             raise failures.pop(0)
         return watch(*folders)
 
@@ -67,12 +68,52 @@ async def test_files_that_cannot_be_watched_are_tried_again(
         async def has_asked() -> bool:
             return bool(asked)
 
-        await until(has_asked, "a reload for what may have changed meanwhile")
+        await until(has_asked, "a reload for what has changed meanwhile")
         asked.clear()
-        source.write_text("changed = True")
+        source.write_text("changed = 'again'")
         await until(has_asked, "a reload for a change")
     for problem in ("OS file watch limit reached", "No path was found"):
         assert f"no file is watched now, trying again in 0.01 s: {problem}" in caplog.text
+
+
+async def test_what_is_saved_between_two_watches_is_not_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reload brought files of another folder, so both are watched anew: a save just then, in the old or the new."""
+    caplog.set_level(logging.INFO, "leveret.worker")
+    old, new = tmp_path / "old" / "tasks.py", tmp_path / "new" / "words.py"
+    for source in (old, new):
+        source.parent.mkdir()
+        source.write_text("")
+    children = Children(str(old))
+    watch, watches, asked = _watcher(), 0, 0
+
+    async def watcher(*folders: str) -> AsyncIterator[set[tuple[Any, str]]]:
+        nonlocal watches
+        watches += 1
+        if len(folders) == 2:
+            old.write_text("saved = True")
+            new.write_text("saved = True")
+        async for changes in watch(*folders):
+            yield changes
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+
+    async with going_on(_watch(watcher, children, ask)):
+        await until(lambda: is_true(watches == 1), "the first watch")
+        children.sources = (str(old), str(new))
+        await until(lambda: is_true(asked > 0), "a reload for what was saved between")
+        assert f"changed: {new}, {old}" in caplog.text
+        await until(lambda: is_true(watches == 2), "the second watch")
+        asked = 0
+        new.write_text("saved = 'again'")
+        await until(lambda: is_true(asked > 0), "a reload for a change that is watched")
+
+
+async def is_true(value: bool) -> bool:  # noqa: FBT001 - what a condition has found
+    return value
 
 
 async def test_a_reload_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
