@@ -112,7 +112,7 @@ async def test_what_is_saved_between_two_watches_is_not_missed(
         await until(lambda: is_true(asked > 0), "a reload for a change that is watched")
 
 
-async def is_true(value: bool) -> bool:  # noqa: FBT001 - what a condition has found
+async def is_true(value: bool) -> bool:
     return value
 
 
