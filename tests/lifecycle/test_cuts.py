@@ -167,7 +167,7 @@ async def test_cut_while_settling(node: Node, outcome: Outcome) -> None:
             settling = [asyncio.create_task(broker.settle([(delivery, outcome)])) for delivery in first]
             await asyncio.sleep(0)
             proxy.cut()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 results = await asyncio.gather(*settling, return_exceptions=True)
             assert all(result is None or isinstance(result, LeaseLost) for result in results)
             # An acknowledgment has no answer in AMQP: one that was on the way when the connection was cut is not known

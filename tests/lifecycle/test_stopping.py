@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,7 +43,7 @@ def test_what_outlasts_the_grace_is_handed_back(place: Place, client: Client, le
     with Worker(place.url, ledger, "--grace", "0.5") as worker:
         child = int(ledger.wait_for("start a").split()[-1])
         worker.signal(signal.SIGTERM)
-        assert worker.exit_code(within=10) == 0
+        assert worker.exit_code(within=20) == 0
         assert not is_alive(child)
         assert "handed back" in worker.output
         assert "attempt" not in worker.output
@@ -57,10 +56,8 @@ def test_a_second_signal_stops_at_once(place: Place, client: Client, ledger: Led
         ledger.wait_for("start a")
         worker.signal(signal.SIGINT)
         worker.wait_for("stopping")
-        stopped = time.monotonic()
         worker.signal(signal.SIGINT)
-        assert worker.exit_code(within=10) == 0
-        assert time.monotonic() - stopped < 5
+        assert worker.exit_code(within=20) == 0, "before the 30 s of its grace"
     client.wait_until_counts("work", ready=1, running=0, dead=0)
 
 
@@ -80,7 +77,7 @@ def test_an_app_that_cannot_be_imported_ends_the_worker(tmp_path: Path, ledger: 
     module = tmp_path / "broken.py"
     module.write_text(code)
     with Worker(f"sqlite:///{tmp_path / 'x.db'}", ledger, "--processes", "2", app=f"{module}:app") as worker:
-        assert worker.exit_code(within=20) == 1
+        assert worker.exit_code() == 1
         assert worker.output.startswith("leveret: ")
         assert reason in worker.output
         assert "Traceback" not in worker.output
@@ -93,7 +90,7 @@ def test_a_stop_ends_an_import_that_hangs(tmp_path: Path, ledger: Ledger) -> Non
     with Worker(f"sqlite:///{tmp_path / 'x.db'}", ledger, app=f"{module}:app") as worker:
         ledger.wait_for("importing")
         worker.signal(signal.SIGTERM)
-        assert worker.exit_code(within=10) == 0
+        assert worker.exit_code(within=20) == 0
 
 
 def test_an_app_that_breaks_later_ends_the_worker(tmp_path: Path, ledger: Ledger) -> None:
@@ -108,7 +105,7 @@ def test_an_app_that_breaks_later_ends_the_worker(tmp_path: Path, ledger: Ledger
         module.write_text("1 / 0")
         module.touch()
         signal_and_wait(child)
-        assert worker.exit_code(within=20) == 1
+        assert worker.exit_code() == 1
         assert "ZeroDivisionError" in worker.output
         assert "Traceback" not in worker.output
     client.wait_until_counts("work", ready=1, running=0)
@@ -128,7 +125,7 @@ def test_a_broker_that_is_away_is_waited_for(node: Node, ledger: Ledger) -> None
         with Worker(url, ledger) as worker:
             worker.wait_for("trying again in", 3)
             worker.signal(signal.SIGTERM)
-            assert worker.exit_code(within=20) == 0
+            assert worker.exit_code() == 0
             assert worker.output.count("\n") == worker.output.count("trying again in")
             assert "s3cret-w0rd" not in worker.output
         with Worker(node.url, ledger) as worker:

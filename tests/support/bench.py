@@ -14,7 +14,7 @@ from leveret.events import Event, TaskSettled, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import Envelope, QueueStats, new_id
 from leveret.worker import Worker
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -90,9 +90,9 @@ class Bench:
             yield worker
         finally:
             worker.stop()
-            await asyncio.wait_for(run, 20)
+            await asyncio.wait_for(run, PATIENCE)
 
-    async def wait_for(self, condition: Callable[[], object], what: str, within: float = 10.0) -> None:
+    async def wait_for(self, condition: Callable[[], object], what: str, within: float = PATIENCE) -> None:
         async def holds() -> object:
             return condition()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Generous: a test that waits this long has failed (seconds).
-PATIENCE = 30.0
+PATIENCE = 60.0
 _PAUSE = 0.02
 
 

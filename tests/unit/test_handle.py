@@ -27,10 +27,10 @@ async def test_a_dead_letter_that_was_put_back_is_alive_to_its_handle() -> None:
         async with bench.working():
             for handle in (first, second):
                 with pytest.raises(TaskFailed, match="ValueError"):
-                    await handle.result(10)
+                    await handle.result(60)
             fails.clear()
             assert len(await bench.broker.revive("work", [first.id, second.id])) == 2
             await bench.wait_for(lambda: len(bench.told(TaskSettled)) == 2, "they have been dead once")
-            assert (await second.cancel(timeout=10)).state == "cancelled"
+            assert (await second.cancel(timeout=60)).state == "cancelled"
             bench.gate.set()
-            assert await first.result(10) == "mended"
+            assert await first.result(60) == "mended"

@@ -53,7 +53,7 @@ def open_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
 
 @asynccontextmanager
 async def bench_on(open_broker: Callable[[], Broker]) -> AsyncGenerator[Bench]:
-    async with asyncio.timeout(20), AsyncExitStack() as stack:
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
         yield Bench(open_broker, stack)
 
 

@@ -50,7 +50,7 @@ class Crewed:
         async def told() -> bool:
             return len(self.outcomes) >= count
 
-        await until(told, f"{count} jobs have ended, not only {self.outcomes}", within=5)
+        await until(told, f"{count} jobs have ended, not only {self.outcomes}")
 
     def _take(self, reports: Sequence[News]) -> None:
         self.outcomes.update({report.key: report.outcome for report in reports if isinstance(report, Finished)})

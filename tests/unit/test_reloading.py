@@ -128,6 +128,6 @@ async def test_a_reload_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixt
 
     async with going_on(reloads.run()):
         reloads.ask()
-        await until(has_failed, "it is logged", within=5)
+        await until(has_failed, "it is logged")
         reloads.ask()
-        await until(has_reloaded, "the next one is done", within=5)
+        await until(has_reloaded, "the next one is done")

@@ -102,7 +102,7 @@ async def registers_unheard(broker: SQLiteBroker) -> None:
 
     def register(self: Store, *args: Any, **kwargs: Any) -> int:
         number = original(self, *args, **kwargs)
-        asyncio.run_coroutine_threadsafe(cancel(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(cancel(), loop).result(60)
         return number
 
     async def cancel() -> None:
@@ -246,7 +246,7 @@ async def test_a_consumer_that_is_left_while_it_registers_again_is_gone(
             loop = asyncio.get_running_loop()
 
             def register(self: Store, *args: Any, **kwargs: Any) -> int:
-                asyncio.run_coroutine_threadsafe(leave(), loop).result(10)
+                asyncio.run_coroutine_threadsafe(leave(), loop).result(60)
                 return original(self, *args, **kwargs)
 
             async def leave() -> None:
@@ -286,7 +286,7 @@ async def test_a_watch_goes_on_when_its_bell_was_deleted(path: Path, monkeypatch
         assert names(folder(path)) == registered(path) != []
         told = enqueued(envelope(), time.time())
         await other._writer.do(lambda store: store.records.note([told]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert [status.id for status in await anext(watch)] == [told.id]
 
 

@@ -37,7 +37,7 @@ async def followed() -> int:
 @app.task
 def outer() -> int:
     """In a thread, which has a loop of its own."""
-    return app.wait(followed.enqueue_sync().result(timeout=20))
+    return app.wait(followed.enqueue_sync().result(timeout=60))
 
 
 @app.task
@@ -71,7 +71,7 @@ async def test_a_task_waits_for_one_that_it_enqueued(test: AppUnderTest) -> None
     draining = asyncio.ensure_future(test.drain(concurrency=3))
     await until(lambda: is_followed(test), "the thread waits")
     go_on.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await draining
         assert await waiting.result() == 7
 
@@ -80,7 +80,7 @@ def test_a_thread_waits_for_what_a_loop_runs_later(test: AppUnderTest) -> None:
     """It began to wait before there was a worker."""
     handle = inner.enqueue_sync()
     results: list[int] = []
-    waiting = threading.Thread(target=lambda: results.append(app.wait(handle.result(timeout=20))))
+    waiting = threading.Thread(target=lambda: results.append(app.wait(handle.result(timeout=60))))
     waiting.start()
 
     async def program() -> None:
@@ -99,8 +99,8 @@ async def test_a_running_task_is_cancelled(test: AppUnderTest, seconds: float) -
     draining = asyncio.ensure_future(test.drain())
     await until(has_begun, "it runs")
     test.clock.advance(seconds)
-    async with asyncio.timeout(10):
-        assert (await handle.cancel(timeout=5)).state == "cancelled"
+    async with asyncio.timeout(60):
+        assert (await handle.cancel(timeout=60)).state == "cancelled"
         (run,) = await draining
     assert run.kept
 
