@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import ledger_app
 from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Place
+    from tests.support.client import Client
 
 
 def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -> None:
@@ -91,7 +93,16 @@ def test_empty_answers_say_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     assert "No queues" in leveret("queues", "--url", url)
     assert leveret("queues", "--url", url, "--json") == "[]\n"
+    leveret("enqueue", LEDGER_APP, "say", "a", "-q", "default", "--url", url)
     assert "has no dead letters" in leveret("dead", "list", "default", "--url", url)
+
+
+def test_dead_letters_of_a_misspelt_queue_are_an_error(place: Place, client: Client) -> None:
+    """Not a comfort: someone looks for lost tasks in the wrong queue, or in the wrong file."""
+    client.enqueue(ledger_app.say, "a")
+    for command in (["list"], ["list", "--json"], ["retry", "--all"], ["drop", "--all"]):
+        said = leveret("dead", *command, "wrok", "--url", place.url, fails=True)
+        assert said.strip() == "leveret: queue 'wrok' does not exist; leveret queues shows those that do"
 
 
 def test_the_idle_worker_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from leveret.cli.options import broker_and_queues, url_option
+from leveret.errors import QueueNotFound
 from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
@@ -191,7 +192,10 @@ def _run(reference: str | None, url: str | None, question: Callable[[Broker], Aw
 
 
 async def _find(broker: Broker, queue: str, chosen: _Filter) -> list[DeadLetter]:
-    return [letter for letter in await broker.dead_letters(queue, limit=_MOST) if chosen.matches(letter)]
+    letters = await broker.dead_letters(queue, limit=_MOST)
+    if not letters and queue not in {stats.name for stats in await broker.stats([queue])}:
+        raise QueueNotFound(f"queue {queue!r} does not exist; leveret queues shows those that do")
+    return [letter for letter in letters if chosen.matches(letter)]
 
 
 def _plain(letter: DeadLetter) -> dict[str, object]:
