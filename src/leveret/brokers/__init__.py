@@ -143,10 +143,13 @@ class Broker(Protocol):
         """The oldest dead letters of a queue; they stay where they are."""
 
     async def revive(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
-        """Put dead letters back into their queue as first attempts, durably before they leave here; those found."""
+        """Put dead letters back into their queue as first attempts, durably before they leave here; those found.
+
+        Raises QueueNotFound.
+        """
 
     async def discard(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
-        """Delete dead letters for good; those found."""
+        """Delete dead letters for good; those found. Raises QueueNotFound."""
 
     async def pause(self, queue: str, /) -> None:
         """Have all workers start nothing more of a queue, those too that come later, until it is resumed.

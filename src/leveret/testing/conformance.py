@@ -485,12 +485,15 @@ async def a_cancelled_publish_harms_nothing(bench: Bench) -> None:
 
 @check
 async def a_queue_that_is_not_there_is_an_error(bench: Bench) -> None:
-    """Nothing is published into the void, and the error names the tasks."""
+    """Nothing is published into the void, and the error names the tasks; it has no dead letters to decide about."""
     broker = bench.broker()
     envelopes = bench.envelopes("a", "b")
     with refused(QueueNotFound) as refusal:
         await broker.publish(envelopes)
     assert set(getattr(refusal[0], "ids", ())) == {envelope.id for envelope in envelopes}
+    for decide in (broker.revive, broker.discard):
+        with refused(QueueNotFound):
+            await decide(bench.queue.name, ["a"])
 
 
 @check

@@ -32,6 +32,7 @@ from leveret.brokers.rabbitmq.declare import (
     is_paused,
     mark_paused,
     message_count,
+    require,
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.events import Events
@@ -379,9 +380,7 @@ class RabbitMQBroker:
 
     async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
-        wanted = frozenset(ids)
-        async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if dead_letter_id(message) in wanted]
+        async with self._chosen_dead(queue, ids) as (channel, chosen):
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 now = time.time()
@@ -419,11 +418,20 @@ class RabbitMQBroker:
             return []
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
-        wanted = frozenset(ids)
-        async with self._fetched_dead(queue, None) as (channel, messages):
-            chosen = [message for message in messages if dead_letter_id(message) in wanted]
+        async with self._chosen_dead(queue, ids) as (channel, chosen):
             await _remove(channel, dead_queue(queue), chosen)
             return [dead_letter_id(message) for message in chosen]
+
+    @asynccontextmanager
+    async def _chosen_dead(
+        self, queue: str, ids: Sequence[str]
+    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+        """Dead letters to decide about. Raises QueueNotFound."""
+        wanted = frozenset(ids)
+        async with self._fetched_dead(queue, None) as (channel, messages):
+            if not messages:
+                await require(await self._publisher.connection(), queue)
+            yield channel, [message for message in messages if dead_letter_id(message) in wanted]
 
     @asynccontextmanager
     async def _fetched_dead(

@@ -113,6 +113,12 @@ async def declare_delay(connection: amqp.Connection, home: str, milliseconds: in
     return _REMEMBERED if missing else 0.0
 
 
+async def require(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound."""
+    if await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist")
+
+
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     return await message_count(connection, pause_marker(queue).name) is not None
 
