@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aio_pika
 import aio_pika.exceptions
@@ -153,15 +154,29 @@ def delete_queues(node: Node) -> None:
     asyncio.run(delete())
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Quick tests first: a mistake shows in seconds. Then those with a limit of their own: the longest is not last."""
-    order = ["unit", "typing", "conformance"]
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Quick tests first: a mistake shows in seconds. Then the longest, and those that share a node by their module.
 
-    def place(item: Any) -> tuple[int, bool]:
-        folder = next((i for i, name in enumerate(order) if f"/{name}/" in str(item.path)), len(order))
-        return folder, item.get_closest_marker("timeout") is None
+    The rest is mixed: conformance tests mostly wait, and the others mostly compute.
+    """
+    stages = {"quick": 0, "long": 1, "waiting": 2, "computing": 2}
+    total, before = Counter(map(_nature, items)), Counter[str]()
+
+    def place(item: pytest.Function) -> tuple[int, float]:
+        nature = _nature(item)
+        before[nature] += 1
+        return stages[nature], before[nature] / total[nature]
 
     items.sort(key=place)
+
+
+def _nature(item: pytest.Function) -> str:
+    folder = item.path.parent.name
+    if folder in {"unit", "typing"}:
+        return "quick"
+    if item.get_closest_marker("timeout") or {"tls_node", "impatient"} & set(item.fixturenames):
+        return "long"
+    return "waiting" if folder == "conformance" else "computing"
 
 
 @pytest.fixture
