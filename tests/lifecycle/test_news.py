@@ -20,7 +20,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     import pytest
 
@@ -46,13 +46,6 @@ def user_on(node: Node, *permissions: str) -> Iterator[str]:
 
 def succeeded(envelope: Envelope, result: bytes) -> Status:
     return settled(envelope, "say", Succeeded(result), time.time())
-
-
-def told_by(events: Events) -> Callable[[Sequence[Status]], Awaitable[None]]:
-    async def tell(updates: Sequence[Status]) -> None:
-        events.tell(updates)
-
-    return tell
 
 
 @contextmanager
@@ -159,7 +152,7 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
     """Not the settling of its task, nor what else is told; whoever asks for it is told why it is not there."""
     with message_limit(node, 100_000):
         async with events_on(node) as events:
-            for store in (events.record, told_by(events)):
+            for store in (events.record, events.tell):
                 large, small = task(), task()
                 async with asyncio.timeout(60):
                     await store(

@@ -23,6 +23,7 @@ from leveret import (
     gather_results,
 )
 from leveret.brokers import connect
+from leveret.model import new_id
 from tests.support import ledger_app
 from tests.support.ledger_app import Size
 from tests.support.waiting import PATIENCE, wait_until
@@ -258,6 +259,8 @@ async def test_a_task_is_known_at_once(place: Place) -> None:
     async with producing(place):
         for _ in range(5):
             handle = await ledger_app.say.enqueue("a")
+            assert (await other.handle(handle.id).status()).state == "queued"
+            handle = await ledger_app.say.options(id=f"my own {new_id()}").enqueue("a")
             assert (await other.handle(handle.id).status()).state == "queued"
     await other.close()
 

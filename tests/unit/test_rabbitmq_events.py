@@ -73,6 +73,38 @@ async def test_a_connection_that_is_given_up_does_not_cancel_who_records() -> No
     await events.close()
 
 
+class Taking:
+    """Has whatever is published."""
+
+    def __init__(self) -> None:
+        self.published = 0
+
+    async def connection(self) -> None:
+        """There is no stream to make."""
+
+    async def publish(self, messages: Sequence[object]) -> None:
+        self.published += len(messages)
+
+
+async def test_a_new_task_is_told_of_before_nobody_waits_for_that_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for it waits a moment if its id tells that it is new. One may be slow to store, or of another id."""
+
+    async def make(*_: object) -> None: ...
+
+    monkeypatch.setattr("leveret.brokers.rabbitmq.events.make_stream", make)
+    events = events_by(publisher := Taking())
+    now = time.time()
+    await events.tell([enqueued(Envelope(new_id(), "work", "say", b"{}"), now)])
+    assert publisher.published == 0, "together with what else is told until then"
+    slow = f"{int((now - 2) * 1000):012x}{new_id()[12:]}"
+    for count, id_ in enumerate((slow, "an order's"), 1):
+        await events.tell([enqueued(Envelope(id_, "work", "say", b"{}"), now)])
+        assert publisher.published == count
+    await events.tell([started(Envelope(slow, "work", "say", b"{}"), "say", now)])
+    assert publisher.published == count, "only of new ones"
+    await events.close()
+
+
 async def test_all_who_asked_hear_that_it_is_closed() -> None:
     """Also who asked while others were answered, and who asked just before."""
     events = events_by(publisher := Broken())

@@ -157,7 +157,7 @@ class RabbitMQBroker:
             raise LeaseLost(lost)
 
     async def tell(self, updates: Sequence[Status]) -> None:
-        self._events.tell(updates)
+        await self._events.tell(updates)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         return await self._events.statuses(ids)

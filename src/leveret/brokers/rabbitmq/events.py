@@ -29,6 +29,8 @@ log = logging.getLogger("leveret.rabbitmq")
 
 #: What is told within this time goes out as one message (seconds).
 _GATHER = 0.02
+#: How long after it was made a task may be stored and still be told of a moment later (seconds): less than `YOUNG`.
+_PROMPT = 0.5
 #: How long an outcome may wait for its update; then the update follows when it can (seconds).
 _PATIENCE = 2.0
 #: Updates in one message, and those that wait while the broker takes none; then the oldest are dropped.
@@ -78,9 +80,11 @@ class Events:
             self._is_behind = True
             self._hold(updates)
 
-    def tell(self, updates: Sequence[Status]) -> None:
-        """Sent in a moment, together with what else is told until then."""
-        if not self._is_refused():
+    async def tell(self, updates: Sequence[Status]) -> None:
+        """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
+        if len(updates) <= _MOST_IN_ONE and any(_is_late(update, time.time()) for update in updates):
+            await self.record(updates)
+        elif not self._is_refused():
             self._hold(updates)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
@@ -208,6 +212,11 @@ class Events:
                 self._waiting[:0] = updates
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
+
+
+def _is_late(update: Status, now: float) -> bool:
+    """Whether this is a new task that whoever asks for it may find unknown, and not wait: see `Events.statuses`."""
+    return update.state in {"queued", "delayed"} and not was_just_made(update.id, now, _PROMPT)
 
 
 def _parts(updates: Sequence[Status]) -> list[list[Status]]:

@@ -176,16 +176,16 @@ def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
 
 #: How far the clocks of producers and brokers may be apart (seconds).
 _MOST_SKEW = 30.0
-#: How long after it was made a task is told of, at most, as a rule (seconds).
-_YOUNG = 3.0
+#: How long after it was made a task is waited for that nothing was told of yet (seconds).
+YOUNG = 3.0
 _ID_LENGTH = 32
 _TIME_DIGITS = 12
 
 
-def was_just_made(id_: str, now: float) -> bool:
-    """Whether a task is so young, by its id, that its producer may not have told of it yet."""
+def was_just_made(id_: str, now: float, within: float = YOUNG) -> bool:
+    """Whether a task is so young, by its id (seconds), that its producer may not have told of it yet."""
     made_at = _made_at(id_, now)
-    return made_at is not None and abs(now - made_at) < _YOUNG
+    return made_at is not None and abs(now - made_at) < within
 
 
 def _made_at(id_: str, now: float) -> float | None:
