@@ -252,10 +252,13 @@ def new_id() -> str:
 
 
 def new_ids(count: int) -> list[str]:
-    """That many. The system is asked for chance once."""
+    """That many, ascending: in an index those of tasks that are stored, and run, together stand together.
+
+    The system is asked for chance once.
+    """
     now = f"{time.time_ns() // 1_000_000:012x}"
     chance = os.urandom(10 * count).hex()
-    return [now + chance[start : start + 20] for start in range(0, 20 * count, 20)]
+    return sorted([now + chance[start : start + 20] for start in range(0, 20 * count, 20)])
 
 
 #: What a log record about a task says of it.
