@@ -32,7 +32,7 @@ from leveret.brokers.rabbitmq.declare import (
     is_paused,
     mark_paused,
     message_count,
-    require,
+    require_queue,
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.events import Events
@@ -430,7 +430,7 @@ class RabbitMQBroker:
         wanted = frozenset(ids)
         async with self._fetched_dead(queue, None) as (channel, messages):
             if not messages:
-                await require(await self._publisher.connection(), queue)
+                await require_queue(await self._publisher.connection(), queue)
             yield channel, [message for message in messages if dead_letter_id(message) in wanted]
 
     @asynccontextmanager

@@ -113,7 +113,7 @@ async def declare_delay(connection: amqp.Connection, home: str, milliseconds: in
     return _REMEMBERED if missing else 0.0
 
 
-async def require(connection: amqp.Connection, queue: str) -> None:
+async def require_queue(connection: amqp.Connection, queue: str) -> None:
     """Raises QueueNotFound."""
     if await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist")
