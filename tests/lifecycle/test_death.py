@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import Place
     from tests.support.nodes import Node
 
-#: The promise is two seconds; alone on its cores this takes 0.5 on SQLite and 0.03 on RabbitMQ. With other tests at work:
+#: The promise is two seconds; alone on its cores this takes 0.5 on SQLite and 0.03 on RabbitMQ. With others at work:
 #: less than any timeout that would come to the same end (seconds). `make chaos` reports how long tasks waited.
 TAKEN_OVER = 15.0
 
