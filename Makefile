@@ -33,7 +33,6 @@ check: $(VENV)/dev ## Linters, types and the import rule
 	$(BIN)/mypy
 	for folder in examples/*/; do (cd $$folder && MYPYPATH=../../src:. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml *.py) || exit 1; done
 	$(BIN)/lint-imports
-	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 600 { print $$2 " has " $$1 " lines; 600 are the most"; bad = 1 } END { exit bad }'
 
 fast: $(VENV)/dev ## The tests that need no RabbitMQ and no processes
 	$(BIN)/pytest -q tests/unit
