@@ -116,7 +116,7 @@ class LeaseLost(BrokerError):
 
     def __init__(self, ids: Sequence[str]) -> None:
         super().__init__(
-            f"{len(ids)} deliveries are no longer this consumer's and may run again: {', '.join(ids[:5])}"
+            f"{len(ids)} deliveries are no longer this consumer's and may run again: {', '.join(map(repr, ids[:5]))}"
             + (" and more" if len(ids) > 5 else "")
         )
         self.ids = tuple(ids)

@@ -30,6 +30,7 @@ from leveret.errors import (
 )
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields, shorten
 from leveret.retry import RetryRules
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -114,7 +115,7 @@ class Runner:
             log.warning(
                 "%s %s succeeded, and its result is not kept: %s",
                 task.name,
-                envelope.id,
+                in_line(envelope.id),
                 error,
                 extra=log_fields(envelope),
             )

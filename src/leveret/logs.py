@@ -15,12 +15,13 @@ import msgspec
 
 from leveret.current import NoCurrentTask, current_task
 from leveret.model import LOG_FIELDS
+from leveret.visible import in_json, indented
 
 Format: TypeAlias = Literal["text", "json"]
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-#: What these say of a lost connection, Leveret says in one line of its own.
-_DRIVERS = ("aiormq", "aio_pika")
+#: What these say of a lost connection, Leveret says in one line of its own; and they say what came from others raw.
+_DRIVERS = ("aiormq", "aio_pika", "pamqp")
 
 
 class TaskFields(logging.Filter):
@@ -32,6 +33,16 @@ class TaskFields(logging.Filter):
         if getattr(record, "task_id", None) is None:
             record.__dict__.update(_of_current_task())
         return True
+
+
+class TextFormatter(logging.Formatter):
+    """The time, the level and the message. Whatever is in it, nothing but a record of its own begins a line."""
+
+    def __init__(self) -> None:
+        super().__init__(_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return indented(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,7 +62,7 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         # ASCII alone: whatever the stream's encoding, a line stays JSON.
-        return json.dumps(line, default=str)
+        return in_json(json.dumps(line, default=str))
 
 
 class Logging(msgspec.Struct, frozen=True, array_like=True):
@@ -71,7 +82,7 @@ class Logging(msgspec.Struct, frozen=True, array_like=True):
             return
         handler = logging.StreamHandler()
         handler.addFilter(TaskFields())
-        handler.setFormatter(JsonFormatter() if self.form == "json" else logging.Formatter(_FORMAT))
+        handler.setFormatter(JsonFormatter() if self.form == "json" else TextFormatter())
         root.addHandler(handler)
         root.setLevel(self.level)
         quieten_drivers()

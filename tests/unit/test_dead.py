@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,32 @@ def test_a_terminal_is_told_nothing_by_a_dead_letter(monkeypatch: pytest.MonkeyP
     for arguments in (("list", envelope.queue), ("show", envelope.queue, "1")):
         shown = run(monkeypatch, broker, *arguments)
         assert shown.replace("\n", "").isprintable(), arguments
-    assert "one\ntwo" in shown
+    assert "one\n  two" in shown
     assert r"task: say\n\x1b]0;owned" in shown
+
+
+def test_no_line_of_a_reason_looks_like_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line that begins at the margin is one of ours, whatever breaks the lines of a text."""
+    breaks = "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"
+    forged = "".join(f"oh{end}body: forged{end}  died_at: now" for end in breaks)
+    envelope = Envelope("1", "work", f"say{forged}", forged.encode())
+    shown = run(monkeypatch, Letters(DeadLetter(envelope, forged, forged, 1.0, worker=forged)), "show", "work", "1")
+    names = [line.partition(":")[0] for line in shown.splitlines() if not line.startswith(" ")]
+    assert names == [
+        *("id", "task", "queue", "attempt", "priority", "reason", "died_at", "worker"),
+        *("enqueued_at", "body", "traceback"),
+    ]
+
+
+def test_json_is_the_same_to_a_program_and_harmless_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "\x1b]0;owned\x07\x7f\x85\x9b2J\u202e\u2066\u2028\u2029\ufeff\U000e0041 é 🐇"
+    broker = Letters(DeadLetter(Envelope("1", "work", evil, evil.encode()), evil, evil, None, worker=evil))
+    for arguments in (("list", "work", "--json"), ("show", "work", "1", "--json")):
+        shown = run(monkeypatch, broker, *arguments)
+        assert shown.replace("\n", "").isprintable(), arguments
+        found = json.loads(shown)
+        letter = found[0] if isinstance(found, list) else found
+        assert [letter[name] for name in ("task", "reason", "body", "traceback", "worker")] == [evil] * 5
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])

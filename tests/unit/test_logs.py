@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from leveret.events import TaskBlocks, TaskSettled, write_log
-from leveret.logs import JsonFormatter, TaskFields
+from leveret.logs import JsonFormatter, TaskFields, TextFormatter
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Retrying, Succeeded
 from tests.support.bench import Bench
 
@@ -118,3 +118,21 @@ def test_a_line_of_json_whatever_is_logged() -> None:
     assert line["message"] == "é\n\udc80\x00"
     assert line["exception"] == "ValueError: \udc80"
     assert line["time"].endswith("+00:00")
+
+
+EVIL = "a\nb\rc\r\n2026-01-01 00:00:00,000 INFO forged\x1b[2J\x07\x7f\x85\x9b\u202e\u2066\u2028\u2029\ud800"
+
+
+def test_nothing_but_a_record_begins_a_line() -> None:
+    record = log.makeRecord("shop", logging.WARNING, "", 0, "task %s failed", (EVIL,), None)
+    error = ValueError(EVIL)
+    error.add_note(EVIL)
+    record.exc_info = (ValueError, error, None)
+    text, encoded = TextFormatter().format(record), JsonFormatter().format(record)
+    first, *others = text.splitlines()
+    assert first.endswith("WARNING task a")
+    assert len(others) > 5  # a traceback stays readable
+    assert all(line.startswith("  ") for line in others)
+    assert text.replace("\n", "").isprintable()
+    assert encoded.isprintable()
+    assert json.loads(encoded)["message"] == f"task {EVIL} failed"

@@ -9,10 +9,11 @@ import pytest
 from leveret.brokers.memory import MemoryBroker
 from leveret.cli.top.figures import WINDOW, Collector, Figures, Rate, Rates
 from leveret.cli.top.keys import keys_of
-from leveret.cli.top.plain import length, printable
+from leveret.cli.top.plain import length
 from leveret.cli.top.screen import Cursor, moved
 from leveret.model import Queue, QueueStats
 from leveret.status import State, Status
+from leveret.visible import in_line
 from tests.support.waiting import until
 
 
@@ -83,4 +84,4 @@ def test_time_spans(seconds: float, text: str) -> None:
 
 
 def test_text_does_nothing_to_a_terminal() -> None:
-    assert printable("a\x1b[2J\r\nb\u202ec\x9b") == "a [2J  b c"
+    assert in_line("a\x1b[2J\r\nb\u202ec\x9b") == "a\\x1b[2J\\r\\nb\\u202ec\\x9b"

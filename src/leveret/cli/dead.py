@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from leveret.cli.options import broker_and_queues, url_option
+from leveret.cli.options import broker_and_queues, print_json, url_option
 from leveret.errors import QueueNotFound
-from leveret.visible import in_line, visible
+from leveret.visible import in_line, indented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -118,9 +118,10 @@ def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) 
         _print_json(_plain(letters[0]))
         return
     for name, value in _plain(letters[0]).items():
-        shown = visible if name in _LONG else in_line
-        text = "-" if value is None else shown(str(value).rstrip())
-        click.echo(f"{click.style(name, bold=True)}: " + (f"\n{text}" if "\n" in text else text))
+        # A text of several lines stands below its name, and further in: none of them looks like another name.
+        shown = str(value).rstrip()
+        text = "-" if value is None else in_line(shown) if name not in _LONG else indented(shown)
+        click.echo(f"{click.style(name, bold=True)}: " + (f"\n  {text}" if "\n" in text else text))
 
 
 @command.command()
@@ -176,7 +177,7 @@ def _report(done: str, queue: str, ids: Sequence[str], changed: Sequence[str]) -
     click.echo(f"{len(changed)} dead letter{'' if len(changed) == 1 else 's'} of queue {queue!r} {done}")
     missing = [id_ for id_ in ids if id_ not in changed]
     if missing:
-        raise click.ClickException(f"not among the dead letters that match: {', '.join(missing)}")
+        raise click.ClickException(f"not among the dead letters that match: {', '.join(map(in_line, missing))}")
 
 
 def _run(reference: str | None, url: str | None, question: Callable[[Broker], Awaitable[T]]) -> T:
@@ -229,7 +230,7 @@ def _age(died_at: float | None) -> str:
 
 
 def _print_json(value: object) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_json(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def _show_table(letters: Sequence[DeadLetter]) -> None:

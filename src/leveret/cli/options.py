@@ -9,6 +9,7 @@ import click
 from leveret.app import load_app
 from leveret.brokers import Broker, connect, resolve_url
 from leveret.logs import quieten_connections
+from leveret.visible import in_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,12 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--url", metavar="URL", help="The broker's, instead of the application's or $LEVERET_URL.")(
         function
     )
+
+
+def print_json(encoded: bytes) -> None:
+    """What is JSON, for programs; a terminal that shows it obeys nothing of it."""
+    # Not through the stream's own encoding, which may be another than JSON's.
+    click.echo(in_json(encoded.decode()).encode())
 
 
 def broker_and_queues(reference: str | None, url: str | None) -> tuple[Broker, Sequence[str]]:

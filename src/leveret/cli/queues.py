@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 import msgspec
 
-from leveret.cli.options import broker_and_queues, url_option
+from leveret.cli.options import broker_and_queues, print_json, url_option
 from leveret.visible import in_line
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def command(app: str | None, queues: tuple[str, ...], as_json: bool, url: str | 
     if queues:
         stats = [one for one in stats if one.name in queues]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(stats), indent=2).decode())
+        print_json(msgspec.json.format(msgspec.json.encode(stats), indent=2))
     elif stats:
         _show(stats)
     elif queues:
-        click.echo(f"There is no such queue: {', '.join(queues)}.")
+        click.echo(f"There is no such queue: {', '.join(map(in_line, queues))}.")
     else:
         click.echo("No queues. On RabbitMQ, name them with -q or with MODULE:APP.")
 

@@ -12,9 +12,9 @@ import click
 import msgspec
 
 from leveret.app import App, load_app
-from leveret.cli.options import url_option
+from leveret.cli.options import print_json, url_option
 from leveret.errors import ResultTimeout, TaskFailed
-from leveret.visible import in_line, visible
+from leveret.visible import in_line, indented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,9 +77,9 @@ def result(id_: str, app: str | None, url: str | None, *, wait: bool, timeout: f
     try:
         body = _with_handle(app, url, id_, run)
     except TaskFailed as error:
-        click.echo(visible(error.traceback or ""), err=True, nl=False)
+        click.echo(indented(error.traceback or "").rstrip(), err=True)
         raise
-    sys.stdout.buffer.write(body + b"\n")
+    print_json(body)
 
 
 @click.command(name="cancel")
@@ -109,7 +109,7 @@ def _with_handle(reference: str | None, url: str | None, id_: str, ask: Callable
 
 def _show_json(status: Status) -> None:
     # A body may hold what only some may see; the dashboard can redact it.
-    click.echo(msgspec.json.encode(msgspec.structs.replace(status, body=None)))
+    print_json(msgspec.json.encode(msgspec.structs.replace(status, body=None)))
 
 
 def _show(status: Status) -> None:

@@ -50,6 +50,7 @@ from leveret.errors import (
 )
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -243,7 +244,7 @@ class RabbitMQBroker:
         except QueueFull as error:
             log.warning(
                 "task %s goes back uncounted, in a moment: %s",
-                delivery.envelope.id,
+                in_line(delivery.envelope.id),
                 error,
                 extra=log_fields(delivery.envelope),
             )
@@ -264,7 +265,7 @@ class RabbitMQBroker:
             except LeveretError as error:
                 log.warning(
                     "task %s is not due yet and stays with this worker for now: %s",
-                    delivery.envelope.id,
+                    in_line(delivery.envelope.id),
                     error,
                     extra=log_fields(delivery.envelope),
                 )
@@ -328,7 +329,7 @@ class RabbitMQBroker:
                     pause = _TOO_LARGE
                 log.warning(
                     "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
-                    delivery.envelope.id,
+                    in_line(delivery.envelope.id),
                     pause,
                     error,
                     extra=log_fields(delivery.envelope),

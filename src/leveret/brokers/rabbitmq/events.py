@@ -17,6 +17,7 @@ from leveret.brokers.rabbitmq.news import Reader, lacks_permission
 from leveret.brokers.rabbitmq.streams import Batch, events_declaration, to_message, was_just_made
 from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskTooLarge
 from leveret.status import NO_RESULT
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -176,7 +177,8 @@ class Events:
             elif (smaller := _smaller(updates[0])) is not None:
                 await self._send([smaller])
             else:
-                log.warning("a status of task %s is lost: RabbitMQ's max_message_size is too small", updates[0].id)
+                lost = in_line(updates[0].id)
+                log.warning("a status of task %s is lost: RabbitMQ's max_message_size is too small", lost)
 
     def _is_refused(self) -> bool:
         return asyncio.get_running_loop().time() < self._refused_until
@@ -240,7 +242,7 @@ def _smaller(update: Status) -> Status | None:
             f"the result of task {update.task!r} is {len(bytes(update.result))} bytes, over this RabbitMQ's "
             "max_message_size; store it elsewhere and return a reference"
         )
-        log.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
+        log.warning("task %s succeeded, and its result is not kept: %s", in_line(update.id), problem)
         return msgspec.structs.replace(update, result=NO_RESULT, problem=problem)
     if update.traceback or update.body:
         return msgspec.structs.replace(update, traceback="", body=None)

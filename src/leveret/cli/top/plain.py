@@ -5,13 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
+from leveret.visible import in_line
+
 if TYPE_CHECKING:
     from leveret.cli.top.figures import Figures
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would act on, in one line."""
-    return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
 def length(seconds: float) -> str:
@@ -33,23 +30,23 @@ def block(figures: Figures) -> str:
         rate = figures.rates.get(one.name)
         rates = f" in={rate.incoming:.1f}/s out={rate.outgoing:.1f}/s" if rate else ""
         lines.append(
-            f"queue {printable(one.name)} ready={one.ready} running={one.running} delayed={one.delayed}"
+            f"queue {in_line(one.name)} ready={one.ready} running={one.running} delayed={one.delayed}"
             f" dead={one.dead} consumers={one.consumers}{rates}{' paused' if one.paused else ''}"
         )
     for worker in figures.workers:
         lines.append(
-            f"worker {printable(worker.name)} children={len(worker.children)} waiting={worker.waiting}"
-            f" finished={worker.finished} failed={worker.failed} queues={printable(','.join(worker.queues))}"
+            f"worker {in_line(worker.name)} children={len(worker.children)} waiting={worker.waiting}"
+            f" finished={worker.finished} failed={worker.failed} queues={in_line(','.join(worker.queues))}"
         )
         lines += [
-            f"running {printable(run.task or '-')} {printable(run.id)} child={child.pid} queue={printable(run.queue)}"
+            f"running {in_line(run.task or '-')} {in_line(run.id)} child={child.pid} queue={in_line(run.queue)}"
             f" attempt={run.attempt} for={length(figures.at - run.since)}"
             for child in worker.children
             for run in child.running
         ]
     lines += [
-        f"failed {printable(one.task or '-')} {printable(one.id)} queue={printable(one.queue)} {one.state}"
-        f" attempt={one.attempt} {length(figures.at - one.at)} ago: {printable(one.error or '')}"
+        f"failed {in_line(one.task or '-')} {in_line(one.id)} queue={in_line(one.queue)} {one.state}"
+        f" attempt={one.attempt} {length(figures.at - one.at)} ago: {in_line(one.error or '')}"
         for one in figures.failures
     ]
     return "\n".join(lines)

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leveret.cli.top.figures import Rate
-from leveret.cli.top.plain import length, printable
+from leveret.cli.top.plain import length
 from leveret.inspection import WorkerReport
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def picture(
     head.append(f"  {workers} {'worker' if workers == 1 else 'workers'}, {running} running")
     if shows_help:
         return Group(head, Text(), _help())
-    foot = Text(printable(message), no_wrap=True, overflow="ellipsis", style="yellow")
+    foot = Text(in_line(message), no_wrap=True, overflow="ellipsis", style="yellow")
     keys = Text("p pause  r resume  t retry  ? help  q quit", "dim", no_wrap=True, overflow="ellipsis")
     room = height - 9  # the head, the foot's two, and a heading with a blank line for each of three lists
     worker_rows = _worker_rows(figures)
@@ -130,7 +131,7 @@ def _queue_cells(one: QueueStats, rate: Rate, *, is_wide: bool) -> list[Text]:
     name = Text()
     if one.paused:
         name.append("paused ", "yellow")  # in front: a long name is cut at its end
-    name.append(printable(one.name))
+    name.append(in_line(one.name))
     running = f"{one.running}+?" if one.silent_consumers else str(one.running)
     cells = [name, Text(str(one.ready)), Text(running), Text(str(one.delayed))]
     cells += [Text(str(one.dead), "red" if one.dead else ""), Text(_rate(rate.incoming)), Text(_rate(rate.outgoing))]
@@ -187,17 +188,17 @@ def _worker_cells(row: _WorkerRow, now: float, *, is_wide: bool) -> list[Text]:
     if row.worker is not None:
         one = row.worker
         told = f"{one.finished} done, {one.failed} failed, {one.waiting} wait"
-        name, up = Text(printable(one.name), "bold"), Text(length(now - one.started_at), "dim")
+        name, up = Text(in_line(one.name), "bold"), Text(length(now - one.started_at), "dim")
         blank = Text()
         return [name, blank, Text(told), blank, blank, blank, up] if is_wide else [name, Text(told), up]
     pid = Text(f"  {row.pid}")
-    runs = Text(printable(row.task), "dim" if row.since is None else "green")
+    runs = Text(in_line(row.task), "dim" if row.since is None else "green")
     since = Text("" if row.since is None else length(now - row.since))
     if not is_wide:
         return [pid, runs, since]
     memory = Text(f"{row.rss / _MEBIBYTE:.0f} MiB" if row.rss else "")
     attempt = Text(str(row.attempt) if row.attempt else "")
-    return [pid, memory, runs, Text(printable(row.id)), Text(printable(row.queue)), attempt, since]
+    return [pid, memory, runs, Text(in_line(row.id)), Text(in_line(row.queue)), attempt, since]
 
 
 def _failures(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bool) -> Table:
@@ -217,10 +218,10 @@ def _failures(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bo
 def _failure_cells(one: Status, now: float, *, is_wide: bool) -> list[Text]:
     state = Text(one.state, "red" if one.state == "dead" else "yellow")
     # The last line says what happened; only so much is laid out.
-    cells = [Text(length(now - one.at)), Text(printable(one.task or "-")[:40]), state]
+    cells = [Text(length(now - one.at)), Text(in_line(one.task or "-")[:40]), state]
     if is_wide:
-        cells += [Text(printable(one.id)[:32]), Text(printable(one.queue)[:24]), Text(str(one.attempt))]
-    return [*cells, Text(printable((one.error or "")[:400]))]
+        cells += [Text(in_line(one.id)[:32]), Text(in_line(one.queue)[:24]), Text(str(one.attempt))]
+    return [*cells, Text(in_line((one.error or "")[:400]))]
 
 
 def _help() -> Table:
