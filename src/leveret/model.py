@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,14 @@ MAX_PRIORITY = 9
 MIDDLE_PRIORITY = 4
 #: A reason or a traceback longer than this is cut in the middle, so that a dead letter stays readable (characters).
 MAX_TRACEBACK = 16_384
+#: The last Unix time that is a date: the end of the year 9999.
+LATEST = 253_402_300_799.0
+#: What comes from elsewhere is decoded as these: whoever reads it can show, count and ask for it.
+UnixTime: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=LATEST)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+#: AMQP's short string has 255 bytes; see also `is_name`.
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=255)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=100_000)]
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=False):
@@ -206,6 +214,18 @@ def _fits(name: str, limit: int) -> bool:
         return 0 < len(name.encode()) <= limit
     except UnicodeEncodeError:
         return False
+
+
+def is_name(text: str) -> bool:
+    """Whether a broker can be asked for a queue or a task of that name."""
+    return _fits(text, 255)
+
+
+def unix_time(value: object) -> float | None:
+    """A Unix time from elsewhere (seconds); None for what is none: no number, negative, or after `LATEST`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= LATEST:
+        return float(value)
+    return None
 
 
 def printable(text: str) -> str:

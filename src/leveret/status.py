@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from leveret.decoding import decoded
 from leveret.model import (
     Cancelled,
+    Count,
     DeadLetter,
     DeadLettered,
     Envelope,
+    Name,
     Outcome,
     Released,
     Retrying,
+    Text,
+    UnixTime,
+    is_name,
     shorten,
     this_process,
 )
@@ -28,6 +34,11 @@ _MOST_MOMENTS = 30
 _MAX_ERROR = 200
 #: A message's body that is longer is not kept with the status (bytes).
 MOST_BODY = 2_048
+#: What is decoded may hold more than this version writes, but not any amount (bytes; moments).
+_LONGEST_BODY = 65_536
+_LONGEST_HISTORY = 1_000
+#: How far the clocks of programs and brokers may be apart (seconds).
+MOST_SKEW = 30.0
 NO_RESULT = msgspec.Raw(b"")
 #: How long a task's outcome is kept (seconds).
 KEEP = 3_600.0
@@ -38,51 +49,54 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
     done: float
     total: float | None = None
-    note: str = ""
+    note: Text = ""
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True):
     """What a task was before: one line of its history."""
 
-    at: float
+    at: UnixTime
     state: State
-    attempt: int
+    attempt: Count
     #: What ended the attempt, shortened.
-    error: str = ""
+    error: Text = ""
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of one task; also the update that made it so."""
+    """What is known of one task; also the update that made it so.
 
-    id: str
+    The bounds hold for what is decoded: see `status_of`.
+    """
+
+    id: Name
     state: State
     #: Unix time of the last change.
-    at: float
-    queue: str
-    task: str | None = None
+    at: UnixTime
+    queue: Name
+    task: Name | None = None
     #: The attempt that runs, ran last, or comes next.
-    attempt: int = 1
+    attempt: Count = 1
     #: Unix times; None: not known, or not yet.
-    enqueued_at: float | None = None
-    started_at: float | None = None
+    enqueued_at: UnixTime | None = None
+    started_at: UnixTime | None = None
     #: delayed, retrying: when it will run.
-    due: float | None = None
+    due: UnixTime | None = None
     #: What ended the last failed attempt; of a dead or cancelled task the reason.
-    error: str | None = None
-    traceback: str = ""
+    error: Text | None = None
+    traceback: Text = ""
     progress: Progress | None = None
     #: The encoded result (JSON); empty when there is none, or it was not stored.
     result: msgspec.Raw = NO_RESULT
     #: Why a task that succeeded has no result to show.
-    problem: str = ""
+    problem: Text = ""
     #: The worker that said so.
-    worker: str | None = None
+    worker: Text | None = None
     #: Told by the producer: it may come late, and says nothing new then.
     first: bool = False
     #: The message's body, with the arguments in it; None: not known, or longer than `MOST_BODY`.
-    body: bytes | None = None
+    body: Annotated[bytes, msgspec.Meta(max_length=_LONGEST_BODY)] | None = None
     #: What it was before, the oldest first; of many the latest.
-    history: list[Moment] = []
+    history: Annotated[list[Moment], msgspec.Meta(max_length=_LONGEST_HISTORY)] = []
 
     @property
     def is_final(self) -> bool:
@@ -96,11 +110,25 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """Somebody cancelled the task with that id, at that Unix time: what was enqueued later is another task."""
 
-    id: str
-    at: float
+    id: Name
+    at: UnixTime
 
     def covers(self, envelope: Envelope) -> bool:
         return envelope.enqueued_at is None or envelope.enqueued_at <= self.at
+
+
+_decode = msgspec.json.Decoder(Status).decode
+
+
+def status_of(encoded: bytes | str) -> Status | None:
+    """An update, or what is recorded; None for what is none, or out of bounds. Anybody may have written it."""
+    status = decoded(_decode, encoded)
+    return status if status is not None and is_plausible(status) else None
+
+
+def is_plausible(status: Status) -> bool:
+    """Whether a broker could be asked for what an update names: names are counted in bytes."""
+    return is_name(status.queue) and is_name(status.id) and (status.task is None or is_name(status.task))
 
 
 def enqueued(envelope: Envelope, now: float) -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,15 @@ def print_json(encoded: bytes) -> None:
     """What is JSON, for programs; a terminal that shows it obeys nothing of it."""
     # Not through the stream's own encoding, which may be another than JSON's.
     click.echo(in_json(encoded.decode()).encode())
+
+
+def local_time(seconds: float) -> str:
+    """A Unix time in the reader's zone; in UTC where that zone has no such date."""
+    moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
+    try:
+        return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError):
+        return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def broker_and_queues(reference: str | None, url: str | None) -> tuple[Broker, Sequence[str]]:

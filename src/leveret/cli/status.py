@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +11,7 @@ import click
 import msgspec
 
 from leveret.app import App, load_app
-from leveret.cli.options import print_json, url_option
+from leveret.cli.options import local_time, print_json, url_option
 from leveret.errors import ResultTimeout, TaskFailed
 from leveret.visible import in_line, indented
 
@@ -124,7 +123,7 @@ def _show(status: Status) -> None:
         parts.append(f"{status.progress.done:g}{total} {in_line(status.progress.note)}".rstrip())
     if status.worker is not None:
         parts.append(f"by {in_line(status.worker)}")
-    parts.append(f"since {dt.datetime.fromtimestamp(status.at).astimezone():%Y-%m-%d %H:%M:%S}")
+    parts.append(f"since {local_time(status.at)}")
     click.echo("  ".join(parts))
     if status.error:
         click.echo(f"  {in_line(status.error)}")

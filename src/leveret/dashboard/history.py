@@ -22,6 +22,8 @@ KEPT = 150
 _MOST_RUNS = 1_000
 #: A run time is shown of so many steps together: of one alone it would jump between the tasks that ended in it.
 _RUN_STEPS = 15
+#: So many workers are remembered, those too that do not answer any more.
+_MOST_WORKERS = 10_000
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -55,7 +57,8 @@ class Recent:
         self._runs.append([])
         before = self._counters
         # A worker that did not answer in time is not a new one when it does again.
-        self._counters = {**(before or {}), **{one.name: (one.finished, one.failed) for one in workers}}
+        counters = {**(before or {}), **{one.name: (one.finished, one.failed) for one in workers}}
+        self._counters = dict(list(counters.items())[-_MOST_WORKERS:])
         elapsed = now - self.samples[-1].at if self.samples else 0.0
         finished = failed = None
         if before is not None and elapsed > 0:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.heard import QueueNames
 from leveret.dashboard.history import STEP, Recent
 from leveret.errors import LeveretError
 from leveret.model import DeadLetter
@@ -61,7 +62,7 @@ class Observer:
 
     def __init__(self, app: App, queues: Iterable[str] = ()) -> None:
         self._app = app
-        self._queues = dict.fromkeys([*queues, *(queue.name for queue in app.queues)])
+        self._queues = QueueNames([*queues, *(queue.name for queue in app.queues)])
         self.recent = Recent()
         self.stats: Sequence[QueueStats] = ()
         self.workers: Sequence[WorkerReport] = ()
@@ -179,7 +180,7 @@ class Observer:
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""
         self._letters.clear()
-        self.stats = await self.broker.stats(list(self._queues))
+        self.stats = await self._queues.stats(self.broker)
         self._changed()
 
     async def _run(self) -> None:
@@ -199,8 +200,9 @@ class Observer:
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _ask(self) -> None:
-        stats, workers = await asyncio.gather(self.broker.stats(list(self._queues)), self.broker.workers())
-        self._queues.update(dict.fromkeys(name for worker in workers for name in worker.queues))
+        stats, workers = await asyncio.gather(self._queues.stats(self.broker), self.broker.workers())
+        for worker in workers:
+            self._queues.hear(worker.queues)
         self.stats, self.workers = stats, workers
         self.recent.add(time.time(), stats, workers)
         self._changed()

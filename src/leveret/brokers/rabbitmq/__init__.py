@@ -12,7 +12,7 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp, marks, tls
-from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Census, Notice, Tally
+from leveret.brokers.rabbitmq.census import CANCELLING, MOST_QUEUES, PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
     dead_letter_id,
@@ -45,6 +45,7 @@ from leveret.errors import (
     LeaseLost,
     LeveretError,
     QueueFull,
+    QueueMismatch,
     QueueNotFound,
     TaskTooLarge,
 )
@@ -354,8 +355,10 @@ class RabbitMQBroker:
         expected = {name: count[1] for name, count in counts.items() if count is not None}
         paused = [name for name in counts if await is_paused(connection, name)]
         tally = await self._census.take(connection, expected, more=bool(paused))
-        for name in tally.running.keys() - counts.keys():
-            counts[name] = await _count(connection, name)
+        for name in sorted(tally.running.keys() - counts.keys())[:MOST_QUEUES]:
+            # Anybody may answer, and name what nobody may look at.
+            with suppress(QueueMismatch, amqp.AMQPChannelError):
+                counts[name] = await _count(connection, name)
         return [
             await _queue_stats(connection, name, *count, tally)
             for name, count in sorted(counts.items())

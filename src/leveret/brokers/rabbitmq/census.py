@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -17,7 +17,9 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message
 from leveret.brokers.rabbitmq.declare import make_control_exchange
 from leveret.brokers.rabbitmq.topology import CONTROL_EXCHANGE
+from leveret.decoding import decoded
 from leveret.inspection import WorkerReport
+from leveret.model import Count, Name, is_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -34,6 +36,9 @@ LISTEN = 0.3
 
 
 NOTICE_VERSION = 1
+#: Queues that one session may answer for, and that are counted besides those that were asked for.
+MOST_QUEUES = 1_000
+_FEW = msgspec.Meta(max_length=MOST_QUEUES)
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +69,15 @@ WORKERS = "workers"
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """One consuming session's answer: unsettled deliveries by queue, and its consumers of each if they are not one."""
 
-    running: dict[str, int]
-    consumers: dict[str, int] = {}
+    running: Annotated[dict[Name, Count], _FEW]
+    consumers: Annotated[dict[Name, Count], _FEW] = {}
     #: Only if it was asked for.
     worker: WorkerReport | None = None
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether RabbitMQ could be asked for what it names."""
+        return all(map(is_name, self.running)) and (self.worker is None or self.worker.is_plausible)
 
 
 class Tally(msgspec.Struct):
@@ -120,10 +130,9 @@ class Census:
                 reply = amqp.Properties(correlation_id=properties.correlation_id, delivery_mode=1)
                 await self._publisher.send(Message(properties.reply_to, body, reply))
                 return
-            with suppress(msgspec.MsgspecError):
-                notice = msgspec.json.decode(question.body, type=Notice)
-                if notice.v == NOTICE_VERSION:
-                    noticed(notice)
+            notice = decoded(_decode_notice, question.body)
+            if notice is not None and notice.v == NOTICE_VERSION:
+                noticed(notice)
 
         await channel.basic_consume(queue, hear, no_ack=True)
 
@@ -178,6 +187,11 @@ class Census:
         return workers
 
 
+_decode_notice = msgspec.json.Decoder(Notice).decode
+_decode_question = msgspec.json.Decoder(Question).decode
+_decode_report = msgspec.json.Decoder(Report).decode
+
+
 @asynccontextmanager
 async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Report], None]) -> AsyncGenerator[None]:
     """Ask all workers, and take what they answer."""
@@ -185,8 +199,9 @@ async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Repo
     channel = await amqp.open_channel(connection, confirms=False)
 
     async def hear(answer: amqp.DeliveredMessage) -> None:
-        with suppress(msgspec.MsgspecError):
-            take(msgspec.json.decode(answer.body, type=Report))
+        report = decoded(_decode_report, answer.body)
+        if report is not None and report.is_plausible:
+            take(report)
 
     try:
         await channel.basic_consume(_REPLY_TO, hear, no_ack=True)
@@ -199,8 +214,5 @@ async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Repo
 
 
 def _asks_for_workers(body: bytes) -> bool:
-    try:
-        question = msgspec.json.decode(body, type=Question)
-    except msgspec.MsgspecError:
-        return False
-    return (question.v, question.kind) == (NOTICE_VERSION, WORKERS)
+    question = decoded(_decode_question, body)
+    return question is not None and (question.v, question.kind) == (NOTICE_VERSION, WORKERS)

@@ -16,7 +16,9 @@ import msgspec
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.codec import Message
 from leveret.brokers.rabbitmq.topology import Declaration
-from leveret.status import Mark, Status
+from leveret.decoding import decoded
+from leveret.model import is_name
+from leveret.status import MOST_SKEW, Mark, Status, is_plausible, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,12 +159,45 @@ def _forget(waiting: asyncio.Future[int]) -> None:
 
 
 def read(body: bytes) -> Batch | None:
-    """None for what makes no sense here: a stream is open to others."""
-    try:
-        batch = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    """None for what makes no sense here: a stream is open to others. Of updates and marks those that make sense."""
+    batch = decoded(_decode, body) or _read_each(body)
+    if batch is None or batch.v != VERSION:
         return None
-    return batch if batch.v == VERSION else None
+    if all(map(is_plausible, batch.updates)) and all(is_name(mark.id) for mark in batch.marks):
+        return batch
+    return msgspec.structs.replace(
+        batch,
+        updates=[update for update in batch.updates if is_plausible(update)],
+        marks=[mark for mark in batch.marks if is_name(mark.id)],
+    )
+
+
+class _Parts(msgspec.Struct):
+    """A batch whose parts are yet to be decoded."""
+
+    v: int
+    updates: list[msgspec.Raw] = []
+    marks: list[msgspec.Raw] = []
+    sentinel: str | None = None
+
+
+_take_apart = msgspec.json.Decoder(_Parts).decode
+_decode_mark = msgspec.json.Decoder(Mark).decode
+
+
+def _read_each(body: bytes) -> Batch | None:
+    """A batch that cannot be read whole: one bad update must not cost those that stand beside it."""
+    parts = decoded(_take_apart, body)
+    if parts is None:
+        return None
+    updates = [status_of(bytes(one)) for one in parts.updates]
+    marks = [decoded(_decode_mark, one) for one in parts.marks]
+    return Batch(
+        parts.v,
+        [update for update in updates if update is not None],
+        [mark for mark in marks if mark is not None],
+        parts.sentinel,
+    )
 
 
 def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
@@ -171,11 +206,9 @@ def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
     oldest = min((moment for moment in moments if moment is not None), default=now)
     if None in moments or oldest < now - keep:
         return "first"
-    return dt.datetime.fromtimestamp(oldest - _MOST_SKEW, dt.UTC)
+    return dt.datetime.fromtimestamp(oldest - MOST_SKEW, dt.UTC)
 
 
-#: How far the clocks of producers and brokers may be apart (seconds).
-_MOST_SKEW = 30.0
 #: How long after it was made a task is waited for that nothing was told of yet (seconds).
 YOUNG = 3.0
 _ID_LENGTH = 32
@@ -197,4 +230,4 @@ def _made_at(id_: str, now: float) -> float | None:
         moment = int(id_[:_TIME_DIGITS], 16) / 1000
     except ValueError:
         return None
-    return moment if moment <= now + _MOST_SKEW else None
+    return moment if moment <= now + MOST_SKEW else None

@@ -6,10 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from leveret.brokers.sqlite.bells import Listener
-from leveret.inspection import WorkerReport
+from leveret.inspection import WorkerReport, report_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 #: How long consumers may take to answer (seconds).
 _WAIT = 1.0
-_decode = msgspec.json.Decoder(WorkerReport).decode
 
 
 class Questions:
@@ -82,4 +79,5 @@ async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
             await asyncio.shield(writer.do(lambda store: store.remove([asker])))
     finally:
         bell.take_down()
-    return [_decode(answer) for answer in answers if answer is not None]
+    reports = [report_of(answer) for answer in answers if answer is not None]
+    return [report for report in reports if report is not None]

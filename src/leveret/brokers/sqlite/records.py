@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
-from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, kept_body, newer, placed
+from leveret.model import unix_time
+from leveret.status import (
+    Mark,
+    State,
+    Status,
+    cancelled_before,
+    cancelled_running,
+    kept_body,
+    newer,
+    placed,
+    status_of,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,7 +44,6 @@ MARKED = (
     f" WHERE mark.consumer = ? AND {_COVERED}"
 )
 _pack = msgspec.json.Encoder().encode
-_unpack = msgspec.json.Decoder(Status).decode
 
 
 class News(msgspec.Struct, frozen=True):
@@ -99,7 +109,8 @@ class Records:
             rows = self._execute(OF_MANY, consumer, after).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        return News([_unpack(status) for (status,) in rows], last)
+        statuses = [status_of(status) for (status,) in rows]
+        return News([status for status in statuses if status is not None], last)
 
     def cancel(self, id_: str) -> Status | None:
         """Take a task that waits out of its queue, or leave its worker a mark."""
@@ -186,7 +197,7 @@ class Records:
 
     def _recorded(self, id_: str) -> Status | None:
         row = self._execute("SELECT status FROM record WHERE id = ?", id_).fetchone()
-        return None if row is None else _unpack(row[0])
+        return None if row is None else status_of(row[0])
 
     def _row(self, id_: str) -> Status | None:
         """Where the task is in the file."""
@@ -198,6 +209,7 @@ class Records:
         if row is None:
             return None
         state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker, body = row
+        enqueued_at, due, died_at = unix_time(enqueued_at), unix_time(due), unix_time(died_at)
         if state == "dead":
             return Status(
                 id_,
@@ -213,7 +225,7 @@ class Records:
                 body=kept_body(body),
             )
         at = enqueued_at or 0.0
-        is_delayed = state == "delayed" and due > time.time()
+        is_delayed = state == "delayed" and due is not None and due > time.time()
         waiting: State = "retrying" if attempt > 1 else "delayed" if is_delayed else "queued"
         return Status(
             id_,

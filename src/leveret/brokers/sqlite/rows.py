@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import Envelope
+from leveret.model import Envelope, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +58,10 @@ def envelope_of(row: Sequence[Any]) -> Envelope:
         body,
         content_type,
         attempt,
-        enqueued_at,
+        unix_time(enqueued_at),
         last_error,
-        due,
-        expires_at,
+        unix_time(due),
+        unix_time(expires_at),
         _unpack(headers) if headers else {},
         priority,
     )

@@ -33,6 +33,7 @@ from leveret.model import (
     Succeeded,
     repeated,
     this_process,
+    unix_time,
 )
 from leveret.status import KEEP, Mark, Status, back, revived_again
 
@@ -382,7 +383,7 @@ class Store:
             limit,
         )
         return [
-            DeadLetter(envelope_of(rest), reason, traceback, died_at, worker)
+            DeadLetter(envelope_of(rest), reason, traceback, unix_time(died_at), worker)
             for reason, traceback, died_at, worker, *rest in rows
         ]
 

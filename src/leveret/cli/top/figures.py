@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.heard import QueueNames
 from leveret.inspection import WorkerReport
 from leveret.model import QueueStats
 from leveret.status import Status, newer
@@ -89,7 +90,7 @@ class Collector:
 
     def __init__(self, broker: Broker, queues: Sequence[str]) -> None:
         self._broker = broker
-        self._names = set(queues)
+        self._names = QueueNames(queues)
         self._failures: dict[str, Status] = {}
         self._rates = Rates()
         self._stack = AsyncExitStack()
@@ -114,7 +115,7 @@ class Collector:
         """Raises BrokerError."""
         if self._following is not None and self._following.done():
             self._following.result()
-        queues, workers = await asyncio.gather(self._broker.stats(sorted(self._names)), self._broker.workers())
+        queues, workers = await asyncio.gather(self._names.stats(self._broker), self._broker.workers())
         now = time.time()
         return Figures(
             now,
@@ -133,7 +134,7 @@ class Collector:
 
     def _note(self, update: Status) -> None:
         """The latest failure stands last; a task that did well after all, or is put back, is none."""
-        self._names.add(update.queue)
+        self._names.hear([update.queue])
         if update.state == "running":
             return  # the attempt that failed is still the last one known
         status = newer(self._failures.pop(update.id, None), update)
