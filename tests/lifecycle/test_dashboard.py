@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from playwright.async_api import async_playwright, expect
 
@@ -44,14 +45,28 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium: scripts/in
 
 
 class Dashboard(Program):
-    """``leveret dashboard``."""
+    """``leveret dashboard``; ``asks``: for a token of its own. ``descriptors``: so many it may have."""
 
-    def __init__(self, url: str, folder: Path, *options: str, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        *options: str,
+        token: str | None = None,
+        asks: bool = False,
+        descriptors: int | None = None,
+    ) -> None:
         environment = {"LEDGER": str(folder / "ledger")}
         if token is not None:
             environment["LEVERET_DASHBOARD_TOKEN"] = token
+        elif not asks:
+            options = ("--no-token", *options)
+        program = ["-m", "leveret"]
+        if descriptors is not None:
+            limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
+            program = ["-c", f"{limited}; from leveret.cli import main; main()"]
         super().__init__(
-            ["-m", "leveret", "dashboard", SHOP, "--url", url, "--port", "0", "--redact", "password", *options],
+            [*program, "dashboard", SHOP, "--url", url, "--port", "0", "--redact", "password", *options],
             folder / "dashboard.log",
             environment,
         )
@@ -340,10 +355,80 @@ async def test_a_stream_that_ends_in_time_is_no_loss(tmp_path: Path) -> None:
             assert set(await page.evaluate("states")) == {"paused", "live"}
 
 
-def test_it_listens_to_others_with_a_token_alone(tmp_path: Path) -> None:
+async def test_the_printed_address_lets_its_reader_in_and_nobody_else(tmp_path: Path) -> None:
+    """Without a token of the operator's: for a program without scripts, and in a browser, until the log-out."""
+    expect.set_options(timeout=PATIENCE * 1000)
+    with Dashboard(f"sqlite:///{tmp_path / 'leveret.db'}", tmp_path, asks=True) as dashboard:
+        address, _, token = dashboard.address.partition("?token=")
+        assert len(token) >= 32
+        async with httpx.AsyncClient(base_url=address) as stranger:
+            assert (await stranger.get("/")).headers["location"] == "login"
+            for path in ("/?token=wrong-wrong-wrong", "/login?token=wrong-wrong-wrong"):
+                assert (await stranger.get(path)).status_code == 403
+            dashboard.wait_for("a wrong token was given to the dashboard, from 127.0.0.1")
+            assert (await stranger.get("/")).status_code == 303
+            linked = await stranger.get(f"/dead?queue=work&token={token}")
+            assert linked.headers["location"] == "dead?queue=work"
+            assert (await stranger.get("/dead?queue=work")).status_code == 200
+        async with browsing() as browser, tab(browser, dashboard.address) as page:
+            await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+            assert page.url == address
+            requests: list[str] = []
+            page.on("request", lambda request: requests.append(f"{request.url} {request.headers.get('referer')}"))
+            await page.get_by_role("link", name="Tasks").click()
+            await look(page, "with-a-session")
+            (cookie,) = [one for one in await page.context.cookies() if one["name"] == "leveret_session"]
+            assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+            await page.get_by_role("button", name="Log out").click()
+            await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+            assert requests
+            assert not [one for one in requests if token in one]
+        async with httpx.AsyncClient(base_url=address) as thief:
+            thief.cookies.set("leveret_session", cookie["value"])
+            assert (await thief.get("/")).headers["location"] == "login"
+        assert dashboard.output.count(token) == 1
+        assert "wrong-wrong" not in dashboard.output
+
+
+def test_how_a_token_is_asked_for(tmp_path: Path) -> None:
+    url = ("--url", f"sqlite:///{tmp_path / 'leveret.db'}", "--port", "0")
+    token = {"LEVERET_DASHBOARD_TOKEN": TOKEN}
+    assert "exclude" in leveret("dashboard", *url, "--no-token", environment=token, fails=True)
+    assert "at least 12" in leveret("dashboard", *url, "--token", "short", fails=True)
+    with Dashboard(url[1], tmp_path, token=TOKEN) as dashboard:
+        assert "token" not in dashboard.address
+    with Dashboard(url[1], tmp_path, "--host", "0.0.0.0", asks=True) as dashboard:
+        assert "?token=" in dashboard.address
+    with Dashboard(url[1], tmp_path, "--host", "0.0.0.0") as dashboard:
+        assert "token" not in dashboard.address
+        assert "nobody is asked for a token" in dashboard.output
+    with Dashboard(url[1], tmp_path, "--allow-host", "dash.example") as dashboard:
+        for name, status in (("dash.example", 200), ("evil.example", 421)):
+            assert httpx.get(dashboard.address, headers={"Host": name}).status_code == status
+
+
+async def test_slow_clients_lock_nobody_out_and_fill_no_log(tmp_path: Path) -> None:
+    """300 half requests, slow bodies and nonsense, where the program has 256 descriptors."""
     url = f"sqlite:///{tmp_path / 'leveret.db'}"
-    refused = leveret("dashboard", "--url", url, "--host", "0.0.0.0", "--port", "0", fails=True)
-    assert "LEVERET_DASHBOARD_TOKEN" in refused
+    with Dashboard(url, tmp_path, token=TOKEN, descriptors=256) as dashboard:
+        port = int(dashboard.address.rpartition(":")[2].strip("/"))
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
+        slow = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nform="
+        for number, (_, writer) in enumerate(held):
+            writer.write((b"GET / HTTP/1.1\r\nHost: loc", slow, b"\x00nonsense\r\n\r\n")[number % 3])
+        async with httpx.AsyncClient(base_url=dashboard.address, timeout=PATIENCE) as reader:
+            for _ in range(20):
+                assert (await reader.get("/login")).status_code == 200
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            for _ in range(20):
+                assert (await reader.get("/", headers=headers)).status_code == 200
+        for _, writer in held:
+            writer.close()
+        assert len(dashboard.output) < 5_000, dashboard.output[:2_000]
+
+
+def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'leveret.db'}"
     with Dashboard(url, tmp_path) as dashboard:
         port = dashboard.address.rpartition(":")[2].strip("/")
         taken = leveret("dashboard", "--url", url, "--port", port, fails=True)

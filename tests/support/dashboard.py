@@ -48,7 +48,7 @@ class Visitor:
 @asynccontextmanager
 async def visiting(app: App, **options: Any) -> AsyncIterator[Visitor]:
     """The dashboard of an application, asked without a network."""
-    served = dashboard(app, **options)
+    served = dashboard(app, **{"token": None, **options})
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=served), base_url=ADDRESS) as client:
             yield Visitor(client)

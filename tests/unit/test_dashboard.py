@@ -24,7 +24,7 @@ from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from leveret.model import QueueStats
@@ -341,7 +341,7 @@ async def test_a_token_locks_everything(app: App) -> None:
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
         assert answer.status_code == 401
         assert "memory://" not in answer.text
-        assert (await visitor.client.get("/", headers={"Authorization": "Bearer wrong"})).status_code == 303
+        assert (await visitor.client.get("/", headers={"Authorization": "Bearer wrong"})).status_code == 401
         assert (await visitor.client.get("/", headers={"Authorization": f"Bearer {TOKEN}"})).status_code == 200
 
 
@@ -385,7 +385,7 @@ async def test_another_hosts_name_is_not_answered(app: App) -> None:
 
 
 async def test_it_is_mounted_in_another_application(app: App) -> None:
-    served = dashboard(app)
+    served = dashboard(app, token=None)
     web = Starlette(routes=[Mount("/leveret", served)])
     await app.broker.declare([Queue("work")])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=web), base_url=ADDRESS) as client:
@@ -404,7 +404,7 @@ async def test_it_is_mounted_in_another_application(app: App) -> None:
 
 
 async def test_news_are_streamed(app: App) -> None:
-    served = dashboard(app)
+    served = dashboard(app, token=None)
     await app.broker.declare([Queue("work")])
     sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     gone = asyncio.Event()
@@ -489,3 +489,112 @@ async def test_a_broker_that_is_away_is_told_on_the_page(tmp_path: Path) -> None
         assert "The broker does not answer." in page
         answer = await visitor.post("/queue", [("queue", "work"), ("action", "pause")])
         assert answer.status_code == 503
+
+
+async def test_a_session_ends_at_the_log_out_whoever_has_its_cookie(app: App) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        await visitor.post("/login", [("token", TOKEN)])
+        stolen = {"Cookie": f"leveret_session={visitor.client.cookies['leveret_session']}"}
+        visitor.client.cookies.delete("leveret_session")
+        assert (await visitor.client.get("/", headers=stolen)).status_code == 200
+        await visitor.post("/login", [("token", TOKEN)])
+        other = {"Cookie": f"leveret_session={visitor.client.cookies['leveret_session']}"}
+        await visitor.post("/logout", [])
+        visitor.client.cookies.delete("leveret_session")
+        assert (await visitor.client.get("/", headers=other)).status_code == 303
+        assert (await visitor.client.get("/", headers=stolen)).status_code == 200, "another session lives on"
+
+
+async def test_wrong_tokens_are_logged_and_slowed_however_they_are_given(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        began = time.monotonic()
+        answers = await asyncio.gather(
+            *(visitor.client.get("/", headers={"Authorization": f"Bearer guess-{n}"}) for n in range(6)),
+            *(visitor.client.get(f"/?token=guess-{n}") for n in range(6)),
+            visitor.post("/login", [("token", "guess-99")]),
+        )
+        assert time.monotonic() - began > 2.0  # five at once, and a second for each
+        assert {one.status_code for one in answers} == {401, 403}
+        assert answers[0].headers["www-authenticate"] == "Bearer"
+        assert (await visitor.client.get("/", headers={"Authorization": f"bearer {TOKEN}"})).status_code == 200
+    assert "a wrong token was given to the dashboard, from 127.0.0.1" in caplog.text
+    assert "guess" not in "".join(record.getMessage() for record in caplog.records if record.name.startswith("leveret"))
+    assert len([record for record in caplog.records if record.name == "leveret.dashboard"]) == 1
+
+
+async def test_too_many_wrong_tokens_are_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.dashboard.security._AT_ONCE", 1)
+    monkeypatch.setattr("leveret.dashboard.security._MOST_WAITING", 2)
+    async with visiting(app, token=TOKEN) as visitor:
+        headers = {"Authorization": "Bearer guess"}
+        answers = await asyncio.gather(*(visitor.client.get("/", headers=headers) for _ in range(5)))
+        assert sorted(one.status_code for one in answers) == [401, 401, 429, 429, 429]
+
+
+@pytest.mark.parametrize("body", [b"form=" + b"x" * 1_000_000, b"a&" * 400_000, b"%41" * 300_000])
+async def test_a_large_login_costs_nothing(app: App, body: bytes) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        answer = await visitor.client.post("/login", content=body, headers={"Origin": ADDRESS})
+        assert answer.status_code == 413
+
+
+async def test_a_form_of_too_many_fields_is_refused(app: App) -> None:
+    async with visiting(app) as visitor:
+        answer = await visitor.client.post("/dead", content=b"a=&" * 300_000, headers={"Origin": ADDRESS})
+        assert answer.status_code == 413
+
+
+async def test_a_form_that_does_not_end_is_given_up(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.dashboard.pages._FORM_WITHIN", 0.1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"form="
+        await asyncio.Event().wait()
+
+    served = dashboard(app, token=TOKEN)
+    sent: list[dict[str, Any]] = []
+    bodies = slowly()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": await anext(bodies), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": "/login",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("dashboard.test", 80),
+        "asgi": {"version": "3.0"},
+    }
+    await served(scope, receive, send)
+    assert sent[0]["status"] == 408
+    served.close()
+    await app.close()
+
+
+def test_who_may_look_must_be_said(app: App) -> None:
+    with pytest.raises(ConfigurationError, match=r"who may look.*token=None"):
+        dashboard(app)
+
+
+async def test_bodies_of_dead_letters_are_not_held_for_a_list(app: App) -> None:
+    async with visiting(app) as visitor:
+        large = Envelope(new_id(), "work", "resize", b'{"args": ["%s"]}' % (b"x" * 400_000))
+        small = Envelope(new_id(), "work", "resize", b'{"args": ["cat.png", 1]}')
+        await bury(app.broker, [large, small], "ValueError: " + "long " * 3_000, "Traceback " * 1_000)
+        assert large.id in await visitor.get("/dead?queue=work")
+        observer = Observer(app)
+        for letter in await observer.letters("work"):
+            assert (letter.envelope.body, letter.traceback) == (b"", "")
+            assert len(letter.reason) < 1_200
+        assert "too large for a page" in await visitor.get(f"/task?id={large.id}")
+        assert "cat.png" in await visitor.get(f"/task?id={small.id}")

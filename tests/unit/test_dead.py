@@ -16,6 +16,8 @@ from leveret.model import DeadLetter, Envelope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers import Select
+
 
 class Letters(MemoryBroker):
     """Has these letters, as a foreign producer may have left them."""
@@ -25,8 +27,9 @@ class Letters(MemoryBroker):
         self.letters = letters
         self.discarded: list[tuple[str, str]] = []
 
-    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return [one for one in self.letters if one.envelope.queue == queue][:limit]
+    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        found = [one for one in self.letters if one.envelope.queue == queue][:limit]
+        return found if select is None else [one for one in map(select, found) if one is not None]
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         self.discarded += [(queue, id_) for id_ in ids]

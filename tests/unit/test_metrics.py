@@ -259,15 +259,16 @@ async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
         writer.close()
 
 
-async def test_more_connections_than_enough_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.metrics.server._MOST_OPEN", 2)
+async def test_the_oldest_idle_connection_goes_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.metrics.server._PATIENCE", 3_600)
     async with exported(Source()) as (_, port):
-        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-
-        async def is_cut_off() -> bool:
-            return await exchange(port, b"GET /live HTTP/1.1\r\n\r\n") == b""
-
-        await until(is_cut_off, "a third one is cut off")
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(80)]
+        for _ in range(5):
+            assert await get(port, "/live") == (200, "live\n")
+        with suppress(ConnectionError):
+            assert await held[0][0].read() == b""
+        held[-1][1].write(b"GET /live HTTP/1.1\r\n\r\n")
+        assert (await held[-1][0].read()).endswith(b"live\n")
         for _, writer in held:
             writer.close()
 

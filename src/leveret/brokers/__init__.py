@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
@@ -11,7 +11,7 @@ from leveret.errors import ConfigurationError
 from leveret.status import KEEP
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.following import Feed
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:///leveret.db"
 #: How long `publish` may take before it raises (seconds).
 DEFAULT_TIMEOUT = 30.0
+
+
+#: A dead letter, as it is to be kept; None: not at all.
+Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
 
 
 class HoldLimit(msgspec.Struct, frozen=True):
@@ -139,8 +143,12 @@ class Broker(Protocol):
         It may be a moment old, and a broker need not count more than some thousands of a queue.
         """
 
-    async def dead_letters(self, queue: str, /, *, limit: int) -> Sequence[DeadLetter]:
-        """The oldest dead letters of a queue; they stay where they are."""
+    async def dead_letters(self, queue: str, /, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        """The oldest dead letters of a queue; they stay where they are. ``limit`` is how many are looked through.
+
+        ``select``: called with each as it is read. What it returns is kept in its place, and nothing for None; so what
+        is too large for all of them at once is never held.
+        """
 
     async def revive(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
         """Put dead letters back into their queue as first attempts, durably before they leave here; those found.

@@ -50,7 +50,7 @@ from leveret.status import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
-    from leveret.brokers import Consumer
+    from leveret.brokers import Consumer, Select
     from leveret.inspection import Describe, WorkerReport
 
 
@@ -464,9 +464,10 @@ class MemoryBroker:
     async def ready(self, queues: Sequence[str]) -> int:
         return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
 
-    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
+    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
         stored = self._store.queues.get(queue)
-        return stored.dead[:limit] if stored else []
+        letters = stored.dead[:limit] if stored else []
+        return letters if select is None else [one for one in map(select, letters) if one is not None]
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         letters = self._take_dead(queue, ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import click
 
 from leveret.app import App, load_app
@@ -16,12 +18,21 @@ _TIMEOUT = 10.0
 
 @click.command()
 @click.argument("app", metavar="[MODULE:APP]", required=False)
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; not local: with a token."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8484, show_default=True, help="0: any free one.")
 @click.option(
-    "--token", envvar="LEVERET_DASHBOARD_TOKEN", help="What readers must enter; better in $LEVERET_DASHBOARD_TOKEN."
+    "--token",
+    envvar="LEVERET_DASHBOARD_TOKEN",
+    help="What readers must enter; better in $LEVERET_DASHBOARD_TOKEN. Without it a new one is made at each start, "
+    "and is in the address that is printed.",
+)
+@click.option("--no-token", is_flag=True, help="Ask nobody who they are: for a proxy that asks.")
+@click.option(
+    "--allow-host",
+    "allowed",
+    metavar="NAME",
+    multiple=True,
+    help="With --no-token: a name that the proxy asks for it by, besides those of this machine; again for more.",
 )
 @click.option("--redact", metavar="NAME", multiple=True, help="An argument that is not shown; again for more.")
 @click.option(
@@ -33,21 +44,24 @@ def command(
     host: str,
     port: int,
     token: str | None,
+    no_token: bool,
+    allowed: tuple[str, ...],
     redact: tuple[str, ...],
     queues: tuple[str, ...],
     url: str | None,
 ) -> None:
     """Serve the dashboard: see and steer queues, tasks, workers and dead letters in a browser.
 
-    It listens on this machine alone, unless --host says otherwise; that needs a token, and a proxy with TLS in front.
-    With MODULE:APP it knows the application's queues and the names of its tasks' arguments.
+    Whoever opens the address that it prints is in; others are asked for the token. It listens on this machine alone,
+    unless --host says otherwise; put a proxy with TLS in front of it then. With MODULE:APP it knows the application's
+    queues and the names of its tasks' arguments.
 
     \b
     Examples:
       leveret dashboard tasks:app
       leveret dashboard --url amqp://guest:guest@localhost/ -q mail --redact password
     """
-    from leveret.dashboard import by_name, dashboard
+    from leveret.dashboard import by_name, checked
 
     Logging("WARNING").set_up()
     application = App(enqueue_timeout=_TIMEOUT) if app is None else load_app(app)
@@ -55,26 +69,32 @@ def command(
         application.connect_to(url)
     connect(application.url)  # opens nothing: a URL that no broker knows is told now, not on each page
     try:
+        from leveret.dashboard.pages import Dashboard
         from leveret.dashboard.serving import LOCAL_NAMES, is_local, serve
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the dashboard needs {error.name}, which is not installed: pip install 'leveret[dashboard]'"
         ) from error
-    if not is_local(host) and token is None:
-        raise ConfigurationError(
-            f"--host {host} can be reached from other machines: set a token in $LEVERET_DASHBOARD_TOKEN, "
-            "or mount the dashboard behind your application's own login"
-        )
-    served = dashboard(
+    token = token or None
+    if no_token and token is not None:
+        raise click.UsageError("--no-token and a token (--token, or $LEVERET_DASHBOARD_TOKEN) exclude each other")
+    if no_token and not is_local(host):
+        click.echo(f"Whoever reaches {host} can read arguments and drop tasks: nobody is asked for a token.", err=True)
+    asked = None if no_token else token or secrets.token_urlsafe(24)
+    names = (*LOCAL_NAMES, host, *allowed) if is_local(host) or allowed else ()
+    served = Dashboard(
         application,
-        token=token,
+        token=None if asked is None else checked(asked),
         redact=by_name(redact) if redact else None,
         queues=queues,
-        hosts=(*LOCAL_NAMES, host) if token is None else (),
+        hosts=names if no_token else (),
+        # Sessions end with this process.
+        session_key=secrets.token_bytes(32),
     )
 
     def ready(address: str) -> None:
-        click.echo(f"The dashboard of {censor(application.url)} is at {address} (Ctrl-C ends it)")
+        shown = address if token is not None or asked is None else f"{address}?token={asked}"
+        click.echo(f"The dashboard of {censor(application.url)} is at {shown} (Ctrl-C ends it)")
 
     try:
         serve(served, host, port, ready)

@@ -89,7 +89,7 @@ def list_(queue: str, limit: int, as_json: bool, app: str | None, url: str | Non
       leveret dead list default
       leveret dead list default --task resize --error Timeout --older 3600 --json
     """
-    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(**filters)))[:limit]
+    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(**filters), whole=as_json))[:limit]
     if as_json:
         _print_json([_plain(letter) for letter in letters])
     elif letters:
@@ -111,7 +111,7 @@ def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) 
     Examples:
       leveret dead show default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
     """
-    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(ids=(id_,))))
+    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(ids=(id_,)), whole=True))
     if not letters:
         raise click.ClickException(f"queue {queue!r} has no dead letter {id_!r}; leveret dead list {queue} shows them")
     if as_json:
@@ -192,11 +192,26 @@ def _run(reference: str | None, url: str | None, question: Callable[[Broker], Aw
     return asyncio.run(run())
 
 
-async def _find(broker: Broker, queue: str, chosen: _Filter) -> list[DeadLetter]:
-    letters = await broker.dead_letters(queue, limit=_MOST)
-    if not letters and queue not in {stats.name for stats in await broker.stats([queue])}:
+async def _find(broker: Broker, queue: str, chosen: _Filter, *, whole: bool = False) -> list[DeadLetter]:
+    seen = 0
+
+    def select(letter: DeadLetter) -> DeadLetter | None:
+        nonlocal seen
+        seen += 1
+        if not chosen.matches(letter):
+            return None
+        return letter if whole else _without_body(letter)
+
+    letters = await broker.dead_letters(queue, limit=_MOST, select=select)
+    if not seen and queue not in {stats.name for stats in await broker.stats([queue])}:
         raise QueueNotFound(f"queue {queue!r} does not exist; leveret queues shows those that do")
-    return [letter for letter in letters if chosen.matches(letter)]
+    return list(letters)
+
+
+def _without_body(letter: DeadLetter) -> DeadLetter:
+    """What nobody asked to see is not kept: there may be a hundred thousand of these."""
+    envelope = msgspec.structs.replace(letter.envelope, body=b"", headers={})
+    return msgspec.structs.replace(letter, envelope=envelope, traceback="")
 
 
 def _plain(letter: DeadLetter) -> dict[str, object]:

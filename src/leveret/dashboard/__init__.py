@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
 from leveret.dashboard.redaction import Redact, by_name
 from leveret.errors import ConfigurationError
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Redact", "by_name", "dashboard"]
 
+
+class Undecided(Enum):
+    """Nobody has said yet."""
+
+    UNDECIDED = "undecided"
+
+
+UNDECIDED: Final = Undecided.UNDECIDED
 #: A shorter token could be guessed (characters).
 _SHORTEST_TOKEN = 12
 
@@ -26,25 +35,28 @@ _SHORTEST_TOKEN = 12
 def dashboard(
     app: App,
     *,
-    token: str | None = None,
+    token: str | Undecided | None = UNDECIDED,
     redact: Redact | None = None,
     queues: Sequence[str] = (),
     hosts: Sequence[str] = (),
 ) -> Dashboard:
     """The dashboard of an application, to be mounted: ``web.mount("/leveret", dashboard(app))``.
 
-    ``token``: whoever looks must enter it. None: nobody is asked, so whatever it is mounted in must ask, or be
-    reachable by those alone who may read the arguments and drop tasks. ``redact``: is called with a task's name (None:
-    not known), the name of an argument (``"return"``: of the result) and the value; what it returns is shown instead.
-    ``queues``: to be shown besides the application's; RabbitMQ cannot list those that nobody consumes. ``hosts``: the
+    ``token``: whoever looks must enter it, or come with ``?token=...``. None: nobody is asked, so whatever it is
+    mounted in must ask, or be reachable by those alone who may read the arguments and drop tasks. One of the two must
+    be said. ``redact``: is called with a task's name (None: not known), the name of an argument (``"return"``: of the
+    result) and the value; what it returns is shown instead. ``queues``: to be shown besides the application's; RabbitMQ cannot list those that nobody consumes. ``hosts``: the
     names under which it may be asked for, without ports; any other ``Host`` is refused. Empty: any.
 
-    Raises ConfigurationError when the extra is not installed, or the token is too short.
+    Raises ConfigurationError when the extra is not installed, or the token is too short or not decided.
     """
-    if token is not None and len(token) < _SHORTEST_TOKEN:
+    if isinstance(token, Undecided):
         raise ConfigurationError(
-            f"the dashboard's token has {len(token)} characters; it must have at least {_SHORTEST_TOKEN}"
+            "who may look at the dashboard? Give dashboard() a token='...' of at least "
+            f"{_SHORTEST_TOKEN} characters, or token=None if the application that it is mounted in asks who they are"
         )
+    if token is not None:
+        checked(token)
     try:
         from leveret.dashboard.pages import Dashboard
     except ModuleNotFoundError as error:
@@ -52,3 +64,12 @@ def dashboard(
             f"the dashboard needs {error.name}, which is not installed: pip install 'leveret[dashboard]'"
         ) from error
     return Dashboard(app, token=token, redact=redact, queues=queues, hosts=hosts)
+
+
+def checked(token: str) -> str:
+    """Raises ConfigurationError for a token that could be guessed."""
+    if len(token) < _SHORTEST_TOKEN:
+        raise ConfigurationError(
+            f"the dashboard's token has {len(token)} characters; it must have at least {_SHORTEST_TOKEN}"
+        )
+    return token

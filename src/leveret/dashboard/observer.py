@@ -15,7 +15,7 @@ import msgspec
 from leveret.brokers.heard import QueueNames
 from leveret.dashboard.history import STEP, Recent
 from leveret.errors import LeveretError
-from leveret.model import DeadLetter
+from leveret.model import DeadLetter, shorten
 from leveret.status import NO_RESULT, Status, newer
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ _STALE = 10.0
 _STALE_LETTERS = 15.0
 #: Dead letters of one queue that are looked through.
 MOST_LETTERS = 10_000
+#: So many of them are remembered whole, and of the others so much of a reason (characters).
+_MOST_OPENED = 8
+_LISTED_REASON = 1_000
+#: A larger body is not shown on a page (bytes).
+_LARGEST_BODY = 256 * 1024
 #: How long a first page waits for the first answers (seconds), and after an error (seconds).
 _FIRST = 5.0
 _AGAIN = 2.0
@@ -74,7 +79,9 @@ class Observer:
         #: Of those the ones that failed last, which many others would push out.
         self._failures: OrderedDict[str, Status] = OrderedDict()
         self._whole: OrderedDict[str, _Whole] = OrderedDict()
+        #: Without what may be large, and those that somebody looks at.
         self._letters: dict[str, _Letters] = {}
+        self._opened: OrderedDict[tuple[str, str], _Letters] = OrderedDict()
         #: RabbitMQ hands a dead letter to one reader at a time: another one would not find it.
         self._at_the_letters = asyncio.Lock()
         self._news = asyncio.Event()
@@ -103,7 +110,7 @@ class Observer:
         """What was known when somebody looked last, long ago, is not what is now; the charts begin anew."""
         self.recent = Recent()
         self.stats, self.workers, self.problem = (), (), ""
-        for known in (self._tasks, self._failures, self._whole, self._letters):
+        for known in (self._tasks, self._failures, self._whole, self._letters, self._opened):
             known.clear()
         self._answered.clear()
 
@@ -174,12 +181,27 @@ class Observer:
         async with self._at_the_letters:
             return await self.broker.discard(queue, ids)
 
+    async def letter(self, queue: str, id_: str) -> DeadLetter | None:
+        """One whole, but for a body that is too large for a page. Raises BrokerError."""
+        async with self._at_the_letters:
+            known = self._opened.get((queue, id_))
+            if known is None or time.monotonic() - known.asked > _STALE_LETTERS:
+                found = await self.broker.dead_letters(
+                    queue, limit=MOST_LETTERS, select=lambda one: _opened(one) if one.envelope.id == id_ else None
+                )
+                known = _Letters(found, time.monotonic(), len(found))
+                self._opened[queue, id_] = known
+                while len(self._opened) > _MOST_OPENED:
+                    self._opened.popitem(last=False)
+            return next(iter(known.letters), None)
+
     async def _read_letters(self, queue: str) -> Sequence[DeadLetter]:
-        return await self.broker.dead_letters(queue, limit=MOST_LETTERS)
+        return await self.broker.dead_letters(queue, limit=MOST_LETTERS, select=_listed)
 
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""
         self._letters.clear()
+        self._opened.clear()
         self.stats = await self._queues.stats(self.broker)
         self._changed()
 
@@ -274,4 +296,23 @@ def _put(statuses: OrderedDict[str, Status], status: Status, most: int) -> None:
 
 def _light(status: Status) -> Status:
     """Without what may be large."""
-    return msgspec.structs.replace(status, result=NO_RESULT, traceback="")
+    error = None if status.error is None else shorten(status.error, _LISTED_REASON)
+    return msgspec.structs.replace(
+        status, result=NO_RESULT, traceback="", body=None, history=[], error=error, problem=""
+    )
+
+
+def _listed(letter: DeadLetter) -> DeadLetter:
+    """For a list: thousands of these are held."""
+    envelope = msgspec.structs.replace(letter.envelope, body=b"", headers={}, last_error=None)
+    return msgspec.structs.replace(
+        letter, envelope=envelope, reason=shorten(letter.reason, _LISTED_REASON), traceback=""
+    )
+
+
+def _opened(letter: DeadLetter) -> DeadLetter:
+    size = len(letter.envelope.body)
+    if size <= _LARGEST_BODY:
+        return letter
+    told = f"({size} bytes, too large for a page: leveret dead show has it)".encode()
+    return msgspec.structs.replace(letter, envelope=msgspec.structs.replace(letter.envelope, body=told))

@@ -21,7 +21,17 @@ from leveret import __version__
 from leveret.brokers import censor
 from leveret.dashboard import charts, text, views
 from leveret.dashboard.observer import MOST_LETTERS, Observer
-from leveret.dashboard.security import Door, Hardened, Refused, check_change, form_token, keep_form_token
+from leveret.dashboard.security import (
+    LINK,
+    Crowded,
+    Door,
+    Hardened,
+    Refused,
+    check_change,
+    form_token,
+    keep_form_token,
+    link_without_token,
+)
 from leveret.errors import BrokerError, BrokerUnavailable
 from leveret.visible import visible
 
@@ -34,18 +44,20 @@ if TYPE_CHECKING:
 
     from leveret.app import App
     from leveret.dashboard.redaction import Redact
-    from leveret.model import DeadLetter
 
     Page: TypeAlias = Callable[[Request], Awaitable[Response]]
 
-#: The largest form that is read (bytes): some thousands of chosen ids.
+#: The largest form that is read (bytes), and its most fields: some thousands of chosen ids; and of one that anybody may
+#: send, whoever he is.
 _LARGEST_FORM = 1024 * 1024
+_MOST_FIELDS = 12_000
+_LARGEST_LOGIN = 4_096
+#: How long sending a form may take (seconds).
+_FORM_WITHIN = 10.0
 #: A page is told of news at most this often, and that the stream lives at least (seconds).
 _SHORTEST_STEP, _LONGEST_STEP = 1.0, 15.0
 #: A stream ends after that, and the browser asks for another one: a server that stops waits for no longer (seconds).
 _LONGEST_STREAM = 30.0
-#: A wrong token costs that (seconds).
-_WRONG_TOKEN = 1.0
 #: How long a cancelled task is waited for (seconds).
 _CANCEL = 3.0
 _STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "leveret.svg": "image/svg+xml"}
@@ -90,12 +102,19 @@ class Dashboard:
     """See `leveret.dashboard.dashboard`."""
 
     def __init__(
-        self, app: App, *, token: str | None, redact: Redact | None, queues: Sequence[str], hosts: Sequence[str]
+        self,
+        app: App,
+        *,
+        token: str | None,
+        redact: Redact | None,
+        queues: Sequence[str],
+        hosts: Sequence[str],
+        session_key: bytes | None = None,
     ) -> None:
         self._app = app
         self._redact = redact
         self._queues = tuple(queues)
-        self._door = Door(token)
+        self._door = Door(token, session_key)
         self._environment = _environment()
         self._observers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Observer] = weakref.WeakKeyDictionary()
         routes = [
@@ -119,6 +138,7 @@ class Dashboard:
             exception_handlers={
                 BrokerError: self._broker_failed,
                 Refused: self._refused,
+                Crowded: self._crowded,
                 HTTPException: self._http_error,
             },
         )
@@ -150,7 +170,10 @@ class Dashboard:
 
     def _behind_the_door(self, page: Page) -> Page:
         async def guarded(request: Request) -> Response:
-            if not self._door.admits(request):
+            linked = await self._by_link(request)
+            if linked is not None:
+                return linked
+            if not (self._door.admits(request) or await self._bears_token(request)):
                 if request.method == "GET" and not request.url.path.endswith("/events"):
                     return RedirectResponse("login", 303)
                 raise HTTPException(401, "Log in first.")
@@ -204,7 +227,7 @@ class Dashboard:
         status = await self._observer.task(id_) if id_ else None
         if status is None:
             raise HTTPException(404, f"Nothing is known of a task with the id {text.short(id_)!r}.")
-        letter = await self._letter(status.queue, id_) if status.state == "dead" else None
+        letter = await self._observer.letter(status.queue, id_) if status.state == "dead" else None
         view = views.task_view(self._app, status, letter, self._redact)
         return self._page(request, "task.html", view=view, status=status)
 
@@ -303,45 +326,77 @@ class Dashboard:
         return RedirectResponse(f"dead?{search.query()}&said={said}&count={len(changed)}", 303)
 
     async def _login(self, request: Request) -> Response:
-        wrong = False
-        if request.method == "POST":
-            form = await self._form(request)
-            if self._door.knows(form.get("token", "")):
-                response = RedirectResponse("./", 303)
-                self._door.open(request, response)
-                return response
-            await asyncio.sleep(_WRONG_TOKEN)
-            wrong = True
-        elif self._door.admits(request):
-            return RedirectResponse("./", 303)
+        linked = await self._by_link(request)
+        if linked is not None:
+            return linked
+        if request.method != "POST":
+            return RedirectResponse("./", 303) if self._door.admits(request) else self._login_page(request, wrong=False)
+        form = await self._form(request, _LARGEST_LOGIN)
+        if await self._door.knows(request, form.get("token", "")):
+            return self._let_in(request, "./")
+        return self._login_page(request, wrong=True)
+
+    async def _by_link(self, request: Request) -> Response | None:
+        """Whoever comes with the token in the address: in, and the address without it."""
+        given = request.query_params.get(LINK)
+        if given is None or request.method != "GET" or not self._door.is_locked:
+            return None
+        if await self._door.knows(request, given):
+            return self._let_in(request, link_without_token(request))
+        return self._login_page(request, wrong=True)
+
+    async def _bears_token(self, request: Request) -> bool:
+        """Whether a program has sent the token with its request."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+        if await self._door.knows(request, given.strip()):
+            request.state.is_inside = True
+            return True
+        raise HTTPException(401, "That is not the dashboard's token.", {"WWW-Authenticate": "Bearer"})
+
+    def _let_in(self, request: Request, address: str) -> Response:
+        response = RedirectResponse(address, 303)
+        self._door.open(request, response)
+        return response
+
+    def _login_page(self, request: Request, *, wrong: bool) -> Response:
         return self._page(request, "login.html", status_code=403 if wrong else 200, wrong=wrong)
 
     async def _logout(self, request: Request) -> Response:
         await self._form(request)
         response = RedirectResponse("login", 303)
-        self._door.close(response)
+        self._door.close(request, response)
         return response
 
     # What they share
 
-    async def _form(self, request: Request) -> _Form:
+    async def _form(self, request: Request, largest: int = _LARGEST_FORM) -> _Form:
         """What was sent, after it was made sure that it was meant. Raises Refused."""
+        too_large = HTTPException(413, "The form is too large; choose fewer, or all that match.")
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LARGEST_FORM:
-                raise HTTPException(413, "The form is too large; choose fewer, or all that match.")
-        form = _Form(parse_qsl(body.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"))
+        try:
+            async with asyncio.timeout(_FORM_WITHIN):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > largest:
+                        raise too_large
+        except TimeoutError:
+            raise HTTPException(408, "The form took too long to come.") from None
+        try:
+            pairs = parse_qsl(
+                body.decode("latin-1"), keep_blank_values=True, errors="surrogateescape", max_num_fields=_MOST_FIELDS
+            )
+        except ValueError:
+            raise too_large from None
+        form = _Form(pairs)
         check_change(request, form.get("form", ""))
         return form
-
-    async def _letter(self, queue: str, id_: str) -> DeadLetter | None:
-        return next((one for one in await self._observer.letters(queue) if one.envelope.id == id_), None)
 
     def _page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> Response:
         token = form_token(request)
         observer = self._observer
-        inside = self._door.admits(request)
+        inside = self._door.admits(request) or getattr(request.state, "is_inside", False)
         said = _SAID.get(request.query_params.get("said", ""), "") if request.method == "GET" else ""
         number = request.query_params.get("count", "")[:9]
         counted = f"{int(number)} dead letter{'' if int(number) == 1 else 's'}" if number.isdecimal() else "They are"
@@ -366,13 +421,21 @@ class Dashboard:
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return self._page(
+        page = self._page(
             request, "error.html", status_code=error.status_code, title=str(error.status_code), reason=error.detail
         )
+        page.headers.update(error.headers or {})
+        return page
 
     async def _broker_failed(self, request: Request, error: Exception) -> Response:
         title = "The broker cannot be reached" if isinstance(error, BrokerUnavailable) else "That did not work"
         return self._page(request, "error.html", status_code=503, title=title, reason=str(error))
+
+    async def _crowded(self, request: Request, _: Exception) -> Response:
+        reason = "Too many wrong tokens are given just now. Try again in a moment."
+        page = self._page(request, "error.html", status_code=429, title="Not now", reason=reason)
+        page.headers["Retry-After"] = "5"
+        return page
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         return self._page(request, "error.html", status_code=403, title="Refused", reason=f"Nothing was done: {error}.")

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from leveret.errors import ConfigurationError
+from leveret.listening import BACKLOG, accept, most_open
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from leveret.metrics import Address
@@ -26,7 +28,7 @@ log = logging.getLogger("leveret.metrics")
 _MOST_HEAD = 8_192
 #: A client that has not asked, or not read its answer, by then is cut off (seconds).
 _PATIENCE = 5.0
-#: More connections at once are cut off.
+#: Connections at once; then the oldest that has not asked yet goes for a new one.
 _MOST_OPEN = 64
 
 
@@ -47,32 +49,64 @@ Page: TypeAlias = "Callable[[], Awaitable[Answer]]"
 async def serving(address: Address, pages: Mapping[str, Page]) -> AsyncGenerator[tuple[str, int]]:
     """Serve the pages, by path, inside the block; gives the host and port. Raises ConfigurationError if it cannot."""
     server = _Server(pages)
+    loop = asyncio.get_running_loop()
     try:
-        listener = await asyncio.start_server(server.serve, address.host, address.port, limit=_MOST_HEAD)
+        # It only binds: what comes is accepted below.
+        binding = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
+        sockets = [bound.dup() for bound in binding.sockets]
+        host, port = binding.sockets[0].getsockname()[:2]
+        for bound in sockets:
+            bound.listen(BACKLOG)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(
             f"metrics cannot be served on {address}: {reason}; choose another HOST:PORT"
         ) from error
+    accepting = [loop.create_task(accept(bound, server.take, server.is_full, server.evict)) for bound in sockets]
     try:
-        yield listener.sockets[0].getsockname()[:2]
+        yield host, port
     finally:
-        listener.close()
+        for task in accepting:
+            task.cancel()
+        await asyncio.gather(*accepting, return_exceptions=True)
+        for bound in sockets:
+            bound.close()
+        binding.close()
         await server.close()
 
 
 class _Server:
     def __init__(self, pages: Mapping[str, Page]) -> None:
         self._pages = pages
-        self._open: set[asyncio.Task[None]] = set()
+        #: The oldest first, and whether each has asked for something.
+        self._open: dict[asyncio.Task[None], bool] = {}
+        self._most = most_open(_MOST_OPEN)
+
+    def is_full(self) -> bool:
+        return len(self._open) >= self._most
+
+    def evict(self) -> bool:
+        """The oldest that has asked for nothing goes; else the oldest: the newest may be a probe."""
+        idle = (task for task, has_asked in self._open.items() if not has_asked)
+        oldest = next(idle, None) or next(iter(self._open), None)
+        if oldest is None:
+            return False
+        del self._open[oldest]
+        oldest.cancel()
+        return True
+
+    async def take(self, connection: socket.socket) -> None:
+        reader = asyncio.StreamReader(limit=_MOST_HEAD)
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader), connection
+        )
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._open[loop.create_task(self.serve(reader, writer))] = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= _MOST_OPEN:
-            writer.transport.abort()
-            return
         this = asyncio.current_task()
         assert this is not None
-        self._open.add(this)
         try:
             async with asyncio.timeout(_PATIENCE):
                 writer.write(_encoded(await self._answer(reader)))
@@ -83,18 +117,22 @@ class _Server:
             pass  # the client's to mind
         finally:
             writer.transport.abort()
-            self._open.discard(this)
+            self._open.pop(this, None)
 
     async def close(self) -> None:
-        for task in self._open:
+        tasks = list(self._open)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, reader: asyncio.StreamReader) -> Answer:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        this = asyncio.current_task()
+        if this in self._open:
+            self._open[this] = True
         match head.partition(b"\r\n")[0].split(b" "):
             case [method, target, protocol] if protocol.startswith(b"HTTP/1."):
                 pass

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from leveret.brokers import Select
     from leveret.brokers.following import Feed
     from leveret.brokers.rabbitmq.codec import Message
     from leveret.inspection import Describe, WorkerReport
@@ -196,8 +197,8 @@ class RabbitMQBroker:
 
         return await self._ask("counting what is ready", ask, _QUESTION)
 
-    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
+    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit, select), _QUESTION)
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
@@ -378,9 +379,13 @@ class RabbitMQBroker:
         await marks.write(self._publisher, connection, mark)
         await self._census.announce(connection, Notice(kind=CANCELLING))
 
-    async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        async with self._fetched_dead(queue, limit) as (_, messages):
-            return [to_dead_letter(message, queue) for message in messages]
+    async def _dead_letters(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
+        def keep(message: amqp.DeliveredMessage) -> DeadLetter | None:
+            letter = to_dead_letter(message, queue)
+            return letter if select is None else select(letter)
+
+        async with self._fetched_dead(queue, limit, keep) as (_, letters):
+            return letters
 
     async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
@@ -432,16 +437,22 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
         """Dead letters to decide about. Raises QueueNotFound."""
         wanted = frozenset(ids)
-        async with self._fetched_dead(queue, None) as (channel, messages):
+
+        def keep(message: amqp.DeliveredMessage) -> amqp.DeliveredMessage | None:
+            return message if dead_letter_id(message) in wanted else None
+
+        async with self._fetched_dead(queue, None, keep) as (channel, messages):
             if not messages:
                 await require_queue(await self._publisher.connection(), queue)
-            yield channel, [message for message in messages if dead_letter_id(message) in wanted]
+            yield channel, messages
 
     @asynccontextmanager
     async def _fetched_dead(
-        self, queue: str, limit: int | None
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+        self, queue: str, limit: int | None, keep: Callable[[amqp.DeliveredMessage], T | None]
+    ) -> AsyncGenerator[tuple[amqp.Channel, list[T]]]:
         """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
+
+        ``keep``: what is kept of each; None: nothing.
 
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
         which it has stored copies would stay where they are, and be put back twice.
@@ -449,7 +460,10 @@ class RabbitMQBroker:
         line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
-            yield line.channel, [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
+            found: list[T] = []
+            if count is not None:
+                found = await _taken(line.channel, dead_queue(queue), limit, count[0], keep)
+            yield line.channel, found
         finally:
             await line.close()
 
@@ -501,27 +515,39 @@ async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
     return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
-async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: int) -> list[amqp.DeliveredMessage]:
+async def _taken(
+    channel: amqp.Channel,
+    queue: str,
+    limit: int | None,
+    count: int,
+    keep: Callable[[amqp.DeliveredMessage], T | None],
+) -> list[T]:
     """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
 
     By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
     ``count``: about so many are there. Nobody else sees or counts them meanwhile, so it shall not take long.
     """
-    messages: list[amqp.DeliveredMessage] = []
+    kept: list[T] = []
+    taken = 0
     came = asyncio.Event()
 
     async def take(message: amqp.DeliveredMessage) -> None:
-        if limit is None or len(messages) < limit:
-            messages.append(message)
+        nonlocal taken
+        if limit is None or taken < limit:
+            taken += 1
+            # At once: thousands of large ones must not be there together.
+            found = keep(message)
+            if found is not None:
+                kept.append(found)
         came.set()
 
     await channel.basic_qos(prefetch_count=limit if limit and limit <= amqp.MOST_PREFETCH else 0)
     await channel.basic_consume(queue, take)
     ends = 0
-    while ends < _ENDS and (limit is None or len(messages) < limit):
+    while ends < _ENDS and (limit is None or taken < limit):
         came.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET if len(messages) < count else 0.0):
+            async with asyncio.timeout(_QUIET if taken < count else 0.0):
                 await came.wait()
                 continue
         # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.
@@ -530,7 +556,7 @@ async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: in
             ends += 1
         else:
             await take(message)
-    return messages
+    return kept
 
 
 async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[amqp.DeliveredMessage]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
+    from leveret.brokers import Select
     from leveret.brokers.following import Feed
     from leveret.inspection import Describe, WorkerReport
     from leveret.model import DeadLetter, Envelope, Queue, QueueStats, Settlement
@@ -171,8 +172,8 @@ class SQLiteBroker:
     async def ready(self, queues: Sequence[str]) -> int:
         return await self._writer.do(lambda store: store.ready(queues))
 
-    async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._writer.do(lambda store: store.dead_letters(queue, limit))
+    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        return await self._writer.do(lambda store: store.dead_letters(queue, limit, select))
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._writer.do(lambda store: store.revive(queue, ids))

@@ -40,6 +40,8 @@ from leveret.status import KEEP, Mark, Status, back, revived_again
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from leveret.brokers import Select
+
 #: Takes what a consumer was dealt, in the writer's thread.
 Receiver: TypeAlias = "Callable[[Dealt | None], None]"
 
@@ -375,17 +377,18 @@ class Store:
         self._rung.update(consumer for (consumer,) in takers)
         self._deal([number])
 
-    def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, queue: str, limit: int, select: Select | None = None) -> list[DeadLetter]:
         rows = self._execute(
             f"SELECT reason, traceback, died_at, worker, {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
             " WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
             queue,
             limit,
         )
-        return [
+        letters = (
             DeadLetter(envelope_of(rest), reason, traceback, unix_time(died_at), worker)
             for reason, traceback, died_at, worker, *rest in rows
-        ]
+        )
+        return list(letters) if select is None else [one for one in map(select, letters) if one is not None]
 
     def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
         number, now = self._queue_id(queue), time.time()
