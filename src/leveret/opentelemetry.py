@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from leveret.errors import ConfigurationError
+from leveret.errors import ConfigurationError, UnknownTask
 from leveret.model import Retrying
-from leveret.telemetry import kind
+from leveret.telemetry import UNKNOWN, kind
 
 try:
     from opentelemetry import context, metrics, propagate, trace
@@ -117,6 +117,8 @@ class OpenTelemetry:
 
         def ended(outcome: Outcome, error: BaseException | None) -> None:
             measured["leveret.outcome"] = kind(outcome)
+            if isinstance(error, UnknownTask):
+                measured["leveret.task"] = UNKNOWN  # the span has the name; each name here would be series of their own
             span.set_attribute("leveret.outcome", kind(outcome))
             if measured["leveret.outcome"] in ("retrying", "dead"):
                 measured["error.type"] = "_OTHER" if error is None else _type(error)

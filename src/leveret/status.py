@@ -39,6 +39,9 @@ _LONGEST_BODY = 65_536
 _LONGEST_HISTORY = 1_000
 #: How far the clocks of programs and brokers may be apart (seconds).
 MOST_SKEW = 30.0
+FROM_THE_FUTURE = (
+    f"a cancellation from more than {MOST_SKEW:g} s in the future is ignored: it is forged, or a clock is wrong"
+)
 NO_RESULT = msgspec.Raw(b"")
 #: How long a task's outcome is kept (seconds).
 KEEP = 3_600.0
@@ -112,6 +115,10 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
     id: Name
     at: UnixTime
+
+    def is_from_the_future(self, now: float) -> bool:
+        """It would cancel tasks that nobody has enqueued yet: whoever wrote it forged it, or has a wrong clock."""
+        return self.at > now + MOST_SKEW
 
     def covers(self, envelope: Envelope) -> bool:
         return envelope.enqueued_at is None or envelope.enqueued_at <= self.at

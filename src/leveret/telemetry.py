@@ -17,6 +17,8 @@ Kind: TypeAlias = Literal["succeeded", "retrying", "dead", "released", "cancelle
 #: Told once how a run ended, and by which exception if by one.
 Ended: TypeAlias = Callable[[Outcome, BaseException | None], None]
 
+#: In metrics, the name of a task that the application does not have: anybody may send any name.
+UNKNOWN = "(unknown)"
 _KINDS: dict[type, Kind] = {
     Succeeded: "succeeded",
     Retrying: "retrying",

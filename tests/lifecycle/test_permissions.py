@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aio_pika
+import aio_pika.exceptions
+import pytest
+
+from leveret import App, BrokerError, Queue
 from tests.support import ledger_app
 from tests.support.client import Client
+from tests.support.waiting import until
 from tests.support.workers import Ledger, Program, Worker, leveret
 
 if TYPE_CHECKING:
@@ -100,3 +109,106 @@ def test_a_producer_may_delay(node: Node, ledger: Ledger) -> None:
             ledger.wait_for("said b")
     finally:
         node.ctl("delete_user", "producer")
+
+
+async def test_a_producer_that_only_enqueues_can_do_no_more(node: Node, ledger: Ledger) -> None:
+    node.ctl("add_user", "minimal", "minimal")
+    node.ctl("set_permissions", "minimal", *permissions("a producer that only enqueues"))
+    url = node.url.replace("guest:guest", "minimal:minimal")
+    app = App(url, queues=[Queue("work", create=False)], enqueue_timeout=20)
+
+    @app.task(queue="work")
+    async def say(text: str) -> None: ...
+
+    try:
+        with Worker(node.url, ledger) as worker:
+            worker.ready()
+            async with app:
+                handle = await say.enqueue("a")
+                await asyncio.to_thread(ledger.wait_for, "said a")
+                for ask in (handle.status, handle.cancel, lambda: app.broker.pause("work")):
+                    with pytest.raises(BrokerError):
+                        await ask()
+            async with await aio_pika.connect(url) as connection:
+                for name, act in _FORBIDDEN.items():
+                    channel = await connection.channel()
+                    try:
+                        await act(channel)
+                    except aio_pika.exceptions.ChannelAccessRefused:
+                        continue
+                    pytest.fail(f"{name} was not refused")
+    finally:
+        node.ctl("delete_user", "minimal")
+
+
+async def _reads(channel: aio_pika.abc.AbstractChannel, name: str, **arguments: object) -> None:
+    await channel.set_qos(10)
+    queue = await channel.get_queue(name, ensure=False)
+    await queue.consume(lambda _: None, arguments=arguments)  # type: ignore[arg-type, return-value]
+
+
+_FORBIDDEN = {
+    "to read tasks": lambda channel: _reads(channel, "work"),
+    "to read dead letters": lambda channel: _reads(channel, "work.dead"),
+    "to read statuses": lambda channel: _reads(channel, "leveret.events", **{"x-stream-offset": "first"}),
+    "to delete a queue": lambda channel: channel.queue_delete("work"),
+    "to delete statuses": lambda channel: channel.queue_delete("leveret.events"),
+    "to make a queue": lambda channel: channel.declare_queue("mine", durable=True),
+    "to make the stream of cancellations": lambda channel: channel.declare_queue(
+        "leveret.cancelled", durable=True, arguments={"x-queue-type": "stream"}
+    ),
+}
+
+
+async def test_the_virtual_host_is_the_border(node: Node, ledger: Ledger) -> None:
+    """What docs/security.md says that whoever may publish can do: the default exchange leads to every queue."""
+    node.ctl("add_user", "minimal", "minimal")
+    node.ctl("set_permissions", "minimal", *permissions("a producer that only enqueues"))
+    try:
+        with Worker(node.url, ledger) as worker:
+            worker.ready()
+            ledger_app.app.connect_to(node.url)
+            async with (
+                ledger_app.app,
+                await aio_pika.connect(node.url.replace("guest:guest", "minimal:minimal")) as connection,
+            ):
+                exchange = (await connection.channel()).default_exchange
+
+                async def put(queue: str, content: object, **properties: str) -> None:
+                    await exchange.publish(aio_pika.Message(json.dumps(content).encode(), **properties), queue)  # type: ignore[arg-type]
+
+                handle = ledger_app.app.handle("forged")
+                await put("work", {"args": ["theirs"]}, type="say", message_id="run")
+                await asyncio.to_thread(ledger.wait_for, "said theirs")
+                update = {"id": "forged", "state": "succeeded", "at": time.time(), "queue": "other", "result": "forged"}
+                await put("leveret.events", {"v": 1, "updates": [update]})
+                assert await handle.result(30) == "forged"
+                await put("work.dead", {"args": []}, type="say", message_id="letter")
+
+                async def is_dead() -> bool:
+                    letters = await ledger_app.app.broker.dead_letters("work", limit=5)
+                    return [one.envelope.id for one in letters] == ["letter"]
+
+                await until(is_dead, "the forged dead letter is there")
+    finally:
+        node.ctl("delete_user", "minimal")
+
+
+async def test_a_cancellation_from_the_future_is_ignored(node: Node, ledger: Ledger) -> None:
+    """It would end what nobody has enqueued yet; one from a clock that is a little ahead counts."""
+    ledger_app.app.connect_to(node.url)
+    async with ledger_app.app:
+        await ledger_app.say.options(id="first", delay=60).enqueue("never")
+        await ledger_app.app.handle("first").cancel()  # the stream is there
+        with Worker(node.url, ledger) as worker:
+            worker.ready()
+            async with await aio_pika.connect(node.url) as connection:
+                channel = await connection.channel()
+                marks = [["invoice-1", time.time() + 3_600], ["invoice-2", time.time() + 10]]
+                body = json.dumps({"v": 1, "marks": marks}).encode()
+                await channel.default_exchange.publish(aio_pika.Message(body), "leveret.cancelled")
+            await asyncio.to_thread(worker.wait_for, "a cancellation from more than 30 s in the future is ignored")
+            await ledger_app.say.options(id="invoice-2").enqueue("cancelled")
+            await ledger_app.say.options(id="invoice-1").enqueue("paid")
+            await asyncio.to_thread(ledger.wait_for, "said paid")
+            await asyncio.to_thread(worker.wait_for, "invoice-2: cancelled before it ran")

@@ -16,7 +16,7 @@ from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.rabbitmq.streams import read
 from leveret.errors import QueueMismatch
 from leveret.inspection import ChildReport, RunningTask, WorkerReport, report_of
-from leveret.model import LATEST, Queue, QueueStats, unix_time
+from leveret.model import LATEST, Envelope, Queue, QueueStats, unix_time
 from leveret.status import Status, status_of
 from tests.support.waiting import until
 
@@ -147,3 +147,28 @@ async def test_a_queue_that_was_only_heard_of_costs_nothing() -> None:
     assert 500 < len(await names.stats(Refusing())) <= 1_001
     with pytest.raises(QueueMismatch):
         await QueueNames(["theirs"]).stats(Refusing())
+
+
+async def test_a_mark_from_the_future_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "leveret.db"
+    broker = connect(f"sqlite:///{path}")
+    try:
+        queue = Queue("work")
+        await broker.declare([queue])
+        async with broker.consume([queue], credit=5) as consumer:
+            batches = aiter(consumer)
+            await broker.publish([Envelope("1", "work", "say", b"{}")])
+            while not await anext(batches):
+                pass
+            with closing(sqlite3.connect(path)) as file, file:
+                for id_, ahead in (("1", 3_600), ("2", 10)):
+                    file.execute("INSERT INTO mark SELECT id, ?, ? FROM consumer", (id_, time.time() + ahead))
+            await broker.publish([Envelope("3", "work", "say", b"{}")])
+            marks = list(consumer.marks())
+            while not marks:
+                await anext(batches)
+                marks = list(consumer.marks())
+            assert [mark.id for mark in marks] == ["2"]
+    finally:
+        await broker.close()
+    assert "a cancellation from more than 30 s in the future is ignored" in caplog.text

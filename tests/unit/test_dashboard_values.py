@@ -271,3 +271,14 @@ def test_the_edges_of_inputs_can_be_seen(scheme: int, behind: str) -> None:
     styles = resources.files("leveret.dashboard").joinpath("static", "dashboard.css").read_text()
     one, other = (_luminance(re.findall(rf"--{name}: #(\w+)", styles)[scheme]) for name in ("edge", behind))
     assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 3
+
+
+@pytest.mark.parametrize(
+    "name", ["password", "Password", "PASSWORD", "pass_word", "pass-word", "passWord", "ｐassword"]
+)
+def test_a_name_is_hidden_however_it_is_spelt(name: str) -> None:
+    redact = by_name(["password"])
+    assert redact(None, name, "secret") == HIDDEN
+    assert redact(None, "user", {"deep": [{name: "secret"}], "other": 1}) == {"deep": [{name: HIDDEN}], "other": 1}
+    assert by_name([name])(None, "password", "secret") == HIDDEN
+    assert redact(None, "passwords", "shown") == "shown"

@@ -266,3 +266,17 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "leveret.opentelemetry")
     with pytest.raises(ConfigurationError, match=r"pip install 'leveret\[opentelemetry\]'"):
         import leveret.opentelemetry  # noqa: F401
+
+
+async def test_names_that_anybody_may_send_make_no_series() -> None:
+    bench = Traced()
+    async with bench.working():
+        for number in range(20):
+            await bench.put(f"no-such-task-{number}", "a")
+        await bench.put("say", "a")
+        await bench.wait_until_settled(21)
+    for metric in ("messaging.client.consumed.messages", "messaging.process.duration"):
+        counted = {told["leveret.task"]: count for told, count in bench.points(metric)}
+        assert counted == {"(unknown)": 20, "say": 1}
+    named = {attributes(span)["leveret.task"] for span in bench.spans("process work")}
+    assert "no-such-task-7" in named, "a span is no series"

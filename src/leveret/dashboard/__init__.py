@@ -45,8 +45,9 @@ def dashboard(
     ``token``: whoever looks must enter it, or come with ``?token=...``. None: nobody is asked, so whatever it is
     mounted in must ask, or be reachable by those alone who may read the arguments and drop tasks. One of the two must
     be said. ``redact``: is called with a task's name (None: not known), the name of an argument (``"return"``: of the
-    result) and the value; what it returns is shown instead. ``queues``: to be shown besides the application's; RabbitMQ cannot list those that nobody consumes. ``hosts``: the
-    names under which it may be asked for, without ports; any other ``Host`` is refused. Empty: any.
+    result) and the value; what it returns is shown instead. ``queues``: to be shown besides the application's; RabbitMQ
+    cannot list those that nobody consumes. ``hosts``: the names under which it may be asked for, without ports; any
+    other ``Host`` is refused. Empty: any.
 
     Raises ConfigurationError when the extra is not installed, or the token is too short or not decided.
     """

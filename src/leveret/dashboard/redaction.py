@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -47,18 +48,24 @@ def by_name(names: Iterable[str]) -> Redact:
 
     An argument without a name, since its task is not known here, is hidden too.
     """
-    hidden = frozenset(names)
+    hidden = frozenset(map(_folded, names))
 
     def within(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: HIDDEN if key in hidden else within(one) for key, one in value.items()}
+            return {key: HIDDEN if _folded(key) in hidden else within(one) for key, one in value.items()}
         return [within(one) for one in value] if isinstance(value, list) else value
 
     def redact(task: str | None, name: str, value: Any) -> Any:
         del task
-        return HIDDEN if name in hidden or name.isdigit() else within(value)
+        return HIDDEN if _folded(name) in hidden or name.isdigit() else within(value)
 
     return redact
+
+
+def _folded(name: object) -> str:
+    """As names are compared: ``API-Key``, ``api_key`` and ``apiKey`` are one."""
+    text = unicodedata.normalize("NFKC", str(name)).casefold()
+    return "".join(character for character in text if character not in "-_ .")
 
 
 def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argument]:

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from leveret.errors import BrokerError
 from leveret.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
 from leveret.metrics.server import Answer, serving
-from leveret.telemetry import Kind, kind
+from leveret.telemetry import UNKNOWN, Kind, kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -39,8 +39,6 @@ _COUNT_WITHIN = 3.0
 #: How often the loop's lag is looked at, and for how long the worst of it is shown (seconds).
 _TICK = 0.25
 _LAG_SHOWN = 15.0
-#: The label of a message's task that the application does not have: anybody may send any name.
-_UNKNOWN = "(unknown)"
 
 Ending: TypeAlias = Kind | Literal["lost"]
 _OUTCOMES: tuple[Ending, ...] = (*get_args(Kind), "lost")
@@ -154,7 +152,7 @@ class Exporter:
             self._of(envelope).wait_time.observe(max(0.0, now - since))
 
     def _of(self, envelope: Envelope) -> _Series:
-        return self._labelled(((self._source and self._source.registered(envelope)) or _UNKNOWN, envelope.queue))
+        return self._labelled(((self._source and self._source.registered(envelope)) or UNKNOWN, envelope.queue))
 
     def _labelled(self, labels: tuple[str, str]) -> _Series:
         series = self._series.get(labels)

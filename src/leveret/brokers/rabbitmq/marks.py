@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.declare import make_stream, message_count
 from leveret.brokers.rabbitmq.streams import Batch, Reading, marks_declaration, new_sentinel, to_message
 from leveret.errors import BrokerError
+from leveret.listening import Counted
+from leveret.status import FROM_THE_FUTURE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +51,7 @@ class MarkBook:
         self._offset: int | None = None
         self._reading: tuple[amqp.Line, Reading] | None = None
         self._beginning = asyncio.Lock()
+        self._ignored = Counted(log, FROM_THE_FUTURE)
 
     def __bool__(self) -> bool:
         return bool(self._new)
@@ -95,6 +99,10 @@ class MarkBook:
 
     def _note(self, offset: int, batch: Batch) -> None:
         self._offset = offset
-        if batch.marks:
-            self._new.extend(batch.marks)
+        now = time.time()
+        marks = [mark for mark in batch.marks if not mark.is_from_the_future(now)]
+        if len(marks) < len(batch.marks):
+            self._ignored.warn()
+        if marks:
+            self._new.extend(marks)
             self._changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import msgspec
 from leveret.brokers.following import EVERY
 from leveret.model import unix_time
 from leveret.status import (
+    FROM_THE_FUTURE,
+    MOST_SKEW,
     Mark,
     State,
     Status,
@@ -24,6 +27,8 @@ from leveret.status import (
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Container, Iterable, Sequence
+
+log = logging.getLogger("leveret.sqlite")
 
 #: So many old rows are deleted, at most, with each update: never many at once.
 _PURGE = 4
@@ -135,6 +140,7 @@ class Records:
 
     def marks(self, consumer: int) -> list[Mark]:
         """For the consumer, which is told of them now. They stay while it has their tasks: see `marked`, `orphaned`."""
+        self._forget_future_marks(consumer)
         rows = self._execute(
             f"SELECT mark.task, at, EXISTS (SELECT 1 FROM task WHERE id = mark.task AND {_COVERED})"  # noqa: S608
             " FROM mark WHERE mark.consumer = ?",
@@ -146,15 +152,24 @@ class Records:
 
     def marked(self, consumer: int, tokens: Container[int]) -> dict[int, tuple[int, str]]:
         """Those of the tokens whose tasks would run again, and were cancelled: their queues and ids."""
+        self._forget_future_marks(consumer)
         rows = self._execute(MARKED, consumer).fetchall()
         return {token: (queue, id_) for token, queue, id_ in rows if token in tokens}
 
     def orphaned(self, consumer: int) -> None:
         """A consumer that ends: what it had and was cancelled never runs again."""
+        self._forget_future_marks(consumer)
         for _, _, id_ in self._execute(MARKED, consumer).fetchall():
             self.end_cancelled(consumer, id_)
         self._execute("DELETE FROM mark WHERE consumer = ?", consumer)
         self._execute("DELETE FROM watch WHERE consumer = ?", consumer)
+
+    def _forget_future_marks(self, consumer: int) -> None:
+        """Anybody who may write the file may have put them there. See `Mark.is_from_the_future`."""
+        latest = time.time() + MOST_SKEW
+        if self._execute("SELECT 1 FROM mark WHERE consumer = ? AND at > ? LIMIT 1", consumer, latest).fetchone():
+            self._execute("DELETE FROM mark WHERE consumer = ? AND at > ?", consumer, latest)
+            log.warning(FROM_THE_FUTURE)
 
     def end_cancelled(self, consumer: int, id_: str) -> None:
         """Take away a task that was cancelled while the consumer had it."""
