@@ -274,7 +274,7 @@ def test_the_edges_of_inputs_can_be_seen(scheme: int, behind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "Password", "PASSWORD", "pass_word", "pass-word", "passWord", "ｐassword"]
+    "name", ["password", "Password", "PASSWORD", "pass_word", "pass-word", "passWord", "\uff50assword"]
 )
 def test_a_name_is_hidden_however_it_is_spelt(name: str) -> None:
     redact = by_name(["password"])
