@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aio_pika
-import aio_pika.exceptions
+import aio_pika.abc
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 
 from leveret import App, BrokerError, Queue
 from tests.support import ledger_app
@@ -20,6 +21,8 @@ from tests.support.waiting import until
 from tests.support.workers import Ledger, Program, Worker, leveret
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tests.support.nodes import Node
 
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
@@ -134,7 +137,7 @@ async def test_a_producer_that_only_enqueues_can_do_no_more(node: Node, ledger: 
                     channel = await connection.channel()
                     try:
                         await act(channel)
-                    except aio_pika.exceptions.ChannelAccessRefused:
+                    except ChannelAccessRefused:
                         continue
                     pytest.fail(f"{name} was not refused")
     finally:
@@ -147,7 +150,7 @@ async def _reads(channel: aio_pika.abc.AbstractChannel, name: str, **arguments: 
     await queue.consume(lambda _: None, arguments=arguments)  # type: ignore[arg-type, return-value]
 
 
-_FORBIDDEN = {
+_FORBIDDEN: dict[str, Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]] = {
     "to read tasks": lambda channel: _reads(channel, "work"),
     "to read dead letters": lambda channel: _reads(channel, "work.dead"),
     "to read statuses": lambda channel: _reads(channel, "leveret.events", **{"x-stream-offset": "first"}),
