@@ -118,7 +118,7 @@ async def test_a_producer_that_only_enqueues_can_do_no_more(node: Node, ledger: 
     node.ctl("add_user", "minimal", "minimal")
     node.ctl("set_permissions", "minimal", *permissions("a producer that only enqueues"))
     url = node.url.replace("guest:guest", "minimal:minimal")
-    app = App(url, queues=[Queue("work", create=False)], enqueue_timeout=20)
+    app = App(url, queues=[Queue("work")], enqueue_timeout=20)
 
     @app.task(queue="work")
     async def say(text: str) -> None: ...
@@ -154,7 +154,8 @@ _FORBIDDEN: dict[str, Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]
     "to read tasks": lambda channel: _reads(channel, "work"),
     "to read dead letters": lambda channel: _reads(channel, "work.dead"),
     "to read statuses": lambda channel: _reads(channel, "leveret.events", **{"x-stream-offset": "first"}),
-    "to delete a queue": lambda channel: channel.queue_delete("work"),
+    "to delete dead letters": lambda channel: channel.queue_delete("work.dead"),
+    "to delete another queue": lambda channel: channel.queue_delete("other"),
     "to delete statuses": lambda channel: channel.queue_delete("leveret.events"),
     "to make a queue": lambda channel: channel.declare_queue("mine", durable=True),
     "to make the stream of cancellations": lambda channel: channel.declare_queue(
@@ -181,6 +182,7 @@ async def test_the_virtual_host_is_the_border(node: Node, ledger: Ledger) -> Non
                     await exchange.publish(aio_pika.Message(json.dumps(content).encode(), **properties), queue)  # type: ignore[arg-type]
 
                 handle = ledger_app.app.handle("forged")
+                await (await ledger_app.say.enqueue("ours")).result(30)  # the stream is there
                 await put("work", {"args": ["theirs"]}, type="say", message_id="run")
                 await asyncio.to_thread(ledger.wait_for, "said theirs")
                 update = {"id": "forged", "state": "succeeded", "at": time.time(), "queue": "other", "result": "forged"}
