@@ -158,7 +158,6 @@ _FORBIDDEN: dict[str, Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]
     "to read dead letters": lambda channel: _reads(channel, "work.dead"),
     "to read statuses": lambda channel: _reads(channel, "leveret.events", **{"x-stream-offset": "first"}),
     "to delete dead letters": lambda channel: channel.queue_delete("work.dead"),
-    "to delete another queue": lambda channel: channel.queue_delete("other"),
     "to delete statuses": lambda channel: channel.queue_delete("leveret.events"),
     "to make a queue": lambda channel: channel.declare_queue("mine", durable=True),
     "to make the stream of cancellations": lambda channel: channel.declare_queue(
