@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.following import Feed
     from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.inspection import Describe, WorkerReport
     from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
     from leveret.status import Status
@@ -423,9 +424,7 @@ class RabbitMQBroker:
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
-    async def _chosen_dead(
-        self, queue: str, ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+    async def _chosen_dead(self, queue: str, ids: Sequence[str]) -> AsyncGenerator[tuple[amqp.Channel, list[Incoming]]]:
         """Dead letters to decide about. Raises QueueNotFound."""
         wanted = frozenset(ids)
         async with self._fetched_dead(queue, None) as (channel, messages):
@@ -434,9 +433,7 @@ class RabbitMQBroker:
             yield channel, [message for message in messages if dead_letter_id(message) in wanted]
 
     @asynccontextmanager
-    async def _fetched_dead(
-        self, queue: str, limit: int | None
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+    async def _fetched_dead(self, queue: str, limit: int | None) -> AsyncGenerator[tuple[amqp.Channel, list[Incoming]]]:
         """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
 
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
@@ -445,7 +442,9 @@ class RabbitMQBroker:
         line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
-            yield line.channel, [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
+            as_delivered = line.keep_headers()
+            found = [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
+            yield line.channel, [as_delivered(message) for message in found]
         finally:
             await line.close()
 
@@ -529,11 +528,11 @@ async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: in
     return messages
 
 
-async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[amqp.DeliveredMessage]) -> None:
+async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[Incoming]) -> None:
     """Acknowledge messages of a quorum queue; returned means that it has applied that, and the channel may close."""
     for start in range(0, len(messages), UNAPPLIED):
         for message in messages[start : start + UNAPPLIED]:
-            await channel.basic_ack(message.delivery_tag or 0, wait=False)
+            await channel.basic_ack(message.tag, wait=False)
         # Answered from the queue's log, behind them.
         await channel.basic_get(queue)
 

@@ -161,6 +161,12 @@ class Line:
         assert isinstance(self.connection, reading.Connection)
         self.connection.take_deliveries(self.channel.number, take)
 
+    def keep_headers(self) -> Callable[[DeliveredMessage], reading.Incoming]:
+        """Keep the content headers of what comes from now on; how to have a message that came with its own."""
+        assert isinstance(self.connection, reading.Connection)
+        self.connection.frames.keep_headers()
+        return self.connection.as_delivered
+
     async def write(self, data: bytes) -> None:
         """Send whole frames of the channel, in the order of the calls. Raises LineLost.
 

@@ -21,6 +21,7 @@ from leveret.brokers.rabbitmq.foreign import readable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aiormq.abc import DeliveredMessage
     from yarl import URL
 
 #: The most that is taken from the stream at once (bytes); it holds less than that.
@@ -34,6 +35,7 @@ _HEAD = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY = constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY
 _END = constants.FRAME_END
 _DELIVER = b"\x00\x3c\x00\x3c"
+_GET_OK = b"\x00\x3c\x00\x47"
 #: A delivery's number, and whether it was delivered before.
 _NUMBER = struct.Struct(">QB")
 #: A whole frame that settles a delivery: kind, channel, length, method, the delivery's number, options, end.
@@ -82,6 +84,11 @@ class Connection(aio_pika.Connection):
         """Have each delivery of that channel from now on. ``take`` must not raise."""
         self.frames.take_deliveries(channel, take)
 
+    def as_delivered(self, message: DeliveredMessage) -> Incoming:
+        """A message that aiormq handed over, with its content header as it came: after `Frames.keep_headers`."""
+        tag = message.delivery_tag or 0
+        return Incoming(b"", tag, bool(message.redelivered), self.frames.headers[tag], message.body)
+
 
 class _Transport(TransportFactory):
     """aiormq's own transports, with `Frames` between the socket and aiormq."""
@@ -112,6 +119,10 @@ class Frames(asyncio.StreamReader):
         self._deliver: Take = _nobody
         #: Sees each other frame first, and says whether it took it: aiormq does not get that one.
         self.take: Callable[[bytes], bool] | None = None
+        #: The content headers of messages that aiormq gets, by the numbers of their deliveries: see `keep_headers`.
+        self.headers: dict[int, bytes] = {}
+        self._keeps_headers = False
+        self._latest = 0
         self._method: tuple[bytes, int, bool] | None = None
         self._header = b""
         self._parts: list[bytes] = []
@@ -122,6 +133,10 @@ class Frames(asyncio.StreamReader):
     def take_deliveries(self, channel: int, take: Take) -> None:
         """Hand that channel's deliveries to ``take``, some at once and in their order among the other frames."""
         self._channel, self._deliver = channel, take
+
+    def keep_headers(self) -> None:
+        """Keep the content headers of messages that one channel gets from now on: aiormq's lose the types of values."""
+        self._keeps_headers = True
 
     def at_eof(self) -> bool:
         return self._at == len(self._frame) and self._done == len(self._data) and self._source.at_eof()
@@ -163,12 +178,22 @@ class Frames(asyncio.StreamReader):
                 break
             elif channel != self._channel or data[end - 1] != _END or not self._collect(kind, data, at, end, taken):
                 frame = data[at:end]
+                if self._keeps_headers:
+                    self._keep(frame)
                 found = b"" if self.take is not None and self.take(frame) else readable(frame)
             at = end
         self._done = at
         if taken:
             self._deliver(taken)
         return found
+
+    def _keep(self, frame: bytes) -> None:
+        payload = frame[_HEAD.size : -1]
+        if frame[0] == _HEADER:
+            self.headers[self._latest] = payload
+        elif frame[0] == _METHOD and payload.startswith((_DELIVER, _GET_OK)):
+            at = 4 if payload.startswith(_GET_OK) else 5 + payload[4]
+            self._latest, _ = _NUMBER.unpack_from(payload, at)
 
     def _collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:
         """Whether a frame is part of a delivery."""
