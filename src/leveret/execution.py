@@ -70,7 +70,7 @@ class Runner:
         """The outcome, and the exception that it comes from."""
         try:
             task = self._app.find(envelope.task, envelope.queue)
-            args, kwargs = task.signature.decode(envelope.body)
+            args, kwargs = task.signature.decode(envelope.body, envelope.content_encoding)
         except (UnknownTask, UnreadableBody, InvalidArguments) as error:
             return DeadLettered(shorten(f"{type(error).__name__}: {error}")), error
         try:

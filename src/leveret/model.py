@@ -93,6 +93,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     headers: dict[str, Any] = {}
     #: The higher is taken first; None counts as `MIDDLE_PRIORITY`. 0 to 9, but a foreign message's may be any octet.
     priority: int | None = None
+    #: How a foreign message's body is encoded: gzip, deflate; None: it is as it is.
+    content_encoding: str | None = None
 
 
 class Lease(Protocol):

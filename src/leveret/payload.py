@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import typing
+import zlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,31 @@ MAX_DEPTH = 100
 _WITHOUT_VALUE = (
     *("Expected ", "Object missing ", "Invalid UUID", "Invalid RFC3339 ", "Invalid ISO8601 ", "Invalid decimal "),
     *("Invalid base64 ", "Invalid epoch ", "Integer value ", "Number out of ", "Timestamp is ", "Duration is "),
+)
+
+
+_FORM = '{"args": [...], "kwargs": {...}}'
+#: A compressed body may be as large as this when it is decompressed (bytes): what RabbitMQ takes uncompressed.
+MAX_DECOMPRESSED = 16 * 1024 * 1024
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate"})
+#: What some clients write for no encoding, or for the text's.
+_AS_IT_IS = frozenset({"identity", "binary", "8bit", "utf-8", "utf8", "us-ascii"})
+#: Have zlib tell gzip's format and its own by how they begin.
+_DETECT = 32
+_ZLIB = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+_BEGINNINGS = {
+    b"\x1f\x8b": "it is compressed with gzip; set content_encoding to gzip, or do not compress it",
+    **dict.fromkeys(_ZLIB, "it is compressed with zlib; set content_encoding to deflate, or do not compress it"),
+    b"\xef\xbb\xbf": "it begins with a UTF-8 byte order mark; leave that out",
+    b"\xff\xfe\0\0": "it is UTF-32: JSON is UTF-8",
+    b"\0\0\xfe\xff": "it is UTF-32: JSON is UTF-8",
+    b"\xff\xfe": "it is UTF-16: JSON is UTF-8",
+    b"\xfe\xff": "it is UTF-16: JSON is UTF-8",
+    **{bytes([0x80, number]): "it is a Python pickle, which is never loaded: send JSON" for number in range(2, 6)},
+}
+_LONE_SURROGATE = re.compile(
+    r"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
 
@@ -84,16 +111,19 @@ class Signature:
             self._check(name, value, annotation)
         return _encode({"args": args, "kwargs": {}}), JSON
 
-    def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call. Raises UnreadableBody or InvalidArguments."""
+    def decode(self, body: bytes, encoding: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call. ``encoding``: the message's `content_encoding`.
+
+        Raises UnreadableBody or InvalidArguments.
+        """
         if self.raw:
             return (body,), {}
+        text = decompressed(body, encoding)
         try:
-            call = _decode_body(body)
+            call = _decode_body(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UnreadableBody(
-                f'the body is not JSON of the form {{"args": [...], "kwargs": {{...}}}}: {error}'
-            ) from error
+            why = f"the body is not JSON of the form {_FORM}: {_why_unreadable(text, encoding, error)}"
+            raise UnreadableBody(why) from error
         if not call.kwargs and self._least <= len(call.args) <= len(self._positional):
             return tuple(map(self._restored, call.args, self._positional)), {}
         return self._restore(self._bind(tuple(call.args), call.kwargs))
@@ -149,6 +179,49 @@ class Signature:
             raise InvalidArguments(
                 f"argument {name!r} of task {self._name!r} does not fit {_spell(annotation)}: {misfit(error)}"
             ) from None
+
+
+def decompressed(body: bytes, encoding: str | None) -> bytes:
+    """The body without its compression; as it is where ``encoding`` is not gzip or deflate. Raises UnreadableBody."""
+    named = (encoding or "").strip().lower()
+    if named not in _COMPRESSIONS:
+        return body
+    # `deflate` is zlib's format by its standard, and often enough what is inside of that.
+    is_bare = named == "deflate" and not body.startswith(_ZLIB)
+    reader = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | _DETECT)
+    try:
+        text = reader.decompress(body, MAX_DECOMPRESSED + 1)
+    except zlib.error as error:
+        raise UnreadableBody(f"content_encoding is {named!r}, and the body is not compressed so: {error}") from error
+    if len(text) > MAX_DECOMPRESSED:
+        raise UnreadableBody(f"the body is more than {MAX_DECOMPRESSED} bytes when it is decompressed")
+    if not reader.eof:
+        raise UnreadableBody(f"content_encoding is {named!r}, and the compressed body ends too soon")
+    if reader.unused_data:
+        raise UnreadableBody(f"content_encoding is {named!r}, and something follows the compressed body")
+    return text
+
+
+def _why_unreadable(body: bytes, encoding: str | None, error: Exception) -> str:
+    """What a body is that is not JSON of the form that was wanted, in words that help its producer."""
+    if not body:
+        return "it is empty"
+    for beginning, words in _BEGINNINGS.items():
+        if body.startswith(beginning):
+            return words
+    if encoding and encoding.lower() not in _COMPRESSIONS | _AS_IT_IS:
+        return f"its content_encoding is {encoding!r}; only gzip and deflate are decoded ({error})"
+    if b"\0" in body[:4]:
+        return "it is UTF-16 or UTF-32, or binary data: JSON is UTF-8"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as problem:
+        return f"it is not UTF-8: byte {problem.start} is 0x{body[problem.start]:02x}"
+    if surrogate := _LONE_SURROGATE.search(text):
+        return f"it holds the lone surrogate {surrogate[1]} (character {surrogate.start(1)}), which is half a character"
+    if str(error) == "Input data was truncated":
+        return f"it ends too soon, after {len(body)} bytes"
+    return str(error)
 
 
 def check_value(what: str, value: Any, annotation: Any, remedy: str) -> None:

@@ -179,8 +179,8 @@ def _fields(properties: bytes) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     while at < end:
         start = at + 1 + properties[at]
-        name, at = properties[at + 1 : start], start + _size(properties, start)
-        fields[name] = properties[start:at]
+        header, at = properties[at + 1 : start], start + _size(properties, start)
+        fields[header] = properties[start:at]
     return fields
 
 

@@ -266,9 +266,10 @@ def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties
 
 def _kept(content: Content) -> dict[str, Any]:
     """The headers that a copy keeps: not the broker's own record, nor where else the first one was to go."""
-    decoded: dict[str, Any] = content.properties.headers or {}
+    # Texts of ours are decoded: they are cut where the headers do not fit their frame.
+    texts = {name: value for name, value in (content.properties.headers or {}).items() if isinstance(value, str)}
     return {
-        name: decoded.get(name) if name in _OURS else value
+        name: texts.get(name, value) if name in _OURS else value
         for name, value in content.headers.items()
         if name not in _ROUTES and not name.startswith(_BROKERS)
     }
@@ -311,6 +312,7 @@ def _envelope(properties: Properties, ours: _OwnHeaders, body: bytes, queue: str
         expires_at=ours.moment(EXPIRES_AT),
         headers=ours.others(),
         priority=ours.priority() if properties.priority is None else properties.priority,
+        content_encoding=properties.content_encoding or None,
     )
 
 

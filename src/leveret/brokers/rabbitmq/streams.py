@@ -36,7 +36,8 @@ _PREFETCH = 200
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a stream. Readers ignore a newer version, and members that they do not know."""
 
-    v: int = VERSION
+    #: Always written, though it is the default: readers in other languages go by it.
+    v: int = msgspec.field(default_factory=lambda: VERSION)
     updates: list[Status] = []
     marks: list[Mark] = []
     #: Somebody reads up to here.

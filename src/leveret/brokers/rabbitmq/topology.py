@@ -1,7 +1,7 @@
 """What is declared on RabbitMQ, and what an existing queue is good for. Pure: no I/O.
 
-A task queue is durable, of type quorum, and nothing else: what RabbitMQ's own tutorials declare in every language, so
-that producers and consumers in other languages share it without a PRECONDITION_FAILED.
+A task queue is durable, of type quorum, and nothing else: what most of RabbitMQ's own tutorials declare, so that
+producers and consumers in other languages share it without a PRECONDITION_FAILED. docs/wire-format.md lists them.
 """
 
 from __future__ import annotations
