@@ -86,7 +86,7 @@ _MAGIC = b"\xf1LV"
 _MORE, _LAST = b"+", b"."
 _HEADER = Struct(">3scII")
 #: No piece is longer (bytes), so that a batch begins to be of use before all of it is there.
-PIECE = 256 * 1024
+PIECE = 128 * 1024
 #: No batch is longer (bytes).
 _MOST_BYTES = 1 << 30
 #: So much is on its way to the kernel at once; what else is to be sent waits as messages (bytes).
@@ -99,16 +99,17 @@ class BrokenFrames(LeveretError):
     batches: Sequence[bytes] = ()
 
 
-def frames(body: bytes) -> Iterator[bytes]:
-    """The frames of one batch."""
+def frames(body: bytes) -> Iterator[bytes | memoryview]:
+    """The frames of one batch; of a long one the headers and the pieces, which are not copied."""
     if len(body) <= PIECE:
         yield _HEADER.pack(_MAGIC, _LAST, len(body), crc32(body)) + body
         return
-    with memoryview(body) as view:
-        for at in range(0, len(body), PIECE):
-            piece = view[at : at + PIECE]
-            kind = _LAST if at + PIECE >= len(body) else _MORE
-            yield b"".join((_HEADER.pack(_MAGIC, kind, len(piece), crc32(piece)), piece))
+    view = memoryview(body)
+    for at in range(0, len(body), PIECE):
+        piece = view[at : at + PIECE]
+        kind = _LAST if at + PIECE >= len(body) else _MORE
+        yield _HEADER.pack(_MAGIC, kind, len(piece), crc32(piece))
+        yield piece
 
 
 def encoded(messages: Sequence[Message]) -> bytes:
