@@ -51,6 +51,10 @@ def read_all(text: str) -> None:
 
 @app.task(queue="work", max_attempts=1)
 async def spoil(how: str) -> None:
+    _spoil(how)
+
+
+def _spoil(how: str) -> None:
     """Leave the process in a state in which others fail."""
     note(f"spoilt {how} {os.getpid()}")
     if how == "limit":
@@ -80,7 +84,7 @@ async def spoil(how: str) -> None:
 
 @app.task(queue="work")
 async def spoil_and_stay(how: str, text: str) -> None:
-    await spoil.function(how)
+    _spoil(how)
     while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
         await asyncio.sleep(0.02)
 

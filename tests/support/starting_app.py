@@ -11,9 +11,13 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
 
 from leveret import App, Queue, current_task
 from tests.support.ledger_app import note
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 app = App(queues=[Queue("work")])
 LONG = "600"
@@ -241,7 +245,7 @@ def _note_code(how: str, pid: int) -> None:
 class _Yield:
     """Goes back to the event loop for one turn, without asking which it is."""
 
-    def __await__(self) -> object:  # type: ignore[misc]
+    def __await__(self) -> Generator[None, None, None]:
         yield
 
 

@@ -24,6 +24,10 @@ HEADER = len(next(frames(b"")))
 bodies = st.lists(st.binary(max_size=300) | st.integers(0, 3 * PIECE).map(bytes), max_size=5)
 
 
+def sent_as(body: bytes) -> bytes:
+    return b"".join(frames(body))
+
+
 def feed(reader: FrameReader, data: bytes, sizes: Sequence[int]) -> list[bytes]:
     """In pieces of those sizes, again and again."""
     batches: list[bytes] = []
@@ -37,7 +41,7 @@ def feed(reader: FrameReader, data: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 @given(bodies, st.lists(st.integers(1, 1_000) | st.integers(PIECE // 2, 2 * PIECE), min_size=1, max_size=5))
 def test_what_is_sent_is_read_however_it_comes(sent: list[bytes], sizes: list[int]) -> None:
-    data = b"".join(frame for body in sent for frame in frames(body))
+    data = b"".join(map(sent_as, sent))
     if len(data) > 100 * len(sent) * max(sizes):
         sizes = [*sizes, PIECE]
     reader = FrameReader()
@@ -57,14 +61,14 @@ def test_what_is_no_frame_is_seen_at_once(stray: bytes) -> None:
     """Also when nothing comes after it. What came before it counts."""
     reader = FrameReader()
     with pytest.raises(BrokenFrames) as caught:
-        reader.feed(b"".join(frames(b"before")) + stray)
+        reader.feed(sent_as(b"before") + stray)
     assert caught.value.batches == [b"before"]
 
 
 @given(st.integers(0, 3 * PIECE), st.sampled_from([b"1234", b"\0", b"\xf1LV", b"\xf1LV.\0\0\0\0\0\0\0\0"]))
 def test_what_is_written_into_a_frame_is_seen(at: int, stray: bytes) -> None:
     """At the latest when all is there, or the rest never comes; it is never taken for what was sent."""
-    data = b"".join(frames(b"a" * (2 * PIECE))) + b"".join(frames(b"b"))
+    data = sent_as(b"a" * (2 * PIECE)) + sent_as(b"b")
     at = min(at, len(data) - HEADER - 1)
     reader = FrameReader()
     try:
@@ -80,7 +84,7 @@ def test_what_is_written_into_a_frame_is_seen(at: int, stray: bytes) -> None:
 def test_a_beginning_is_known_as_one() -> None:
     """For those who set its rest a limit of time."""
     reader = FrameReader()
-    (whole,) = frames(b"abc")
+    whole = sent_as(b"abc")
     for end in range(1, len(whole)):
         assert reader.feed(whole[end - 1 : end]) == []
         assert reader.is_within
@@ -91,7 +95,7 @@ def test_a_beginning_is_known_as_one() -> None:
 def test_a_reader_keeps_no_more_than_a_frame() -> None:
     """Of a long batch it has the pieces, and copies none of them again for each read."""
     reader = FrameReader()
-    data = b"".join(frames(bytes(8 * PIECE)))
+    data = sent_as(bytes(8 * PIECE))
     for at in range(0, len(data), 1_000):
         reader.feed(data[at : at + 1_000])
         assert len(reader._rest) <= PIECE + HEADER

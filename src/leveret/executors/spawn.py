@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Finished, Job, Progressed, Report, Started, resident, running
+from leveret.executors import Awaits, Blocks, Finished, Job, Progressed, Report, Started, resident, running
 from leveret.executors.started import StartedProcess
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit
 from leveret.inspection import ChildReport
@@ -241,7 +241,7 @@ class Child:
                 job, _ = self._held.pop(message.key)
                 self.started[message.key] = Begun(job, now, message.timeout)
                 reports.append(message)
-            elif isinstance(message, Progressed):
+            elif isinstance(message, (Progressed, Awaits)):
                 reports.append(message)
             elif isinstance(message, Finished):
                 begun = self.started.pop(message.key)

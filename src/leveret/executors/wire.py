@@ -19,7 +19,7 @@ import msgspec
 
 from leveret.brokers import censor
 from leveret.errors import LeveretError
-from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
+from leveret.executors import Awaits, Blocks, Finished, Job, Manifest, Progressed, Report, Started
 from leveret.logs import Logging
 from leveret.model import Succeeded
 
@@ -78,7 +78,7 @@ class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 ToChild: TypeAlias = Begin | Run | Cancel
-ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks | Turns | Unfit
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks | Turns | Unfit | Awaits
 Message: TypeAlias = "ToChild | ToWorker | Report"
 M = TypeVar("M")
 
