@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 import msgspec
 
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
+from leveret.current import awaited
 from leveret.deadlines import Deadlines
 from leveret.errors import AppNotLoaded, BrokerError, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.handle import Handle
@@ -271,7 +272,7 @@ class App:
 
     def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
         """News of tasks, by their ids: what is known now, then each change. Raises BrokerError."""
-        return self._follow(ids)
+        return awaited(self._follow(ids), ids)
 
     @asynccontextmanager
     async def _follow(self, ids: Sequence[str]) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:

@@ -15,7 +15,11 @@ from leveret.model import shorten
 from leveret.status import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Self
+
+    from leveret.status import Status
 
 #: A longer note is cut in the middle (characters).
 _MAX_NOTE = 1_000
@@ -29,6 +33,9 @@ class Link(Protocol):
     """From a running task to whoever runs it. Called from the task's thread."""
 
     def progressed(self, progress: Progress, /) -> None: ...
+    def awaits(self, change: int, /) -> None:
+        """It waits for so many more tasks that have not begun, or so many fewer."""
+
     @property
     def cancelled(self) -> bool: ...
 
@@ -37,6 +44,9 @@ class _NoLink:
     cancelled = False
 
     def progressed(self, progress: Progress) -> None:
+        """Nobody listens."""
+
+    def awaits(self, change: int) -> None:
         """Nobody listens."""
 
 
@@ -107,3 +117,47 @@ async def run_within(current: CurrentTask, middleware: Sequence[Middleware], inn
         return await inner()
     finally:
         _running.reset(token)
+
+
+def awaited(
+    feed: AbstractAsyncContextManager[AsyncIterable[Sequence[Status]]], ids: Iterable[str]
+) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+    """A feed of these tasks, of which whoever runs the current task knows, if there is one: it waits for them."""
+    current = _running.get(None)
+    return _Awaited(feed, ids, NO_LINK if current is None else current._link)  # noqa: SLF001 - one module
+
+
+class _Awaited:
+    """No generator: whoever follows may be cancelled at any moment."""
+
+    def __init__(
+        self, feed: AbstractAsyncContextManager[AsyncIterable[Sequence[Status]]], ids: Iterable[str], link: Link
+    ) -> None:
+        self._feed = feed
+        self._link = link
+        #: Those of the tasks that have not begun, as far as is known.
+        self._waiting = set(ids)
+
+    async def __aenter__(self) -> Self:
+        self._batches = aiter(await self._feed.__aenter__())
+        self._link.awaits(len(self._waiting))
+        return self
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        self._link.awaits(-len(self._waiting))
+        return await self._feed.__aexit__(*error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Status]:
+        batch = await anext(self._batches)
+        before = len(self._waiting)
+        for status in batch:
+            if status.is_final or status.state == "running":
+                self._waiting.discard(status.id)
+            else:
+                self._waiting.add(status.id)
+        if len(self._waiting) != before:
+            self._link.awaits(len(self._waiting) - before)
+        return batch

@@ -70,7 +70,8 @@ class ChildReplaced(msgspec.Struct, frozen=True):
     pid: int
     #: died: crashed or was killed from outside. overran: killed, or left behind, for a task that outlasts its timeout.
     #: blocked: its event loop does not turn. recycled: it has run, or holds, as much as it may.
-    reason: Literal["died", "overran", "blocked", "recycled"]
+    #: unfit: a task has left it in a state in which the others fail.
+    reason: Literal["died", "overran", "blocked", "recycled", "unfit"]
 
 
 Event: TypeAlias = WorkerReady | TaskStarted | TaskFinished | TaskSettled | TaskBlocks | ChildReplaced | WorkerStopping

@@ -9,11 +9,14 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import os
+import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -48,6 +51,8 @@ class Runner:
 
     def __init__(self, app: App, *, concurrency: int) -> None:
         self._app = app
+        #: A process that a task forks and that returns from the task has another.
+        self._pid = os.getpid()
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         #: Which tasks are ``async def``, by name.
         self._is_async: dict[str, bool] = {}
@@ -75,7 +80,7 @@ class Runner:
             return DeadLettered(shorten(f"{type(error).__name__}: {error}")), error
         try:
             current = _current(task, envelope, link)
-            value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs))
+            value = await run_within(current, self._app.middleware, partial(self._call_here, task, args, kwargs))
         except asyncio.CancelledError as error:
             running = asyncio.current_task()
             if running is not None and running.cancelling():
@@ -124,6 +129,12 @@ class Runner:
         """Let go of the threads; one that still runs a task is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _call_here(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return await self._call(task, args, kwargs)
+        finally:
+            _end_fork(self._pid)
+
     async def _call(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_async = self._is_async.get(task.name)
         if is_async is None:
@@ -133,7 +144,9 @@ class Runner:
             return await (running if task.timeout is None else _within(task, running))
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(self._threads, lambda: context.run(_guard, task.function, args, kwargs))
+        result = await loop.run_in_executor(
+            self._threads, lambda: context.run(_guard, task.function, args, kwargs, self._pid)
+        )
         if isinstance(result, _Stopped):
             raise result.error
         return await result if inspect.isawaitable(result) else result
@@ -177,11 +190,35 @@ class _Stopped:
         self.error.__cause__ = error
 
 
-def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], pid: int) -> Any:
     try:
         return function(*args, **kwargs)
     except (StopIteration, GeneratorExit) as error:
         return _Stopped(error)
+    finally:
+        _end_fork(pid)
+
+
+def _end_fork(pid: int) -> None:
+    """In a process that a task forked and that comes back from the task: end, as a program that has come to its end.
+
+    The task is the other process's, and so are the event loop and the threads that this one would go on with.
+    """
+    if os.getpid() != pid:
+        _exit_with(sys.exc_info()[1])
+
+
+def _exit_with(error: BaseException | None) -> NoReturn:
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from leveret.errors import ConfigurationError
+from leveret.executors.orphans import reaping
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import Format, Logging
 from leveret.metrics import exporting
@@ -74,6 +75,7 @@ def run_worker(
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),
+            reaping(lambda: [child.pid for child in executor.children()]),
         ):
             await worker.run()
 

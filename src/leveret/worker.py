@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret import admission
+from leveret.awaiting import Awaiting
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
 from leveret.errors import BrokerError
@@ -32,6 +33,7 @@ from leveret.events import (
     write_log,
 )
 from leveret.executors import (
+    Awaits,
     Blocks,
     Died,
     Executor,
@@ -115,6 +117,7 @@ class Worker:
         self._acknowledging: set[int] = set()
         self._acknowledged: set[int] = set()
         self._cancellations = Cancellations()
+        self._awaiting = Awaiting(lambda: executor.slots)
         self._settling: set[asyncio.Task[None]] = set()
         #: Successes that are recorded in a moment, and when.
         self._gathered: list[Settlement] = []
@@ -165,6 +168,7 @@ class Worker:
             self._broker = self._given_broker or admission.connected(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
+            stack.callback(self._awaiting.stop)
             self._describer = Describer(
                 [queue.name for queue in queues], manifest.default_tasks, self._executor.children, self._held
             )
@@ -395,6 +399,7 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        self._awaiting.forget(key)
         self._ended += 1
         if self._pace is not None:
             self._pace.ended(key, time.monotonic())
@@ -441,6 +446,9 @@ class Worker:
                 continue
             delivery = self._jobs.get(report.key)
             if delivery is None:
+                continue
+            if isinstance(report, Awaits):
+                self._awaiting.note(report.key, awaits=report.is_so)
                 continue
             if isinstance(report, (Started, Progressed, Blocks)):
                 self._tell_of_run(delivery, report)
@@ -546,10 +554,11 @@ class Worker:
             self._settle(back)
 
     async def _finish_running(self) -> None:
-        """Until nothing runs, the grace is over, or a second stop."""
+        """Until nothing runs that can end, the grace is over, or a second stop."""
         self._settle_gathered()
         self._note_idle()
-        waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._halt)]
+        ends = (self._idle.wait(), self._halt.wait(), self._awaiting.until_stuck(self._jobs.keys))
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(end) for end in ends]
         await asyncio.wait(waits, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
