@@ -71,10 +71,12 @@ class Bells:
             writer = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
         return Bell(self._folder / name, reader, writer)
 
-    def follow_database(self) -> None:
-        """Its mode and group may have been changed since the folder was made."""
+    def follow_database(self, bell: Bell) -> None:
+        """Its mode and group may have been changed since the folder and the bell were made."""
+        database = self._state()
         with self._opened() as folder:
-            follow(folder, self._state())
+            follow(folder, database)
+        follow(bell.reader, database)
 
     def ring(self, name: object) -> None:
         """Wake a consumer. One that is dead is somebody's next sweep."""
@@ -238,7 +240,7 @@ class Listener:
             self._bell.let_go()
             self._bell = bell
             self._loop.add_reader(bell.reader, self._hear)
-        self._bells.follow_database()
+        self._bells.follow_database(self._bell)
 
     def take_down(self) -> None:
         self._stop_listening()
