@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sqlite3
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support import ledger_app
 from tests.support.client import Client
+from tests.support.nodes import free_ports
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, Worker, leveret
 
@@ -28,8 +28,7 @@ class Probed:
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self.path = folder / "leveret.db"
         self.ledger = ledger
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_ports(1)[0]}"
         self.client = Client(f"sqlite:///{self.path}")
         self.worker = Worker(self.client.url, ledger, "--metrics", self._address)
 
@@ -69,11 +68,12 @@ def rounds(probed: Probed) -> None:
 
 def test_a_worker_whose_file_is_moved_away_says_so_and_goes_on_when_it_is_back(probed: Probed) -> None:
     probed.client.enqueue(ledger_app.held, "long")
-    probed.ledger.wait_for("held long")
+    probed.ledger.wait_for("start long")
     away = probed.path.with_name("away")
     probed.path.rename(away)
     probed.wait_until_ready(ready=False)
     probed.ledger.release("long")
+    probed.ledger.wait_for("end long")
     probed.ledger.wait_for("end long")
     rounds(probed)
     assert probed.worker.output.count("was removed or moved away") == 1
