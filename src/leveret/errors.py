@@ -71,7 +71,7 @@ class BrokerRefused(BrokerError):
 
 
 class StoreError(BrokerError):
-    """The SQLite file cannot be used: it is not Leveret's, is damaged, read-only or on a full disk."""
+    """The SQLite file cannot be used: it is not Leveret's, damaged, read-only, gone, of two names or on a full disk."""
 
 
 class EnqueueError(BrokerError):

@@ -13,11 +13,12 @@ from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
+from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.settling import Settling
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.watcher import Watcher
-from leveret.brokers.sqlite.writer import Writer, translate
+from leveret.brokers.sqlite.writer import Writer
 from leveret.deadlines import Deadlines
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost
 from leveret.status import KEEP
@@ -40,10 +41,10 @@ class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
-        self._path = path.resolve()
+        self._path = path.absolute()
         self._timeout = timeout
         self._deadlines = Deadlines(timeout)
-        self._bells = Bells(self._path)
+        self._bells = Bells(self._path.resolve())
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
         self._watcher = Watcher(self._writer, self._bells)
         self._overseer = Watcher(self._writer, self._bells)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.brokers.sqlite.bells import Listener
+from leveret.brokers.sqlite.trouble import listening
 from leveret.inspection import WorkerReport
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Questions:
 async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
     rung = asyncio.Event()
-    bell = Listener(bells, rung.set)
+    bell = listening(bells, rung.set, writer)
     try:
         asker, _ = await writer.do(lambda store: store.register_watcher(bell.name))
         try:
@@ -79,7 +79,14 @@ async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
                         rung.clear()
             answers = await writer.do(lambda store: store.questions.answers(asker))
         finally:
-            await asyncio.shield(writer.do(lambda store: store.remove([asker])))
+            await asyncio.shield(writer.do(lambda store: store.leave(asker)))
     finally:
         bell.take_down()
-    return [_decode(answer) for answer in answers if answer is not None]
+    return [report for report in map(_read, answers) if report is not None]
+
+
+def _read(answer: object) -> WorkerReport | None:
+    try:
+        return None if answer is None else _decode(answer)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - bytes that anybody may have written
+        return None

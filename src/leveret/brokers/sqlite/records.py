@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
+from leveret.brokers.sqlite.rows import MOST_TIME, moment, text
 from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, kept_body, newer, placed
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ MARKED = (
     f" WHERE mark.consumer = ? AND {_COVERED}"
 )
 _pack = msgspec.json.Encoder().encode
-_unpack = msgspec.json.Decoder(Status).decode
+_decode = msgspec.json.Decoder(Status).decode
 
 
 class News(msgspec.Struct, frozen=True):
@@ -99,7 +100,8 @@ class Records:
             rows = self._execute(OF_MANY, consumer, after).fetchall()
         if not rows and not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        return News([_unpack(status) for (status,) in rows], last)
+        known = [_unpack(status) for (status,) in rows]
+        return News([status for status in known if status is not None], last)
 
     def cancel(self, id_: str) -> Status | None:
         """Take a task that waits out of its queue, or leave its worker a mark."""
@@ -129,9 +131,10 @@ class Records:
             " FROM mark WHERE mark.consumer = ?",
             consumer,
         ).fetchall()
+        sound = [row for row in rows if type(row[0]) is str and moment(row[1]) is not None]
         for id_ in [id_ for id_, _, is_held in rows if not is_held]:
             self._execute("DELETE FROM mark WHERE consumer = ? AND task = ?", consumer, id_)
-        return [Mark(id_, at) for id_, at, _ in rows]
+        return [Mark(id_, at) for id_, at, _ in sound]
 
     def marked(self, consumer: int, tokens: Container[int]) -> dict[int, tuple[int, str]]:
         """Those of the tokens whose tasks would run again, and were cancelled: their queues and ids."""
@@ -198,6 +201,9 @@ class Records:
         if row is None:
             return None
         state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker, body = row
+        queue, attempt, body = text(queue), attempt if type(attempt) is int else 1, body if type(body) is bytes else b""
+        name, error, reason, worker = (None if one is None else text(one) for one in (name, error, reason, worker))
+        enqueued_at, due, died_at = moment(enqueued_at), moment(due), moment(died_at)
         if state == "dead":
             return Status(
                 id_,
@@ -208,12 +214,12 @@ class Records:
                 attempt,
                 enqueued_at,
                 error=reason,
-                traceback=traceback or "",
+                traceback="" if traceback is None else text(traceback),
                 worker=worker,
                 body=kept_body(body),
             )
         at = enqueued_at or 0.0
-        is_delayed = state == "delayed" and due > time.time()
+        is_delayed = state == "delayed" and due is not None and due > time.time()
         waiting: State = "retrying" if attempt > 1 else "delayed" if is_delayed else "queued"
         return Status(
             id_,
@@ -230,3 +236,13 @@ class Records:
 
     def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         return self._database.execute(sql, values)
+
+
+def _unpack(packed: object) -> Status | None:
+    """What was recorded; None for what Leveret has not written: nothing is known then."""
+    try:
+        status = _decode(packed)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - bytes that anybody may have written
+        return None
+    times = (status.at, status.enqueued_at, status.started_at, status.due, *(one.at for one in status.history))
+    return status if all(time is None or 0 <= time <= MOST_TIME for time in times) else None

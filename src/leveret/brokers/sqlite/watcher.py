@@ -9,14 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.following import Feed, Feeds, Watch
-from leveret.brokers.sqlite.bells import Listener
-from leveret.brokers.sqlite.writer import translate
+from leveret.brokers.sqlite.trouble import Trouble, listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.bells import Bells, Listener
     from leveret.brokers.sqlite.records import News
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.writer import Writer
@@ -73,10 +72,7 @@ class Watcher:
 
     async def _register(self) -> None:
         """With a bell of its own: one under which it was removed may be taken down at any moment."""
-        try:
-            bell = Listener(self._bells, self._wake.set)
-        except OSError as error:
-            raise translate(error, self._writer.path) from error
+        bell = listening(self._bells, self._wake.set, self._writer)
         try:
             number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
         except BaseException:
@@ -88,7 +84,7 @@ class Watcher:
 
     async def _watch(self, ids: Sequence[str]) -> Sequence[Status]:
         number = self._number
-        return await self._writer.do(lambda store: store.records.watch(number, ids))
+        return await self._writer.do(partial(_watch, number, ids))
 
     async def _leave(self, feed: Feed) -> None:
         async with self._changing:
@@ -100,7 +96,7 @@ class Watcher:
                 return
             number = self._number
             with suppress(BrokerError):
-                await self._writer.do(lambda store: store.records.unwatch(number, ids))
+                await self._writer.do(partial(_unwatch, number, ids))
 
     async def _let_go(self) -> None:
         bell, self._bell = self._bell, None
@@ -112,9 +108,10 @@ class Watcher:
         bell.take_down()
         number = self._number
         with suppress(BrokerError):
-            await self._writer.do(lambda store: store.remove([number]))
+            await self._writer.do(lambda store: store.leave(number))
 
     async def _listen(self) -> None:
+        trouble = Trouble("news of tasks cannot be read")
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ROUND):
@@ -126,11 +123,13 @@ class Watcher:
                 news = await self._writer.do(partial(_changes, self._number, self._last, len(self._feeds.ids)))
                 if news is None:
                     await self._renew()
+                    trouble.end()
                     continue
             except (BrokerError, OSError) as error:
-                log.warning("news of tasks cannot be read, trying again: %s", error)
+                trouble.begin(error)
                 await asyncio.sleep(_ROUND)
                 continue
+            trouble.end()
             self._last = news.last
             self._feeds.tell(news.statuses)
 
@@ -143,4 +142,14 @@ class Watcher:
 
 
 def _changes(number: int, last: int, followed: int, store: Store) -> News | None:
-    return store.records.changes(number, last, followed)
+    return store.records.changes(number, last, followed) if store.has(number) else None
+
+
+def _watch(number: int, ids: Sequence[str], store: Store) -> Sequence[Status]:
+    # If the file was replaced since it was registered, the next look sees that, and begins anew.
+    return store.records.watch(number, ids) if store.has(number) else store.records.statuses(ids)
+
+
+def _unwatch(number: int, ids: Sequence[str], store: Store) -> None:
+    if store.has(number):
+        store.records.unwatch(number, ids)
