@@ -36,6 +36,7 @@ from leveret.brokers.rabbitmq.declare import (
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
@@ -44,9 +45,7 @@ from leveret.errors import (
     EnqueueError,
     LeaseLost,
     LeveretError,
-    QueueFull,
     QueueNotFound,
-    TaskTooLarge,
 )
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
@@ -75,10 +74,8 @@ _ENDS = 2
 _BATCH = 200
 #: How long workers may take to hear of a cancellation and say that they run the task (seconds).
 _HEARD = 0.3
-#: How long a failed task of a full queue is kept before it goes back (seconds).
-_FULL = 1.0
-#: How long until a copy over the server's limit is tried again: each try closes the publishing channel (seconds).
-_TOO_LARGE = 60.0
+#: How many tasks a line of the log names.
+_MOST_NAMED = 20
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -100,6 +97,7 @@ class RabbitMQBroker:
         self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
+        self._holding = Holding(self._store, self._mend_queues)
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
         self._version: tuple[int, ...] = (0,)
@@ -139,6 +137,13 @@ class RabbitMQBroker:
             yield consumer
         finally:
             await consumer.close()
+            if ids := self._holding.given_up():
+                log.warning(
+                    "%d outcomes could not be stored until this worker stopped; their tasks go back to their queues, "
+                    "and run again: %s",
+                    len(ids),
+                    ", ".join(ids[:_MOST_NAMED]) + (" and more" if len(ids) > _MOST_NAMED else ""),
+                )
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await self._events.record(updates)
@@ -236,19 +241,10 @@ class RabbitMQBroker:
             if isinstance(outcome, Released):
                 return await session.give_back(delivery.tag)
             if isinstance(outcome, Retrying):
-                await self._store_copy(session, delivery, retry_message(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
-                await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
             return bool(await session.acknowledge([delivery.tag]))
-        except QueueFull as error:
-            log.warning(
-                "task %s goes back uncounted, in a moment: %s",
-                delivery.envelope.id,
-                error,
-                extra=log_fields(delivery.envelope),
-            )
-            await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
-            return await session.give_back(delivery.tag)
         except amqp.CONNECTION_LOST:
             return False
 
@@ -306,36 +302,10 @@ class RabbitMQBroker:
         await asyncio.sleep(await self._insist("declaring delay queues", ask))
         self._delays |= {(home, one) for home, milliseconds in missing for one in RUNGS if one <= milliseconds}
 
-    async def _store_copy(self, session: Session, delivery: Delivery, message: Message) -> None:
-        """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
-        for pause in backoff():
-            if not session.holds(delivery.tag):
-                return
-            try:
-                await self._store([message])
-            except QueueFull:
-                # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
-                raise
-            except QueueNotFound:
-                # It was deleted under its running task. The session mends what it consumes; this may come first.
-                queue = delivery.envelope.queue
-                with suppress(LeveretError):
-                    await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
-            except LeveretError as error:
-                if isinstance(error, TaskTooLarge):
-                    # The server's limit was lowered. Given back, it would run again and again, and RabbitMQ 4.0 to 4.2
-                    # drops what came back twenty times.
-                    pause = _TOO_LARGE
-                log.warning(
-                    "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
-                    delivery.envelope.id,
-                    pause,
-                    error,
-                    extra=log_fields(delivery.envelope),
-                )
-            else:
-                return
-            await asyncio.sleep(pause)
+    async def _mend_queues(self, delivery: Delivery) -> None:
+        queue = delivery.envelope.queue
+        with suppress(LeveretError):
+            await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
 
     async def _make_again(self, queues: Sequence[Queue], *, dead: bool) -> None:
         await asyncio.sleep(_AFTER_DELETION)

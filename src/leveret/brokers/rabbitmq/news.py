@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -30,6 +31,9 @@ log = logging.getLogger("leveret.rabbitmq")
 _LOOK_BACK = (100, 1_000)
 #: The stream is read on for so long after the last who followed has gone: the next one comes soon (seconds).
 _LINGER = 5.0
+#: After so long without news whoever follows makes sure that it would hear some (seconds, and half as much more by
+#: chance: of many who follow the first one's sentinel is heard by all, and is theirs too).
+_QUIET = 15.0
 
 
 def lacks_permission(error: Exception) -> bool:
@@ -213,13 +217,52 @@ class Reader:
             if is_again and self._subscriptions:
                 await self._read_up(place)
             line.when_lost(reading.give_up)
-            await reading.over()
+            await self._until_over(line, reading)
             if reading.was_cancelled:
                 self._place = place_of([], time.time(), self._events.keep)
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
                     await reading.end()
+
+    async def _until_over(self, line: amqp.Line, reading: Reading) -> None:
+        """Read on, and make sure after a while without news that some would be heard."""
+        while not await reading.over(_QUIET * random.uniform(1.0, 1.5)):  # noqa: S311 - jitter
+            if reading.quiet_for < _QUIET:
+                continue
+            proof = asyncio.create_task(self._make_sure(line, reading))
+            over = asyncio.create_task(reading.over())
+            try:
+                await asyncio.wait([proof, over], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                over.cancel()
+                if not proof.done():
+                    proof.cancel()
+            if proof.done():
+                proof.result()
+
+    async def _make_sure(self, line: amqp.Line, reading: Reading) -> None:
+        """Send a sentinel, and hear it. Raises BrokerUnavailable when it is not heard."""
+        sentinel = new_sentinel()
+        came = reading.expect(sentinel)
+        try:
+            await self._events.send(Batch(sentinel=sentinel))
+        except BrokerError as error:
+            # That proves nothing: an alarm may be on, or a permission missing.
+            log.debug("it cannot be made sure that news of tasks would be heard: %s", error)
+        else:
+            await self._hear(line, reading, came, "following tasks")
+
+    async def _hear(self, line: amqp.Line, reading: Reading, came: asyncio.Future[int], doing: str) -> int:
+        """The offset of a sentinel that is stored. Raises BrokerUnavailable; then the next try is by another host."""
+        try:
+            return await line.run(reading.hear(came))
+        except amqp.CONNECTION_LOST as error:
+            if not line.is_lost and not reading.is_over:
+                # The node may be parted from the others still.
+                self._urls = [*self._urls[1:], *self._urls[:1]]
+                await line.close()
+            raise amqp.translate(error, doing) from error
 
     async def _read_up(self, place: Place) -> None:
         """Learn what came while nothing was read, also for those who joined in that time and asked on their own."""
@@ -329,7 +372,7 @@ class Reader:
         came = reading.expect(sentinel)
         try:
             await self._begin(line, reading, place, "reading what became of tasks")
-            yield lambda: self._on(line, _awaited(came), "reading what became of tasks")
+            yield lambda: self._hear(line, reading, came, "reading what became of tasks")
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
@@ -372,7 +415,3 @@ def _fail(asked: Sequence[_Asked], error: BaseException) -> None:
 
 def _ignore(offset: int, batch: Batch) -> None:
     """What is not wanted."""
-
-
-async def _awaited(future: asyncio.Future[int]) -> int:
-    return await future
