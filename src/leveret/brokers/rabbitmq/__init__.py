@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.codec import (
 )
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.counting import ReadyCounter
+from leveret.brokers.rabbitmq.dead import Fetched
 from leveret.brokers.rabbitmq.declare import (
     Notes,
     declare,
@@ -32,6 +33,7 @@ from leveret.brokers.rabbitmq.declare import (
     is_paused,
     mark_paused,
     message_count,
+    pause_marks,
     require_queue,
     unmark_paused,
 )
@@ -39,7 +41,7 @@ from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts, pause_marker
 from leveret.errors import (
     BrokerUnavailable,
     EnqueueError,
@@ -67,9 +69,8 @@ T = TypeVar("T")
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
-#: How long no dead letter comes until the queue is asked for one (seconds), and how often it must have none.
-_QUIET = 0.2
-_ENDS = 2
+#: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
+_LOOKING = 600.0
 #: How many dead letters are put back at once.
 _BATCH = 200
 #: How long workers may take to hear of a cancellation and say that they run the task (seconds).
@@ -200,17 +201,17 @@ class RabbitMQBroker:
         return await self._ask("counting what is ready", ask, _QUESTION)
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
+        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION, _LOOKING)
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
-        limit = self._timeout * (1 + len(ids) / _BATCH)
+        limit = max(_LOOKING, self._timeout * (1 + len(ids) / _BATCH))
         found: list[str] = []
         await self._insist("reviving dead letters", lambda: self._revive(queue, ids, found), _QUESTION, limit)
         return found
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
+        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION, _LOOKING)
 
     async def pause(self, queue: str) -> None:
         await self._insist("pausing", lambda: self._set_paused(queue, mark_paused), _QUESTION)
@@ -325,11 +326,8 @@ class RabbitMQBroker:
         tally = await self._census.take(connection, expected, more=bool(paused))
         for name in tally.running.keys() - counts.keys():
             counts[name] = await _count(connection, name)
-        return [
-            await _queue_stats(connection, name, *count, tally)
-            for name, count in sorted(counts.items())
-            if count is not None
-        ]
+        found = [await _queue_stats(connection, name, count, tally) for name, count in sorted(counts.items())]
+        return [stats for stats in found if stats is not None]
 
     async def _workers(self) -> list[WorkerReport]:
         return await self._census.workers(await self._publisher.connection())
@@ -345,12 +343,13 @@ class RabbitMQBroker:
         await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        async with self._fetched_dead(queue, limit) as (_, messages):
-            return [to_dead_letter(message, queue) for message in messages]
+        async with self._fetched_dead(queue, limit) as fetched:
+            letters = [to_dead_letter(message, queue) for message in fetched.messages]
+            return sorted(letters, key=lambda letter: letter.died_at or 0.0)[:limit]
 
     async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 now = time.time()
@@ -363,7 +362,7 @@ class RabbitMQBroker:
                 except EnqueueError as error:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
-                await _remove(channel, dead_queue(queue), batch)
+                await fetched.remove(batch)
                 found += [dead_letter_id(message) for message in batch]
                 if refusal is not None:
                     raise refusal
@@ -388,26 +387,24 @@ class RabbitMQBroker:
             return []
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
-            await _remove(channel, dead_queue(queue), chosen)
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
+            await fetched.remove(chosen)
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
     async def _chosen_dead(
         self, queue: str, ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+    ) -> AsyncGenerator[tuple[Fetched, list[amqp.DeliveredMessage]]]:
         """Dead letters to decide about. Raises QueueNotFound."""
         wanted = frozenset(ids)
-        async with self._fetched_dead(queue, None) as (channel, messages):
-            if not messages:
+        async with self._fetched_dead(queue, None) as fetched:
+            if not fetched.messages:
                 await require_queue(await self._publisher.connection(), queue)
-            yield channel, [message for message in messages if dead_letter_id(message) in wanted]
+            yield fetched, [message for message in fetched.messages if dead_letter_id(message) in wanted]
 
     @asynccontextmanager
-    async def _fetched_dead(
-        self, queue: str, limit: int | None
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
-        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
+    async def _fetched_dead(self, queue: str, limit: int | None) -> AsyncGenerator[Fetched]:
+        """Dead letters, the oldest first; those that are not removed go back to where they stood.
 
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
         which it has stored copies would stay where they are, and be put back twice.
@@ -415,7 +412,17 @@ class RabbitMQBroker:
         line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
-            yield line.channel, [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
+            fetched = Fetched(line, dead_queue(queue))
+            if count is None:
+                yield fetched
+                return
+            try:
+                await fetched.fetch(limit, count[0])
+                await fetched.complete(count[0])
+                yield fetched
+            finally:
+                with suppress(*amqp.CONNECTION_LOST):  # they are back, then
+                    await fetched.put_back(self._publisher)
         finally:
             await line.close()
 
@@ -467,64 +474,40 @@ async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
     return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
-async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: int) -> list[amqp.DeliveredMessage]:
-    """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
-
-    By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
-    ``count``: about so many are there. Nobody else sees or counts them meanwhile, so it shall not take long.
-    """
-    messages: list[amqp.DeliveredMessage] = []
-    came = asyncio.Event()
-
-    async def take(message: amqp.DeliveredMessage) -> None:
-        if limit is None or len(messages) < limit:
-            messages.append(message)
-        came.set()
-
-    await channel.basic_qos(prefetch_count=limit if limit and limit <= amqp.MOST_PREFETCH else 0)
-    await channel.basic_consume(queue, take)
-    ends = 0
-    while ends < _ENDS and (limit is None or len(messages) < limit):
-        came.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET if len(messages) < count else 0.0):
-                await came.wait()
-                continue
-        # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.
-        message = await channel.basic_get(queue)
-        if isinstance(message.delivery, amqp.GetEmpty):
-            ends += 1
-        else:
-            await take(message)
-    return messages
-
-
-async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[amqp.DeliveredMessage]) -> None:
-    """Acknowledge messages of a quorum queue; returned means that it has applied that, and the channel may close."""
-    for start in range(0, len(messages), UNAPPLIED):
-        for message in messages[start : start + UNAPPLIED]:
-            await channel.basic_ack(message.delivery_tag or 0, wait=False)
-        # Answered from the queue's log, behind them.
-        await channel.basic_get(queue)
-
-
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
     """Ready messages and consumers. A quorum queue that is slow to answer says 0 and 0, so that is asked again."""
     count = await message_count(connection, name)
     return count if count != (0, 0) else await message_count(connection, name)
 
 
-async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
+async def _queue_stats(
+    connection: amqp.Connection, name: str, count: tuple[int, int] | None, tally: Tally
+) -> QueueStats | None:
+    """None for a queue that is not there, and was not."""
     dead = await _count(connection, dead_queue(name))
+    if count is None and dead is None:
+        return None
+    ready, consumers = count or (0, 0)
     silent = max(0, consumers - tally.consumers.get(name, 0))
-    waiting = [await message_count(connection, delay_queue(name, milliseconds)) for milliseconds in RUNGS]
+    workers = tally.workers.get(name, 0)
+    waiting = {one: await message_count(connection, delay_queue(name, one)) for one in RUNGS}
+    longest = max((one for one, there in waiting.items() if there is not None), default=0)
+    marks = await pause_marks(connection, name)
+    # A worker makes the dead-letter queue, and whoever makes a delay queue makes the shorter ones too.
+    missing = {
+        name: count is None,
+        dead_queue(name): dead is None and workers > 0,
+        **{delay_queue(name, one): there is None and one < longest for one, there in waiting.items()},
+        pause_marker(name).name: marks == (True, False),
+    }
     return QueueStats(
         name=name,
         ready=ready,
         running=tally.running.get(name, 0),
         dead=dead[0] if dead else 0,
-        consumers=silent + tally.workers.get(name, 0),
-        delayed=sum(count[0] for count in waiting if count is not None),
+        consumers=silent + workers,
+        delayed=sum(there[0] for there in waiting.values() if there is not None),
         silent_consumers=silent,
-        paused=await is_paused(connection, name),
+        paused=any(marks),
+        missing=tuple(queue for queue, is_missing in missing.items() if is_missing),
     )

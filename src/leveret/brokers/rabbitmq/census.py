@@ -8,6 +8,7 @@ JSON object that wants no answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.inspection import Describe
+
+log = logging.getLogger("leveret.rabbitmq")
 
 #: The pseudo-queue of direct reply-to (RabbitMQ 3.4 and later).
 _REPLY_TO = "amq.rabbitmq.reply-to"
@@ -126,12 +129,21 @@ class Census:
         return listening
 
     async def announce(self, connection: amqp.Connection, notice: Notice) -> None:
-        """Tell all workers that are connected now; returned means that the broker has it."""
+        """Tell all workers that can be reached now; returned means that the broker has it.
+
+        One that cannot (RabbitMQ says so when its node is parted from the others) looks by itself, some seconds later.
+        """
         await make_control_exchange(connection)
         channel = await amqp.open_channel(connection, confirms=True)
         properties = amqp.Properties(content_type="application/json", delivery_mode=1)
-        await channel.basic_publish(msgspec.json.encode(notice), exchange=CONTROL_EXCHANGE, properties=properties)
-        await channel.close()
+        body = msgspec.json.encode(notice)
+        try:
+            async with asyncio.timeout(WAIT):
+                await channel.basic_publish(body, exchange=CONTROL_EXCHANGE, properties=properties)
+        except (amqp.DeliveryError, TimeoutError) as error:
+            log.info("not all workers could be told at once, and will see some seconds later: %r", error)
+        finally:
+            await amqp.close_channel(channel)
 
     async def take(self, connection: amqp.Connection, expected: Mapping[str, int], *, more: bool) -> Tally:
         """Ask all workers; listen until as many consumers as ``expected`` of each queue answered, at most `WAIT`.

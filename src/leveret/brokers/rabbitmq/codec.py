@@ -183,6 +183,15 @@ def unranked(message: Message) -> Message:
     return msgspec.structs.replace(message, properties=changed)
 
 
+def stored_anew(message: DeliveredMessage, queue: str) -> Message:
+    """A dead letter's message, for the same queue: the server counts its returns from 0."""
+    properties = _with_headers(message.header.properties, _kept(message.header.properties.headers))
+    properties.message_id = dead_letter_id(message)
+    properties.delivery_mode = PERSISTENT
+    properties.expiration = None
+    return Message(queue, message.body, properties, queue)
+
+
 def revived_message(message: DeliveredMessage, queue: str, now: float) -> Message:
     """A dead letter's message for another life, as it first came, but enqueued now."""
     delivery = to_delivery(message, queue, _NoLease())

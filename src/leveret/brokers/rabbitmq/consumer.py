@@ -59,7 +59,7 @@ _APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
 #: How often a worker looks by itself at what notices tell, about (seconds); and when that went wrong.
-_LOOK_AROUND = 10.0
+_LOOK_AROUND = 5.0
 _LOOK_AGAIN = 1.0
 #: How long a copy that is being stored as its worker leaves may take; its original would come back beside it (seconds).
 _PUTTING_OFF = 1.0

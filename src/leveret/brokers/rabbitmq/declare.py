@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from leveret.brokers.rabbitmq import amqp
@@ -16,6 +17,7 @@ from leveret.brokers.rabbitmq.topology import (
     dead_declaration,
     delay_declaration,
     judge,
+    judge_dead,
     pause_marker,
     read_difference,
     task_declaration,
@@ -73,7 +75,7 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: N
     """
     missing = await _missing_tasks(connection, queues, notes)
     if dead:
-        missing += await _missing_dead(connection, [queue.name for queue in queues])
+        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0
@@ -130,8 +132,13 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
+    return any(await pause_marks(connection, queue))
+
+
+async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
+    """Whether the exchange, and the queue, are there that mark a pause."""
     marker = pause_marker(queue).name
-    return await _exchange_exists(connection, marker) or await message_count(connection, marker) is not None
+    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
@@ -204,9 +211,16 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
     return missing
 
 
-async def _missing_dead(connection: amqp.Connection, names: Sequence[str]) -> list[Declaration]:
-    declarations = [dead_declaration(name) for name in names]
-    return [one for one in declarations if await message_count(connection, one.name) is None]
+async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: Notes) -> list[Declaration]:
+    missing: list[Declaration] = []
+    for wanted in map(dead_declaration, names):
+        if await message_count(connection, wanted.name) is None:
+            missing.append(wanted)
+            continue
+        with suppress(amqp.ChannelAccessRefused):
+            for lack in judge_dead(await _examine(connection, wanted)):
+                notes.tell(wanted.name, lack)
+    return missing
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
