@@ -133,7 +133,7 @@ def test_a_deleted_queue_stays_paused(node: Node, ledger: Ledger) -> None:
 
 
 def test_a_policy_cannot_end_a_pause(node: Node, ledger: Ledger) -> None:
-    """It expires queues that nobody uses, as the mark of a pause is; `leveret queues` names it, and what else is gone."""
+    """It expires queues that nobody uses, as the mark of a pause is; `leveret queues` names what is gone."""
     client = Client(node.url)
     client.enqueue(ledger_app.say, "a")
     with Worker(node.url, ledger) as worker:

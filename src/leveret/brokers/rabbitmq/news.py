@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from leveret.brokers.backoff import backoff
 from leveret.brokers.following import Feed, Watch
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.streams import Batch, Place, Reading, new_sentinel, place_of
+from leveret.brokers.rabbitmq.streams import SILENCE, Batch, Place, Reading, last_offset, new_sentinel, place_of
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from leveret.status import newer
 
@@ -248,10 +248,20 @@ class Reader:
         try:
             await self._events.send(Batch(sentinel=sentinel))
         except BrokerError as error:
-            # That proves nothing: an alarm may be on, or a permission missing.
-            log.debug("it cannot be made sure that news of tasks would be heard: %s", error)
+            if lacks_permission(error):
+                await self._compare(line)
+            # Else that proves nothing: an alarm may be on.
+            log.debug("no sentinel could be sent: %s", error)
         else:
             await self._hear(line, reading, came, "following tasks")
+
+    async def _compare(self, line: amqp.Line) -> None:
+        """For whoever may not write: look whether the stream's last message has come. Raises BrokerUnavailable."""
+        end = await self._on(line, last_offset(line.connection, self._events.stream), "following tasks")
+        await asyncio.sleep(SILENCE)
+        if end is not None and isinstance(self._place, int) and self._place <= end:
+            await self._give_up(line)
+            raise BrokerUnavailable("news of tasks are stored that are not read from the stream")
 
     async def _hear(self, line: amqp.Line, reading: Reading, came: asyncio.Future[int], doing: str) -> int:
         """The offset of a sentinel that is stored. Raises BrokerUnavailable; then the next try is by another host."""
@@ -259,10 +269,13 @@ class Reader:
             return await line.run(reading.hear(came))
         except amqp.CONNECTION_LOST as error:
             if not line.is_lost and not reading.is_over:
-                # The node may be parted from the others still.
-                self._urls = [*self._urls[1:], *self._urls[:1]]
-                await line.close()
+                await self._give_up(line)
             raise amqp.translate(error, doing) from error
+
+    async def _give_up(self, line: amqp.Line) -> None:
+        """Its node may be parted from the others still: the next one is opened to another."""
+        self._urls = [*self._urls[1:], *self._urls[:1]]
+        await line.close()
 
     async def _read_up(self, place: Place) -> None:
         """Learn what came while nothing was read, also for those who joined in that time and asked on their own."""
