@@ -11,11 +11,12 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chaos.app import app, flaky, grind, work
-from leveret.errors import EnqueueTimeout, LeveretError
+from leveret.errors import EnqueueTimeout, LeveretError, TaskFailed
 
 if TYPE_CHECKING:
     from leveret.handle import Handle
@@ -72,7 +73,8 @@ async def wait_for(handle: Handle[Any]) -> None:
     note("awaited", handle.id)
     while True:
         try:
-            await handle.result()
+            with suppress(TaskFailed):
+                await handle.result()
         except LeveretError as error:
             print(f"a result: {type(error).__name__}: {error}", flush=True)
             await asyncio.sleep(1)

@@ -12,6 +12,8 @@ from chaos.stage import Hung
 from tests.support.cluster import Cluster
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chaos.stage import Stage
     from tests.support.nodes import Node
 
@@ -63,6 +65,7 @@ def storm(stage: Stage) -> None:
         stage.url = f"{cluster.url}?heartbeat={_HEARTBEAT}"
         with stage.busy(workers=3):
             for _ in range(stage.profile.rounds):
+                faults: list[Callable[[Stage, Cluster, Node], None]]
                 faults = [_kill_worker, _freeze_worker, _kill_node, _freeze_node, _cut_node_off]
                 stage.chance.shuffle(faults)
                 for fault in faults:

@@ -16,7 +16,7 @@ from tests.support.cluster import Cluster
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from leveret.brokers import Consumer
     from leveret.status import Status
@@ -44,9 +44,8 @@ class Hearer:
         consuming = self.broker.consume([Queue("other")], credit=1)
         self._hear(stack, self._take(await stack.enter_async_context(consuming)))
 
-    def _hear(self, stack: AsyncExitStack, hearing: object) -> None:
-        task = asyncio.create_task(hearing)  # type: ignore[arg-type]
-        stack.callback(task.cancel)
+    def _hear(self, stack: AsyncExitStack, hearing: Coroutine[None, None, None]) -> None:
+        stack.callback(asyncio.create_task(hearing).cancel)
 
     async def _watch(self, updates: AsyncIterator[Sequence[Status]]) -> None:
         async for batch in updates:
