@@ -316,14 +316,14 @@ class Reader:
         """What the last messages tell of the tasks that they are about. Raises BrokerError."""
         return await self._insist(partial(self._read_back, limit))
 
-    async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read, again and again while the broker is unavailable, for as long as the timeout."""
+    async def _insist(self, read: Callable[[asyncio.Timeout], Awaitable[T]]) -> T:
+        """Read, again and again while the broker is unavailable, for as long as the timeout; longer while news come."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._events.timeout
         for pause in backoff():
             try:
-                async with asyncio.timeout_at(deadline):
-                    return await read()
+                async with asyncio.timeout_at(deadline) as limit:
+                    return await read(limit)
             except TimeoutError as error:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {self._events.timeout:g} s") from error
             except (BrokerUnavailable, BrokerRefused) as error:
@@ -336,7 +336,7 @@ class Reader:
         """Whether trying again may help: once there was a connection, its refusal is like its loss."""
         return not isinstance(error, BrokerRefused) or (self._line is not None and not lacks_permission(error))
 
-    async def _read(self, wanted: frozenset[str]) -> tuple[dict[str, Status], int]:
+    async def _read(self, wanted: frozenset[str], limit: asyncio.Timeout) -> tuple[dict[str, Status], int]:
         known: dict[str, Status] = {}
 
         def take(_: int, batch: Batch) -> None:
@@ -346,11 +346,11 @@ class Reader:
 
         place = place_of(list(wanted), time.time(), self._events.keep)
         sentinel = new_sentinel()
-        async with self._reading(place, take, sentinel) as arrival:
+        async with self._reading(place, take, sentinel, limit) as arrival:
             await self._events.send(Batch(sentinel=sentinel))
             return known, await arrival()
 
-    async def _read_back(self, limit: int) -> dict[str, Status]:
+    async def _read_back(self, count: int, limit: asyncio.Timeout) -> dict[str, Status]:
         known: dict[str, Status] = {}
 
         def take(_: int, batch: Batch) -> None:
@@ -358,20 +358,20 @@ class Reader:
                 known[update.id] = newer(known.get(update.id), update)
 
         sentinel = new_sentinel()
-        async with self._reading("last", _ignore, sentinel) as arrival:
+        async with self._reading("last", _ignore, sentinel, limit) as arrival:
             await self._events.send(Batch(sentinel=sentinel))
             end = await arrival()
         for messages in _LOOK_BACK:
             known.clear()
-            async with self._reading(max(0, end - messages), take, sentinel) as arrival:
+            async with self._reading(max(0, end - messages), take, sentinel, limit) as arrival:
                 await arrival()
-            if len(known) >= limit:
+            if len(known) >= count:
                 break
         return known
 
     @asynccontextmanager
     async def _reading(
-        self, place: Place, take: Callable[[int, Batch], None], sentinel: str
+        self, place: Place, take: Callable[[int, Batch], None], sentinel: str, limit: asyncio.Timeout
     ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
         """Read from that place on; gives what waits until the sentinel has come, for its offset."""
         line = await self._opened()
@@ -380,6 +380,7 @@ class Reader:
             # What comes before the channel is closed is of another answer: a follower is told of it besides.
             if not came.done():
                 take(offset, batch)
+                _extend(limit)
 
         reading = Reading(line.connection, self._events.stream, take_until_then)
         came = reading.expect(sentinel)
@@ -413,6 +414,13 @@ class Reader:
             return await line.run(operation)
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+
+
+def _extend(limit: asyncio.Timeout) -> None:
+    """There is much to read, or this machine is slow: that is no silence."""
+    patience, ends_at = asyncio.get_running_loop().time() + SILENCE, limit.when()
+    if ends_at is not None and ends_at < patience and not limit.expired():
+        limit.reschedule(patience)
 
 
 def _fail(asked: Sequence[_Asked], error: BaseException) -> None:
