@@ -154,6 +154,7 @@ class Reading:
         return future
 
     async def end(self) -> None:
+        self.give_up()
         if self._channel is not None and not self._channel.is_closed:
             await self._channel.close()
 
@@ -178,6 +179,8 @@ class Reading:
             waiting = self._sentinels.pop(batch.sentinel or "", None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(offset)
+        if self.is_over:
+            return  # an acknowledgment on a channel that was just closed would end the connection
         self._unacknowledged += 1
         # A stream's acknowledgment is only the wish for more.
         if self._unacknowledged * 4 >= _PREFETCH and self._channel is not None:
