@@ -143,6 +143,7 @@ def delete_queues(node: Node) -> None:
                 await channel.queue_delete(name)
                 await channel.queue_delete(dead_queue(name))
             await channel.queue_delete(pause_marker("work").name)
+            await channel.exchange_delete(pause_marker("work").name)
             for milliseconds in RUNGS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
             for stream in ("leveret.events", "leveret.cancelled"):

@@ -200,6 +200,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     silent_consumers: int = 0
     #: Nothing of it is started until it is resumed.
     paused: bool = False
+    #: RabbitMQ: queues of it that should be there and are not. Somebody deleted them, or a policy let them expire.
+    missing: tuple[str, ...] = ()
 
 
 def _fits(name: str, limit: int) -> bool:

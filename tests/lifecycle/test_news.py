@@ -13,7 +13,7 @@ import msgspec
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.streams import was_just_made
+from leveret.brokers.rabbitmq.streams import Batch, to_message, was_just_made
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
 from leveret.status import enqueued, settled, started
 from tests.support.proxy import Proxy
@@ -117,6 +117,20 @@ async def test_an_answer_ends_where_it_was_asked_for(node: Node) -> None:
             proxy.resume()
             known, _ = await asking
             assert known[envelope.id].state == "queued"
+
+
+async def test_an_answer_may_take_longer_than_silence_may(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is much to read, and all the time something comes."""
+    async with events_on(node) as events:
+        envelope = task("ffffffffffff4fff8fffffffffffffff")  # it may be anywhere
+        await events.record([enqueued(envelope, time.time())])
+        others = [Batch(updates=[enqueued(task(), time.time())]) for _ in range(4_000)]
+        await events._publisher.publish([to_message(events.stream, batch) for batch in others])
+        assert await events.statuses(["0" * 32]) == []  # what a question needs is open
+        began = time.monotonic()
+        await events.statuses([envelope.id])
+        monkeypatch.setattr(events, "_timeout", (time.monotonic() - began) / 4)
+        assert [status.id for status in await events.statuses([envelope.id])] == [envelope.id]
 
 
 async def test_a_random_uuid_is_found(node: Node) -> None:

@@ -145,6 +145,12 @@ def _show(stats: Sequence[QueueStats]) -> None:
     silent = sum(one.silent_consumers for one in stats)
     if silent:
         click.echo(f"+?: {silent} consumers are not Leveret's or did not answer; what they run is not counted.")
+    missing = [in_line(queue) for one in stats for queue in one.missing]
+    if missing:
+        click.echo(
+            f"missing: {', '.join(missing)}: deleted, or expired by a policy; what was in there is gone. They are made "
+            "again when they are needed."
+        )
 
 
 def _escape(text: str) -> str:

@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.codec import (
 )
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.counting import ReadyCounter
+from leveret.brokers.rabbitmq.dead import Fetched
 from leveret.brokers.rabbitmq.declare import (
     Notes,
     declare,
@@ -32,21 +33,21 @@ from leveret.brokers.rabbitmq.declare import (
     is_paused,
     mark_paused,
     message_count,
+    pause_marks,
     require_queue,
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts, pause_marker
 from leveret.errors import (
     BrokerUnavailable,
     EnqueueError,
     LeaseLost,
     LeveretError,
-    QueueFull,
     QueueNotFound,
-    TaskTooLarge,
 )
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
@@ -69,17 +70,14 @@ T = TypeVar("T")
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
-#: How long no dead letter comes until the queue is asked for one (seconds), and how often it must have none.
-_QUIET = 0.2
-_ENDS = 2
+#: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
+_LOOKING = 600.0
 #: How many dead letters are put back at once.
 _BATCH = 200
 #: How long workers may take to hear of a cancellation and say that they run the task (seconds).
 _HEARD = 0.3
-#: How long a failed task of a full queue is kept before it goes back (seconds).
-_FULL = 1.0
-#: How long until a copy over the server's limit is tried again: each try closes the publishing channel (seconds).
-_TOO_LARGE = 60.0
+#: How many tasks a line of the log names.
+_MOST_NAMED = 20
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -101,6 +99,7 @@ class RabbitMQBroker:
         self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes()
+        self._holding = Holding(self._store, self._mend_queues)
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
         self._version: tuple[int, ...] = (0,)
@@ -140,6 +139,13 @@ class RabbitMQBroker:
             yield consumer
         finally:
             await consumer.close()
+            if ids := self._holding.given_up():
+                log.warning(
+                    "%d outcomes could not be stored until this worker stopped; their tasks go back to their queues, "
+                    "and run again: %s",
+                    len(ids),
+                    ", ".join(ids[:_MOST_NAMED]) + (" and more" if len(ids) > _MOST_NAMED else ""),
+                )
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await self._events.record(updates)
@@ -196,17 +202,17 @@ class RabbitMQBroker:
         return await self._ask("counting what is ready", ask, _QUESTION)
 
     async def dead_letters(self, queue: str, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION)
+        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit), _QUESTION, _LOOKING)
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
-        limit = self._timeout * (1 + len(ids) / _BATCH)
+        limit = max(_LOOKING, self._timeout * (1 + len(ids) / _BATCH))
         found: list[str] = []
         await self._insist("reviving dead letters", lambda: self._revive(queue, ids, found), _QUESTION, limit)
         return found
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
+        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION, _LOOKING)
 
     async def pause(self, queue: str) -> None:
         await self._insist("pausing", lambda: self._set_paused(queue, mark_paused), _QUESTION)
@@ -237,19 +243,10 @@ class RabbitMQBroker:
             if isinstance(outcome, Released):
                 return await session.give_back(delivery.tag)
             if isinstance(outcome, Retrying):
-                await self._store_copy(session, delivery, retry_message(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
-                await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
             return bool(await session.acknowledge([delivery.tag]))
-        except QueueFull as error:
-            log.warning(
-                "task %s goes back uncounted, in a moment: %s",
-                delivery.envelope.id,
-                error,
-                extra=log_fields(delivery.envelope),
-            )
-            await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
-            return await session.give_back(delivery.tag)
         except amqp.CONNECTION_LOST:
             return False
 
@@ -307,36 +304,10 @@ class RabbitMQBroker:
         await asyncio.sleep(await self._insist("declaring delay queues", ask))
         self._delays |= {(home, one) for home, milliseconds in missing for one in RUNGS if one <= milliseconds}
 
-    async def _store_copy(self, session: Session, delivery: Delivery, message: Message) -> None:
-        """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
-        for pause in backoff():
-            if not session.holds(delivery.tag):
-                return
-            try:
-                await self._store([message])
-            except QueueFull:
-                # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
-                raise
-            except QueueNotFound:
-                # It was deleted under its running task. The session mends what it consumes; this may come first.
-                queue = delivery.envelope.queue
-                with suppress(LeveretError):
-                    await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
-            except LeveretError as error:
-                if isinstance(error, TaskTooLarge):
-                    # The server's limit was lowered. Given back, it would run again and again, and RabbitMQ 4.0 to 4.2
-                    # drops what came back twenty times.
-                    pause = _TOO_LARGE
-                log.warning(
-                    "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
-                    delivery.envelope.id,
-                    pause,
-                    error,
-                    extra=log_fields(delivery.envelope),
-                )
-            else:
-                return
-            await asyncio.sleep(pause)
+    async def _mend_queues(self, delivery: Delivery) -> None:
+        queue = delivery.envelope.queue
+        with suppress(LeveretError):
+            await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
 
     async def _make_again(self, queues: Sequence[Queue], *, dead: bool) -> None:
         await asyncio.sleep(_AFTER_DELETION)
@@ -356,11 +327,8 @@ class RabbitMQBroker:
         tally = await self._census.take(connection, expected, more=bool(paused))
         for name in tally.running.keys() - counts.keys():
             counts[name] = await _count(connection, name)
-        return [
-            await _queue_stats(connection, name, *count, tally)
-            for name, count in sorted(counts.items())
-            if count is not None
-        ]
+        found = [await _queue_stats(connection, name, count, tally) for name, count in sorted(counts.items())]
+        return [stats for stats in found if stats is not None]
 
     async def _workers(self) -> list[WorkerReport]:
         return await self._census.workers(await self._publisher.connection())
@@ -376,12 +344,13 @@ class RabbitMQBroker:
         await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        async with self._fetched_dead(queue, limit) as (_, messages):
-            return [to_dead_letter(message, queue) for message in messages]
+        async with self._fetched_dead(queue, limit) as fetched:
+            letters = [to_dead_letter(message, queue) for message in fetched.messages]
+            return sorted(letters, key=lambda letter: letter.died_at or 0.0)[:limit]
 
     async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 now = time.time()
@@ -394,7 +363,7 @@ class RabbitMQBroker:
                 except EnqueueError as error:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
-                await _remove(channel, dead_queue(queue), batch)
+                await fetched.remove(batch)
                 found += [dead_letter_id(message) for message in batch]
                 if refusal is not None:
                     raise refusal
@@ -419,22 +388,22 @@ class RabbitMQBroker:
             return []
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
-            await _remove(channel, dead_queue(queue), chosen)
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
+            await fetched.remove(chosen)
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
-    async def _chosen_dead(self, queue: str, ids: Sequence[str]) -> AsyncGenerator[tuple[amqp.Channel, list[Incoming]]]:
+    async def _chosen_dead(self, queue: str, ids: Sequence[str]) -> AsyncGenerator[tuple[Fetched, list[Incoming]]]:
         """Dead letters to decide about. Raises QueueNotFound."""
         wanted = frozenset(ids)
-        async with self._fetched_dead(queue, None) as (channel, messages):
-            if not messages:
+        async with self._fetched_dead(queue, None) as fetched:
+            if not fetched.messages:
                 await require_queue(await self._publisher.connection(), queue)
-            yield channel, [message for message in messages if dead_letter_id(message) in wanted]
+            yield fetched, [message for message in fetched.messages if dead_letter_id(message) in wanted]
 
     @asynccontextmanager
-    async def _fetched_dead(self, queue: str, limit: int | None) -> AsyncGenerator[tuple[amqp.Channel, list[Incoming]]]:
-        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
+    async def _fetched_dead(self, queue: str, limit: int | None) -> AsyncGenerator[Fetched]:
+        """Dead letters, the oldest first; those that are not removed go back to where they stood.
 
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
         which it has stored copies would stay where they are, and be put back twice.
@@ -442,9 +411,17 @@ class RabbitMQBroker:
         line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
-            as_delivered = line.keep_headers()
-            found = [] if count is None else await _taken(line.channel, dead_queue(queue), limit, count[0])
-            yield line.channel, [as_delivered(message) for message in found]
+            fetched = Fetched(line, dead_queue(queue))
+            if count is None:
+                yield fetched
+                return
+            try:
+                await fetched.fetch(limit, count[0])
+                await fetched.complete(count[0])
+                yield fetched
+            finally:
+                with suppress(*amqp.CONNECTION_LOST):  # they are back, then
+                    await fetched.put_back(self._publisher)
         finally:
             await line.close()
 
@@ -496,64 +473,40 @@ async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
     return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
-async def _taken(channel: amqp.Channel, queue: str, limit: int | None, count: int) -> list[amqp.DeliveredMessage]:
-    """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
-
-    By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
-    ``count``: about so many are there. Nobody else sees or counts them meanwhile, so it shall not take long.
-    """
-    messages: list[amqp.DeliveredMessage] = []
-    came = asyncio.Event()
-
-    async def take(message: amqp.DeliveredMessage) -> None:
-        if limit is None or len(messages) < limit:
-            messages.append(message)
-        came.set()
-
-    await channel.basic_qos(prefetch_count=limit if limit and limit <= amqp.MOST_PREFETCH else 0)
-    await channel.basic_consume(queue, take)
-    ends = 0
-    while ends < _ENDS and (limit is None or len(messages) < limit):
-        came.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET if len(messages) < count else 0.0):
-                await came.wait()
-                continue
-        # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.
-        message = await channel.basic_get(queue)
-        if isinstance(message.delivery, amqp.GetEmpty):
-            ends += 1
-        else:
-            await take(message)
-    return messages
-
-
-async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[Incoming]) -> None:
-    """Acknowledge messages of a quorum queue; returned means that it has applied that, and the channel may close."""
-    for start in range(0, len(messages), UNAPPLIED):
-        for message in messages[start : start + UNAPPLIED]:
-            await channel.basic_ack(message.tag, wait=False)
-        # Answered from the queue's log, behind them.
-        await channel.basic_get(queue)
-
-
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
     """Ready messages and consumers. A quorum queue that is slow to answer says 0 and 0, so that is asked again."""
     count = await message_count(connection, name)
     return count if count != (0, 0) else await message_count(connection, name)
 
 
-async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
+async def _queue_stats(
+    connection: amqp.Connection, name: str, count: tuple[int, int] | None, tally: Tally
+) -> QueueStats | None:
+    """None for a queue that is not there, and was not."""
     dead = await _count(connection, dead_queue(name))
+    if count is None and dead is None:
+        return None
+    ready, consumers = count or (0, 0)
     silent = max(0, consumers - tally.consumers.get(name, 0))
-    waiting = [await message_count(connection, delay_queue(name, milliseconds)) for milliseconds in RUNGS]
+    workers = tally.workers.get(name, 0)
+    waiting = {one: await message_count(connection, delay_queue(name, one)) for one in RUNGS}
+    longest = max((one for one, there in waiting.items() if there is not None), default=0)
+    marks = await pause_marks(connection, name)
+    # A worker makes the dead-letter queue, and whoever makes a delay queue makes the shorter ones too.
+    missing = {
+        name: count is None,
+        dead_queue(name): dead is None and workers > 0,
+        **{delay_queue(name, one): there is None and one < longest for one, there in waiting.items()},
+        pause_marker(name).name: marks == (True, False),
+    }
     return QueueStats(
         name=name,
         ready=ready,
         running=tally.running.get(name, 0),
         dead=dead[0] if dead else 0,
-        consumers=silent + tally.workers.get(name, 0),
-        delayed=sum(count[0] for count in waiting if count is not None),
+        consumers=silent + workers,
+        delayed=sum(there[0] for there in waiting.values() if there is not None),
         silent_consumers=silent,
-        paused=await is_paused(connection, name),
+        paused=any(marks),
+        missing=tuple(queue for queue, is_missing in missing.items() if is_missing),
     )

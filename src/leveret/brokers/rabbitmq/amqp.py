@@ -22,6 +22,7 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
+    DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "ChannelPreconditionFailed",
     "Connection",
     "DeliveredMessage",
+    "DeliveryError",
     "GetEmpty",
     "Line",
     "LineLost",

@@ -193,6 +193,16 @@ def unranked(message: Message) -> Message:
     return msgspec.structs.replace(message, properties=changed)
 
 
+def stored_anew(message: Incoming, queue: str) -> Message:
+    """A dead letter's message, for the same queue: the server counts its returns from 0."""
+    content = content_of(message.header)
+    properties = _with_headers(content.properties, _kept(content))
+    properties.message_id = dead_letter_id(message)
+    properties.delivery_mode = PERSISTENT
+    properties.expiration = None
+    return Message(queue, message.body, properties, queue)
+
+
 def revived_message(message: Incoming, queue: str, now: float) -> Message:
     """A dead letter's message for another life, as it first came, but enqueued now."""
     delivery = _delivery(message, queue, _NoLease())

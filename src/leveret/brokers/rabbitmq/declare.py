@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from leveret.brokers.rabbitmq import amqp
@@ -16,6 +17,7 @@ from leveret.brokers.rabbitmq.topology import (
     dead_declaration,
     delay_declaration,
     judge,
+    judge_dead,
     pause_marker,
     read_difference,
     task_declaration,
@@ -73,7 +75,7 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: N
     """
     missing = await _missing_tasks(connection, queues, notes)
     if dead:
-        missing += await _missing_dead(connection, [queue.name for queue in queues])
+        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0
@@ -99,6 +101,15 @@ async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
 
+async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
+    """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
+    try:
+        found = await _examine(connection, task_declaration(queue))
+    except amqp.ChannelAccessRefused:
+        return False
+    return bool(found.arguments.get("x-single-active-consumer"))
+
+
 async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
     """Make a delay queue of a task queue and all the shorter ones, which its tasks climb down to.
 
@@ -120,36 +131,60 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 
 
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
-    return await message_count(connection, pause_marker(queue).name) is not None
+    """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
+    return any(await pause_marks(connection, queue))
+
+
+async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
+    """Whether the exchange, and the queue, are there that mark a pause."""
+    marker = pause_marker(queue).name
+    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
     """Raises QueueNotFound: a pause of a queue that is not there is a misspelt one."""
     if await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused")
-    if not await is_paused(connection, queue):
-        await _make(connection, pause_marker(queue))
+    marker = pause_marker(queue)
+    if await message_count(connection, marker.name) is None:
+        await _make(connection, marker)
+    await _make_exchange(connection, marker.name)
 
 
 async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
     """Raises QueueNotFound when there is neither such a queue nor a pause that it left behind."""
     if await is_paused(connection, queue):
+        marker = pause_marker(queue).name
         channel = await amqp.open_channel(connection, confirms=False)
-        await channel.queue_delete(pause_marker(queue).name)
+        await channel.queue_delete(marker)
+        await channel.exchange_delete(marker)
         await channel.close()
     elif await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist, so there is nothing to resume")
 
 
-async def make_control_exchange(connection: amqp.Connection) -> None:
-    """Make the exchange, or find it: a user who may not make one may still use it."""
+async def make_control_exchange(connection: amqp.Connection) -> bool:
+    """Make the exchange, or find it: a user who may not make one may still use it. Whether it was made."""
+    return await _make_exchange(connection, CONTROL_EXCHANGE)
+
+
+async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
+    if await _exchange_exists(connection, name):
+        return False
+    channel = await amqp.open_channel(connection, confirms=False)
+    await channel.exchange_declare(name, exchange_type="fanout", durable=True)
+    await channel.close()
+    return True
+
+
+async def _exchange_exists(connection: amqp.Connection, name: str) -> bool:
     channel = await amqp.open_channel(connection, confirms=False)
     try:
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", passive=True)
+        await channel.exchange_declare(name, exchange_type="fanout", passive=True)
     except amqp.ChannelNotFoundEntity:
-        channel = await amqp.open_channel(connection, confirms=False)
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", durable=True)
+        return False
     await channel.close()
+    return True
 
 
 async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
@@ -176,9 +211,16 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
     return missing
 
 
-async def _missing_dead(connection: amqp.Connection, names: Sequence[str]) -> list[Declaration]:
-    declarations = [dead_declaration(name) for name in names]
-    return [one for one in declarations if await message_count(connection, one.name) is None]
+async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: Notes) -> list[Declaration]:
+    missing: list[Declaration] = []
+    for wanted in map(dead_declaration, names):
+        if await message_count(connection, wanted.name) is None:
+            missing.append(wanted)
+            continue
+        with suppress(amqp.ChannelAccessRefused):
+            for lack in judge_dead(await _examine(connection, wanted)):
+                notes.tell(wanted.name, lack)
+    return missing
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

@@ -176,15 +176,30 @@ def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:
         lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
     if kind == "quorum" and queue.kind == "classic":
         lacks.append("it is a quorum queue, and a classic one was asked for")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop tasks" for argument in _lossy(found))]
+
+
+def judge_dead(found: Declaration) -> list[str]:
+    """What an existing dead-letter queue lacks, for the log."""
+    lacks = []
+    if not found.durable or found.auto_delete:
+        lacks.append("dead letters in it do not survive a restart, or its last reader; delete it, and it is made anew")
+    elif found.arguments.get("x-queue-type", "classic") == "classic":
+        lacks.append("it is a classic queue: its dead letters are not replicated")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop dead letters" for argument in _lossy(found))]
+
+
+def _lossy(found: Declaration) -> list[str]:
+    """The arguments of a queue that let RabbitMQ drop messages."""
     rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
     limits = {name: found.arguments[name] for name in _LOSSY if name in found.arguments}
-    # A negative delivery limit is none (RabbitMQ 4.0 and later).
-    lossy = [
-        name
+    # A negative delivery limit is none (RabbitMQ 4.0 and later), and our own is as good as none.
+    return [
+        f"{name}={limit!r}"
         for name, limit in limits.items()
-        if not (rejects and name.startswith("x-max-length")) and not (isinstance(limit, int) and limit < 0)
+        if not (rejects and name.startswith("x-max-length"))
+        and not (isinstance(limit, int) and (limit < 0 or limit == _DEAD_ARGUMENTS["x-delivery-limit"]))
     ]
-    return [*lacks, *(f"{name}={found.arguments[name]!r} lets RabbitMQ drop tasks" for name in lossy)]
 
 
 def hosts(url: str) -> list[str]:
