@@ -23,6 +23,7 @@ import msgspec
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.deadlines import Deadlines
 from leveret.errors import AppNotLoaded, BrokerError, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.flights import Flights
 from leveret.handle import Handle
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
+        Collection,
         Coroutine,
-        Iterable,
         Iterator,
         Sequence,
     )
@@ -387,6 +388,7 @@ class _Producer:
         self.end = _closed_with_the_loop(broker)
         self._queues = queues
         self._declared: set[str] = set()
+        self._declaring: Flights[str] = Flights()
 
     async def declare(self) -> None:
         await self._declare(self._queues)
@@ -413,7 +415,11 @@ class _Producer:
                 str(error) or "it took too long",
             )
 
-    async def _declare(self, names: Iterable[str]) -> None:
+    async def _declare(self, names: Collection[str]) -> None:
+        """Once, for however many want to enqueue there now."""
+        await self._declaring.join(names, self._declare_now)
+
+    async def _declare_now(self, names: Sequence[str]) -> None:
         await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
         self._declared.update(names)
 

@@ -15,6 +15,7 @@ import trustme
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from tests.conftest import RABBITMQ
 from tests.support import ledger_app
@@ -98,7 +99,7 @@ async def test_words_that_a_reset_overtakes_are_heard_by_asking_again(tls_node: 
     async with where_last_words_get_lost(tls_node.port) as port:
         url = tls_node.url_with(certfile=None).replace(f":{tls_node.port}", f":{port}")
         with pytest.raises(BrokerRefused, match="the server wants a certificate from its clients"):
-            await amqp.connect([url], purpose="test")
+            await amqp.connect(Hosts(url, timeout=10.0), purpose="test")
 
 
 @asynccontextmanager

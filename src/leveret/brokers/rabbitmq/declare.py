@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
 from leveret.brokers.rabbitmq.topology import (
     CONTROL_EXCHANGE,
-    RUNGS,
     Declaration,
     closer,
     dead_declaration,
@@ -18,13 +18,16 @@ from leveret.brokers.rabbitmq.topology import (
     judge,
     pause_marker,
     read_difference,
+    refuses,
     task_declaration,
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
+from leveret.flights import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers.rabbitmq.outbox import Limits
     from leveret.model import Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -41,11 +44,20 @@ _NEW_STREAM = 1.0
 _NEVER = 366 * 86_400 * 1_000
 
 
+#: See `_flights`.
+_making: WeakKeyDictionary[amqp.Connection, Flights[str]] = WeakKeyDictionary()
+
+
 class Notes:
     """What was found out about queues; each is logged once, however often they are declared."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self._told: set[tuple[str, str]] = set()
+        self._limits = limits
+
+    def found(self, queue: Declaration) -> None:
+        if self._limits is not None and refuses(queue):
+            self._limits.add(queue.name)
 
     def tell(self, queue: str, lack: str) -> None:
         if self._is_new(queue, lack):
@@ -99,13 +111,13 @@ async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
 
-async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
-    """Make a delay queue of a task queue and all the shorter ones, which its tasks climb down to.
+async def declare_delay(connection: amqp.Connection, home: str, rungs: Sequence[int]) -> float:
+    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
 
-    How long not to use them yet (seconds). Raises QueueNotFound when there is no task queue.
+    Raises QueueNotFound when there is no task queue.
     """
-    rungs = [delay_declaration(home, one) for one in RUNGS if one <= milliseconds]
-    missing = [one for one in rungs if await message_count(connection, one.name) is None]
+    wanted = [delay_declaration(home, rung) for rung in rungs]
+    missing = [one for one in wanted if await message_count(connection, one.name) is None]
     if missing and await message_count(connection, home) is None:
         raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
     for declaration in missing:
@@ -143,13 +155,17 @@ async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
 
 async def make_control_exchange(connection: amqp.Connection) -> None:
     """Make the exchange, or find it: a user who may not make one may still use it."""
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", passive=True)
-    except amqp.ChannelNotFoundEntity:
+
+    async def make(_: Sequence[str]) -> None:
         channel = await amqp.open_channel(connection, confirms=False)
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", durable=True)
-    await channel.close()
+        try:
+            await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", passive=True)
+        except amqp.ChannelNotFoundEntity:
+            channel = await amqp.open_channel(connection, confirms=False)
+            await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", durable=True)
+        await channel.close()
+
+    await _flights(connection).join((CONTROL_EXCHANGE,), make)
 
 
 async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
@@ -157,9 +173,18 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
 
     RabbitMQ 3.10 closes the connection of whoever publishes to a stream that was just made (506, "Stream not found").
     """
-    if await message_count(connection, stream.name) is None:
-        await _make(connection, stream)
-        await asyncio.sleep(_NEW_STREAM)
+
+    async def make(_: Sequence[str]) -> None:
+        if await message_count(connection, stream.name) is None:
+            await _make(connection, stream)
+            await asyncio.sleep(_NEW_STREAM)
+
+    await _flights(connection).join((stream.name,), make)
+
+
+def _flights(connection: amqp.Connection) -> Flights[str]:
+    """What is being made on a connection, by name: once for all who want it."""
+    return _making.setdefault(connection, Flights())
 
 
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:
@@ -171,8 +196,10 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
             missing.append(wanted)
         else:
-            for lack in judge(queue, await _examine(connection, wanted)):
+            found = await _examine(connection, wanted)
+            for lack in judge(queue, found):
                 notes.tell(queue.name, lack)
+            notes.found(found)
     return missing
 
 

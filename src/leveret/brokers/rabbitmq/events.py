@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from leveret.brokers.following import Feed
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
 
@@ -47,7 +48,7 @@ _REFUSED = 60.0
 class Events:
     """One program's way to and from the stream."""
 
-    def __init__(self, urls: Sequence[str], publisher: Publisher, *, keep: float, timeout: float) -> None:
+    def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
         self._publisher = publisher
         self._keep = keep
         self._timeout = timeout
@@ -60,7 +61,7 @@ class Events:
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
         self._flushing: asyncio.Task[None] | None = None
-        self._reader = Reader(urls, self)
+        self._reader = Reader(hosts, self)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, or if the broker takes nothing now: soon; without the permission to write: never."""
@@ -76,16 +77,22 @@ class Events:
             if lacks_permission(error):
                 self._give_up(error)
                 return
-            log.warning("%d results and statuses could not be stored yet: %s", len(updates), str(error) or "no answer")
+            if not self._is_behind:  # thousands may wait at the same time, and one says it for all
+                log.warning("results and statuses cannot be stored now: %s", str(error) or "no answer")
             self._is_behind = True
             self._hold(updates)
 
     async def tell(self, updates: Sequence[Status]) -> None:
         """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
-        if len(updates) <= _MOST_IN_ONE and any(_is_late(update, time.time()) for update in updates):
-            await self.record(updates)
-        elif not self._is_refused():
-            self._hold(updates)
+        if self._is_refused():
+            return
+        self._hold(updates)
+        flushing = self._flushing
+        if flushing is None or self._is_behind or len(updates) > _MOST_IN_ONE:
+            return
+        if any(_is_late(update, time.time()) for update in updates):
+            # With those of the others: a burst on a new queue is late as a whole.
+            await asyncio.wait([flushing], timeout=_PATIENCE)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         known: dict[str, Status] = {}
@@ -199,6 +206,8 @@ class Events:
         await asyncio.sleep(_GATHER)
         for pause in backoff():
             if not self._waiting:
+                if self._is_behind:
+                    log.info("results and statuses are stored again")
                 self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
@@ -208,7 +217,9 @@ class Events:
                 if lacks_permission(error):
                     self._give_up(error)
                     return
-                log.warning("%d results and statuses could not be stored yet: %s", len(updates), error)
+                if not self._is_behind:
+                    log.warning("results and statuses cannot be stored now: %s", error)
+                self._is_behind = True
                 self._waiting[:0] = updates
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
