@@ -28,6 +28,7 @@ from leveret.errors import (
     UnknownTask,
     UnreadableBody,
 )
+from leveret.limited_log import LimitedLog
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields, shorten
 from leveret.retry import RetryRules
 
@@ -48,6 +49,7 @@ class Runner:
 
     def __init__(self, app: App, *, concurrency: int) -> None:
         self._app = app
+        self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         #: Which tasks are ``async def``, by name.
         self._is_async: dict[str, bool] = {}
@@ -111,7 +113,7 @@ class Runner:
         try:
             return Succeeded(task.returns.encode(value, self._app.max_result_size))
         except (NotSerializable, NoResult) as error:
-            log.warning(
+            self._warnings.warning(
                 "%s %s succeeded, and its result is not kept: %s",
                 task.name,
                 envelope.id,

@@ -33,7 +33,7 @@ def test_parameters_are_read(query: str, parameters: Parameters) -> None:
             (f"heartbeat={value}", rf"heartbeat='{value}'; it must be whole seconds, 1 to 65534")
             for value in ("abc", "5.5", "", "-1", "0", "65535", "1e1", "99999999999999999999", "0x5", "None")
         ),
-        ("heartbeat=%D9%A5", "heartbeat='٥'; it must be whole seconds"),
+        ("heartbeat=%D9%A5", "it must be whole seconds"),
         *(
             (f"timeout={value}", rf"timeout='{value}'; it must be seconds that a host may take to connect")
             for value in ("abc", "", "-1", "0", "nan", "inf", "3601")

@@ -50,6 +50,7 @@ from leveret.errors import (
     TaskTooLarge,
 )
 from leveret.flights import Flights
+from leveret.limited_log import LimitedLog
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
 
@@ -110,6 +111,7 @@ class RabbitMQBroker:
         self._events = Events(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
         self._notes = Notes(self._publisher.limits)
+        self._warnings = LimitedLog(log)
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
         self._version: tuple[int, ...] = (0,)
@@ -232,6 +234,7 @@ class RabbitMQBroker:
         self._delaying.close(error)
         await self._events.close()
         await self._publisher.close()
+        self._warnings.flush()
 
     def _learn(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -260,7 +263,7 @@ class RabbitMQBroker:
                 await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
             return bool(await session.acknowledge([delivery.tag]))
         except QueueFull as error:
-            log.warning(
+            self._warnings.warning(
                 "task %s goes back uncounted, in a moment: %s",
                 delivery.envelope.id,
                 error,
@@ -281,7 +284,7 @@ class RabbitMQBroker:
                     await self._store([message])
                     await session.acknowledge([delivery.tag])
             except LeveretError as error:
-                log.warning(
+                self._warnings.warning(
                     "task %s is not due yet and stays with this worker for now: %s",
                     delivery.envelope.id,
                     error,
@@ -358,7 +361,7 @@ class RabbitMQBroker:
                     # The server's limit was lowered. Given back, it would run again and again, and RabbitMQ 4.0 to 4.2
                     # drops what came back twenty times.
                     pause = _TOO_LARGE
-                log.warning(
+                self._warnings.warning(
                     "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
                     delivery.envelope.id,
                     pause,

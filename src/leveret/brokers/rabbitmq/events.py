@@ -16,6 +16,7 @@ from leveret.brokers.rabbitmq.declare import make_stream
 from leveret.brokers.rabbitmq.news import Reader, lacks_permission
 from leveret.brokers.rabbitmq.streams import Batch, events_declaration, to_message, was_just_made
 from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskTooLarge
+from leveret.limited_log import LimitedLog
 from leveret.status import NO_RESULT
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Events:
         self._refused_until = float("-inf")
         self._was_refused = False
         self._waiting: list[Status] = []
+        self._warnings = LimitedLog(log)
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
         self._flushing: asyncio.Task[None] | None = None
@@ -127,6 +129,7 @@ class Events:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._reader.close()
+        self._warnings.flush()
 
     async def send(self, batch: Batch) -> None:
         """Raises BrokerError."""
@@ -180,10 +183,12 @@ class Events:
             if len(updates) > 1:
                 for update in updates:
                     await self._send([update])
-            elif (smaller := _smaller(updates[0])) is not None:
+            elif (smaller := _smaller(updates[0], self._warnings)) is not None:
                 await self._send([smaller])
             else:
-                log.warning("a status of task %s is lost: RabbitMQ's max_message_size is too small", updates[0].id)
+                self._warnings.warning(
+                    "a status of task %s is lost: RabbitMQ's max_message_size is too small", updates[0].id
+                )
 
     def _is_refused(self) -> bool:
         return asyncio.get_running_loop().time() < self._refused_until
@@ -197,7 +202,7 @@ class Events:
     def _hold(self, updates: Sequence[Status]) -> None:
         self._waiting.extend(updates)
         if len(self._waiting) > _MOST_WAITING:
-            log.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
+            self._warnings.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
             del self._waiting[:-_MOST_WAITING]
         if self._waiting and (self._flushing is None or self._flushing.done()):
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
@@ -244,14 +249,14 @@ def _parts(updates: Sequence[Status]) -> list[list[Status]]:
     return parts
 
 
-def _smaller(update: Status) -> Status | None:
+def _smaller(update: Status, warnings: LimitedLog) -> Status | None:
     """The update without what is largest in it; None: it has no such thing."""
     if update.has_result:
         problem = (
             f"the result of task {update.task!r} is {len(bytes(update.result))} bytes, over this RabbitMQ's "
             "max_message_size; store it elsewhere and return a reference"
         )
-        log.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
+        warnings.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
         return msgspec.structs.replace(update, result=NO_RESULT, problem=problem)
     if update.traceback or update.body:
         return msgspec.structs.replace(update, traceback="", body=None)

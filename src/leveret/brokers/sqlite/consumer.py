@@ -15,6 +15,7 @@ from leveret.brokers.sqlite.bells import Listener
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError
+from leveret.limited_log import LimitedLog
 from leveret.model import Delivery, Queue
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class SQLiteConsumer:
     ) -> None:
         self._writer = writer
         self._bells = bells
+        self._warnings = LimitedLog(log)
         self._queues = queues
         self._credit = credit
         self._describe = describe
@@ -174,6 +176,7 @@ class SQLiteConsumer:
         if self._closed:
             return
         self._closed = self._stopped = True
+        self._warnings.flush()
         self._lease.held = False
         self._claims.clear()
         self._wake.set()
@@ -227,7 +230,7 @@ class SQLiteConsumer:
             else:
                 await self._writer.do(partial(Store.look, consumer=self._lease.consumer))
         except BrokerError as error:
-            log.warning("cannot read tasks, trying again: %s", error)
+            self._warnings.warning("cannot read tasks, trying again: %s", error)
             await asyncio.sleep(ROUND)
             self._look_soon()
 
@@ -269,7 +272,7 @@ class SQLiteConsumer:
             await self._writer.do(partial(Store.forget, consumer=self._lease.consumer))
             await self.start()
         except (BrokerError, OSError) as error:
-            log.warning("this consumer cannot register, trying again: %s", error)
+            self._warnings.warning("this consumer cannot register, trying again: %s", error)
             await asyncio.sleep(ROUND)
             self._look_soon()
         else:

@@ -12,6 +12,7 @@ from leveret.brokers.following import Feed, Feeds, Watch
 from leveret.brokers.sqlite.bells import Listener
 from leveret.brokers.sqlite.writer import translate
 from leveret.errors import BrokerError, BrokerUnavailable
+from leveret.limited_log import LimitedLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -34,6 +35,7 @@ class Watcher:
     def __init__(self, writer: Writer, bells: Bells) -> None:
         self._writer = writer
         self._bells = bells
+        self._warnings = LimitedLog(log)
         self._feeds = Feeds()
         self._changing = asyncio.Lock()
         self._bell: Listener | None = None
@@ -70,6 +72,7 @@ class Watcher:
         async with self._changing:
             self._feeds.fail(BrokerUnavailable("the file was closed by this program"))
             await self._let_go()
+        self._warnings.flush()
 
     async def _register(self) -> None:
         """With a bell of its own: one under which it was removed may be taken down at any moment."""
@@ -128,7 +131,7 @@ class Watcher:
                     await self._renew()
                     continue
             except (BrokerError, OSError) as error:
-                log.warning("news of tasks cannot be read, trying again: %s", error)
+                self._warnings.warning("news of tasks cannot be read, trying again: %s", error)
                 await asyncio.sleep(_ROUND)
                 continue
             self._last = news.last
