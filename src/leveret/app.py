@@ -415,7 +415,7 @@ class _Producer:
             if not stored and isinstance(error, TimeoutError) and wanted - self._declared:
                 names = ", ".join(map(repr, sorted(wanted)))
                 within = f"{self._deadlines.seconds - _MORE:g} s"
-                why = f": {self._trouble}" if self._trouble else ""
+                why = f"; the try before said: {self._trouble}" if self._trouble else ""
                 raise BrokerUnavailable(
                     f"queue {names} could not be declared within {within}; nothing was stored{why}"
                 ) from error

@@ -19,6 +19,7 @@ from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.proxy import Proxy
 from tests.support.silent import ELSEWHERE, accepting, dropping
+from tests.support.waiting import until
 from tests.support.workers import Ledger, Worker, leveret
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ async def test_a_question_finds_its_host_silent(node: Node) -> None:
 async def test_all_hosts_are_silent(node: Node, stack: ExitStack) -> None:
     """An error in the caller's time, that names them and says that nothing is stored; then one is well again."""
     dead = stack.enter_context(accepting())
+    operator = connect(node.url, timeout=20.0)
+    await operator.declare([Queue("work")])  # to make a queue takes longer than an enqueue may take here
+    await operator.close()
     with Proxy(node.port) as proxy:
         proxy.swallow()
         app = app_on(url_of([dead, proxy.port]), timeout=1.0)
@@ -137,8 +141,16 @@ async def test_all_hosts_are_silent(node: Node, stack: ExitStack) -> None:
                 with pytest.raises(BrokerUnavailable, match=str(dead)):
                     await say.enqueue("a")
         proxy.resume()
-        await say.enqueue("b")
+        await until(lambda: enqueued(app), "one is well again")
         await app.close()
+
+
+async def enqueued(app: App) -> bool:
+    try:
+        await app.tasks[0].enqueue("b")
+    except BrokerUnavailable:
+        return False
+    return True
 
 
 async def test_a_url_may_say_how_long_a_host_may_take(stack: ExitStack) -> None:
