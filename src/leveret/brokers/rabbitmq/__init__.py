@@ -68,8 +68,10 @@ T = TypeVar("T")
 #: A queue to be declared, and whether its dead letters' too.
 _Wanted: TypeAlias = tuple[Queue, bool]
 
-#: How many declare at once: each uses a channel for each question, of which a connection has few.
+#: How many declare, and how many cancel at once: each uses a channel, of which a connection has some 2,000 and may have
+#: few.
 _DECLARERS = 4
+_CANCELLERS = 200
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
 _AFTER_DELETION = 0.5
@@ -106,6 +108,7 @@ class RabbitMQBroker:
         self._declaring: Flights[_Wanted] = Flights()
         self._delaying: Flights[tuple[str, int]] = Flights()
         self._declarers = asyncio.Semaphore(_DECLARERS)
+        self._cancellers = asyncio.Semaphore(_CANCELLERS)
         self._census = Census(self._publisher)
         self._ready = ReadyCounter()
         self._events = Events(self._hosts, self._publisher, keep=keep, timeout=timeout)
@@ -414,9 +417,10 @@ class RabbitMQBroker:
         await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
 
     async def _mark(self, mark: Mark) -> None:
-        connection = await self._publisher.connection()
-        await marks.write(self._publisher, connection, mark)
-        await self._census.announce(connection, Notice(kind=CANCELLING))
+        async with self._cancellers:
+            connection = await self._publisher.connection()
+            await marks.write(self._publisher, connection, mark)
+            await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         async with self._fetched_dead(queue, limit) as (_, messages):
