@@ -23,8 +23,10 @@ import msgspec
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.current import awaited
 from leveret.deadlines import Deadlines
-from leveret.errors import AppNotLoaded, BrokerError, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.errors import AppNotLoaded, BrokerError, BrokerUnavailable, ConfigurationError, EnqueueTimeout, UnknownTask
+from leveret.flights import Flights
 from leveret.handle import Handle
+from leveret.limited_log import LimitedLog
 from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
 from leveret.retry import RetryPolicy, RetryRules
 from leveret.status import KEEP, enqueued
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
+        Collection,
         Coroutine,
-        Iterable,
         Iterator,
         Sequence,
     )
@@ -60,6 +62,8 @@ log = logging.getLogger("leveret.app")
 _ROUNDS = 10
 #: How long closing the synchronous door's connection may take (seconds).
 _CLOSE_TIMEOUT = 5.0
+#: How much longer than its timeout an enqueue may take (seconds).
+_MORE = 1.0
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Producer]"
 #: The default limit of an encoded task (bytes).
 MAX_MESSAGE_SIZE = 1024 * 1024
@@ -360,8 +364,8 @@ class App:
                 if ended is not None:
                     ended.broker.abandon()
             broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout, keep=self.keep_results)
-            # A second more than the broker's own timeout, whose errors say more: this one bounds all steps together.
-            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + 1.0))
+            # The broker's own timeout comes first, since its errors say more: this one bounds all steps together.
+            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + _MORE))
             self._producers[loop] = producer
         return producer
 
@@ -385,18 +389,22 @@ class _Producer:
     def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines) -> None:
         self.broker = broker
         self._deadlines = deadlines
-        self.end = _closed_with_the_loop(broker)
+        self._warnings = LimitedLog(log)
+        self.end = _closed_with_the_loop(broker, self._warnings)
         self._queues = queues
         self._declared: set[str] = set()
+        self._declaring: Flights[str] = Flights()
+        #: Why that was not possible when it was tried last.
+        self._trouble: BrokerUnavailable | None = None
 
     async def declare(self) -> None:
         await self._declare(self._queues)
 
     async def publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
-        stored = False
+        stored, wanted = False, frozenset[str]()
         try:
             with self._deadlines.begin():
-                wanted = {envelope.queue for envelope in envelopes} - self._declared
+                wanted = frozenset(envelope.queue for envelope in envelopes) - self._declared
                 if wanted:
                     await self._declare(wanted)
                 await self.broker.publish(envelopes)
@@ -405,21 +413,37 @@ class _Producer:
                     now = time.time()
                     await self.broker.tell([enqueued(envelope, now) for envelope in envelopes])
         except (BrokerError, TimeoutError) as error:
+            if not stored and isinstance(error, TimeoutError) and wanted - self._declared:
+                names = ", ".join(map(repr, sorted(wanted)))
+                within = f"{self._deadlines.seconds - _MORE:g} s"
+                why = f"; the try before said: {self._trouble}" if self._trouble else ""
+                raise BrokerUnavailable(
+                    f"queue {names} could not be declared within {within}; nothing was stored{why}"
+                ) from error
             if not stored:
                 raise
             # No error: who got one would enqueue again what is stored, and it would run twice.
-            log.warning(
+            self._warnings.warning(
                 "%d tasks are stored, and those who watch are not told: %s",
                 len(envelopes),
                 str(error) or "it took too long",
             )
 
-    async def _declare(self, names: Iterable[str]) -> None:
-        await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
+    async def _declare(self, names: Collection[str]) -> None:
+        """Once, for however many want to enqueue there now."""
+        await self._declaring.join(names, self._declare_now)
+
+    async def _declare_now(self, names: Sequence[str]) -> None:
+        try:
+            await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
+        except BrokerUnavailable as error:
+            self._trouble = error
+            raise
+        self._trouble = None
         self._declared.update(names)
 
 
-def _closed_with_the_loop(broker: Broker) -> AsyncGenerator[None]:
+def _closed_with_the_loop(broker: Broker, warnings: LimitedLog) -> AsyncGenerator[None]:
     """A generator that closes the broker when it ends: `asyncio.run` ends those that live when its program does.
 
     So a program that never closes its application ends without losing connections or warnings about them.
@@ -430,6 +454,7 @@ def _closed_with_the_loop(broker: Broker) -> AsyncGenerator[None]:
             yield
         finally:
             await broker.close()
+            warnings.flush()
             # The drivers' own callbacks of the closing run in the loop's next rounds.
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)

@@ -90,6 +90,10 @@ class QueueFull(EnqueueError):
     """The queue holds its ``max_length``. The tasks in ``ids`` were not stored."""
 
 
+class QueueUnavailable(EnqueueError, BrokerUnavailable):
+    """The queue refused tasks for all of the time, and is not known to be full. Those in ``ids`` were not stored."""
+
+
 class DuplicateTask(EnqueueError):
     """Tasks with the ids in ``ids`` are there already, or were given twice. Nothing of the call was stored."""
 

@@ -31,6 +31,7 @@ from leveret.errors import (
     UnknownTask,
     UnreadableBody,
 )
+from leveret.limited_log import LimitedLog
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields, shorten
 from leveret.retry import RetryRules
 
@@ -53,6 +54,7 @@ class Runner:
         self._app = app
         #: A process that a task forks and that returns from the task has another.
         self._pid = os.getpid()
+        self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         #: Which tasks are ``async def``, by name.
         self._is_async: dict[str, bool] = {}
@@ -116,7 +118,7 @@ class Runner:
         try:
             return Succeeded(task.returns.encode(value, self._app.max_result_size))
         except (NotSerializable, NoResult) as error:
-            log.warning(
+            self._warnings.warning(
                 "%s %s succeeded, and its result is not kept: %s",
                 task.name,
                 envelope.id,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.errors import BrokerError, LeaseLost
+from leveret.limited_log import LimitedLog
 from leveret.model import Released
 from leveret.status import Progress, Status, settled, started
 
@@ -39,6 +40,7 @@ class Recorder:
         self._name = name
         self._running: dict[str, Status] = {}
         self._fresh: dict[str, None] = {}
+        self._warnings = LimitedLog(log)
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -96,7 +98,9 @@ class Recorder:
                 if not isinstance(error, BrokerError):
                     log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
                 pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
-                log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
+                self._warnings.warning(
+                    "%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error
+                )
                 await asyncio.sleep(pause)
             else:
                 return frozenset()
@@ -113,6 +117,7 @@ class Recorder:
             self._timer.cancel()
         for task in self._telling:
             task.cancel()
+        self._warnings.flush()
 
     def _tell_soon(self, id_: str) -> None:
         self._fresh[id_] = None
@@ -132,4 +137,4 @@ class Recorder:
         try:
             await self._broker.tell(updates)
         except BrokerError as error:
-            log.warning("the progress of %d tasks could not be told: %s", len(updates), error)
+            self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)

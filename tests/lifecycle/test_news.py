@@ -12,6 +12,7 @@ import msgspec
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.publisher import Publisher
 from leveret.brokers.rabbitmq.streams import Batch, to_message, was_just_made
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
@@ -69,8 +70,8 @@ def message_limit(node: Node, size: int) -> Iterator[None]:
 async def events_on(node: Node, *, user: str = "guest", reading_from: str = "") -> AsyncGenerator[Events]:
     """They publish to the node, and read from there or by way of a proxy."""
     url = node.url.replace("guest:guest", f"{user}:{user}")
-    publisher = Publisher([url], timeout=20.0)
-    events = Events([reading_from or url], publisher, keep=600.0, timeout=20.0)
+    publisher = Publisher(Hosts(url, timeout=20.0), timeout=20.0)
+    events = Events(Hosts(reading_from or url, timeout=20.0), publisher, keep=600.0, timeout=20.0)
     try:
         yield events
     finally:

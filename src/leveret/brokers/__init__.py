@@ -190,6 +190,10 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -
     if scheme == "memory":
         from leveret.brokers.memory import MemoryBroker
 
+        if url.partition(":")[2] not in ("", "//"):
+            raise ConfigurationError(
+                f"{censor(url)!r}: the memory broker takes neither a name nor parameters; write memory://"
+            )
         return MemoryBroker(keep=keep)
     raise ConfigurationError(
         f"{censor(url)!r} is not a broker's URL: use sqlite:///file.db, amqp://user:password@host/vhost or memory://"
@@ -199,7 +203,7 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -
 #: Parameters of a URL that are shown in logs; any other may be a secret.
 HARMLESS = frozenset(
     {
-        *("heartbeat", "name", "timeout", "auth", "interleave", "happy_eyeballs_delay"),
+        *("heartbeat", "name", "timeout", "auth"),
         *("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"),
     }
 )

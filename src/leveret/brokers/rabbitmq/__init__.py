@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp, marks, tls
+from leveret.brokers.rabbitmq import amqp, marks
 from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
@@ -39,9 +39,10 @@ from leveret.brokers.rabbitmq.declare import (
 )
 from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.holding import Holding
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, hosts, pause_marker
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
 from leveret.errors import (
     BrokerUnavailable,
     EnqueueError,
@@ -49,6 +50,8 @@ from leveret.errors import (
     LeveretError,
     QueueNotFound,
 )
+from leveret.flights import Flights
+from leveret.limited_log import LimitedLog
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
 
@@ -64,7 +67,13 @@ if TYPE_CHECKING:
     from leveret.status import Status
 
 T = TypeVar("T")
+#: A queue to be declared, and whether its dead letters' too.
+_Wanted: TypeAlias = tuple[Queue, bool]
 
+#: How many declare, and how many cancel at once: each uses a channel, of which a connection has some 2,000 and may have
+#: few.
+_DECLARERS = 4
+_CANCELLERS = 200
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
 _AFTER_DELETION = 0.5
@@ -86,19 +95,25 @@ class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
-        self._urls = hosts(url)
-        if tls.is_unverified(self._urls[0]):
+        self._hosts = Hosts(url, timeout=timeout)
+        if self._hosts.is_unverified:
             log.warning(
                 "no_verify_ssl: the server's certificate is not checked, so whoever is in between can read and change "
                 "all that is sent, the password too; use cafile instead"
             )
         self._timeout = timeout
-        self._publisher = Publisher(self._urls, timeout=timeout)
+        self._publisher = Publisher(self._hosts, timeout=timeout)
+        #: Queues, and delay queues of them, that are being declared.
+        self._declaring: Flights[_Wanted] = Flights()
+        self._delaying: Flights[tuple[str, int]] = Flights()
+        self._declarers = asyncio.Semaphore(_DECLARERS)
+        self._cancellers = asyncio.Semaphore(_CANCELLERS)
         self._census = Census(self._publisher)
         self._ready = ReadyCounter()
-        self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
+        self._events = Events(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
-        self._notes = Notes()
+        self._notes = Notes(self._publisher.limits)
+        self._warnings = LimitedLog(log)
         self._holding = Holding(self._store, self._mend_queues)
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
@@ -106,7 +121,7 @@ class RabbitMQBroker:
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)
-        self._queues.update((queue.name, queue) for queue in queues)
+        self._learn(queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         messages = [to_message(self._ranked(envelope)) for envelope in envelopes]
@@ -130,9 +145,9 @@ class RabbitMQBroker:
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
     ) -> AsyncGenerator[RabbitMQConsumer]:
-        self._queues.update((queue.name, queue) for queue in queues)
+        self._learn(queues)
         consumer = RabbitMQConsumer(
-            self._urls, queues, credit, self._census, self._notes, self._postpone, self._publisher, describe
+            self._hosts, queues, credit, self._census, self._notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()
@@ -224,8 +239,18 @@ class RabbitMQBroker:
         """The sockets went with their loop."""
 
     async def close(self) -> None:
+        error = BrokerUnavailable("the connection was closed by this program; nothing was stored")
+        self._declaring.close(error)
+        self._delaying.close(error)
         await self._events.close()
         await self._publisher.close()
+        self._warnings.flush()
+
+    def _learn(self, queues: Sequence[Queue]) -> None:
+        for queue in queues:
+            self._queues[queue.name] = queue
+            if queue.max_length is not None:
+                self._publisher.limits.add(queue.name)
 
     def _ranked(self, envelope: Envelope) -> Envelope:
         """A task without a priority is like 4 everywhere: a classic queue takes a missing one as 0."""
@@ -260,7 +285,7 @@ class RabbitMQBroker:
                     await self._store([message])
                     await session.acknowledge([delivery.tag])
             except LeveretError as error:
-                log.warning(
+                self._warnings.warning(
                     "task %s is not due yet and stays with this worker for now: %s",
                     delivery.envelope.id,
                     error,
@@ -296,13 +321,26 @@ class RabbitMQBroker:
         return message if milliseconds is None or expires_in_order(self._version) else unranked(message)
 
     async def _make_delays(self, missing: set[tuple[str, int]]) -> None:
+        # With all the shorter ones, which its tasks climb down to.
+        rungs = [(home, rung) for home, longest in missing for rung in RUNGS if rung <= longest]
+        try:
+            await self._delaying.join([one for one in rungs if one not in self._delays], self._make_rungs)
+        except QueueNotFound as error:
+            raise QueueNotFound(str(error)) from error  # whoever waits names tasks of its own in it
+
+    async def _make_rungs(self, rungs: Sequence[tuple[str, int]]) -> None:
         async def ask() -> float:
             connection = await self._publisher.connection()
             self._version = amqp.server_version(connection)
-            return max([await declare_delay(connection, home, milliseconds) for home, milliseconds in missing])
+            homes = dict.fromkeys(home for home, _ in rungs)
+            return max(
+                [await declare_delay(connection, one, [rung for home, rung in rungs if home == one]) for one in homes]
+            )
 
-        await asyncio.sleep(await self._insist("declaring delay queues", ask))
-        self._delays |= {(home, one) for home, milliseconds in missing for one in RUNGS if one <= milliseconds}
+        async with self._declarers:
+            wait = await self._insist("declaring delay queues", ask)
+        await asyncio.sleep(wait)
+        self._delays.update(rungs)
 
     async def _mend_queues(self, delivery: Delivery) -> None:
         queue = delivery.envelope.queue
@@ -314,10 +352,19 @@ class RabbitMQBroker:
         await self._declare(queues, dead=dead)
 
     async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        """Each once, for however many want it now, and as long as it is not to be used yet."""
+        await self._declaring.join([(queue, dead) for queue in queues], self._declare_now)
+
+    async def _declare_now(self, wanted: Sequence[_Wanted]) -> None:
+        queues = [queue for queue, _ in wanted]
+        dead = any(dead for _, dead in wanted)
+
         async def ask() -> float:
             return await declare(await self._publisher.connection(), queues, self._notes, dead=dead)
 
-        await asyncio.sleep(await self._insist("declaring queues", ask))
+        async with self._declarers:
+            wait = await self._insist("declaring queues", ask)
+        await asyncio.sleep(wait)
 
     async def _stats(self, names: Sequence[str]) -> list[QueueStats]:
         connection = await self._publisher.connection()
@@ -339,9 +386,10 @@ class RabbitMQBroker:
         await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
 
     async def _mark(self, mark: Mark) -> None:
-        connection = await self._publisher.connection()
-        await marks.write(self._publisher, connection, mark)
-        await self._census.announce(connection, Notice(kind=CANCELLING))
+        async with self._cancellers:
+            connection = await self._publisher.connection()
+            await marks.write(self._publisher, connection, mark)
+            await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         async with self._fetched_dead(queue, limit) as fetched:
@@ -408,7 +456,7 @@ class RabbitMQBroker:
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
         which it has stored copies would stay where they are, and be put back twice.
         """
-        line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
+        line = await amqp.Line.open(self._hosts, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
             fetched = Fetched(line, dead_queue(queue))
@@ -459,7 +507,7 @@ class RabbitMQBroker:
                 raise
             raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:
-            raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
+            raise BrokerUnavailable(f"{doing}: {self._publisher.why_silent()}") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.census import Census, Listening, Notice
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.inspection import Describe
@@ -72,7 +73,7 @@ class RabbitMQConsumer:
 
     def __init__(
         self,
-        urls: Sequence[str],
+        hosts: Hosts,
         queues: Sequence[Queue],
         credit: int | None,
         census: Census,
@@ -81,7 +82,7 @@ class RabbitMQConsumer:
         publisher: Publisher,
         describe: Describe | None,
     ) -> None:
-        self._urls = urls
+        self._hosts = hosts
         self._queues = queues
         self._credit = min(credit or 0, amqp.MOST_PREFETCH)
         self._census = census
@@ -204,7 +205,7 @@ class RabbitMQConsumer:
         raise AssertionError("backoff() never ends")
 
     async def _open_session(self) -> Session:
-        line = await amqp.Line.open(self._urls, purpose="worker", confirms=False)
+        line = await amqp.Line.open(self._hosts, purpose="worker", confirms=False)
         session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):

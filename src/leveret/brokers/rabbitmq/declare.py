@@ -6,12 +6,12 @@ import asyncio
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
 from leveret.brokers.rabbitmq.topology import (
     CONTROL_EXCHANGE,
-    RUNGS,
     Declaration,
     closer,
     dead_declaration,
@@ -20,13 +20,16 @@ from leveret.brokers.rabbitmq.topology import (
     judge_dead,
     pause_marker,
     read_difference,
+    refuses,
     task_declaration,
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
+from leveret.flights import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers.rabbitmq.outbox import Limits
     from leveret.model import Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -43,11 +46,20 @@ _NEW_STREAM = 1.0
 _NEVER = 366 * 86_400 * 1_000
 
 
+#: See `_flights`.
+_making: WeakKeyDictionary[amqp.Connection, Flights[str]] = WeakKeyDictionary()
+
+
 class Notes:
     """What was found out about queues; each is logged once, however often they are declared."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self._told: set[tuple[str, str]] = set()
+        self._limits = limits
+
+    def found(self, queue: Declaration) -> None:
+        if self._limits is not None and refuses(queue):
+            self._limits.add(queue.name)
 
     def tell(self, queue: str, lack: str) -> None:
         if self._is_new(queue, lack):
@@ -110,13 +122,13 @@ async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) 
     return bool(found.arguments.get("x-single-active-consumer"))
 
 
-async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
-    """Make a delay queue of a task queue and all the shorter ones, which its tasks climb down to.
+async def declare_delay(connection: amqp.Connection, home: str, rungs: Sequence[int]) -> float:
+    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
 
-    How long not to use them yet (seconds). Raises QueueNotFound when there is no task queue.
+    Raises QueueNotFound when there is no task queue.
     """
-    rungs = [delay_declaration(home, one) for one in RUNGS if one <= milliseconds]
-    missing = [one for one in rungs if await message_count(connection, one.name) is None]
+    wanted = [delay_declaration(home, rung) for rung in rungs]
+    missing = [one for one in wanted if await message_count(connection, one.name) is None]
     if missing and await message_count(connection, home) is None:
         raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
     for declaration in missing:
@@ -165,7 +177,14 @@ async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
 
 async def make_control_exchange(connection: amqp.Connection) -> bool:
     """Make the exchange, or find it: a user who may not make one may still use it. Whether it was made."""
-    return await _make_exchange(connection, CONTROL_EXCHANGE)
+    was_made = False
+
+    async def make(_: Sequence[str]) -> None:
+        nonlocal was_made
+        was_made = await _make_exchange(connection, CONTROL_EXCHANGE)
+
+    await _flights(connection).join((CONTROL_EXCHANGE,), make)
+    return was_made
 
 
 async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
@@ -192,9 +211,18 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
 
     RabbitMQ 3.10 closes the connection of whoever publishes to a stream that was just made (506, "Stream not found").
     """
-    if await message_count(connection, stream.name) is None:
-        await _make(connection, stream)
-        await asyncio.sleep(_NEW_STREAM)
+
+    async def make(_: Sequence[str]) -> None:
+        if await message_count(connection, stream.name) is None:
+            await _make(connection, stream)
+            await asyncio.sleep(_NEW_STREAM)
+
+    await _flights(connection).join((stream.name,), make)
+
+
+def _flights(connection: amqp.Connection) -> Flights[str]:
+    """What is being made on a connection, by name: once for all who want it."""
+    return _making.setdefault(connection, Flights())
 
 
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:
@@ -206,8 +234,10 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
             missing.append(wanted)
         else:
-            for lack in judge(queue, await _examine(connection, wanted)):
+            found = await _examine(connection, wanted)
+            for lack in judge(queue, found):
                 notes.tell(queue.name, lack)
+            notes.found(found)
     return missing
 
 

@@ -16,12 +16,14 @@ from leveret.brokers.rabbitmq.declare import make_stream
 from leveret.brokers.rabbitmq.news import Reader, lacks_permission
 from leveret.brokers.rabbitmq.streams import Batch, events_declaration, to_message, was_just_made
 from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskTooLarge
+from leveret.limited_log import LimitedLog
 from leveret.status import NO_RESULT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from leveret.brokers.following import Feed
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
 
@@ -47,7 +49,7 @@ _REFUSED = 60.0
 class Events:
     """One program's way to and from the stream."""
 
-    def __init__(self, urls: Sequence[str], publisher: Publisher, *, keep: float, timeout: float) -> None:
+    def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
         self._publisher = publisher
         self._keep = keep
         self._timeout = timeout
@@ -57,10 +59,11 @@ class Events:
         self._refused_until = float("-inf")
         self._was_refused = False
         self._waiting: list[Status] = []
+        self._warnings = LimitedLog(log)
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
         self._flushing: asyncio.Task[None] | None = None
-        self._reader = Reader(urls, self)
+        self._reader = Reader(hosts, self)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, or if the broker takes nothing now: soon; without the permission to write: never."""
@@ -76,16 +79,22 @@ class Events:
             if lacks_permission(error):
                 self._give_up(error)
                 return
-            log.warning("%d results and statuses could not be stored yet: %s", len(updates), str(error) or "no answer")
+            if not self._is_behind:  # thousands may wait at the same time, and one says it for all
+                log.warning("results and statuses cannot be stored now: %s", str(error) or "no answer")
             self._is_behind = True
             self._hold(updates)
 
     async def tell(self, updates: Sequence[Status]) -> None:
         """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
-        if len(updates) <= _MOST_IN_ONE and any(_is_late(update, time.time()) for update in updates):
-            await self.record(updates)
-        elif not self._is_refused():
-            self._hold(updates)
+        if self._is_refused():
+            return
+        self._hold(updates)
+        flushing = self._flushing
+        if flushing is None or self._is_behind or len(updates) > _MOST_IN_ONE:
+            return
+        if any(_is_late(update, time.time()) for update in updates):
+            # With those of the others: a burst on a new queue is late as a whole.
+            await asyncio.wait([flushing], timeout=_PATIENCE)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         known: dict[str, Status] = {}
@@ -120,6 +129,7 @@ class Events:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._reader.close()
+        self._warnings.flush()
 
     async def send(self, batch: Batch) -> None:
         """Raises BrokerError."""
@@ -173,10 +183,12 @@ class Events:
             if len(updates) > 1:
                 for update in updates:
                     await self._send([update])
-            elif (smaller := _smaller(updates[0])) is not None:
+            elif (smaller := _smaller(updates[0], self._warnings)) is not None:
                 await self._send([smaller])
             else:
-                log.warning("a status of task %s is lost: RabbitMQ's max_message_size is too small", updates[0].id)
+                self._warnings.warning(
+                    "a status of task %s is lost: RabbitMQ's max_message_size is too small", updates[0].id
+                )
 
     def _is_refused(self) -> bool:
         return asyncio.get_running_loop().time() < self._refused_until
@@ -190,7 +202,7 @@ class Events:
     def _hold(self, updates: Sequence[Status]) -> None:
         self._waiting.extend(updates)
         if len(self._waiting) > _MOST_WAITING:
-            log.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
+            self._warnings.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
             del self._waiting[:-_MOST_WAITING]
         if self._waiting and (self._flushing is None or self._flushing.done()):
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
@@ -199,6 +211,8 @@ class Events:
         await asyncio.sleep(_GATHER)
         for pause in backoff():
             if not self._waiting:
+                if self._is_behind:
+                    log.info("results and statuses are stored again")
                 self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
@@ -208,7 +222,9 @@ class Events:
                 if lacks_permission(error):
                     self._give_up(error)
                     return
-                log.warning("%d results and statuses could not be stored yet: %s", len(updates), error)
+                if not self._is_behind:
+                    log.warning("results and statuses cannot be stored now: %s", error)
+                self._is_behind = True
                 self._waiting[:0] = updates
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
@@ -233,14 +249,14 @@ def _parts(updates: Sequence[Status]) -> list[list[Status]]:
     return parts
 
 
-def _smaller(update: Status) -> Status | None:
+def _smaller(update: Status, warnings: LimitedLog) -> Status | None:
     """The update without what is largest in it; None: it has no such thing."""
     if update.has_result:
         problem = (
             f"the result of task {update.task!r} is {len(bytes(update.result))} bytes, over this RabbitMQ's "
             "max_message_size; store it elsewhere and return a reference"
         )
-        log.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
+        warnings.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
         return msgspec.structs.replace(update, result=NO_RESULT, problem=problem)
     if update.traceback or update.body:
         return msgspec.structs.replace(update, traceback="", body=None)

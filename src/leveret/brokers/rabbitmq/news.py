@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.events import Events
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.status import Status
 
 T = TypeVar("T")
@@ -98,8 +99,8 @@ _Asked: TypeAlias = "tuple[Sequence[str], asyncio.Future[tuple[dict[str, Status]
 class Reader:
     """Reads the stream on a connection of its own: an alarm stops connections that publish."""
 
-    def __init__(self, urls: Sequence[str], events: Events) -> None:
-        self._urls = urls
+    def __init__(self, hosts: Hosts, events: Events) -> None:
+        self._hosts = hosts
         self._events = events
         self._opening = asyncio.Lock()
         self._line: amqp.Line | None = None
@@ -274,7 +275,7 @@ class Reader:
 
     async def _give_up(self, line: amqp.Line) -> None:
         """Its node may be parted from the others still: the next one is opened to another."""
-        self._urls = [*self._urls[1:], *self._urls[:1]]
+        line.host_failed()
         await line.close()
 
     async def _read_up(self, place: Place) -> None:
@@ -406,7 +407,7 @@ class Reader:
                 if self._line is not None:
                     await self._line.close()
                 await self._events.make()
-                self._line = await amqp.Line.open(self._urls, purpose="reader", confirms=False)
+                self._line = await amqp.Line.open(self._hosts, purpose="reader", confirms=False)
             return self._line
 
     async def _on(self, line: amqp.Line, operation: Coroutine[object, object, T], doing: str) -> T:

@@ -165,9 +165,14 @@ def judge(queue: Queue, found: Declaration) -> list[str]:
     return _shortcomings(queue, found, kind)
 
 
+def refuses(found: Declaration) -> bool:
+    """Whether a queue refuses what is over a limit of its arguments."""
+    limits = found.arguments.keys() & {"x-max-length", "x-max-length-bytes"}
+    return bool(limits) and str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+
+
 def _limits(found: Declaration, max_length: int) -> bool:
-    rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
-    return rejects and found.arguments.get("x-max-length") == max_length
+    return refuses(found) and found.arguments.get("x-max-length") == max_length
 
 
 def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:

@@ -63,7 +63,10 @@ class SQLiteBroker:
                 f"{censor(url)!r} names no file: write sqlite:///tasks.db (in the working directory) or sqlite:////var/lib/tasks.db"
             )
         if parts.query:
-            raise ConfigurationError(f"{censor(url)!r}: the SQLite broker takes no parameters")
+            raise ConfigurationError(
+                f"{censor(url)!r}: the SQLite broker takes no parameters. App(enqueue_timeout=..., keep_results=...) "
+                "sets its times; write %3F for a ? in the file's name"
+            )
         return cls(Path(path), timeout=timeout, keep=keep)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
