@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from leveret import arguments
 from leveret.errors import Dead, LeveretError, Retry
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
@@ -128,7 +129,7 @@ class AppUnderTest:
 
         ``delay``: seconds or a timedelta, to within a second. ``count``: exactly so many, 0 for none; else one or more.
         """
-        seconds = delay if delay is None or isinstance(delay, (int, float)) else delay.total_seconds()
+        seconds = arguments.seconds_or_none("delay", delay, none="any")
         return Expectation(self, queue, seconds, priority, id, count)
 
     async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
