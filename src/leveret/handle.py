@@ -116,8 +116,8 @@ class Handle(Generic[R]):
         ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
         other: after ``timeout`` (seconds, or a timedelta) it still runs. An ``async def`` task is cancelled where it
         awaits. A plain ``def`` one ends at its next ``current_task().check()``, or is killed a while after its
-        ``timeout``; nothing else ends it. A cancelled task is no dead letter, and is not tried again. Raises BrokerError, or TaskNotFound
-        when nothing is known of the task: it is told all the same.
+        ``timeout``; nothing else ends it. A cancelled task is no dead letter, and is not tried again. Raises
+        BrokerError, or TaskNotFound when nothing is known of the task: it is told all the same.
         """
         seconds = arguments.seconds("timeout", timeout)
         status = await self._source.cancel(self.id)

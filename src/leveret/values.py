@@ -247,7 +247,13 @@ def _fields(value: Any) -> list[str] | None:
 # On the way in: a class that msgspec can't restore is carried by a proxy, which it hands to `_restore_proxied`.
 
 
-class _Proxy:
+class _Accepting(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        """What a proxy restores is none of its own, and msgspec asks."""
+        return True
+
+
+class _Proxy(metaclass=_Accepting):
     """The base of all proxies."""
 
     restore: Callable[[Any], Any]
@@ -330,7 +336,7 @@ def _json_names(kind: type) -> dict[str, str]:
 @functools.cache
 def _proxy(kind: type) -> type[_Proxy]:
     restore = _enum_restorer(kind) if issubclass(kind, enum.Enum) else functools.partial(_restore_record, kind)
-    return type(f"{kind.__name__}Proxy", (_Proxy,), {"restore": staticmethod(restore)})
+    return _Accepting(f"{kind.__name__}Proxy", (_Proxy,), {"restore": staticmethod(restore)})
 
 
 def _enum_restorer(kind: type[enum.Enum]) -> Callable[[Any], Any]:
