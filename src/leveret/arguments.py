@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import operator
-import reprlib
 import time
 from datetime import date, datetime
 from typing import TypeAlias
 
-from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, spell_seconds
+from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, show, spell_seconds
 from leveret.errors import ConfigurationError
 
 #: One class of exceptions, or several.
@@ -19,17 +18,6 @@ Exceptions: TypeAlias = (
     | set[type[BaseException]]
     | frozenset[type[BaseException]]
 )
-
-_show = reprlib.Repr()
-_show.maxstring = _show.maxother = 80
-
-
-def show(value: object) -> str:
-    """A value in an error's text: short, and without what its own ``__repr__`` may raise."""
-    try:
-        return _show.repr(value)
-    except Exception:  # noqa: BLE001 - it is the user's code
-        return f"<{type(value).__name__}>"
 
 
 def seconds(

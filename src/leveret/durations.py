@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
@@ -15,6 +16,18 @@ _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60))
 
 class NotADuration(ValueError):
     """The value is no duration, or not one that is allowed; the text says what is."""
+
+
+_show = reprlib.Repr()
+_show.maxstring = _show.maxother = 80
+
+
+def show(value: object) -> str:
+    """A value in an error's text: short, and without what its own ``__repr__`` may raise."""
+    try:
+        return _show.repr(value)
+    except Exception:  # noqa: BLE001 - it is the user's code
+        return f"<{type(value).__name__}>"
 
 
 def parse_seconds(value: object, *, above_zero: bool = False, most: float | None = None, none: str = "") -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leveret.durations import MAX_DELAY, NotADuration, parse_seconds
+from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -173,7 +173,7 @@ class Retry(Exception):
         try:
             self.delay = parse_seconds(delay, most=MAX_DELAY)
         except NotADuration as problem:
-            raise ConfigurationError(f"Retry(delay={delay!r}): {problem}") from None
+            raise ConfigurationError(f"Retry(delay={show(delay)}): {problem}") from None
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

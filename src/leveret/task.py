@@ -11,7 +11,7 @@ from leveret.arguments import moment, seconds, seconds_or_none, show
 from leveret.durations import MAX_DELAY
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.handle import Handle, Source
-from leveret.model import Envelope, check_id, check_priority, new_ids, repeated
+from leveret.model import Envelope, Queue, check_id, check_priority, new_ids, repeated
 from leveret.payload import Signature, makes_coroutines
 from leveret.retry import RetryRules
 from leveret.returns import Returns
@@ -63,6 +63,7 @@ class TaskOptions(msgspec.Struct, frozen=True):
     store_result: bool = True
 
     def __post_init__(self) -> None:
+        Queue(self.queue)  # whose name is checked there
         limit = seconds_or_none("timeout", self.timeout, above_zero=True, none="no limit")
         msgspec.structs.force_setattr(self, "timeout", limit)
         check_priority(self.priority)
