@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 
-from leveret.arguments import count, exceptions, seconds, seconds_or_none, show
+from leveret.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.deadlines import Deadlines
+from leveret.durations import show
 from leveret.errors import AppNotLoaded, BrokerError, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.handle import Handle
 from leveret.model import DEFAULT_QUEUE, Queue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.arguments import show
+from leveret.durations import show
 from leveret.errors import ConfigurationError, LeveretError, TaskCancelled
 from leveret.model import shorten
 from leveret.status import Progress

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.arguments import count, show
+from leveret.arguments import count
+from leveret.durations import show
 from leveret.errors import ConfigurationError
 
 if TYPE_CHECKING:

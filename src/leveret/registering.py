@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.arguments import show
+from leveret.durations import show
 from leveret.errors import ConfigurationError
 from leveret.model import check_task_name
 from leveret.payload import entry_point

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from leveret.arguments import count, exceptions, seconds, show
-from leveret.durations import MAX_DELAY
+from leveret.arguments import count, exceptions, seconds
+from leveret.durations import MAX_DELAY, show
 from leveret.errors import ConfigurationError, Retry
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Ty
 
 import msgspec
 
-from leveret.arguments import moment, seconds, seconds_or_none, show
-from leveret.durations import MAX_DELAY
+from leveret.arguments import moment, seconds, seconds_or_none
+from leveret.durations import MAX_DELAY, show
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.handle import Handle, Source
 from leveret.model import Envelope, Queue, check_id, check_priority, new_ids, repeated

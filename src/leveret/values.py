@@ -334,7 +334,7 @@ def _json_names(kind: type) -> dict[str, str]:
 
 
 @functools.cache
-def _proxy(kind: type) -> type[_Proxy]:
+def _proxy(kind: type) -> _Accepting:
     restore = _enum_restorer(kind) if issubclass(kind, enum.Enum) else functools.partial(_restore_record, kind)
     return _Accepting(f"{kind.__name__}Proxy", (_Proxy,), {"restore": staticmethod(restore)})
 

@@ -18,7 +18,7 @@ app = App()
 
 
 class DelayRaises(Retry):
-    @property  # type: ignore[override]
+    @property
     def delay(self) -> float:
         raise SystemExit("no delay")
 
@@ -53,13 +53,13 @@ class NoTraceback(Exception):
 
 
 class NoCause(Exception):
-    @property
+    @property  # type: ignore[override]
     def __cause__(self) -> Any:
         raise RuntimeError("no cause")
 
 
 class Notes(Exception):
-    @property
+    @property  # type: ignore[override]
     def __notes__(self) -> Any:
         raise GeneratorExit
 
@@ -260,11 +260,12 @@ def register(to: App, queue: str = DEFAULT_QUEUE) -> list[str]:
         to.task(name=name, queue=queue, max_attempts=2, backoff=3600)(function)
     for name, value in RULES.items():
         to.task(name=f"a rule says {name}", queue=queue, retry=decide(value))(raises(lambda: ValueError("ruled")))
-    for name, options in {
+    never: dict[str, dict[str, Any]] = {
         "retry_on": {"retry_on": NeverAsk},
         "give_up_on": {"give_up_on": [NeverAsk]},
         "give_up_on with others": {"give_up_on": {ValueError, NeverAsk}},
-    }.items():
+    }
+    for name, options in never.items():
         to.task(name=f"never ask: {name}", queue=queue, **options)(raises(lambda: KeyError("x")))
     return [task.name for task in to.tasks]
 

@@ -122,7 +122,7 @@ def test_a_class_may_hold_functions() -> None:
 
     class Mail:
         @app.task
-        def send(to: str) -> str:  # type: ignore[misc]  # noqa: N805 - no method
+        def send(to: str) -> str:  # noqa: N805 - no method
             return to
 
         @staticmethod

@@ -276,7 +276,7 @@ class Parcel(msgspec.Struct, rename="camel"):
 
 class Line(NamedTuple):
     kind: Mixed
-    count: int
+    number: int
 
 
 class Form(TypedDict):
