@@ -307,8 +307,12 @@ _ASKED = ("__traceback__", "__cause__", "__context__", "__suppress_context__", "
 _HEAP_TYPE = 1 << 9
 
 
+#: Python makes the whole traceback of an exception that brings along more, though it is cut short, and blocks the loop.
+_MOST_EXCEPTIONS = 200
+
+
 def _is_formattable(error: BaseException) -> bool:
-    """Whether an exception, and each one that it brings along, is as Python made it."""
+    """Whether an exception, and each one that it brings along, is as Python made it, and they are not too many."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -316,6 +320,8 @@ def _is_formattable(error: BaseException) -> bool:
         if id(one) in seen:
             continue
         seen.add(id(one))
+        if len(seen) > _MOST_EXCEPTIONS:
+            return False
         users = [kind for kind in type(one).__mro__ if kind.__flags__ & _HEAP_TYPE]
         if any(name in vars(kind) for kind in users for name in _ASKED):
             return False
