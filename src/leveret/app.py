@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Coroutine,
-        Iterable,
         Iterator,
         Sequence,
     )
@@ -117,7 +117,7 @@ class App:
                     "Give it to middleware=[...], or write it as a plain 'def'"
                 )
         self.telemetry = telemetry
-        self._queues = {queue.name: queue for queue in queues}
+        self._queues = {queue.name: queue for queue in _checked_queues(queues)}
         self._own_queues = frozenset(self._queues)
         self._tasks: dict[str, Task[..., Any]] = {}
         #: The run of a module, or of a notebook's cell, that registered each of them.
@@ -396,6 +396,17 @@ class App:
             producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + 1.0))
             self._producers[loop] = producer
         return producer
+
+
+def _checked_queues(queues: Sequence[Queue]) -> Sequence[Queue]:
+    given: object = queues
+    every = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    wrong = [queue for queue in every if not isinstance(queue, Queue)]
+    if wrong or isinstance(given, Queue):
+        raise ConfigurationError(
+            f"queues has {show((wrong or [given])[0])}; it must be a list of leveret.Queue, as queues=[Queue('mail')]"
+        )
+    return [queue for queue in every if isinstance(queue, Queue)]
 
 
 def _layers(argument: str, layers: Sequence[Callable[..., Any]]) -> tuple[Any, ...]:

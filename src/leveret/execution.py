@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leveret.current import NO_LINK, CurrentTask, run_within, within_thread
-from leveret.durations import spell_seconds
 from leveret.errors import Dead, InvalidArguments, NoResult, NotSerializable, TimedOut, UnknownTask, UnreadableBody
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, log_fields, shorten
 from leveret.retry import RetryRules, leaves
@@ -220,9 +219,7 @@ async def _within(task: Task[..., Any], running: Awaitable[Any], until: float) -
     except TimeoutError as error:
         if error is own:
             raise
-        raise TimedOut(
-            f"task {task.name!r} ran longer than its timeout of {spell_seconds(task.timeout or 0.0)}"
-        ) from error
+        raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout or 0.0:.15g} s") from error
 
 
 def _guarded(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:

@@ -90,7 +90,7 @@ class Handle(Generic[R]):
                         return self.result_in(status)
         except TimeoutError as error:
             if limit.expired():
-                raise ResultTimeout(f"task {self.id} had not ended after {seconds:g} s; it goes on") from error
+                raise ResultTimeout(f"task {self.id} had not ended after {seconds:.15g} s; it goes on") from error
             raise
         raise AssertionError("a feed ends with a final status")
 

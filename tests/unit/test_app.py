@@ -128,6 +128,12 @@ def test_a_length_limit_is_at_least_one(limit: int) -> None:
         Queue("work", max_length=limit)
 
 
+@pytest.mark.parametrize("queues", ["small", ["small"], [Queue("small"), None], 5, Queue("small")])
+def test_queues_are_a_list_of_queues(queues: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"queues has .*; it must be a list of leveret.Queue"):
+        App("memory://", queues=queues)
+
+
 def test_a_queue_is_quorum_or_classic() -> None:
     with pytest.raises(ConfigurationError, match="queue 'work': kind is 'stream', it must be 'quorum' or 'classic'"):
         Queue("work", kind="stream")  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ async def test_its_timeout_cancels_it(wrapper: str) -> None:
 
     outcome = await Crewed(WRAPPERS[wrapper](task), timeout=0.05).outcome()
     assert isinstance(outcome, Retrying)
-    assert "TimedOut: task 'task' ran longer than its timeout of 0.05 seconds" in outcome.error
+    assert "TimedOut: task 'task' ran longer than its timeout of 0.05 s" in outcome.error
     assert ended == ["cleaned up"]
 
 
