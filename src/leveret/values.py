@@ -289,6 +289,9 @@ def _carrier(annotation: Any, within: frozenset[Any]) -> Any:
     if origin is typing.Annotated:
         carried = _carrier(arguments[0], within)
         return annotation if carried is arguments[0] else typing.Annotated[(carried, *arguments[1:])]
+    if origin in _QUALIFIERS:
+        carried = _carrier(arguments[0], within)
+        return annotation if carried is arguments[0] else carried
     carriers = tuple(one if one is ... else _carrier(one, within) for one in arguments)
     if all(map(operator.is_, carriers, arguments)):
         return annotation
@@ -297,13 +300,20 @@ def _carrier(annotation: Any, within: frozenset[Any]) -> Any:
     return origin[carriers]
 
 
+#: Of a field, and nothing to its values.
+_QUALIFIERS = (typing.Required, typing.NotRequired, typing.Final)
+
+
 def _needs_proxy(kind: type, within: frozenset[Any]) -> bool:
     if issubclass(kind, enum.Enum):
         return not _is_known_enum(kind)
     if kind in within:
         return False  # the class that holds it decides
-    inner = within | {kind}
-    return any(_carrier(one, inner) is not one for one in _record(kind).values())
+    try:
+        fields = _record(kind)
+    except Exception:  # noqa: BLE001 - evaluating annotations runs code that may raise anything; msgspec reads fewer
+        return False
+    return any(_carrier(one, within | {kind}) is not one for one in fields.values())
 
 
 def _is_known_enum(kind: type[enum.Enum]) -> bool:
@@ -372,7 +382,16 @@ def _restore_record(kind: type, tree: Any) -> Any:
         for name, annotation in fields.items()
         if name in tree
     }
+    if typing.is_typeddict(kind):
+        # Where annotations are text, Python itself does not see that a key is not required.
+        optional = {name for name, annotation in fields.items() if typing.get_origin(annotation) is typing.NotRequired}
+        missing = not kind.__required_keys__ <= values.keys() | optional
+    else:
+        missing = False
     try:
-        return kind(**values)
+        restored = None if missing else kind(**values)
     except TypeError:
-        raise msgspec.ValidationError("Object missing required field") from None
+        missing = True
+    if missing:
+        raise msgspec.ValidationError("Object missing required field")
+    return restored

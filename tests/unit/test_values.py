@@ -8,7 +8,7 @@ import datetime as dt
 import decimal
 import enum
 import uuid
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -20,6 +20,10 @@ from leveret.errors import InvalidArguments, NotSerializable
 from leveret.payload import Signature
 from leveret.returns import Returns
 
+if TYPE_CHECKING:
+    from leveret import Absent  # type: ignore[attr-defined]
+
+NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 ZONED = {
     "summer": dt.datetime(2026, 7, 1, 12, tzinfo=BERLIN),
@@ -281,6 +285,26 @@ class Line(NamedTuple):
 
 class Form(TypedDict):
     kind: Mixed
+    note: NotRequired[Mixed]
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Box(Generic[T]):
+    content: T
+
+
+class Partly:
+    hidden: Absent
+
+
+@dataclasses.dataclass
+class Whole(Partly):
+    """Has all of its own annotations."""
+
+    at: dt.datetime = NOON
 
 
 @either_way
@@ -310,6 +334,8 @@ def test_an_enum_of_any_values_arrives_in_a_record(travel: Any, member: Mixed) -
     assert travel(Parcel, Parcel(member)) == Parcel(member)
     assert travel(Line, Line(member, 2)) == Line(member, 2)
     assert travel(Form, {"kind": member}) == {"kind": member}
+    assert travel(Form, {"kind": member, "note": member}) == {"kind": member, "note": member}
+    assert travel(Box[Mixed], Box(member)) == Box(member)
 
 
 def test_the_wire_has_its_value() -> None:
@@ -329,10 +355,11 @@ def test_another_value_is_refused_on_arrival(body: bytes) -> None:
         Signature(task_of(Mixed), "task").decode(body)
 
 
-@pytest.mark.parametrize("body", [b'{"args":[{}]}', b'{"args":[5]}', b'{"args":[{"kind":"no"}]}'])
-def test_another_record_is_refused_on_arrival(body: bytes) -> None:
-    with pytest.raises(InvalidArguments, match="argument 'value' of task 'task' does not fit Order: "):
-        Signature(task_of(Order), "task").decode(body)
+@pytest.mark.parametrize("kind", [Order, Form, Line])
+@pytest.mark.parametrize("body", [b'{"args":[{}]}', b'{"args":[5]}', b'{"args":[{"kind":"no"}]}', b'{"args":[[]]}'])
+def test_another_record_is_refused_on_arrival(kind: Any, body: bytes) -> None:
+    with pytest.raises(InvalidArguments, match=f"argument 'value' of task 'task' does not fit {kind.__name__}: "):
+        Signature(task_of(kind), "task").decode(body)
 
 
 def test_a_null_that_may_be_none_or_a_member_is_refused() -> None:
