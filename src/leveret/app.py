@@ -7,30 +7,34 @@ import atexit
 import concurrent.futures
 import importlib
 import importlib.util
-import inspect
 import logging
 import os
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 import msgspec
 
+from leveret.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
 from leveret.current import awaited
 from leveret.deadlines import Deadlines
+from leveret.durations import show
 from leveret.errors import AppNotLoaded, BrokerError, BrokerUnavailable, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.flights import Flights
 from leveret.handle import Handle
 from leveret.limited_log import LimitedLog
-from leveret.model import DEFAULT_QUEUE, Queue, check_task_name
+from leveret.model import DEFAULT_QUEUE, Queue
+from leveret.payload import makes_coroutines
+from leveret.registering import TaskFunction, module_run, task_function
 from leveret.retry import RetryPolicy, RetryRules
 from leveret.status import KEEP, enqueued
-from leveret.task import Acknowledge, P, R, Task, TaskOptions
+from leveret.task import Acknowledge, AsyncTask, P, PlainTask, R, Task, TaskOptions
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -44,17 +48,18 @@ if TYPE_CHECKING:
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
     from types import ModuleType
     from typing import Self
 
-    from leveret.current import Middleware
+    from leveret.arguments import Exceptions
+    from leveret.current import Middleware, ThreadMiddleware
     from leveret.model import Envelope
     from leveret.retry import Decide
     from leveret.status import Status
     from leveret.telemetry import Telemetry
 
 T = TypeVar("T")
-Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
 log = logging.getLogger("leveret.app")
 
@@ -75,12 +80,18 @@ class App:
     """An application: its tasks, its queues and the URL of its broker.
 
     ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. ``queues``: those that want settings
-    of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds after which an
-    enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task. ``middleware``: what is
-    wrapped around each run in a worker, the first one outermost: logging, a database session. ``telemetry``: what
-    traces and measures each enqueue and each run, as `leveret.opentelemetry.OpenTelemetry` does.
-    ``keep_results``: how long the broker keeps what became of a task (seconds). ``max_result_size``: bytes of an
-    encoded result; a larger one is not kept, and whoever asks for it is told.
+    of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds (or a timedelta) after
+    which an enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task.
+
+    ``middleware``: what is wrapped around each run in a worker, the first one outermost: logging, an asynchronous
+    session. Each is ``async def (current, inner)``, awaits ``inner()`` once and returns what that returns. They run on
+    the event loop, also around a plain ``def`` task, which itself runs in a thread. ``thread_middleware``: what is
+    wrapped around the plain ``def`` tasks alone, in the thread of each: a database session or connection of a thread,
+    locale, logging context. Each is ``def (current, inner)``, calls ``inner()`` once and returns what that returns.
+
+    ``telemetry``: what traces and measures each enqueue and each run, as `leveret.opentelemetry.OpenTelemetry` does.
+    ``keep_results``: how long the broker keeps what became of a task (seconds, or a timedelta). ``max_result_size``:
+    bytes of an encoded result; a larger one is not kept, and whoever asks for it is told.
 
     ``async with app:`` opens the connection at once and closes it at the end; a first ``enqueue`` opens it too.
     """
@@ -90,25 +101,33 @@ class App:
         url: str | None = None,
         *,
         queues: Sequence[Queue] = (),
-        enqueue_timeout: float = DEFAULT_TIMEOUT,
+        enqueue_timeout: float | timedelta = DEFAULT_TIMEOUT,
         max_message_size: int = MAX_MESSAGE_SIZE,
         middleware: Sequence[Middleware] = (),
+        thread_middleware: Sequence[ThreadMiddleware] = (),
         telemetry: Telemetry | None = None,
-        keep_results: float = KEEP,
+        keep_results: float | timedelta = KEEP,
         max_result_size: int = MAX_RESULT_SIZE,
     ) -> None:
-        for name, seconds in (("enqueue_timeout", enqueue_timeout), ("keep_results", keep_results)):
-            if not 0 < seconds < float("inf"):
-                raise ConfigurationError(f"{name} is {seconds!r}; it must be more than 0 seconds")
-        self.keep_results = keep_results
-        self.max_result_size = max_result_size
+        self.keep_results = seconds("keep_results", keep_results, above_zero=True)
+        self.max_result_size = count("max_result_size", max_result_size, least=0)
         self._url = url
-        self.enqueue_timeout = enqueue_timeout
-        self.max_message_size = max_message_size
-        self.middleware = tuple(middleware)
+        self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout, above_zero=True)
+        self.max_message_size = count("max_message_size", max_message_size)
+        self.middleware = _layers("middleware", middleware)
+        self.thread_middleware = _layers("thread_middleware", thread_middleware)
+        for layer in self.thread_middleware:
+            if makes_coroutines(layer):
+                raise ConfigurationError(
+                    f"thread_middleware has {show(layer)}, which is asynchronous: a task's thread has no event loop. "
+                    "Give it to middleware=[...], or write it as a plain 'def'"
+                )
         self.telemetry = telemetry
-        self._queues = {queue.name: queue for queue in queues}
+        self._queues = {queue.name: queue for queue in _checked_queues(queues)}
+        self._own_queues = frozenset(self._queues)
         self._tasks: dict[str, Task[..., Any]] = {}
+        #: The run of a module, or of a notebook's cell, that registered each of them.
+        self._runs: dict[str, object] = {}
         self._default_tasks: dict[str, str] = {}
         self._producers: _Producers = weakref.WeakKeyDictionary()
         self._given_broker: Broker | None = None
@@ -154,9 +173,13 @@ class App:
         return dict(self._default_tasks)
 
     @overload
-    def task(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    def task(  # type: ignore[overload-overlap]  # a plain function's R may be a coroutine; these come first
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
     @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def task(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def task(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
     @overload
     def task(
         self,
@@ -168,12 +191,12 @@ class App:
         acknowledge: Acknowledge = ...,
         default: bool = ...,
         max_attempts: int | None = ...,
-        backoff: float = ...,
-        max_backoff: float = ...,
+        backoff: float | timedelta = ...,
+        max_backoff: float | timedelta = ...,
         retry_on: Exceptions | None = ...,
         give_up_on: Exceptions = ...,
         retry: Decide | None = ...,
-        timeout: float | None = ...,
+        timeout: float | timedelta | None = ...,
         priority: int | None = ...,
         store_result: bool = ...,
     ) -> _Decorator: ...
@@ -188,12 +211,12 @@ class App:
         acknowledge: Acknowledge = "after",
         default: bool = False,
         max_attempts: int | None = 5,
-        backoff: float = 15.0,
-        max_backoff: float = 600.0,
+        backoff: float | timedelta = 15.0,
+        max_backoff: float | timedelta = 600.0,
         retry_on: Exceptions | None = None,
         give_up_on: Exceptions = (),
         retry: Decide | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         priority: int | None = None,
         store_result: bool = True,
     ) -> Any:
@@ -206,28 +229,34 @@ class App:
         its queue says at its start if the broker does not keep priorities, as with ``Queue(priorities=True)``.
 
         A failed attempt is tried again until there were ``max_attempts`` (None: for ever), each time after a chance
-        wait of at most ``backoff`` seconds, doubled with each attempt up to ``max_backoff``. ``retry_on`` and
-        ``give_up_on`` choose by the exception's type; ``retry`` is called with the attempt's number and the exception
-        and returns the seconds to wait, or None to give up.
+        wait of at most ``backoff`` (seconds, or a timedelta), doubled with each attempt up to ``max_backoff``.
+        ``retry_on`` and ``give_up_on`` choose by the exception's type: one class, or some in a tuple, list or set.
+        ``retry`` is called with the attempt's number and the exception and returns how long to wait (seconds, or a
+        timedelta), or None to give up.
 
-        ``timeout``: seconds that an attempt may run. An ``async def`` task is cancelled then and has failed with
-        TimedOut. A plain ``def`` task cannot be interrupted: it may end by itself (see ``current_task().deadline``),
-        and `leveret.executors.OVERTIME` seconds later its child process is replaced by a fresh one.
+        ``timeout``: how long an attempt may run (seconds, or a timedelta). An ``async def`` task is cancelled then and
+        has failed with TimedOut. A plain ``def`` task cannot be interrupted: it may end by itself (see
+        ``current_task().deadline``), and `leveret.executors.OVERTIME` seconds later its child process is replaced by a
+        fresh one. A plain function that returns a coroutine, as many decorators do, is called in a thread, and what it
+        returns is awaited on the event loop as an ``async def`` task is.
+
+        The same function again, because its module was reloaded or its notebook cell was run again, replaces the first.
+        Raises ConfigurationError for another function of the same name, for what is no function, and for options that
+        cannot be.
         """
         rules = RetryRules(
-            RetryPolicy(max_attempts, backoff, max_backoff),
-            None if retry_on is None else _types(retry_on),
-            _types(give_up_on),
+            RetryPolicy(max_attempts, seconds("backoff", backoff), seconds("max_backoff", max_backoff)),
+            None if retry_on is None else exceptions("retry_on", retry_on),
+            exceptions("give_up_on", give_up_on),
             retry,
         )
+        limit = seconds_or_none("timeout", timeout, above_zero=True, none="no limit")
+        options = TaskOptions(queue, acknowledge, rules, limit, priority=priority, store_result=store_result)
+        run = module_run()
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(
-                function,
-                name or function.__name__,
-                TaskOptions(queue, acknowledge, rules, timeout, priority=priority, store_result=store_result),
-                default=default,
-            )
+            found = task_function(function, name)
+            return self._register(found, options, run, default=default)
 
         return register if function is None else register(function)
 
@@ -330,29 +359,34 @@ class App:
         self._producers = weakref.WeakKeyDictionary()
         self._door = _Door()
 
-    def _register(
-        self, function: Callable[..., Any], name: str, options: TaskOptions, *, default: bool
-    ) -> Task[..., Any]:
-        check_task_name(name)
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"task {name!r} has a 'yield': calling it would run none of its code; return instead"
-            )
-        if name in self._tasks:
+    def _register(self, function: TaskFunction, options: TaskOptions, run: object, *, default: bool) -> Task[..., Any]:
+        name = function.name
+        before = self._tasks.get(name)
+        if before is not None and not function.replaces(before.function, self._runs.get(name), run):
             raise ConfigurationError(f"two tasks are called {name!r}; give one another name with @app.task(name=...)")
-        if default and options.queue in self._default_tasks:
-            raise ConfigurationError(
-                f"queue {options.queue!r} has a default task already: {self._default_tasks[options.queue]!r}"
-            )
-        task: Task[..., Any] = Task(function, name, options, self)
+        holder = self._default_tasks.get(options.queue)
+        if default and holder not in (None, name):
+            raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
+        task: Task[..., Any] = Task(function.function, name, options, self)
         declared = self._queues.get(options.queue, Queue(options.queue))
         if options.priority is not None:
             declared = msgspec.structs.replace(declared, priorities=True)
+        if before is not None:
+            self._forget(before)
         self._queues[options.queue] = declared
         self._tasks[name] = task
+        self._runs[name] = run
         if default:
             self._default_tasks[options.queue] = name
         return task
+
+    def _forget(self, task: Task[..., Any]) -> None:
+        """A task that another one replaces."""
+        del self._tasks[task.name]
+        for queue in [queue for queue, name in self._default_tasks.items() if name == task.name]:
+            del self._default_tasks[queue]
+        if task.queue not in self._own_queues and all(other.queue != task.queue for other in self._tasks.values()):
+            self._queues.pop(task.queue, None)
 
     def _producer(self) -> _Producer:
         loop = asyncio.get_running_loop()
@@ -370,17 +404,37 @@ class App:
         return producer
 
 
-def _types(exceptions: Exceptions) -> tuple[type[BaseException], ...]:
-    return exceptions if isinstance(exceptions, tuple) else (exceptions,)
+def _checked_queues(queues: Sequence[Queue]) -> Sequence[Queue]:
+    given: object = queues
+    every = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    wrong = [queue for queue in every if not isinstance(queue, Queue)]
+    if wrong or isinstance(given, Queue):
+        raise ConfigurationError(
+            f"queues has {show((wrong or [given])[0])}; it must be a list of leveret.Queue, as queues=[Queue('mail')]"
+        )
+    return [queue for queue in every if isinstance(queue, Queue)]
+
+
+def _layers(argument: str, layers: Sequence[Callable[..., Any]]) -> tuple[Any, ...]:
+    wrong = [layer for layer in (layers if isinstance(layers, (list, tuple)) else [layers]) if not callable(layer)]
+    if wrong or callable(layers):
+        raise ConfigurationError(
+            f"{argument} is {show(layers)}; it must be a list of functions, as {argument}=[with_session]"
+        )
+    return tuple(layers)
 
 
 class _Decorator(Protocol):
     """The type of ``@app.task(...)``: keeps the parameters and gives the awaited result."""
 
     @overload
-    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # a plain function's R may be a coroutine; these come first
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
 
 
 class _Producer:

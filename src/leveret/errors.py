@@ -6,11 +6,13 @@ translated into these at the driver's edge and kept as ``__cause__``.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
 
 class LeveretError(Exception):
@@ -172,9 +174,10 @@ class Retry(Exception):
 
     def __init__(self, reason: str = "the task asked to be tried again", *, delay: float | timedelta = 0.0) -> None:
         super().__init__(reason)
-        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-        if not 0 <= self.delay <= 366 * 86_400:
-            raise ValueError(f"Retry(delay={delay!r}): it must be 0 or more seconds, and at most a year")
+        try:
+            self.delay = parse_seconds(delay, most=MAX_DELAY)
+        except NotADuration as problem:
+            raise ConfigurationError(f"Retry(delay={show(delay)}): {problem}") from None
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from leveret import arguments
 from leveret.errors import ConfigurationError, NoResult, ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
 
     import msgspec
 
@@ -73,21 +75,22 @@ class Handle(Generic[R]):
         assert known is not None
         return known
 
-    async def result(self, timeout: float | None = None) -> R:
-        """What the task returned, once it has. ``timeout``: seconds; None waits as long as it takes.
+    async def result(self, timeout: float | timedelta | None = None) -> R:
+        """What the task returned, once it has. ``timeout``: seconds, or a timedelta; None waits as long as it takes.
 
         Raises TaskFailed, TaskCancelled, NoResult (it succeeded, but what it returned could not be kept),
         ResultTimeout, or BrokerError when the broker cannot be asked. Ask within the application's ``keep_results``.
         """
+        seconds = arguments.timeout(timeout)
         self._check_stored()
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 async for status in self.updates():
                     if status.is_final:
                         return self.result_in(status)
         except TimeoutError as error:
             if limit.expired():
-                raise ResultTimeout(f"task {self.id} had not ended after {timeout:g} s; it goes on") from error
+                raise ResultTimeout(f"task {self.id} had not ended after {seconds:.15g} s; it goes on") from error
             raise
         raise AssertionError("a feed ends with a final status")
 
@@ -107,15 +110,16 @@ class Handle(Generic[R]):
                     if status.is_final:
                         return
 
-    async def cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> Status:
+    async def cancel(self, *, timeout: float | timedelta = CANCEL_TIMEOUT) -> Status:
         """Have the task not run, or end if it runs; the status then tells what came of it.
 
         ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
-        other: after ``timeout`` seconds it still runs. An ``async def`` task is cancelled where it awaits. A plain
-        ``def`` one ends at its next ``current_task().check()``, or is killed a while after its ``timeout``; nothing
-        else ends it. A cancelled task is no dead letter, and is not tried again. Raises BrokerError, or TaskNotFound
-        when nothing is known of the task: it is told all the same.
+        other: after ``timeout`` (seconds, or a timedelta) it still runs. An ``async def`` task is cancelled where it
+        awaits. A plain ``def`` one ends at its next ``current_task().check()``, or is killed a while after its
+        ``timeout``; nothing else ends it. A cancelled task is no dead letter, and is not tried again. Raises
+        BrokerError, or TaskNotFound when nothing is known of the task: it is told all the same.
         """
+        seconds = arguments.seconds("timeout", timeout)
         status = await self._source.cancel(self.id)
         if status is not None and (status.is_final or not self._stored):
             self._last = status
@@ -126,7 +130,7 @@ class Handle(Generic[R]):
                 "if it waits, it will not run, and if it runs, it is told to end"
             )
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 async for update in self.updates():
                     status = update
         except TimeoutError:
@@ -151,11 +155,14 @@ class Handle(Generic[R]):
             raise ConfigurationError(f"task {self.task!r} has store_result=False: nobody can ask what became of it")
 
 
-async def as_finished(handles: Iterable[Handle[R]], *, timeout: float | None = None) -> AsyncGenerator[Handle[R]]:
+async def as_finished(
+    handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None
+) -> AsyncGenerator[Handle[R]]:
     """The handles in the order in which their tasks end; each one's ``result()`` is there then.
 
-    ``timeout``: seconds for all of them. Raises ResultTimeout, ConfigurationError or BrokerError.
+    ``timeout``: for all of them (seconds, or a timedelta). Raises ResultTimeout, ConfigurationError or BrokerError.
     """
+    seconds = arguments.timeout(timeout)
     waiting: dict[str, list[Handle[R]]] = {}
     by_source: dict[Source, list[str]] = {}
     for handle in handles:
@@ -166,7 +173,7 @@ async def as_finished(handles: Iterable[Handle[R]], *, timeout: float | None = N
     news: asyncio.Queue[Status | BaseException] = asyncio.Queue()
     following = [asyncio.ensure_future(_follow(source, ids, news)) for source, ids in by_source.items()]
     clock = asyncio.get_running_loop().time
-    deadline = None if timeout is None else clock() + timeout
+    deadline = None if seconds is None else clock() + seconds
     try:
         while waiting:
             status = await _next(news, deadline, len(waiting))
@@ -179,10 +186,11 @@ async def as_finished(handles: Iterable[Handle[R]], *, timeout: float | None = N
         await asyncio.gather(*following, return_exceptions=True)
 
 
-async def gather_results(handles: Iterable[Handle[R]], *, timeout: float | None = None) -> list[R]:
+async def gather_results(handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None) -> list[R]:
     """What all the tasks returned, in the order of the handles; raises what the first one that failed raises.
 
-    ``timeout``: seconds for all of them together. The others go on when one has failed. Raises as `Handle.result`.
+    ``timeout``: for all of them together (seconds, or a timedelta). The others go on when one has failed.
+    Raises as `Handle.result`.
     """
     every = list(handles)
     results: dict[str, R] = {}

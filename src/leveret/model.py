@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from leveret.arguments import count
+from leveret.durations import show
 from leveret.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,8 +58,9 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.name.endswith(PAUSED_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{PAUSED_SUFFIX}' is the ending of pause markers")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigurationError(f"queue {self.name!r}: max_length is {self.max_length}, it must be at least 1")
+        if self.max_length is not None:
+            length = count(f"queue {self.name!r}: max_length", self.max_length, none="no limit")
+            msgspec.structs.force_setattr(self, "max_length", length)
         if self.kind not in ("quorum", "classic"):
             raise ConfigurationError(f"queue {self.name!r}: kind is {self.kind!r}, it must be 'quorum' or 'classic'")
 
@@ -207,14 +210,15 @@ class QueueStats(msgspec.Struct, frozen=True):
 def _fits(name: str, limit: int) -> bool:
     """Whether a name is text of 1 to so many bytes."""
     try:
-        return 0 < len(name.encode()) <= limit
-    except UnicodeEncodeError:
+        return 0 < len(str.encode(name)) <= limit
+    except (UnicodeEncodeError, TypeError):
         return False
 
 
 def printable(text: str) -> str:
     """The text with its lone surrogates (a file name that is no UTF-8) escaped, so that it can be stored and sent."""
-    return text.encode(errors="backslashreplace").decode()
+    # The method itself: a subclass's of the same name may do anything.
+    return str.encode(text, errors="backslashreplace").decode()
 
 
 def check_task_name(name: str) -> None:
@@ -229,7 +233,9 @@ def check_priority(priority: object) -> None:
     """Raises ConfigurationError for what is neither None nor a priority."""
     if priority is None or (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
         return
-    raise ConfigurationError(f"priority is {priority!r}; it must be an integer from 0 to {MAX_PRIORITY}, the highest")
+    raise ConfigurationError(
+        f"priority is {show(priority)}; it must be an integer from 0 to {MAX_PRIORITY}, the highest"
+    )
 
 
 def check_id(id_: object) -> None:

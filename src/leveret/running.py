@@ -7,7 +7,7 @@ import signal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from leveret.errors import ConfigurationError
+from leveret import arguments
 from leveret.executors.orphans import reaping
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import Format, Logging
@@ -18,6 +18,7 @@ from leveret.worker import DEFAULT_GRACE, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from leveret.admission import Prefetch
     from leveret.events import Listener
@@ -34,7 +35,7 @@ def run_worker(
     processes: Processes = 1,
     concurrency: int = 10,
     prefetch: Prefetch = "auto",
-    grace: float = DEFAULT_GRACE,
+    grace: float | timedelta = DEFAULT_GRACE,
     max_tasks_per_child: int | None = None,
     max_rss: int | None = None,
     reload: bool = False,
@@ -47,6 +48,7 @@ def run_worker(
 
     ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
     application's. ``processes``: so many children, or (fewest, most) for as many as there is work for.
+    ``grace``: how long what runs may go on when the worker stops (seconds, or a timedelta).
     ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so much memory, is
     replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
     change of their source files does. ``log_level``, ``log_format``: for a program that has not set logging up itself.
@@ -55,8 +57,10 @@ def run_worker(
     when it cannot work.
     """
     bounds = Bounds.of(processes)
-    if not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise ConfigurationError(f"{concurrency} tasks at once in a process: it must be 1 to {MOST_CONCURRENCY}")
+    concurrency = arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
+    grace = arguments.seconds("grace", grace)
+    if max_tasks_per_child is not None:
+        max_tasks_per_child = arguments.count("max_tasks_per_child", max_tasks_per_child, none="no limit")
     recycling = Recycling(max_tasks_per_child, max_rss)
     logs = Logging(log_level, log_format)
     logs.set_up()

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret import admission
+from leveret.arguments import seconds
 from leveret.awaiting import Awaiting
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
@@ -54,6 +55,7 @@ from leveret.scaling import Scaler, Work
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
+    from datetime import timedelta
     from typing import Any
 
     from leveret.brokers import Broker, Consumer
@@ -81,8 +83,8 @@ class Worker:
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
     another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
-    ``grace``: seconds. ``broker``: one to use instead of the application's URL. ``scaler``: changes the executor's
-    slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
+    ``grace``: seconds, or a timedelta. ``broker``: one to use instead of the application's URL. ``scaler``: changes the
+    executor's slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Worker:
         *,
         queues: Sequence[str] = (),
         prefetch: admission.Prefetch = "auto",
-        grace: float = DEFAULT_GRACE,
+        grace: float | timedelta = DEFAULT_GRACE,
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
         scaler: Scaler | None = None,
@@ -102,7 +104,7 @@ class Worker:
         self._credit = admission.first_credit(prefetch, executor.slots)
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
-        self._grace = grace
+        self._grace = seconds("grace", grace)
         self._listeners = tuple(listeners)
         self._given_broker = broker
         self._keys = itertools.count()

@@ -124,8 +124,14 @@ def test_a_task_name_that_does_not_fit_a_message_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_length_limit_is_at_least_one(limit: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"queue 'work': max_length is {limit}, it must be at least 1"):
+    with pytest.raises(ConfigurationError, match=f"queue 'work': max_length is {limit}; it must be .*at least 1"):
         Queue("work", max_length=limit)
+
+
+@pytest.mark.parametrize("queues", ["small", ["small"], [Queue("small"), None], 5, Queue("small")])
+def test_queues_are_a_list_of_queues(queues: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"queues has .*; it must be a list of leveret.Queue"):
+        App("memory://", queues=queues)
 
 
 def test_a_queue_is_quorum_or_classic() -> None:

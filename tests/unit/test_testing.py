@@ -14,6 +14,7 @@ import pytest
 from leveret import (
     App,
     BrokerUnavailable,
+    ConfigurationError,
     Dead,
     EnqueueTimeout,
     InvalidArguments,
@@ -279,7 +280,7 @@ async def test_what_keeps_no_result_is_cancelled(test: AppUnderTest) -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
 def test_time_only_moves_forward(test: AppUnderTest, seconds: float) -> None:
-    with pytest.raises(ValueError, match="only moves forward"):
+    with pytest.raises(ConfigurationError, match="it must be 0 or more seconds"):
         test.clock.advance(seconds)
 
 

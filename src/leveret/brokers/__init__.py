@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from leveret.arguments import seconds
 from leveret.errors import ConfigurationError
 from leveret.status import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
 
     from leveret.brokers.following import Feed
     from leveret.inspection import Describe, WorkerReport
@@ -172,12 +174,13 @@ def resolve_url(url: str | None) -> str:
     return url or os.environ.get("LEVERET_URL") or DEFAULT_URL
 
 
-def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -> Broker:
+def connect(url: str, *, timeout: float | timedelta = DEFAULT_TIMEOUT, keep: float | timedelta = KEEP) -> Broker:
     """The broker for a URL: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...`` or ``memory://``.
 
-    ``timeout``: seconds that a publish may take. ``keep``: how long results and statuses are kept (seconds). Nothing is
-    opened before its first use. Raises ConfigurationError for a URL that no broker knows.
+    ``timeout``: how long a publish may take; ``keep``: how long results are kept (seconds, or a timedelta).
+    Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
     """
+    timeout, keep = seconds("timeout", timeout, above_zero=True), seconds("keep", keep, above_zero=True)
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from leveret.brokers.sqlite import SQLiteBroker

@@ -73,8 +73,8 @@ class _Link:
         self.awaited = 0
         self.is_told_to_await = False
         self.cancelled = False
-        #: Its asyncio task has taken its first step: cancelled before that, it would end without a word.
-        self.begun = False
+        #: Not before its asyncio task has taken its first step: cancelled then, it would end without a word.
+        self.interruptible = False
         #: Unix time.
         self.since = time.time()
 
@@ -131,7 +131,7 @@ class Crew:
             if job.key in keys:
                 link = self._links[job.key]
                 link.cancelled = True
-                if link.begun and self._runner.is_async(job.envelope):
+                if link.interruptible:
                     task.cancel()
         self._unwanted.update(key for key in keys if key not in self._links)
 
@@ -165,7 +165,6 @@ class Crew:
             self._unwanted.clear()
 
     async def _run(self, job: Job, link: _Link) -> None:
-        link.begun = True
         is_unwanted = link.cancelled or job.key in self._unwanted
         try:
             if is_unwanted:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from leveret import arguments
 from leveret.errors import Dead, LeveretError, Retry
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying
+from leveret.retry import leaves
 from leveret.testing.clock import ManualClock
 from leveret.testing.faulty import FaultyBroker
 from leveret.worker import Worker
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from leveret.app import App
+    from leveret.arguments import Exceptions
     from leveret.current import CurrentTask, Inner
     from leveret.model import DeadLetter
     from leveret.task import P, R, Task
@@ -128,7 +131,7 @@ class AppUnderTest:
 
         ``delay``: seconds or a timedelta, to within a second. ``count``: exactly so many, 0 for none; else one or more.
         """
-        seconds = delay if delay is None or isinstance(delay, (int, float)) else delay.total_seconds()
+        seconds = arguments.seconds_or_none("delay", delay, none="any")
         return Expectation(self, queue, seconds, priority, id, count)
 
     async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
@@ -143,7 +146,7 @@ class AppUnderTest:
     async def drain(
         self,
         *,
-        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
@@ -154,11 +157,12 @@ class AppUnderTest:
         task that is dead without having raised (its arguments do not fit, it expired) counts as a ``Dead``.
         ``at_most``: runs after which it gives up with a RuntimeError: a task enqueues itself for ever.
         """
+        expected = arguments.exceptions("expect", expect)
         before = len(self._runs)
         drain = _Drain(self, self._broker, concurrency, at_most)
         await drain.run()
         runs = self._runs[before:]
-        failures = [_failure(run) for run in runs if _is_failure(run) and not isinstance(_raised(run), expect)]
+        failures = [_failure(run) for run in runs if _is_failure(run) and not _is_one_of(_raised(run), expected)]
         if failures:
             raise TasksFailed(f"{len(failures)} of {len(runs)} runs failed", failures)
         return runs
@@ -166,7 +170,7 @@ class AppUnderTest:
     def drain_sync(
         self,
         *,
-        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
@@ -369,8 +373,21 @@ def _list(every: Sequence[Enqueued]) -> str:
 def _is_failure(run: Run) -> bool:
     return run.kept and (
         isinstance(run.outcome, DeadLettered)
-        or (isinstance(run.outcome, Retrying) and not isinstance(run.error, Retry))
+        or (isinstance(run.outcome, Retrying) and not (run.error and _only_asks(run.error)))
     )
+
+
+def _only_asks(error: BaseException) -> bool:
+    return all(issubclass(type(one), Retry) for one in leaves(error))
+
+
+def _is_one_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """An exception group is if all is that has failed in it."""
+    failed = [one for one in leaves(error) if not issubclass(type(one), Retry)]
+    try:
+        return isinstance(error, kinds) or (bool(failed) and all(isinstance(one, kinds) for one in failed))
+    except Exception:  # noqa: BLE001 - the classes are the user's
+        return False
 
 
 def _raised(run: Run) -> BaseException:
@@ -385,8 +402,9 @@ def _failure(run: Run) -> Exception:
     if isinstance(raised, Exception):
         failure = raised
     else:
-        failure = RuntimeError(f"task {run.task!r} raised {type(raised).__name__}: {raised}")
+        failure = RuntimeError(f"task {run.task!r} raised {arguments.show(raised)}")
         failure.__cause__ = raised
     fate = f"next try in {run.outcome.delay:.1f} s" if isinstance(run.outcome, Retrying) else "the task is dead"
-    failure.add_note(f"in task {run.task!r}, attempt {run.attempt}, id {run.id}: {fate}")
+    with suppress(Exception):  # its class is the user's
+        failure.add_note(f"in task {run.task!r}, attempt {run.attempt}, id {run.id}: {fate}")
     return failure
