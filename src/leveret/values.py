@@ -385,7 +385,7 @@ def _restore_record(kind: type, tree: Any) -> Any:
     if typing.is_typeddict(kind):
         # Where annotations are text, Python itself does not see that a key is not required.
         optional = {name for name, annotation in fields.items() if typing.get_origin(annotation) is typing.NotRequired}
-        missing = not kind.__required_keys__ <= values.keys() | optional
+        missing = not getattr(kind, "__required_keys__", frozenset()) <= values.keys() | optional
     else:
         missing = False
     try:

@@ -53,14 +53,14 @@ class NoTraceback(Exception):
 
 
 class NoCause(Exception):
-    @property  # type: ignore[override]
-    def __cause__(self) -> Any:
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
         raise RuntimeError("no cause")
 
 
 class Notes(Exception):
-    @property  # type: ignore[override]
-    def __notes__(self) -> Any:
+    @property
+    def __notes__(self) -> Any:  # type: ignore[override]
         raise GeneratorExit
 
 
@@ -76,7 +76,7 @@ class NeverAsk(Exception, metaclass=Rigid):
 
 
 class Masked(Exception):
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         raise RuntimeError("no class")
 

@@ -56,7 +56,7 @@ def test_a_request_beside_a_failure_waits_for_both() -> None:
 
 
 def test_a_group_is_tried_again_if_all_of_it_would_be() -> None:
-    network = {"retry_on": (ConnectionError, TimeoutError)}
+    network: dict[str, Any] = {"retry_on": (ConnectionError, TimeoutError)}
     assert isinstance(judged(group(ConnectionResetError(), TimeoutError()), **network), Retrying)
     outcome = judged(group(ConnectionResetError(), ValueError("bad")), **network)
     assert isinstance(outcome, DeadLettered)

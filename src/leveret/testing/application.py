@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from leveret import arguments
+from leveret.durations import show
 from leveret.errors import Dead, LeveretError, Retry
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
@@ -402,7 +403,7 @@ def _failure(run: Run) -> Exception:
     if isinstance(raised, Exception):
         failure = raised
     else:
-        failure = RuntimeError(f"task {run.task!r} raised {arguments.show(raised)}")
+        failure = RuntimeError(f"task {run.task!r} raised {show(raised)}")
         failure.__cause__ = raised
     fate = f"next try in {run.outcome.delay:.1f} s" if isinstance(run.outcome, Retrying) else "the task is dead"
     with suppress(Exception):  # its class is the user's
