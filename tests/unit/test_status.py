@@ -46,7 +46,7 @@ def test_a_life() -> None:
     assert (status.state, status.attempt, status.due, status.error) == ("retrying", 2, 108.0, "broke")
     assert (status.progress, status.started_at) == (None, None)
     status = told(status, started(again, "say", 108.0), settled(again, "say", Succeeded(b"7"), 109.0))
-    assert (status.state, bytes(status.result), status.started_at, status.enqueued_at) == (
+    assert (status.state, bytes(status.encoded_result), status.started_at, status.enqueued_at) == (
         "succeeded",
         b"7",
         108.0,

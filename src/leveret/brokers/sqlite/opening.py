@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from importlib import resources
@@ -11,6 +12,8 @@ from leveret.errors import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger("leveret.sqlite")
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
@@ -47,6 +50,7 @@ def open_database(path: Path, *, timeout: float) -> sqlite3.Connection:
     """Open the file, or make it, readable by its owner only. ``timeout``: seconds to wait for another writer."""
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        log.info("made the file %s", path)
     database = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=True)
     try:
         _prepare(database, path)

@@ -84,6 +84,16 @@ class Writer:
         self._database: sqlite3.Connection | None = None
         self._store: Store | None = None
 
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file with anything in it; True as well where none can be, which opening it tells."""
+        try:
+            return self.path.stat().st_size > 0
+        except FileNotFoundError:
+            return not self.path.parent.is_dir()
+        except OSError:
+            return True
+
     async def do(self, work: Callable[[Store], T]) -> T:
         """Run the work in a transaction; returned means committed and on the disk.
 
