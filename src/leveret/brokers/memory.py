@@ -316,6 +316,8 @@ class MemoryBroker:
         self._store = store or MemoryStore()
         self._keep = keep
         self._feeds = Feeds()
+        #: Made again if somebody deletes them.
+        self._declared: dict[str, Queue] = {}
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -331,9 +333,12 @@ class MemoryBroker:
                 )
         for queue in queues:
             self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
+            self._declared[queue.name] = queue
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
+            if name not in self._store.queues and name in self._declared:
+                await self.declare([self._declared[name]])
             stored = self._store.queues.get(name)
             mine = [envelope for envelope in envelopes if envelope.queue == name]
             ids = [envelope.id for envelope in envelopes]
