@@ -95,12 +95,13 @@ def _of_project(command: str) -> dict[str, Any]:
     from leveret.cli.worker import SETTINGS
 
     check(found, (*OF_AN_APPLICATION, *SETTINGS, "app", "dashboard"))
+    dashboard = _of_dashboard(found)
     own = {name: value for name, value in found.values.items() if name in SETTINGS}
     app = {"app": found.values["app"]} if "app" in found.values else {}
     if command == "worker":
         return {command: {**app, **own, **({"queues": own["queue"]} if "queue" in own else {})}}
     if command == "dashboard":
-        return {command: {**app, **_of_dashboard(found)}}
+        return {command: {**app, **dashboard}}
     # A command's defaults, and those of the commands below it.
     below = dict.fromkeys(("list", "show", "retry", "drop"), app)
     return {command: {**app, **below}, **{f"queues {name}": app for name in ("pause", "resume", "purge", "delete")}}

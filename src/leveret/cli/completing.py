@@ -62,7 +62,9 @@ def _apps(folder: Path) -> Iterator[str]:
 def _app(context: click.Context) -> App | None:
     from leveret.cli.options import loaded
 
-    reference = context.params.get("app")
+    # Where an option stands at the end without its value yet, click has not come to the arguments.
+    words = [word for word in context.args if ":" in word]
+    reference = context.params.get("app") or next(iter(words), None)
     return None if reference is None else loaded(reference, context.params.get("url"))
 
 
