@@ -144,7 +144,7 @@ def test_all_queues_are_listed_with_their_names(monkeypatch: pytest.MonkeyPatch)
         (["retry", "-q", "wrok", "--all"], "queue 'wrok' does not exist; did you mean 'work'?"),
         (["list", "wrok"], "queue 'wrok' does not exist; did you mean 'work'?"),
         (["show", "9"], "there is no queue and no dead letter '9'"),
-        (["show", "work", "9"], "not among the dead letters"),
+        (["show", "work", "9"], "queue 'work' has no dead letter '9'"),
         (["retry", "1", "9"], "not among the dead letters that match: 9"),
     ],
 )

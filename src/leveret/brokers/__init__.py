@@ -229,8 +229,8 @@ def absolute(url: str, folder: Path | None = None) -> str:
     if path is None or path.is_absolute():
         return url
     try:
-        whole = path.expanduser()
-        whole = whole if whole.is_absolute() else (folder or Path.cwd()) / whole
+        is_in_a_home = unquote_to_bytes(url[len(_SQLITE) :]).startswith(b"~")
+        whole = path.expanduser() if is_in_a_home else (folder or Path.cwd()) / path
     except (RuntimeError, OSError) as error:
         raise ConfigurationError(
             f"{censor(url)!r} is a relative path, and it cannot be told to what ({error}); write sqlite:////whole/path.db"

@@ -149,7 +149,12 @@ def show(words: tuple[str, ...], as_json: bool, queues: tuple[str, ...], app: st
         for name in scope.queues:
             for letter in await _find(broker, name, _Filter(ids=(id_,))):
                 return letter
-        raise _not_found(scope, [id_ or words[0]])
+        if scope.named and len(scope.queues) == 1:
+            name = scope.queues[0]
+            raise click.ClickException(
+                f"queue {name!r} has no dead letter {id_!r}; leveret dead list {name} shows them"
+            )
+        raise _not_found(scope, [id_])
 
     letter = ask(found, look)
     if as_json:
