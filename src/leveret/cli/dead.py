@@ -139,13 +139,13 @@ def show(words: tuple[str, ...], as_json: bool, queues: tuple[str, ...], app: st
       leveret dead show 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
       leveret dead show default invoice-42
     """
-    if len(words) > 2:
-        raise click.UsageError("show takes one ID, and its queue before it")
     found = target(app, url)
 
     async def look(broker: Broker) -> DeadLetter:
         scope = await _scope(broker, words, queues, found.queues)
-        (id_,) = scope.ids or ("",)
+        if len(scope.ids) != 1:
+            raise click.UsageError("show takes one ID, and its queue before it")
+        (id_,) = scope.ids
         for name in scope.queues:
             for letter in await _find(broker, name, _Filter(ids=(id_,))):
                 return letter
