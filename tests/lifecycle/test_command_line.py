@@ -132,10 +132,8 @@ def test_queues_are_purged_and_deleted(place: Place, ledger: Ledger, client: Cli
 
 
 def test_a_queue_that_no_worker_takes_is_told(place: Place) -> None:
-    printed, told = (
-        leveret_both("enqueue", LEDGER_APP, "say", "x", "-q", name, "--url", place.url)
-        for name in ("defualt", "default")
-    )
+    say = ("enqueue", LEDGER_APP, "say", "x", "--url", place.url)
+    printed, told = (leveret_both(*say, "-q", name) for name in ("defualt", "default"))
     assert "queue 'defualt' is none of the application's" in printed
     assert "did you mean 'default'?" in printed
     assert "none of the application's" not in told
@@ -146,10 +144,8 @@ def test_dead_letters_of_a_misspelt_queue_are_an_error(place: Place, client: Cli
     client.enqueue(ledger_app.say, "a")
     for command in (["list"], ["list", "--json"], ["retry", "--all"], ["drop", "--all"]):
         said = leveret("dead", *command, "wrok", "--url", place.url, fails=True)
-        assert re.fullmatch(
-            r"leveret: (queue 'wrok' does not exist|there is no queue and no dead letter 'wrok')[^\n]*\(looked in .*\)\n",
-            said,
-        )
+        assert re.match(r"leveret: (queue 'wrok' does not exist|there is no queue and no dead letter 'wrok')", said)
+        assert re.search(r" \(looked in [^\n]*\)\n$", said)
 
 
 def test_the_idle_worker_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 APP = """
 import os
@@ -44,7 +44,9 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     return {**inherited, "MARK": str(tmp_path / "mark"), "COLUMNS": "80", **more}
 
 
-def leveret(folder: Path, *arguments: str, fails: bool = False, **more: str) -> tuple[str, str]:
+def leveret(
+    folder: Path, *arguments: str, fails: bool = False, more: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "leveret", *arguments],
         stdin=subprocess.DEVNULL,
@@ -52,7 +54,7 @@ def leveret(folder: Path, *arguments: str, fails: bool = False, **more: str) -> 
         text=True,
         timeout=60,
         cwd=folder,
-        env=environment(folder, **more),
+        env=environment(folder, **(more or {})),
         check=False,
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
@@ -74,7 +76,7 @@ def test_what_a_task_enqueues_elsewhere_is_run(
     tmp_path: Path, url: str, options: Sequence[str], more: dict[str, str], file: str, before: str, after: str
 ) -> None:
     (tmp_path / "tasks.py").write_text(APP.format(url=url, before=before, after=after))
-    leveret(tmp_path, "enqueue", "tasks:app", "start", *options, **more)
+    leveret(tmp_path, "enqueue", "tasks:app", "start", *options, more=more)
     arguments = ["-m", "leveret", "worker", "tasks:app", *options]
     with Program(arguments, tmp_path / "log", environment(tmp_path, **more), folder=tmp_path) as worker:
         wait_until((tmp_path / "mark").exists, f"the task ran: {worker.output}")
@@ -158,7 +160,7 @@ LOOKS = (
 )
 
 
-@pytest.mark.parametrize(("arguments", "fails"), LOOKS, ids=lambda value: "-".join(value) if value is list else None)
+@pytest.mark.parametrize(("arguments", "fails"), LOOKS, ids=["-".join(words) for words, _ in LOOKS])
 def test_a_look_makes_no_file_and_names_what_it_means(tmp_path: Path, arguments: list[str], fails: bool) -> None:
     said = "".join(leveret(tmp_path, *arguments, fails=fails))
     if "--json" in arguments:
@@ -176,7 +178,7 @@ def test_a_missing_folder_is_a_mistake_of_a_look_too(tmp_path: Path) -> None:
 async def test_every_look_of_a_broker_makes_no_file(tmp_path: Path) -> None:
     broker = connect(f"sqlite:///{tmp_path}/x.db")
     assert list(await broker.stats(["work"])) == []
-    assert list(await broker.statuses(["1"])) == list(await broker.recent(10)) == list(await broker.workers()) == []
+    assert [*await broker.statuses(["1"]), *await broker.recent(10), *await broker.workers()] == []
     assert list(await broker.dead_letters("work", limit=1)) == []
     assert (await broker.ready(["work"]), await broker.cancel("1")) == (0, None)
     for change in (broker.pause, broker.resume, broker.purge, broker.delete):
