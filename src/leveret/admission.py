@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import ConfigurationError
+from leveret.guessing import did_you_mean
 from leveret.model import DeadLettered, Delivery, Outcome, Queue
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     unknown = [name for name in dict.fromkeys(names) if name not in known]
     if unknown:
         log.warning(
-            "no task of the application goes to %s by itself; its queues: %s",
+            "no task of the application goes to %s by itself; its queues: %s%s",
             ", ".join(unknown),
             ", ".join(sorted(known)) or "none",
+            "".join(did_you_mean(name, known) for name in unknown),
         )
     return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
 

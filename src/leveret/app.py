@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -21,18 +22,20 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 import msgspec
 
 from leveret.arguments import count, exceptions, seconds, seconds_or_none
-from leveret.brokers import DEFAULT_TIMEOUT, Broker, connect, resolve_url
+from leveret.brokers import DEFAULT_TIMEOUT, Broker, absolute, connect, resolve_url
 from leveret.current import awaited
 from leveret.deadlines import Deadlines
 from leveret.durations import show
 from leveret.errors import AppNotLoaded, BrokerError, BrokerUnavailable, ConfigurationError, EnqueueTimeout, UnknownTask
 from leveret.flights import Flights
+from leveret.guessing import did_you_mean
 from leveret.handle import Handle
 from leveret.limited_log import LimitedLog
-from leveret.model import DEFAULT_QUEUE, Queue
+from leveret.model import DEFAULT_QUEUE, Queue, shorten
 from leveret.payload import makes_coroutines
 from leveret.registering import TaskFunction, module_run, task_function
 from leveret.retry import RetryPolicy, RetryRules
+from leveret.settings import number
 from leveret.status import KEEP, enqueued
 from leveret.task import Acknowledge, AsyncTask, P, PlainTask, R, Task, TaskOptions
 
@@ -79,7 +82,8 @@ MAX_RESULT_SIZE = 1024 * 1024
 class App:
     """An application: its tasks, its queues and the URL of its broker.
 
-    ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. ``queues``: those that want settings
+    ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. A relative path of an SQLite file is one in
+    the directory where the application is made, wherever the program goes later. ``queues``: those that want settings
     of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds (or a timedelta) after
     which an enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task.
 
@@ -101,17 +105,23 @@ class App:
         url: str | None = None,
         *,
         queues: Sequence[Queue] = (),
-        enqueue_timeout: float | timedelta = DEFAULT_TIMEOUT,
-        max_message_size: int = MAX_MESSAGE_SIZE,
+        enqueue_timeout: float | timedelta | None = None,
+        max_message_size: int | None = None,
         middleware: Sequence[Middleware] = (),
         thread_middleware: Sequence[ThreadMiddleware] = (),
         telemetry: Telemetry | None = None,
-        keep_results: float | timedelta = KEEP,
-        max_result_size: int = MAX_RESULT_SIZE,
+        keep_results: float | timedelta | None = None,
+        max_result_size: int | None = None,
     ) -> None:
+        #: Where a relative path in $LEVERET_URL, or in the default, is from now on.
+        self._folder = folder = _working_directory()
+        enqueue_timeout = number("enqueue_timeout", enqueue_timeout, DEFAULT_TIMEOUT, folder)
+        keep_results = number("keep_results", keep_results, KEEP, folder)
+        max_message_size = number("max_message_size", max_message_size, MAX_MESSAGE_SIZE, folder)
+        max_result_size = number("max_result_size", max_result_size, MAX_RESULT_SIZE, folder)
         self.keep_results = seconds("keep_results", keep_results, above_zero=True)
         self.max_result_size = count("max_result_size", max_result_size, least=0)
-        self._url = url
+        self._url = None if url is None else absolute(url, folder)
         self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout, above_zero=True)
         self.max_message_size = count("max_message_size", max_message_size)
         self.middleware = _layers("middleware", middleware)
@@ -132,17 +142,20 @@ class App:
         self._producers: _Producers = weakref.WeakKeyDictionary()
         self._given_broker: Broker | None = None
         self._door = _Door()
+        #: Queues that were enqueued to and are not its own: each is told of once.
+        self._unknown: set[str] = set()
         self._abandoned: list[object] = []
         _after_fork(self)
         atexit.register(_close_at_exit, weakref.ref(self))
 
     @property
     def url(self) -> str:
-        return resolve_url(self._url)
+        """The broker's. An SQLite file's path is whole: a relative one was meant when the application was made."""
+        return resolve_url(self._url, self._folder)
 
     def connect_to(self, url: str) -> None:
         """Use another broker from now on (the command line's ``--url``)."""
-        self._url = url
+        self._url = absolute(url)
 
     @contextmanager
     def enqueuing_to(self, broker: Broker) -> Iterator[None]:
@@ -271,7 +284,8 @@ class App:
         task = self._tasks.get(wanted)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
-            raise UnknownTask(f"no task is registered as {wanted!r}; known: {known}")
+            hint = did_you_mean(wanted, self._tasks)
+            raise UnknownTask(f"no task is registered as {wanted!r}{hint}{'' if hint else ';'} known: {known}")
         return task
 
     def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> Coroutine[Any, Any, None]:
@@ -399,7 +413,7 @@ class App:
                     ended.broker.abandon()
             broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout, keep=self.keep_results)
             # The broker's own timeout comes first, since its errors say more: this one bounds all steps together.
-            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + _MORE))
+            producer = _Producer(broker, self._queues, Deadlines(self.enqueue_timeout + _MORE), self._unknown)
             self._producers[loop] = producer
         return producer
 
@@ -424,6 +438,13 @@ def _layers(argument: str, layers: Sequence[Callable[..., Any]]) -> tuple[Any, .
     return tuple(layers)
 
 
+def _working_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was deleted, which is no matter to whoever needs none
+        return None
+
+
 class _Decorator(Protocol):
     """The type of ``@app.task(...)``: keeps the parameters and gives the awaited result."""
 
@@ -440,7 +461,7 @@ class _Decorator(Protocol):
 class _Producer:
     """One loop's broker, and which queues it has declared."""
 
-    def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines) -> None:
+    def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines, unknown: set[str]) -> None:
         self.broker = broker
         self._deadlines = deadlines
         self._warnings = LimitedLog(log)
@@ -450,6 +471,7 @@ class _Producer:
         self._declaring: Flights[str] = Flights()
         #: Why that was not possible when it was tried last.
         self._trouble: BrokerUnavailable | None = None
+        self._unknown = unknown
 
     async def declare(self) -> None:
         await self._declare(self._queues)
@@ -495,6 +517,16 @@ class _Producer:
             raise
         self._trouble = None
         self._declared.update(names)
+        for name in names:
+            if name not in self._queues and name not in self._unknown:
+                self._unknown.add(name)
+                log.warning(
+                    "queue %r is none of the application's, so its workers take nothing from it unless started with "
+                    "-q; if that is meant, name it: App(queues=[Queue(%r)])%s",
+                    name,
+                    name,
+                    did_you_mean(name, self._queues),
+                )
 
 
 def _closed_with_the_loop(broker: Broker, warnings: LimitedLog) -> AsyncGenerator[None]:
@@ -590,8 +622,10 @@ def load_app(reference: str) -> App:
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         found = [name for name, value in vars(module).items() if isinstance(value, App)]
-        hint = f"it has: {', '.join(found)}" if found else "it has no leveret.App at its top level"
-        raise AppNotLoaded(f"{module_name!r} has no application {attribute!r}; {hint}")
+        hint = did_you_mean(attribute, found) or (
+            f"; it has: {', '.join(found)}" if found else "; it has no leveret.App at its top level"
+        )
+        raise AppNotLoaded(f"{module_name!r} has no application {attribute!r}{hint}")
     return app
 
 
@@ -605,9 +639,9 @@ def _load_module(name: str) -> ModuleType:
             raise AppNotLoaded(
                 f"there is no module {error.name!r} in {Path.cwd()} or in the installed packages"
             ) from error
-        raise AppNotLoaded(f"importing {name!r} failed: {error}") from error
+        raise _not_loaded(repr(name), error) from error
     except (Exception, SystemExit) as error:
-        raise AppNotLoaded(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+        raise _not_loaded(repr(name), error) from error
 
 
 def _load_file(name: str) -> ModuleType:
@@ -623,5 +657,26 @@ def _load_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(path.stem, None)
-        raise AppNotLoaded(f"importing {path} failed: {type(error).__name__}: {error}") from error
+        raise _not_loaded(str(path), error) from error
     return module
+
+
+def _not_loaded(name: str, error: BaseException) -> AppNotLoaded:
+    """With the line that raised, and the traceback of what is not Python's or Leveret's way there."""
+    at = error.__traceback__
+    while at is not None and _is_on_the_way(at.tb_frame.f_code.co_filename):
+        at = at.tb_next
+    frames = traceback.extract_tb(at)
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}, line {error.lineno})"
+        message = f"{type(error).__name__}: {error.msg}"
+    else:
+        ours = [frame for frame in frames if not _is_on_the_way(frame.filename)]
+        place = f" ({ours[-1].filename}, line {ours[-1].lineno})" if ours else ""
+        message = f"{type(error).__name__}: {error}"
+    whole = "".join(traceback.format_exception(type(error), error, at))
+    return AppNotLoaded(f"importing {name} failed: {message}{place}", shorten(whole))
+
+
+def _is_on_the_way(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)

@@ -24,7 +24,11 @@ class ConfigurationError(LeveretError):
 
 
 class AppNotLoaded(ConfigurationError):
-    """The application named by ``MODULE:APP`` cannot be imported."""
+    """The application named by ``MODULE:APP`` cannot be imported. ``traceback``: of its own code, if that ran."""
+
+    def __init__(self, message: str = "", traceback: str = "") -> None:
+        super().__init__(*([message] if message else []))
+        self.traceback = traceback
 
 
 class QueueMismatch(ConfigurationError):
@@ -86,6 +90,10 @@ class EnqueueError(BrokerError):
 
 class QueueNotFound(EnqueueError):
     """The queue does not exist and this program may not create it. The tasks in ``ids`` were not stored."""
+
+
+class QueueInUse(BrokerError):
+    """The queue has consumers, or tasks that run, so it is not purged or deleted unless that is forced."""
 
 
 class QueueFull(EnqueueError):

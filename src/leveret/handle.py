@@ -147,7 +147,7 @@ class Handle(Generic[R]):
             raise TaskCancelled(f"task {status.task or '(default task)'} {self.id} was cancelled: {status.error}")
         if not status.has_result:
             raise NoResult(status.problem or f"task {self.id} succeeded, and its result is not stored")
-        result: R = self._source.restore(status.task, status.queue, status.result)
+        result: R = self._source.restore(status.task, status.queue, status.encoded_result)
         return result
 
     def _check_stored(self) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -187,6 +188,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
     #: The worker that gave it up, as `this_process` names it.
     worker: str | None = None
 
+    def __repr__(self) -> str:
+        """In one line: without the traceback, and with the beginning of the body."""
+        envelope = self.envelope
+        return brief(
+            "DeadLetter",
+            id=envelope.id,
+            task=envelope.task,
+            queue=envelope.queue,
+            attempt=envelope.attempt,
+            reason=self.reason,
+            died_at=moment(self.died_at),
+            worker=self.worker,
+            body=envelope.body,
+        )
+
 
 class QueueStats(msgspec.Struct, frozen=True):
     """What is in a queue now."""
@@ -205,6 +221,16 @@ class QueueStats(msgspec.Struct, frozen=True):
     paused: bool = False
     #: RabbitMQ: queues of it that should be there and are not. Somebody deleted them, or a policy let them expire.
     missing: tuple[str, ...] = ()
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """How many tasks left a queue for good when it was purged or deleted."""
+
+    ready: int = 0
+    delayed: int = 0
+    dead: int = 0
+    #: The queue was to be deleted, and stays, or comes again, since it has consumers.
+    kept: bool = False
 
 
 def _fits(name: str, limit: int) -> bool:
@@ -269,6 +295,25 @@ def new_ids(count: int) -> list[str]:
     now = f"{time.time_ns() // 1_000_000:012x}"
     chance = os.urandom(10 * count).hex()
     return sorted([now + chance[start : start + 20] for start in range(0, 20 * count, 20)])
+
+
+#: So much of a value is shown (characters).
+_BRIEF = 100
+
+
+def brief(name: str, **parts: Any) -> str:
+    """What a value shows of itself to people: a line, without what is None, and with long values cut."""
+    shown = [f"{key}={_cut(repr(value))}" for key, value in parts.items() if value is not None]
+    return f"{name}({', '.join(shown)})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 4]}...{text[-1]}"
+
+
+def moment(seconds: float | None) -> str | None:
+    """Unix time for people, as it is here."""
+    return None if seconds is None else datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 #: What a log record about a task says of it.

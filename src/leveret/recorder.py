@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from leveret.brokers import Broker
-    from leveret.model import Envelope, Settlement
+    from leveret.model import Delivery, Envelope, Settlement
 
 log = logging.getLogger("leveret.worker")
 
@@ -39,6 +39,8 @@ class Recorder:
         self.silence(silent, tasks)
         self._name = name
         self._running: dict[str, Status] = {}
+        #: Of what has run and is to be recorded (seconds).
+        self._run_times: dict[Delivery, float] = {}
         self._fresh: dict[str, None] = {}
         self._warnings = LimitedLog(log)
         self._timer: asyncio.TimerHandle | None = None
@@ -61,6 +63,15 @@ class Recorder:
         if status is not None:
             self._running[envelope.id] = msgspec.structs.replace(status, at=time.time(), progress=progress)
             self._tell_soon(envelope.id)
+
+    def ran(self, delivery: Delivery, seconds: float | None) -> None:
+        """It has run for so long, and its outcome is not recorded yet."""
+        if seconds is not None:
+            self._run_times[delivery] = seconds
+
+    def run_time(self, delivery: Delivery) -> float | None:
+        """How long it has run, asked once."""
+        return self._run_times.pop(delivery, None)
 
     def acknowledged(self, envelope: Envelope) -> Sequence[Status]:
         """The update to record with a task that the broker shall forget, and that runs then."""

@@ -40,7 +40,7 @@ def run_worker(
     max_rss: int | None = None,
     reload: bool = False,
     listeners: Sequence[Listener] = (),
-    log_level: str = "INFO",
+    log_level: str | None = None,
     log_format: Format = "text",
     metrics: str | None = None,
 ) -> None:
@@ -51,8 +51,9 @@ def run_worker(
     ``grace``: how long what runs may go on when the worker stops (seconds, or a timedelta).
     ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so much memory, is
     replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
-    change of their source files does. ``log_level``, ``log_format``: for a program that has not set logging up itself.
-    ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
+    change of their source files does. ``log_level``: of this process, its children and all loggers there; None: INFO,
+    or what a program, or an application in its children, that sets logging up itself says. ``log_format``: where none
+    does. ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
     ``/ready``. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused
     when it cannot work.
     """
@@ -62,13 +63,13 @@ def run_worker(
     if max_tasks_per_child is not None:
         max_tasks_per_child = arguments.count("max_tasks_per_child", max_tasks_per_child, none="no limit")
     recycling = Recycling(max_tasks_per_child, max_rss)
-    logs = Logging(log_level, log_format)
+    logs = Logging(None if log_level is None else log_level.upper(), log_format)
     logs.set_up()
     exporter = None if metrics is None else exporting(metrics)
 
     async def work() -> None:
         executor = ProcessExecutor(
-            app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling, logs=logs.of_children()
+            app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling, logs=logs
         )
         scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
         heard = listeners if exporter is None else (*listeners, exporter.hear)

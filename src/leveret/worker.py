@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from leveret import admission
 from leveret.arguments import seconds
 from leveret.awaiting import Awaiting
+from leveret.brokers import location
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
 from leveret.errors import BrokerError
@@ -185,7 +186,8 @@ class Worker:
             if consumer is None:
                 return
             self._consumer, self._queues = consumer, [queue.name for queue in queues]
-            self._tell(WorkerReady(self._queues))
+            place = location(manifest.url) if self._given_broker is None else ""
+            self._tell(WorkerReady(self._queues, place))
             admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 
@@ -449,16 +451,15 @@ class Worker:
             delivery = self._jobs.get(report.key)
             if delivery is None:
                 continue
-            if isinstance(report, Awaits):
-                self._awaiting.note(report.key, awaits=report.is_so)
-                continue
-            if isinstance(report, (Started, Progressed, Blocks)):
+            if isinstance(report, (Started, Progressed, Awaits, Blocks)):
                 self._tell_of_run(delivery, report)
                 continue
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             outcome = self._cancellations.judged(report.key, outcome)
             self._describer.ended(outcome)
+            if isinstance(report, Finished):
+                self._recorder.ran(delivery, report.seconds)
             if self._listeners:
                 self._tell(TaskFinished(delivery.envelope, outcome))
             if report.key in self._acknowledged:
@@ -471,7 +472,7 @@ class Worker:
             self._settle_soon(settlements)
         self._note_idle()
 
-    def _tell_of_run(self, delivery: Delivery, report: Started | Progressed | Blocks) -> None:
+    def _tell_of_run(self, delivery: Delivery, report: Started | Progressed | Awaits | Blocks) -> None:
         envelope = delivery.envelope
         if isinstance(report, Started):
             self._recorder.started(envelope)
@@ -481,6 +482,8 @@ class Worker:
             # Of a task that may run elsewhere by now, that one tells.
             if delivery.lease.held or report.key in self._acknowledged:
                 self._recorder.progressed(envelope, report.progress)
+        elif isinstance(report, Awaits):
+            self._awaiting.note(report.key, awaits=report.is_so)
         else:
             self._tell(TaskBlocks(envelope, report.seconds, report.stack))
 
@@ -528,12 +531,13 @@ class Worker:
         lost = await self._recorder.record(settlements, updates)
         for repeat in self._repeats.end(attempts, settlements, lost):
             self._settle_repeat(repeat)
-        # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
-        is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
+        # Nearly all that a worker has to tell is that a task is done, and perhaps nobody listens.
+        is_heard = bool(self._listeners) or log.isEnabledFor(logging.INFO)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
+            seconds = self._recorder.run_time(delivery)
             if is_heard or not kept or not isinstance(outcome, Succeeded):
-                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept, seconds=seconds))
 
     async def _tell_ended(self, delivery: Delivery, outcome: Outcome) -> None:
         """Of a task that was acknowledged before it ran: it does not run again."""
@@ -541,7 +545,9 @@ class Worker:
         if isinstance(outcome, Retrying):
             final = DeadLettered(outcome.error, outcome.traceback)
         await self._recorder.record((), self._recorder.settled([(delivery, final)]))
-        self._tell(TaskSettled(delivery.envelope, final if final is _GIVEN_UP else outcome, at_most_once=True))
+        told = final if final is _GIVEN_UP else outcome
+        seconds = self._recorder.run_time(delivery)
+        self._tell(TaskSettled(delivery.envelope, told, at_most_once=True, seconds=seconds))
 
     def _hand_back_backlog(self, queues: frozenset[str] | None = None) -> None:
         """What waits here goes back to its queue; with ``queues``, only what is from those."""

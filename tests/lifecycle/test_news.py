@@ -184,7 +184,7 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
 
                     await until(is_known, "the small result is kept")
                 without, kept = await events.statuses([large.id, small.id])
-                assert bytes(kept.result) == b"1"
+                assert bytes(kept.encoded_result) == b"1"
                 assert (without.state, without.has_result) == ("succeeded", False)
                 assert "is 200002 bytes, over this RabbitMQ's max_message_size" in without.problem
 

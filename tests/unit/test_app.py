@@ -330,15 +330,16 @@ async def test_enqueue_sync_inside_a_loop_is_refused() -> None:
 
 def test_the_url_is_the_one_given_else_the_environments_else_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEVERET_URL", raising=False)
-    assert App().url == "sqlite:///leveret.db"
+    monkeypatch.chdir("/var")
+    assert App().url == "sqlite:////var/leveret.db"
     app = App()
     monkeypatch.setenv("LEVERET_URL", "amqp://there/")
     assert app.url == "amqp://there/"
     assert App("memory://").url == "memory://"
     app.connect_to("sqlite:///elsewhere.db")
-    assert app.url == "sqlite:///elsewhere.db"
+    assert app.url == "sqlite:////var/elsewhere.db"
     monkeypatch.setenv("LEVERET_URL", "")
-    assert App().url == "sqlite:///leveret.db"
+    assert App().url == "sqlite:////var/leveret.db"
 
 
 @pytest.mark.parametrize(
@@ -475,7 +476,7 @@ def test_a_file_imports_its_neighbours_from_anywhere(folder: Path) -> None:
         (
             "tasks_here:app",
             "import tasks_here_not\n",
-            "importing 'tasks_here' failed: No module named 'tasks_here_not'",
+            "importing 'tasks_here' failed: ModuleNotFoundError: No module named 'tasks_here_not' (",
         ),
         ("tasks_here.py:app", "import absent_x\n", "failed: ModuleNotFoundError: No module named 'absent_x'"),
         ("tasks_here:app", "from os import absent\n", "importing 'tasks_here' failed: ImportError: cannot import name"),

@@ -52,7 +52,7 @@ async def test_the_events_of_a_workers_life() -> None:
         WorkerReady(["work"]),
         TaskStarted(envelope),
         TaskFinished(envelope, Succeeded(b"null")),
-        TaskSettled(envelope, Succeeded(b"null")),
+        TaskSettled(envelope, Succeeded(b"null"), seconds=settled.seconds),
         WorkerStopping(0, 7.0),
     ]
 

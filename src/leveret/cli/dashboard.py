@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import click
 
-from leveret.app import App, load_app
-from leveret.brokers import censor, connect
-from leveret.cli.options import url_option
+from leveret.app import App
+from leveret.brokers import connect, location
+from leveret.cli.completing import complete_app, complete_queue
+from leveret.cli.options import TIMEOUT, loaded, url_option
 from leveret.errors import ConfigurationError
 from leveret.logs import Logging
 
-#: How long a question to the broker may take (seconds).
-_TIMEOUT = 10.0
-
 
 @click.command()
-@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.argument("app", metavar="[MODULE:APP]", required=False, envvar="LEVERET_APP", shell_complete=complete_app)
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; not local: with a token."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="LEVERET_DASHBOARD_HOST",
+    help="The address to listen on; not local: with a token.",
 )
-@click.option("--port", type=click.IntRange(0, 65_535), default=8484, show_default=True, help="0: any free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8484,
+    show_default=True,
+    envvar="LEVERET_DASHBOARD_PORT",
+    help="0: any free one.",
+)
 @click.option(
     "--token", envvar="LEVERET_DASHBOARD_TOKEN", help="What readers must enter; better in $LEVERET_DASHBOARD_TOKEN."
 )
 @click.option("--redact", metavar="NAME", multiple=True, help="An argument that is not shown; again for more.")
 @click.option(
-    "-q", "--queue", "queues", multiple=True, help="A queue to show besides the application's; again for more."
+    "-q",
+    "--queue",
+    "queues",
+    multiple=True,
+    shell_complete=complete_queue,
+    help="A queue to show besides the application's; again for more.",
 )
 @url_option
 def command(
@@ -50,9 +64,7 @@ def command(
     from leveret.dashboard import by_name, dashboard
 
     Logging("WARNING").set_up()
-    application = App(enqueue_timeout=_TIMEOUT) if app is None else load_app(app)
-    if url is not None:
-        application.connect_to(url)
+    application = App(url, enqueue_timeout=TIMEOUT) if app is None else loaded(app, url)
     connect(application.url)  # opens nothing: a URL that no broker knows is told now, not on each page
     try:
         from leveret.dashboard.serving import LOCAL_NAMES, is_local, serve
@@ -74,7 +86,7 @@ def command(
     )
 
     def ready(address: str) -> None:
-        click.echo(f"The dashboard of {censor(application.url)} is at {address} (Ctrl-C ends it)")
+        click.echo(f"The dashboard of {location(application.url)} is at {address} (Ctrl-C ends it)")
 
     try:
         serve(served, host, port, ready)

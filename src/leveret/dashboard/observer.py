@@ -272,4 +272,4 @@ def _put(statuses: OrderedDict[str, Status], status: Status, most: int) -> None:
 
 def _light(status: Status) -> Status:
     """Without what may be large."""
-    return msgspec.structs.replace(status, result=NO_RESULT, traceback="")
+    return msgspec.structs.replace(status, encoded_result=NO_RESULT, traceback="")

@@ -88,6 +88,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     key: int
     outcome: Outcome
+    #: How long it ran; None: it did not.
+    seconds: float | None = None
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -271,7 +271,7 @@ def main() -> None:
     try:
         app = load_app(begin.app)
     except AppNotLoaded as error:
-        connection.sendall(encoded([NotLoaded(str(error))]))
+        connection.sendall(encoded([NotLoaded(str(error), error.traceback)]))
         return
     if begin.logs is not None:
         begin.logs.set_up()

@@ -165,6 +165,7 @@ class Crew:
             self._unwanted.clear()
 
     async def _run(self, job: Job, link: _Link) -> None:
+        began = time.monotonic()
         is_unwanted = link.cancelled or job.key in self._unwanted
         try:
             if is_unwanted:
@@ -187,7 +188,7 @@ class Crew:
             self.running.pop(this, None)
         self._free += 1
         self.finished += 1
-        self._say(Finished(job.key, outcome))
+        self._say(Finished(job.key, outcome, None if is_unwanted else time.monotonic() - began))
         self._start_waiting()
 
     def _note_progress(self, key: int, progress: Progress) -> None:

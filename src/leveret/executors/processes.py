@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers import absolute
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.events import ChildReplaced
+from leveret.events import ChildReplaced, write
 from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, Started, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
@@ -92,7 +93,8 @@ class ProcessExecutor:
         recycling: Recycling = Recycling(),  # noqa: B008 - frozen
         logs: Logging | None = None,
     ) -> None:
-        self._begin = Begin(app, url, concurrency, logs)
+        # Whole: the application's module may change the directory while it is imported.
+        self._begin = Begin(app, None if url is None else absolute(url), concurrency, logs)
         self._processes = processes
         self._recycling = recycling
         #: How often it was reloaded, and of which generations the children are that shall not stay.
@@ -520,9 +522,8 @@ class ProcessExecutor:
                     if not self._broken.done():
                         self._broken.set_exception(error)
                     return None
-                log.error(  # noqa: TRY400 - the reason is in the message
-                    "no fresh child process, so those that are there go on; trying again in %.0f s: %s", pause, error
-                )
+                message = "no fresh child process, so those that are there go on; trying again in %.0f s: %s"
+                write(log, logging.ERROR, message, pause, error, traceback=error.traceback)
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 

@@ -374,7 +374,7 @@ def _ready(batch: list[ToWorker]) -> Ready:
         if isinstance(message, Ready):
             return message
         if isinstance(message, NotLoaded):
-            raise AppNotLoaded(message.reason)
+            raise AppNotLoaded(message.reason, message.traceback)
     raise AppNotLoaded
 
 

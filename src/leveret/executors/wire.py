@@ -34,7 +34,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     app: str
     url: str | None
     concurrency: int
-    #: Where its logs go, unless the application decides that; None: the application alone does.
+    #: How it logs, unless the application decides that; None: the application alone does.
     logs: Logging | None = None
 
     def __repr__(self) -> str:
@@ -65,6 +65,8 @@ class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The application can't be imported."""
 
     reason: str
+    #: Of its own code.
+    traceback: str = ""
 
 
 class Turns(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -17,7 +17,7 @@ from leveret.durations import show
 from leveret.errors import Dead, LeveretError, Retry
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
-from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying, Succeeded, brief
 from leveret.retry import leaves
 from leveret.testing.clock import ManualClock
 from leveret.testing.faulty import FaultyBroker
@@ -77,6 +77,22 @@ class Run(msgspec.Struct, frozen=True):
     error: BaseException | None = None
     #: False: the outcome was lost, and the task runs again.
     kept: bool = True
+    #: What it returned, as whoever waits for it gets it; None as well for a run that failed.
+    result: Any = None
+
+    def __repr__(self) -> str:
+        """In one line."""
+        return brief(
+            "Run",
+            task=self.task,
+            id=self.id,
+            queue=self.queue,
+            attempt=self.attempt,
+            outcome=type(self.outcome),
+            error=self.error,
+            result=self.result,
+            kept=None if self.kept else False,
+        )
 
 
 class TasksFailed(ExceptionGroup[Exception]):
@@ -94,6 +110,7 @@ class AppUnderTest:
         self._broker = FaultyBroker(self.clock, on_crash=self._on_crash, on_cut=self._on_cut)
         self._runs: list[Run] = []
         self._errors: dict[tuple[str, int], BaseException] = {}
+        self._values: dict[tuple[str, int], Any] = {}
         #: Why the worker that works now shall not go on.
         self._ending: asyncio.Future[_Ending] | None = None
 
@@ -198,17 +215,22 @@ class AppUnderTest:
             return envelope.body
 
     async def _note_errors(self, current: CurrentTask, inner: Inner) -> Any:
-        """The outermost middleware: keeps what a run raised, which an outcome has as text only."""
+        """The outermost middleware: keeps what a run returned, or raised, which an outcome has as text only."""
         try:
-            return await inner()
+            value = self._values[current.id, current.attempt] = await inner()
+            return value
         except BaseException as error:
             self._errors[current.id, current.attempt] = error
             raise
 
     def _note(self, envelope: Envelope, outcome: Outcome, *, kept: bool) -> None:
         error = self._errors.pop((envelope.id, envelope.attempt), None)
+        value = self._values.pop((envelope.id, envelope.attempt), None)
+        if isinstance(outcome, Succeeded) and outcome.result is not None:
+            # As it arrives: a tuple is a list then, unless the task's annotation says otherwise.
+            value = self.app.restore(envelope.task, envelope.queue, msgspec.Raw(outcome.result))
         name = envelope.task or ""
-        self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept))
+        self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept, value))
 
     def _on_crash(self, delivery: Delivery, outcome: Outcome) -> None:
         self._note(delivery.envelope, outcome, kept=False)

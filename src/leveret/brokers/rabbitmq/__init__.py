@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.brokers import in_use
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp, marks
 from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Census, Notice, Tally
@@ -30,10 +31,12 @@ from leveret.brokers.rabbitmq.declare import (
     Notes,
     declare,
     declare_delay,
+    delete_queue,
     is_paused,
     mark_paused,
     message_count,
     pause_marks,
+    purge_queue,
     require_queue,
     unmark_paused,
 )
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.codec import Message
     from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.inspection import Describe, WorkerReport
-    from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
+    from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Removed, Settlement
     from leveret.status import Status
 
 T = TypeVar("T")
@@ -235,6 +238,14 @@ class RabbitMQBroker:
     async def resume(self, queue: str) -> None:
         await self._insist("resuming", lambda: self._set_paused(queue, unmark_paused), _QUESTION)
 
+    async def purge(self, queue: str, *, force: bool = False) -> Removed:
+        return await self._insist("purging", lambda: self._clear(queue, force=force, whole=False), _QUESTION)
+
+    async def delete(self, queue: str, *, force: bool = False) -> Removed:
+        removed = await self._insist("deleting", lambda: self._clear(queue, force=force, whole=True), _QUESTION)
+        self._delays = {(home, milliseconds) for home, milliseconds in self._delays if home != queue}
+        return removed
+
     def abandon(self) -> None:
         """The sockets went with their loop."""
 
@@ -384,6 +395,17 @@ class RabbitMQBroker:
         connection = await self._publisher.connection()
         await change(connection, queue)
         await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
+
+    async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
+        connection = await self._publisher.connection()
+        count = await _count(connection, queue)
+        if count is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        consumers = count[1]
+        if consumers and not force:
+            raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
+        removed = await (delete_queue if whole else purge_queue)(connection, queue)
+        return msgspec.structs.replace(removed, kept=whole and bool(consumers))
 
     async def _mark(self, mark: Mark) -> None:
         async with self._cancellers:

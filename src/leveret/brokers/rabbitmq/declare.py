@@ -12,10 +12,13 @@ from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
 from leveret.brokers.rabbitmq.topology import (
     CONTROL_EXCHANGE,
+    RUNGS,
     Declaration,
     closer,
     dead_declaration,
+    dead_queue,
     delay_declaration,
+    delay_queue,
     judge,
     judge_dead,
     pause_marker,
@@ -25,6 +28,7 @@ from leveret.brokers.rabbitmq.topology import (
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
 from leveret.flights import Flights
+from leveret.model import Removed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,6 +177,39 @@ async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
         await channel.close()
     elif await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist, so there is nothing to resume")
+
+
+async def purge_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete what waits in a task queue and in its delay queues, which come first: what is due goes to the queue."""
+    delayed = [
+        await _emptied(connection, name)
+        for name in [delay_queue(queue, milliseconds) for milliseconds in RUNGS]
+        if await message_count(connection, name) is not None
+    ]
+    return Removed(await _emptied(connection, queue), sum(delayed))
+
+
+async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete a task queue and what belongs to it; the queue last, so that it can be asked for again until then."""
+    delayed = [await _deleted(connection, delay_queue(queue, milliseconds)) for milliseconds in RUNGS]
+    dead = await _deleted(connection, dead_queue(queue))
+    await _deleted(connection, pause_marker(queue).name)
+    return Removed(await _deleted(connection, queue), sum(delayed), dead)
+
+
+async def _emptied(connection: amqp.Connection, name: str) -> int:
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_purge(name)
+    await channel.close()
+    return answer.message_count or 0
+
+
+async def _deleted(connection: amqp.Connection, name: str) -> int:
+    """How many messages were in it; 0 as well for a queue that is not there."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_delete(name)
+    await channel.close()
+    return answer.message_count or 0
 
 
 async def make_control_exchange(connection: amqp.Connection) -> bool:

@@ -240,7 +240,7 @@ def _parts(updates: Sequence[Status]) -> list[list[Status]]:
     parts: list[list[Status]] = [[]]
     size = 0
     for update in updates:
-        weight = len(update.traceback) + len(bytes(update.result)) + len(update.body or b"")
+        weight = len(update.traceback) + len(bytes(update.encoded_result)) + len(update.body or b"")
         if parts[-1] and (len(parts[-1]) >= _MOST_IN_ONE or size + weight > _MOST_BYTES):
             parts.append([])
             size = 0
@@ -253,11 +253,11 @@ def _smaller(update: Status, warnings: LimitedLog) -> Status | None:
     """The update without what is largest in it; None: it has no such thing."""
     if update.has_result:
         problem = (
-            f"the result of task {update.task!r} is {len(bytes(update.result))} bytes, over this RabbitMQ's "
+            f"the result of task {update.task!r} is {len(bytes(update.encoded_result))} bytes, over this RabbitMQ's "
             "max_message_size; store it elsewhere and return a reference"
         )
         warnings.warning("task %s succeeded, and its result is not kept: %s", update.id, problem)
-        return msgspec.structs.replace(update, result=NO_RESULT, problem=problem)
+        return msgspec.structs.replace(update, encoded_result=NO_RESULT, problem=problem)
     if update.traceback or update.body:
         return msgspec.structs.replace(update, traceback="", body=None)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import closing, suppress
@@ -16,6 +17,8 @@ from leveret.errors import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger("leveret.sqlite")
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
@@ -61,6 +64,7 @@ def open_database(path: Path, *, timeout: float, again: bool = False) -> tuple[s
     else:
         with suppress(FileExistsError):
             os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            log.info("made the file %s", path)
     before = database.stat()
     connection = sqlite3.connect(database, timeout=timeout, isolation_level=None, check_same_thread=True)
     try:

@@ -9,7 +9,7 @@ import msgspec
 
 from leveret.brokers.following import EVERY
 from leveret.brokers.sqlite.rows import MOST_TIME, moment, text
-from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, kept_body, newer, placed
+from leveret.status import Mark, State, Status, cancelled_before, cancelled_running, kept_body, newer, placed, purged
 
 if TYPE_CHECKING:
     import sqlite3
@@ -123,6 +123,16 @@ class Records:
             self._execute("INSERT OR REPLACE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder, id_, now)
             self._ring(holder)
         return known
+
+    def purged(self, queue: int) -> None:
+        """Tell of all tasks that wait in a queue, and are deleted, as far as anybody knows or follows them."""
+        which = "" if self.is_watched() else " AND (id IN (SELECT id FROM record) OR id IN (SELECT task FROM watch))"
+        ids = self._execute(
+            f"SELECT id FROM task WHERE queue = ? AND state IN ('ready', 'delayed'){which}",  # noqa: S608 - constants
+            queue,
+        ).fetchall()
+        now = time.time()
+        self.note([purged(status, now) for status in self.statuses(id_ for (id_,) in ids)])
 
     def marks(self, consumer: int) -> list[Mark]:
         """For the consumer, which is told of them now. They stay while it has their tasks: see `marked`, `orphaned`."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from leveret.brokers import in_use
 from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.records import Records
 from leveret.brokers.sqlite.room import ready_about
@@ -43,6 +44,7 @@ from leveret.model import (
     Queue,
     QueueStats,
     Released,
+    Removed,
     Retrying,
     Succeeded,
     new_id,
@@ -125,8 +127,6 @@ class Store:
         #: The consumers of this process: who takes what they are dealt, and the newest token that was handed over.
         self._receivers: dict[int, Receiver] = {}
         self._newest: dict[int, int] = {}
-        #: Queues' numbers and limits: these never change.
-        self._known: dict[str, tuple[int, int | None]] = {}
         # Of this transaction: which queues have tasks or credit to deal, whom it concerns, what its commit makes true.
         self._undealt: set[int] = set()
         self._rung: set[int] = set()
@@ -160,7 +160,6 @@ class Store:
         self._begin_anew()
 
     def rolled_back(self) -> None:
-        self._known.clear()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -463,6 +462,25 @@ class Store:
         self._rung.update(consumer for (consumer,) in takers)
         self._deal([number])
 
+    def clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
+        """Delete what waits in a queue; with ``whole`` its dead letters too, and the queue itself if nobody uses it."""
+        number = self._queue_id(queue)
+        (consumers,) = self._execute("SELECT count(*) FROM taker WHERE queue = ?", number).fetchone()
+        counted = self._execute("SELECT state, count(*) FROM task WHERE queue = ? GROUP BY state", number)
+        counts = dict(counted.fetchall())
+        used = bool(consumers or counts.get("running"))
+        if used and not force:
+            raise in_use(queue, consumers=consumers, running=counts.get("running", 0))
+        self.records.purged(number)
+        self._execute("DELETE FROM task WHERE queue = ? AND state IN ('ready', 'delayed')", number)
+        if whole:
+            self._execute("DELETE FROM task WHERE queue = ? AND state = 'dead'", number)
+            self._execute("UPDATE queue SET paused = 0 WHERE id = ?", number)
+        if whole and not used:
+            self._execute("DELETE FROM queue WHERE id = ?", number)
+        dead = counts.get("dead", 0) if whole else 0
+        return Removed(counts.get("ready", 0), counts.get("delayed", 0), dead, kept=whole and used)
+
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         rows = self._execute(
             f"SELECT seq, reason, traceback, died_at, worker, {ENVELOPE} FROM task"  # noqa: S608
@@ -534,19 +552,20 @@ class Store:
 
     def _queue(self, name: str, ids: Sequence[str] = ()) -> tuple[int, int | None]:
         """Its number, and how many ready tasks it may hold."""
-        found = self._known.get(name)
+        # Asked each time: another program may have deleted it, or made it again under another number.
+        found: tuple[int, int | None] | None = self._execute(
+            "SELECT id, max_length FROM queue WHERE name = ?", name
+        ).fetchone()
         if found is None:
-            found = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
-            if found is None and name in self._declared:
+            if name in self._declared:
                 self.declare([self._declared[name]])  # in the file that was here before
                 found = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
-            if found is not None and not (found[1] is None or type(found[1]) is int):
-                raise StoreError(
-                    f"queue {name!r} has the max_length {found[1]!r} in the file; it must be a number, or NULL"
-                )
             if found is None:
                 raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
-            self._known[name] = found
+        if not (found[1] is None or type(found[1]) is int):
+            raise StoreError(
+                f"queue {name!r} has the max_length {found[1]!r} in the file; it must be a number, or NULL"
+            )
         return found
 
     def _room_for(self, name: str, mine: Sequence[Envelope], all_of_them: Sequence[Envelope]) -> int:

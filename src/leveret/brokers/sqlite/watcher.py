@@ -25,6 +25,8 @@ log = logging.getLogger("leveret.sqlite")
 
 #: A ring that was lost with its ringer is made up for after so long, at most (seconds).
 _ROUND = 2.0
+#: How often it is looked whether there is a file by now (seconds).
+_LOOK = 0.2
 
 
 class Watcher:
@@ -56,11 +58,13 @@ class Watcher:
     async def _joined(self, feed: Feed) -> AsyncGenerator[Feed]:
         try:
             async with self._changing:
-                if self._bell is None:
-                    await self._register()
+                if self._listening is None:
+                    if self._writer.has_file:
+                        await self._register()
                     self._listening = asyncio.create_task(self._listen())
                 self._feeds.add(feed)
-                feed.tell(await self._watch(list(feed.ids)))
+                if self._bell is not None:
+                    feed.tell(await self._watch(list(feed.ids)))
             yield feed
         finally:
             await asyncio.shield(self._leave(feed))
@@ -89,28 +93,31 @@ class Watcher:
     async def _leave(self, feed: Feed) -> None:
         async with self._changing:
             ids = self._feeds.remove(feed)
-            if self._bell is None:
-                return
             if not self._feeds:
                 await self._let_go()
+            if self._bell is None:
                 return
             number = self._number
             with suppress(BrokerError):
                 await self._writer.do(partial(_unwatch, number, ids))
 
     async def _let_go(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is None:
-            return
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        bell, self._bell = self._bell, None
+        if bell is None:
+            return
         bell.take_down()
         number = self._number
         with suppress(BrokerError):
             await self._writer.do(lambda store: store.leave(number))
 
     async def _listen(self) -> None:
+        while not self._writer.has_file:
+            await asyncio.sleep(_LOOK)  # whoever follows must not make the file: another program will
+            self._wake.set()
         trouble = Trouble("news of tasks cannot be read")
         while True:
             with suppress(TimeoutError):
@@ -118,7 +125,9 @@ class Watcher:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                if self._bell is not None:
+                if self._bell is None:
+                    await self._renew()
+                else:
                     self._bell.see_to()
                 news = await self._writer.do(partial(_changes, self._number, self._last, len(self._feeds.ids)))
                 if news is None:

@@ -108,6 +108,16 @@ class Writer:
         self._open: _Open | None = None
         self._was_open = False
 
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file with anything in it; True as well where none can be, which opening it tells."""
+        try:
+            return self.path.stat().st_size > 0
+        except FileNotFoundError:
+            return not self.path.parent.is_dir()
+        except OSError:
+            return True
+
     async def do(self, work: Callable[[Store], T]) -> T:
         """Run the work in a transaction; returned means committed and on the disk.
 
