@@ -13,6 +13,7 @@ import aio_pika
 import aio_pika.exceptions
 import pytest
 
+from leveret import loops
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
@@ -31,6 +32,8 @@ HANDBOOK = ("letters", "small", "mail")
 #: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
 #: ends the process.
 HANGS = 200.0
+#: The event loop of the async tests: $LEVERET_TEST_LOOP.
+LOOP: loops.Loop = "uvloop" if os.environ.get("LEVERET_TEST_LOOP") == "uvloop" else "asyncio"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +54,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(HANGS):
             await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
 
-    asyncio.run(run())
+    loops.run(run(), LOOP)
     return True
 
 

@@ -7,6 +7,7 @@ import signal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from leveret import loops
 from leveret.errors import ConfigurationError
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import Format, Logging
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from leveret.admission import Prefetch
     from leveret.events import Listener
+    from leveret.loops import Loop
 
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000
@@ -41,6 +43,7 @@ def run_worker(
     log_level: str = "INFO",
     log_format: Format = "text",
     metrics: str | None = None,
+    loop: Loop = "auto",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
@@ -50,10 +53,12 @@ def run_worker(
     replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
     change of their source files does. ``log_level``, ``log_format``: for a program that has not set logging up itself.
     ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
-    ``/ready``. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused
-    when it cannot work.
+    ``/ready``. ``loop``: the event loop; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the policy that this
+    program sets, and for the tasks the application, else asyncio's. A second signal stops at once; nothing is lost.
+    Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
     """
     bounds = Bounds.of(processes)
+    loops.check_loop(loop)
     if not 1 <= concurrency <= MOST_CONCURRENCY:
         raise ConfigurationError(f"{concurrency} tasks at once in a process: it must be 1 to {MOST_CONCURRENCY}")
     recycling = Recycling(max_tasks_per_child, max_rss)
@@ -63,18 +68,23 @@ def run_worker(
 
     async def work() -> None:
         executor = ProcessExecutor(
-            app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling, logs=logs.of_children()
+            app,
+            url=url,
+            processes=bounds.least,
+            concurrency=concurrency,
+            recycling=recycling,
+            logs=logs.of_children(),
+            loop=loop,
         )
         scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
         heard = listeners if exporter is None else (*listeners, exporter.hear)
         worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard, scaler=scaler)
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, worker.stop)
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),
         ):
             await worker.run()
 
-    asyncio.run(work())
+    loops.run(work(), loop)

@@ -38,6 +38,7 @@ def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -
         (["worker", "tasks"], "not of the form MODULE:APP"),
         (["worker", "no/such/file.py:app"], "there is no file"),
         (["worker", LEDGER_APP, "--prefetch", "0"], "not a number from 1"),
+        (["worker", LEDGER_APP, "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["worker", LEDGER_APP, "--processes", "0"], "--processes"),
         (["worker", LEDGER_APP, "--url", "ftp://x"], "is not a broker's URL"),
         (["worker", LEDGER_APP, "--url", "sqlite:///no/such/folder/x.db"], "does its folder exist"),

@@ -15,6 +15,7 @@ from leveret.worker import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from leveret.logs import Format
+    from leveret.loops import Loop
 
 
 class _PrefetchType(click.ParamType[Prefetch]):
@@ -114,6 +115,14 @@ class _ProcessesType(click.ParamType[Processes]):
     metavar="HOST:PORT",
     help="Serve /metrics for Prometheus, /live and /ready there; needs leveret[prometheus].",
 )
+@click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="The event loop of the worker and its tasks; uvloop needs leveret[uvloop]. auto: for the tasks the one of the "
+    "policy that the application sets, else asyncio's.",
+)
 @url_option
 def command(
     app: str,
@@ -128,6 +137,7 @@ def command(
     log_level: str,
     log_format: Format,
     metrics: str | None,
+    loop: Loop,
     url: str | None,
 ) -> None:
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
@@ -158,4 +168,5 @@ def command(
         log_level=log_level.upper(),
         log_format=log_format,
         metrics=metrics,
+        loop=loop,
     )

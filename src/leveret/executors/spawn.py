@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
 from leveret.executors import Blocks, Finished, Job, Progressed, Report, Started, resident, running
+from leveret.executors.started import StartedProcess
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns
 from leveret.inspection import ChildReport
 
@@ -81,7 +82,7 @@ class Lines(NamedTuple):
 class Child:
     """One child process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lines: Lines, ready: Ready, keeper: Keeper) -> None:
+    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, keeper: Keeper) -> None:
         self.pid = process.pid
         self.manifest = ready.manifest
         self.sources = ready.sources
@@ -260,7 +261,7 @@ class Child:
         self._lines.close()
 
 
-async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
+async def _spawn() -> tuple[StartedProcess, Lines]:
     ours, theirs = socket.socketpair()
     lifeline, their_lifeline = socket.socketpair()
     tickets_out, tickets_in = os.pipe()
@@ -268,15 +269,9 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     os.set_blocking(tickets_in, False)
     inherited = (theirs.fileno(), their_lifeline.fileno(), tickets_out)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "leveret.executors.child",
-            *(str(number) for number in inherited),
+        process = StartedProcess(
+            [sys.executable, "-m", "leveret.executors.child", *(str(number) for number in inherited)],
             pass_fds=inherited,
-            stdin=asyncio.subprocess.DEVNULL,
-            # A group of its own: Ctrl-C in a terminal is for the worker, which decides what to do about its children.
-            process_group=0,
         )
     except BaseException:
         ours.close()
@@ -291,7 +286,7 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: StartedProcess) -> None:
     """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever."""
     try:
         with suppress(TimeoutError):
@@ -311,7 +306,7 @@ def _ready(batch: list[ToWorker]) -> Ready:
     raise AppNotLoaded
 
 
-def _cause(process: asyncio.subprocess.Process) -> str:
+def _cause(process: StartedProcess) -> str:
     code = process.returncode
     if code is not None and code < 0:
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from socket import MSG_WAITALL
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
 from leveret.brokers import censor
 from leveret.executors import Blocks, Finished, Job, Manifest, Progressed, Report, Started
 from leveret.logs import Logging
+from leveret.loops import Loop
 
 if TYPE_CHECKING:
     import socket
@@ -29,6 +30,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     concurrency: int
     #: Where its logs go, unless the application decides that; None: the application alone does.
     logs: Logging | None = None
+    loop: Loop = "auto"
 
     def __repr__(self) -> str:
         return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"
@@ -110,7 +112,8 @@ class Pipe(asyncio.Protocol, Generic[M]):
 
     def write(self, messages: Sequence[ToChild | ToWorker | Report]) -> None:
         """Queue a batch for sending. A peer that is gone shows by the end, never here."""
-        self._transport.write(frame(messages, self._encode))
+        if not self._transport.is_closing():  # uvloop's raise
+            self._transport.write(frame(messages, self._encode))
 
     async def first(self) -> list[M]:
         """What comes first; empty when that is the end."""
@@ -125,8 +128,8 @@ class Pipe(asyncio.Protocol, Generic[M]):
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # By what it is for: uvloop's transports are no subclasses.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         try:
