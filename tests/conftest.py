@@ -36,6 +36,14 @@ HANGS = 200.0
 LOOP: loops.Loop = "uvloop" if os.environ.get("LEVERET_TEST_LOOP") == "uvloop" else "asyncio"
 
 
+#: Fixtures that start nodes.
+NODES = {"node", "tls_node", "impatient"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-rabbitmq", action="store_true", help="leave out what needs a RabbitMQ node")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The run's reaper; xdist's workers, and a run inside a run, belong to the run that has one."""
     if MARK not in os.environ:
@@ -157,7 +165,7 @@ def delete_queues(node: Node) -> None:
     asyncio.run(delete())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Quick tests first: a mistake shows in seconds. Then the longest, and those that share a node by their module.
 
     The rest is mixed: conformance tests mostly wait, and the others mostly compute.
@@ -171,6 +179,16 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         return stages[nature], before[nature] / total[nature]
 
     items.sort(key=place)
+    if config.getoption("--no-rabbitmq"):
+        config.hook.pytest_deselected(items=[item for item in items if _needs_a_node(item)])
+        items[:] = [item for item in items if not _needs_a_node(item)]
+
+
+def _needs_a_node(item: pytest.Function) -> bool:
+    """Whether it needs a RabbitMQ node."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    on_rabbitmq = any(isinstance(one, str) and one.startswith("rabbitmq") for one in params)
+    return on_rabbitmq or bool(NODES & set(item.fixturenames))
 
 
 def _nature(item: pytest.Function) -> str:

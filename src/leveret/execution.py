@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.execution")
 
+#: Why a message may name a task that is not registered here.
+_FOREIGN = "; if another application uses this queue, give each one queues of its own"
 _CANCELLED = Cancelled("cancelled while it ran")
 
 
@@ -71,7 +73,10 @@ class Runner:
         try:
             task = self._app.find(envelope.task, envelope.queue)
             args, kwargs = task.signature.decode(envelope.body)
-        except (UnknownTask, UnreadableBody, InvalidArguments) as error:
+        except UnknownTask as error:
+            foreign = "" if envelope.task is None else _FOREIGN
+            return DeadLettered(shorten(f"{type(error).__name__}: {error}") + foreign), error
+        except (UnreadableBody, InvalidArguments) as error:
             return DeadLettered(shorten(f"{type(error).__name__}: {error}")), error
         try:
             current = _current(task, envelope, link)

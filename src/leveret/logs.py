@@ -19,8 +19,6 @@ from leveret.model import LOG_FIELDS
 Format: TypeAlias = Literal["text", "json"]
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-#: What these say of a lost connection, Leveret says in one line of its own.
-_DRIVERS = ("aiormq", "aio_pika")
 
 
 class TaskFields(logging.Filter):
@@ -74,18 +72,10 @@ class Logging(msgspec.Struct, frozen=True, array_like=True):
         handler.setFormatter(JsonFormatter() if self.form == "json" else logging.Formatter(_FORMAT))
         root.addHandler(handler)
         root.setLevel(self.level)
-        quieten_drivers()
-
-
-def quieten_drivers() -> None:
-    """Lost connections are Leveret's to tell."""
-    for name in _DRIVERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def quieten_connections() -> None:
     """For a command that says itself, at its end, that it reached nobody."""
-    quieten_drivers()
     logging.getLogger("leveret.rabbitmq.publisher").setLevel(logging.CRITICAL)
 
 

@@ -180,6 +180,7 @@ class Worker:
                 return
             self._consumer, self._queues = consumer, [queue.name for queue in queues]
             self._tell(WorkerReady(self._queues))
+            admission.tell_of_tasks(manifest)
             admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 

@@ -87,6 +87,7 @@ class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
+        amqp.quieten_drivers()
         self._urls = hosts(url)
         if tls.is_unverified(self._urls[0]):
             log.warning(

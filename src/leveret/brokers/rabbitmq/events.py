@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,9 +18,9 @@ from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskT
 from leveret.status import NO_RESULT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from leveret.brokers.following import Feed
+    from leveret.brokers.following import Feed, Following, Watch
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
 
@@ -33,7 +32,8 @@ _GATHER = 0.02
 _PROMPT = 0.5
 #: How long an outcome may wait for its update; then the update follows when it can (seconds).
 _PATIENCE = 2.0
-#: Updates in one message, and those that wait while the broker takes none; then the oldest are dropped.
+#: Updates in one message, and those that wait. Then whoever tells waits too; while the broker takes none, the oldest
+#: are dropped.
 _MOST_IN_ONE = 500
 _MOST_WAITING = 20_000
 #: About so many bytes of results in one message.
@@ -53,12 +53,17 @@ class Events:
         self._timeout = timeout
         self._stream = events_declaration(keep)
         self._is_made = False
+        self._making = asyncio.Lock()
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
         self._waiting: list[Status] = []
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
+        #: The last try failed.
+        self._takes_none = False
+        #: Set when what waited is being sent, or the broker takes none.
+        self._room = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
         self._reader = Reader(urls, self)
 
@@ -77,7 +82,8 @@ class Events:
                 self._give_up(error)
                 return
             log.warning("%d results and statuses could not be stored yet: %s", len(updates), str(error) or "no answer")
-            self._is_behind = True
+            self._is_behind = self._takes_none = True
+            self._room.set()
             self._hold(updates)
 
     async def tell(self, updates: Sequence[Status]) -> None:
@@ -85,6 +91,9 @@ class Events:
         if len(updates) <= _MOST_IN_ONE and any(_is_late(update, time.time()) for update in updates):
             await self.record(updates)
         elif not self._is_refused():
+            while len(self._waiting) >= _MOST_WAITING and not self._takes_none:
+                self._room.clear()
+                await self._room.wait()
             self._hold(updates)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
@@ -95,26 +104,25 @@ class Events:
             found, _ = await self._reader.ask(missing)
             known |= found
             # Its producer tells of a task a moment after it is stored, and an answer may take longer than a moment.
-            missing = [id_ for id_ in missing if id_ not in known and was_just_made(id_, began)]
+            unsent = {update.id for update in self._waiting} if len(known) < len(missing) else frozenset()
+            missing = [id_ for id_ in missing if id_ not in known and (id_ in unsent or was_just_made(id_, began))]
             if missing:
                 await asyncio.sleep(_GATHER)
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._reader.follow(ids) as feed:
-            yield feed
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        return self._reader.follow(ids)
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        async with self._reader.watch() as watch:
-            yield aiter(watch)
+    def watch(self) -> Following[Watch]:
+        return self._reader.watch()
 
     async def recent(self, limit: int) -> Sequence[Status]:
         known = await self._reader.recent(limit)
         return sorted(known.values(), key=lambda status: status.at, reverse=True)[:limit]
 
     async def close(self) -> None:
+        self._takes_none = True
+        self._room.set()
         if self._flushing is not None:
             await asyncio.wait([self._flushing], timeout=_FAREWELL)
             self._flushing.cancel()
@@ -124,8 +132,9 @@ class Events:
     async def send(self, batch: Batch) -> None:
         """Raises BrokerError."""
         for _ in range(2):
-            if not self._is_made:
-                await self.make()
+            async with self._making:  # once for all that are told at first
+                if not self._is_made:
+                    await self.make()
             try:
                 return await self._publisher.publish([to_message(self._stream.name, batch)])
             except QueueNotFound:
@@ -163,7 +172,7 @@ class Events:
     async def _publish(self, updates: Sequence[Status]) -> None:
         for part in _parts(updates):
             await self._send(part)
-        self._was_refused = False
+        self._was_refused = self._takes_none = False
 
     async def _send(self, updates: list[Status]) -> None:
         """What the server finds too large goes without what makes it so: the others, and the task, must not wait."""
@@ -189,7 +198,7 @@ class Events:
 
     def _hold(self, updates: Sequence[Status]) -> None:
         self._waiting.extend(updates)
-        if len(self._waiting) > _MOST_WAITING:
+        if self._takes_none and len(self._waiting) > _MOST_WAITING:
             log.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
             del self._waiting[:-_MOST_WAITING]
         if self._waiting and (self._flushing is None or self._flushing.done()):
@@ -202,6 +211,7 @@ class Events:
                 self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
+            self._room.set()
             try:
                 await self._publish(updates)
             except LeveretError as error:
@@ -210,6 +220,8 @@ class Events:
                     return
                 log.warning("%d results and statuses could not be stored yet: %s", len(updates), error)
                 self._waiting[:0] = updates
+                self._is_behind = self._takes_none = True
+                self._room.set()
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 

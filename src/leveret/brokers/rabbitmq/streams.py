@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -90,8 +91,12 @@ class Reading:
         self._stream = stream
         self._take = take
         self._unacknowledged = 0
+        self._last_tag = 0
         self._sentinels: dict[str, asyncio.Future[int]] = {}
         self._channel: amqp.Channel | None = None
+        #: RabbitMQ ends a connection that acknowledges on a channel after its closing, and aiormq closes one by itself
+        #: when its beginning is given up.
+        self._may_acknowledge = False
         self._over = asyncio.Event()
         #: RabbitMQ has ended it. As a rule the stream was deleted, and offsets in one of its name are others.
         self.was_cancelled = False
@@ -112,6 +117,8 @@ class Reading:
         await self._channel.basic_qos(prefetch_count=_PREFETCH)
         arguments: dict[str, Any] = {"x-stream-offset": place}
         await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
+        self._may_acknowledge = not self.is_over
+        await self._acknowledge()  # all that it may have at once may have come by now
 
     def expect(self, sentinel: str) -> asyncio.Future[int]:
         """Gets the sentinel's offset when it comes, or LineLost when the reading is over first."""
@@ -121,11 +128,13 @@ class Reading:
         return future
 
     async def end(self) -> None:
+        self._may_acknowledge = False
         if self._channel is not None and not self._channel.is_closed:
             await self._channel.close()
 
     def give_up(self) -> None:
         """Have it be over for whoever waits on it."""
+        self._may_acknowledge = False
         self._over.set()
         for waiting in self._sentinels.values():
             if not waiting.done():
@@ -144,10 +153,16 @@ class Reading:
             if waiting is not None and not waiting.done():
                 waiting.set_result(offset)
         self._unacknowledged += 1
-        # A stream's acknowledgment is only the wish for more.
-        if self._unacknowledged * 4 >= _PREFETCH and self._channel is not None:
+        self._last_tag = message.delivery_tag or 0
+        await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        """A stream's acknowledgment is only the wish for more."""
+        if self._may_acknowledge and self._unacknowledged * 4 >= _PREFETCH:
+            assert self._channel is not None
             self._unacknowledged = 0
-            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True, wait=False)
+            with suppress(*amqp.CONNECTION_LOST):
+                await self._channel.basic_ack(self._last_tag, multiple=True, wait=False)
 
 
 def _forget(waiting: asyncio.Future[int]) -> None:
