@@ -17,6 +17,7 @@ from leveret import loops
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
+from tests.support import surroundings
 from tests.support.client import Client
 from tests.support.nodes import TREES, Node
 from tests.support.reaper import MARK, Reaper
@@ -46,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The run's reaper; xdist's workers, and a run inside a run, belong to the run that has one."""
+    surroundings.settle()
     if MARK not in os.environ:
         reaper = Reaper([tree / "tmp" for tree in TREES.values()])
         config.add_cleanup(reaper.close)
