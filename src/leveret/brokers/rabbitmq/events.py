@@ -134,7 +134,7 @@ class Events:
         for _ in range(2):
             async with self._making:  # once for all that are told at first
                 if not self._is_made:
-                    await self.make()
+                    await self._make()
             try:
                 return await self._publisher.publish([to_message(self._stream.name, batch)])
             except QueueNotFound:
@@ -143,6 +143,10 @@ class Events:
 
     async def make(self) -> None:
         """Have the stream be there. Raises BrokerError."""
+        async with self._making:
+            await self._make()
+
+    async def _make(self) -> None:
         doing = f"making the stream {self._stream.name!r}"
         try:
             async with asyncio.timeout(self._timeout):
