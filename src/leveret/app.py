@@ -15,7 +15,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Iterable
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
@@ -319,12 +319,12 @@ class App:
 
     def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
         """News of tasks, by their ids: what is known now, then each change. Raises BrokerError."""
-        return awaited(self._follow(ids), ids)
+        return awaited(self._producer().broker.follow(ids), ids)
 
-    @asynccontextmanager
-    async def _follow(self, ids: Sequence[str]) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        async with self._producer().broker.follow(ids) as feed:
-            yield aiter(feed)
+    def on_their_way(self, ids: Collection[str], /) -> frozenset[str]:
+        """Those of these tasks that this program is storing now."""
+        producers = list(self._producers.values())
+        return frozenset(id_ for one in producers for id_ in one.on_their_way() if id_ in ids)
 
     async def cancel(self, id_: str, /) -> Status | None:
         """See `leveret.brokers.Broker.cancel`; `Handle.cancel` waits for what comes of it."""
@@ -472,12 +472,15 @@ class _Producer:
         #: Why that was not possible when it was tried last.
         self._trouble: BrokerUnavailable | None = None
         self._unknown = unknown
+        #: What is being stored and told of, by any key.
+        self._sending: dict[int, Sequence[Envelope]] = {}
 
     async def declare(self) -> None:
         await self._declare(self._queues)
 
     async def publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         stored, wanted = False, frozenset[str]()
+        self._sending[id(envelopes)] = envelopes
         try:
             with self._deadlines.begin():
                 wanted = frozenset(envelope.queue for envelope in envelopes) - self._declared
@@ -504,6 +507,14 @@ class _Producer:
                 len(envelopes),
                 str(error) or "it took too long",
             )
+        finally:
+            del self._sending[id(envelopes)]
+
+    def on_their_way(self) -> Iterator[str]:
+        """The ids of what is being stored now."""
+        for envelopes in list(self._sending.values()):
+            for envelope in envelopes:
+                yield envelope.id
 
     async def _declare(self, names: Collection[str]) -> None:
         """Once, for however many want to enqueue there now."""
@@ -626,7 +637,31 @@ def load_app(reference: str) -> App:
             f"; it has: {', '.join(found)}" if found else "; it has no leveret.App at its top level"
         )
         raise AppNotLoaded(f"{module_name!r} has no application {attribute!r}{hint}")
+    _check_imported_once(module, attribute, app)
     return app
+
+
+def _check_imported_once(module: ModuleType, attribute: str, app: App) -> None:
+    """Raises AppNotLoaded when tasks were registered with the application of the same file under another name."""
+    file = getattr(module, "__file__", None)
+    for name, other in list(sys.modules.items()):
+        if other is module or file is None or not _is_of_file(other, file):
+            continue
+        twin = getattr(other, attribute, None)
+        if not isinstance(twin, App) or twin is app:
+            continue
+        missing = sorted({task.name for task in twin.tasks} - {task.name for task in app.tasks})
+        if missing:
+            raise AppNotLoaded(
+                f"{file} was imported twice, as {module.__name__!r} and as {name!r}, which makes two applications; "
+                f"the second has the tasks that the first lacks ({', '.join(missing)}): use {name}:{attribute}, from "
+                "the folder that its imports begin in"
+            )
+
+
+def _is_of_file(module: object, file: str) -> bool:
+    found = getattr(module, "__file__", None)
+    return isinstance(found, str) and Path(found).resolve() == Path(file).resolve()
 
 
 def _load_module(name: str) -> ModuleType:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.execution")
 
+#: Why a message may name a task that is not registered here.
+_FOREIGN = "; if another application uses this queue, give each one queues of its own"
 _CANCELLED = Cancelled("cancelled while it ran")
 
 
@@ -67,7 +69,7 @@ class Runner:
         try:
             task = self._app.find(envelope.task, envelope.queue)
         except UnknownTask as error:
-            return _unfit(error), error
+            return _unfit(error, "" if envelope.task is None else _FOREIGN), error
         try:
             args, kwargs = task.signature.decode(envelope.body, envelope.content_encoding)
         except (UnreadableBody, InvalidArguments) as error:
@@ -181,9 +183,9 @@ class Runner:
 _UNSET = object()
 
 
-def _unfit(error: LeveretError) -> DeadLettered:
+def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
     """A message that no attempt can make run."""
-    return DeadLettered(shorten(f"{type(error).__name__}: {error}"))
+    return DeadLettered(shorten(f"{type(error).__name__}: {error}") + more)
 
 
 def _current(task: Task[..., Any], envelope: Envelope, link: Link) -> CurrentTask:

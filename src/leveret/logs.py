@@ -22,9 +22,6 @@ from leveret.visible import in_line
 
 Format: TypeAlias = Literal["text", "json"]
 
-#: What these say of a lost connection, Leveret says in one line of its own.
-_DRIVERS = ("aiormq", "aio_pika")
-
 
 class TaskFields(logging.Filter):
     """Gives each record that a running task makes the task's fields; None to the others, so that any format may name
@@ -110,7 +107,6 @@ class Logging(msgspec.Struct, frozen=True, array_like=True):
         root.addHandler(handler)
         root.setLevel(self.level or "INFO")
         handler.setLevel(self.level or "NOTSET")
-        quieten_drivers()
 
 
 def _is_accidental(handler: logging.Handler) -> bool:
@@ -125,15 +121,8 @@ def _is_accidental(handler: logging.Handler) -> bool:
     )
 
 
-def quieten_drivers() -> None:
-    """Lost connections are Leveret's to tell."""
-    for name in _DRIVERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 def quieten_connections() -> None:
     """For a command that says itself, at its end, that it reached nobody."""
-    quieten_drivers()
     logging.getLogger("leveret.rabbitmq.publisher").setLevel(logging.CRITICAL)
 
 

@@ -7,7 +7,7 @@ import signal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from leveret import arguments
+from leveret import arguments, loops
 from leveret.executors.orphans import reaping
 from leveret.executors.processes import ProcessExecutor, Recycling
 from leveret.logs import Format, Logging
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from leveret.admission import Prefetch
     from leveret.events import Listener
+    from leveret.loops import Loop
 
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000
@@ -43,6 +44,7 @@ def run_worker(
     log_level: str | None = None,
     log_format: Format = "text",
     metrics: str | None = None,
+    loop: Loop = "auto",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
@@ -54,10 +56,12 @@ def run_worker(
     change of their source files does. ``log_level``: of this process, its children and all loggers there; None: INFO,
     or what a program, or an application in its children, that sets logging up itself says. ``log_format``: where none
     does. ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
-    ``/ready``. A second signal stops at once; nothing is lost. Raises AppNotLoaded, ConfigurationError or BrokerRefused
-    when it cannot work.
+    ``/ready``. ``loop``: the event loop; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the policy that this
+    program sets, and for the tasks the application, else asyncio's. A second signal stops at once; nothing is lost.
+    Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
     """
     bounds = Bounds.of(processes)
+    loops.check_loop(loop)
     concurrency = arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
     grace = arguments.seconds("grace", grace)
     if max_tasks_per_child is not None:
@@ -69,14 +73,19 @@ def run_worker(
 
     async def work() -> None:
         executor = ProcessExecutor(
-            app, url=url, processes=bounds.least, concurrency=concurrency, recycling=recycling, logs=logs
+            app,
+            url=url,
+            processes=bounds.least,
+            concurrency=concurrency,
+            recycling=recycling,
+            logs=logs,
+            loop=loop,
         )
         scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
         heard = listeners if exporter is None else (*listeners, exporter.hear)
         worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard, scaler=scaler)
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, worker.stop)
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),
@@ -84,4 +93,4 @@ def run_worker(
         ):
             await worker.run()
 
-    asyncio.run(work())
+    loops.run(work(), loop)

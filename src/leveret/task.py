@@ -253,7 +253,14 @@ class Task(Generic[P, R]):
         return tuple(call), {}
 
     def _handle(self, envelope: Envelope) -> Handle[R]:
-        return Handle(envelope.id, self._producer, task=self.name, queue=envelope.queue, stored=self.store_result)
+        return Handle(
+            envelope.id,
+            self._producer,
+            task=self.name,
+            queue=envelope.queue,
+            stored=self.store_result,
+            stored_at=envelope.enqueued_at,
+        )
 
     def _new_ids(self, count: int) -> list[str]:
         return new_ids(count) if self._options.id is None else [self._options.id] * count

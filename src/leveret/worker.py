@@ -188,6 +188,7 @@ class Worker:
             self._consumer, self._queues = consumer, [queue.name for queue in queues]
             place = location(manifest.url) if self._given_broker is None else ""
             self._tell(WorkerReady(self._queues, place))
+            admission.tell_of_tasks(manifest)
             admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 

@@ -45,6 +45,7 @@ def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -
         (["worker", "tasks"], "not of the form MODULE:APP"),
         (["worker", "no/such/file.py:app"], "there is no file"),
         (["worker", LEDGER_APP, "--prefetch", "0"], "not a number from 1"),
+        (["worker", LEDGER_APP, "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["worker", LEDGER_APP, "--processes", "0"], "--processes"),
         (["worker", LEDGER_APP, "--url", "ftp://x"], "is not a broker's URL"),
         (["worker", LEDGER_APP, "--url", "sqlite:///no/such/folder/x.db"], "does its folder exist"),
@@ -203,3 +204,39 @@ def cpu_seconds(pid: int) -> float:
 
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+@pytest.mark.parametrize("options", [(), ("-q", "default")])
+def test_an_application_without_tasks_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """It would make a dead letter of each message that comes."""
+    empty = tmp_path / "empty.py"
+    empty.write_text("from leveret import App, Queue\napp = App(queues=[Queue('default')])\n")
+    printed = leveret("worker", f"{empty}:app", "--url", f"sqlite:///{tmp_path / 'q.db'}", *options, fails=True)
+    assert "the application has no tasks" in printed
+    assert "import the modules that register them" in printed
+
+
+@pytest.mark.parametrize("own", ["", "@app.task\ndef own() -> None: ...\n"])
+@pytest.mark.parametrize("command", [("worker", "shop/circ.py:app"), ("enqueue", "shop/circ.py:app", "far")])
+def test_a_file_that_is_imported_under_two_names_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, command: tuple[str, ...]
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "circ.py").write_text(f"from leveret import App\napp = App()\n{own}import shop.tasks\n")
+    (shop / "tasks.py").write_text("from shop.circ import app\n@app.task\ndef far() -> None: ...\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {"PYTHONPATH": str(tmp_path), "LEVERET_URL": f"sqlite:///{tmp_path / 'q.db'}"}
+    printed = leveret(*command, environment=environment, fails=True)
+    assert "was imported twice, as 'circ' and as 'shop.circ'" in printed
+    assert "(far): use shop.circ:app" in printed
+    assert re.fullmatch(r"[0-9a-f]{32}\n", leveret("enqueue", "shop.circ:app", "far", environment=environment))
+
+
+def test_a_worker_says_what_it_runs_and_why_a_task_is_foreign(place: Place, ledger: Ledger, client: Client) -> None:
+    with Worker(place.url, ledger, "-q", "work") as worker:
+        worker.ready()
+        worker.wait_for("a message of its queues for any other task becomes a dead letter")
+        client.publish(b'{"args": []}', queue="work", task="theirs")
+        worker.wait_for("if another application uses this queue, give each one queues of its own")
+    assert "give each one queues of its own" in leveret("dead", "list", "work", "--url", place.url, "--json")

@@ -14,7 +14,7 @@ from leveret.brokers import connect
 from leveret.brokers.rabbitmq.events import Events
 from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.streams import Batch, to_message, was_just_made
+from leveret.brokers.rabbitmq.streams import Batch, Reading, to_message, was_just_made
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
 from leveret.status import enqueued, settled, started
 from tests.support.proxy import Proxy
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from leveret.brokers.rabbitmq.amqp import Line
     from leveret.status import Status
     from tests.support.nodes import Node
 
@@ -375,3 +376,49 @@ async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: 
         await taking
     await broker.close()
     await other.close()
+
+
+async def read_and_end(line: Line, stream: str, last: int) -> None:
+    """End the reading as soon as so many messages have come, of many that are on their way."""
+    count = 0
+    ending: list[asyncio.Task[None]] = []
+
+    def take(_: int, __: Batch) -> None:
+        nonlocal count
+        count += 1
+        if count == last:
+            ending.append(asyncio.create_task(reading.end()))
+
+    reading = Reading(line.connection, stream, take)
+    await reading.begin("first")
+
+    async def has_ended() -> bool:
+        return bool(ending) and ending[0].done()
+
+    await until(has_ended, "it has ended")
+
+
+async def test_a_reading_that_ends_while_more_comes_keeps_the_connection(node: Node) -> None:
+    """RabbitMQ ends a connection that acknowledges on a channel after its closing."""
+    async with events_on(node) as events:
+        envelopes = [task() for _ in range(300)]
+        await asyncio.gather(*(events.record([enqueued(one, time.time())]) for one in envelopes))
+        line = await events._reader._opened()
+        for last in (20, 45, 49, 60, 95):
+            await read_and_end(line, events.stream, last)
+        assert (await events.statuses([envelopes[0].id]))[0].state == "queued"
+        assert events._reader._line is line
+        assert not line.is_lost, line.farewell
+
+
+async def test_a_healthy_broker_drops_no_update(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever tells more than can be sent waits."""
+    async with events_on(node) as events:
+        await events.make()
+        envelopes = [task() for _ in range(30_000)]
+        for start in range(0, len(envelopes), 1_000):
+            await events.tell([enqueued(one, time.time()) for one in envelopes[start : start + 1_000]])
+        for start in range(0, len(envelopes), 10_000):
+            ids = [one.id for one in envelopes[start : start + 10_000]]
+            assert [status.id for status in await events.statuses(ids)] == ids
+    assert "are lost" not in caplog.text

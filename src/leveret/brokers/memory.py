@@ -10,13 +10,13 @@ import heapq
 import itertools
 import time
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from leveret.brokers import in_use
-from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers.following import Feed, Feeds, Following, Watch
 from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -51,7 +51,7 @@ from leveret.status import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from leveret.brokers import Consumer
     from leveret.inspection import Describe, WorkerReport
@@ -419,30 +419,29 @@ class MemoryBroker:
         found = [placed(self._store.statuses.get(id_), self._where(id_)) for id_ in dict.fromkeys(ids)]
         return [status for status in found if status is not None]
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        with self._joined(Feed(ids)) as feed:
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+
+        async def join() -> None:
+            await self._join(feed)
             feed.tell(await self.statuses(ids))
-            yield feed
+
+        return Following(feed, join, lambda: self._leave(feed))
 
     async def recent(self, limit: int) -> Sequence[Status]:
         return await self.statuses(list(itertools.islice(reversed(self._store.statuses), limit)))
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        with self._joined(Watch()) as watch:
-            yield aiter(watch)
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        return Following(watch, lambda: self._join(watch), lambda: self._leave(watch))
 
-    @contextmanager
-    def _joined(self, feed: Feed) -> Iterator[Feed]:
-        every = (self._feeds, self._store.feeds)
-        for feeds in every:
+    async def _join(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
             feeds.add(feed)
-        try:
-            yield feed
-        finally:
-            for feeds in every:
-                feeds.remove(feed)
+
+    async def _leave(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
+            feeds.remove(feed)
 
     async def workers(self) -> Sequence[WorkerReport]:
         return [describe() for describe in self._store.describers]

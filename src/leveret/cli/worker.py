@@ -17,6 +17,7 @@ from leveret.worker import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from leveret.logs import Format
+    from leveret.loops import Loop
 
 
 #: The options that pyproject.toml and ``LEVERET_*`` can set.
@@ -138,6 +139,14 @@ class _ProcessesType(click.ParamType[Processes]):
     metavar="HOST:PORT",
     help="Serve /metrics for Prometheus, /live and /ready there; needs leveret[prometheus].",
 )
+@click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="The event loop of the worker and its tasks; uvloop needs leveret[uvloop]. auto: for the tasks the one of the "
+    "policy that the application sets, else asyncio's.",
+)
 @url_option
 def command(
     app: str,
@@ -152,6 +161,7 @@ def command(
     log_level: str | None,
     log_format: Format,
     metrics: str | None,
+    loop: Loop,
     url: str | None,
 ) -> None:
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
@@ -182,4 +192,5 @@ def command(
         log_level=log_level,
         log_format=log_format,
         metrics=metrics,
+        loop=loop,
     )

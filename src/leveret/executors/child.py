@@ -25,7 +25,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leveret import execution
+from leveret import execution, loops
 from leveret.app import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.execution import Runner
@@ -277,7 +277,7 @@ def main() -> None:
         begin.logs.set_up()
     if begin.url is not None:
         app.connect_to(begin.url)
-    asyncio.run(serve(connection, app, begin, watch, tickets, forks))
+    loops.run(serve(connection, app, begin, watch, tickets, forks), begin.loop)
     watch.end_if_alone()
 
 

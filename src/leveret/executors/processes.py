@@ -29,6 +29,7 @@ from leveret.events import ChildReplaced, write
 from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, Started, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
+from leveret.loops import check_loop
 from leveret.model import Cancelled
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from leveret.inspection import ChildReport
     from leveret.logs import Logging
+    from leveret.loops import Loop
 
 log = logging.getLogger("leveret.executors")
 
@@ -80,7 +82,8 @@ class Recycling(msgspec.Struct, frozen=True):
 class ProcessExecutor:
     """``processes`` children, each running ``concurrency`` tasks at once.
 
-    ``logs``: where their logs go, unless the application decides that when it is imported.
+    ``logs``: where their logs go, unless the application decides that when it is imported. ``loop``: the children's
+    event loop; "auto": the one of the policy that the application sets, else asyncio's.
     """
 
     def __init__(
@@ -92,9 +95,11 @@ class ProcessExecutor:
         concurrency: int = 10,
         recycling: Recycling = Recycling(),  # noqa: B008 - frozen
         logs: Logging | None = None,
+        loop: Loop = "auto",
     ) -> None:
+        check_loop(loop)
         # Whole: the application's module may change the directory while it is imported.
-        self._begin = Begin(app, None if url is None else absolute(url), concurrency, logs)
+        self._begin = Begin(app, None if url is None else absolute(url), concurrency, logs, loop)
         self._processes = processes
         self._recycling = recycling
         #: How often it was reloaded, and of which generations the children are that shall not stay.

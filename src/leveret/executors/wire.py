@@ -21,6 +21,7 @@ from leveret.brokers import censor
 from leveret.errors import LeveretError
 from leveret.executors import Awaits, Blocks, Finished, Job, Manifest, Progressed, Report, Started
 from leveret.logs import Logging
+from leveret.loops import Loop
 from leveret.model import Succeeded
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     concurrency: int
     #: How it logs, unless the application decides that; None: the application alone does.
     logs: Logging | None = None
+    loop: Loop = "auto"
 
     def __repr__(self) -> str:
         return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"

@@ -98,6 +98,7 @@ class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
+        amqp.quieten_drivers()
         self._hosts = Hosts(url, timeout=timeout)
         if self._hosts.is_unverified:
             log.warning(

@@ -7,6 +7,7 @@ connection beneath aio-pika's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
@@ -73,10 +74,20 @@ __all__ = [
     "is_cancelled",
     "is_lost",
     "open_channel",
+    "quieten_drivers",
     "server_version",
     "told",
     "translate",
 ]
+
+
+def quieten_drivers() -> None:
+    """What these say of lost connections and refusals, Leveret says itself. A program that has given one of their
+    loggers a level or a handler has asked for it.
+    """
+    for logger in map(logging.getLogger, _DRIVERS):
+        if logger.level == logging.NOTSET and not logger.handlers:
+            logger.setLevel(logging.CRITICAL + 1)
 
 
 class LineLost(Exception):
@@ -85,6 +96,7 @@ class LineLost(Exception):
 
 #: What an operation raises when its connection or channel goes away under it.
 CONNECTION_LOST = (LineLost, AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
+_DRIVERS = ("aio_pika", "aiormq", "pamqp")
 #: basic.qos carries it in 16 bits; 0 is no limit.
 MOST_PREFETCH = 65_535
 #: What RabbitMQ says when a limit is reached: of connections, channels or queues, of a virtual host, a user, a node or

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,9 +19,9 @@ from leveret.limited_log import LimitedLog
 from leveret.status import NO_RESULT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from leveret.brokers.following import Feed
+    from leveret.brokers.following import Feed, Following, Watch
     from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
@@ -35,7 +34,8 @@ _GATHER = 0.02
 _PROMPT = 0.5
 #: How long an outcome may wait for its update; then the update follows when it can (seconds).
 _PATIENCE = 2.0
-#: Updates in one message, and those that wait while the broker takes none; then the oldest are dropped.
+#: Updates in one message, and those that wait. Then whoever tells waits too; while the broker takes none, the oldest
+#: are dropped.
 _MOST_IN_ONE = 500
 _MOST_WAITING = 20_000
 #: About so many bytes of results in one message.
@@ -55,6 +55,7 @@ class Events:
         self._timeout = timeout
         self._stream = events_declaration(keep)
         self._is_made = False
+        self._making = asyncio.Lock()
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
@@ -62,6 +63,10 @@ class Events:
         self._warnings = LimitedLog(log)
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
+        #: The last try failed.
+        self._takes_none = False
+        #: Set when what waited is being sent, or the broker takes none.
+        self._room = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
         self._reader = Reader(hosts, self)
 
@@ -81,11 +86,15 @@ class Events:
                 return
             if not self._is_behind:  # thousands may wait at the same time, and one says it for all
                 log.warning("results and statuses cannot be stored now: %s", str(error) or "no answer")
-            self._is_behind = True
+            self._is_behind = self._takes_none = True
+            self._room.set()
             self._hold(updates)
 
     async def tell(self, updates: Sequence[Status]) -> None:
         """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
+        while not self._is_refused() and len(self._waiting) >= _MOST_WAITING and not self._takes_none:
+            self._room.clear()
+            await self._room.wait()
         if self._is_refused():
             return
         self._hold(updates)
@@ -104,26 +113,25 @@ class Events:
             found, _ = await self._reader.ask(missing)
             known |= found
             # Its producer tells of a task a moment after it is stored, and an answer may take longer than a moment.
-            missing = [id_ for id_ in missing if id_ not in known and was_just_made(id_, began)]
+            unsent = {update.id for update in self._waiting} if len(known) < len(missing) else frozenset()
+            missing = [id_ for id_ in missing if id_ not in known and (id_ in unsent or was_just_made(id_, began))]
             if missing:
                 await asyncio.sleep(_GATHER)
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._reader.follow(ids) as feed:
-            yield feed
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        return self._reader.follow(ids)
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        async with self._reader.watch() as watch:
-            yield aiter(watch)
+    def watch(self) -> Following[Watch]:
+        return self._reader.watch()
 
     async def recent(self, limit: int) -> Sequence[Status]:
         known = await self._reader.recent(limit)
         return sorted(known.values(), key=lambda status: status.at, reverse=True)[:limit]
 
     async def close(self) -> None:
+        self._takes_none = True
+        self._room.set()
         if self._flushing is not None:
             await asyncio.wait([self._flushing], timeout=_FAREWELL)
             self._flushing.cancel()
@@ -134,8 +142,9 @@ class Events:
     async def send(self, batch: Batch) -> None:
         """Raises BrokerError."""
         for _ in range(2):
-            if not self._is_made:
-                await self.make()
+            async with self._making:  # once for all that are told at first
+                if not self._is_made:
+                    await self._make()
             try:
                 return await self._publisher.publish([to_message(self._stream.name, batch)])
             except QueueNotFound:
@@ -144,6 +153,10 @@ class Events:
 
     async def make(self) -> None:
         """Have the stream be there. Raises BrokerError."""
+        async with self._making:
+            await self._make()
+
+    async def _make(self) -> None:
         doing = f"making the stream {self._stream.name!r}"
         try:
             async with asyncio.timeout(self._timeout):
@@ -173,7 +186,7 @@ class Events:
     async def _publish(self, updates: Sequence[Status]) -> None:
         for part in _parts(updates):
             await self._send(part)
-        self._was_refused = False
+        self._was_refused = self._takes_none = False
 
     async def _send(self, updates: list[Status]) -> None:
         """What the server finds too large goes without what makes it so: the others, and the task, must not wait."""
@@ -201,7 +214,7 @@ class Events:
 
     def _hold(self, updates: Sequence[Status]) -> None:
         self._waiting.extend(updates)
-        if len(self._waiting) > _MOST_WAITING:
+        if self._takes_none and len(self._waiting) > _MOST_WAITING:
             self._warnings.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
             del self._waiting[:-_MOST_WAITING]
         if self._waiting and (self._flushing is None or self._flushing.done()):
@@ -216,6 +229,7 @@ class Events:
                 self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
+            self._room.set()
             try:
                 await self._publish(updates)
             except LeveretError as error:
@@ -224,8 +238,9 @@ class Events:
                     return
                 if not self._is_behind:
                     log.warning("results and statuses cannot be stored now: %s", error)
-                self._is_behind = True
                 self._waiting[:0] = updates
+                self._is_behind = self._takes_none = True
+                self._room.set()
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.following import Feed, Watch
+from leveret.brokers.following import Feed, Following, Watch
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.streams import SILENCE, Batch, Place, Reading, last_offset, new_sentinel, place_of
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
@@ -121,37 +121,37 @@ class Reader:
             self._answering = asyncio.get_running_loop().create_task(self._answer())
         return await future
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        subscription = _Subscription(Feed(ids))
-        async with self._joined(subscription):
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+        subscription = _Subscription(feed)
+
+        async def join() -> None:
+            await self._join(subscription)
             known, offset = await self.ask(ids)
             subscription.begin(list(known.values()), offset)
-            yield subscription.feed
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[Feed]:
-        subscription = _Watching(Watch())
-        async with self._joined(subscription):
-            yield subscription.feed
+        return Following(feed, join, lambda: self._leave(subscription))
 
-    @asynccontextmanager
-    async def _joined(self, subscription: _Subscription) -> AsyncGenerator[None]:
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        subscription = _Watching(watch)
+        return Following(watch, lambda: self._join(subscription), lambda: self._leave(subscription))
+
+    async def _join(self, subscription: _Subscription) -> None:
         self._subscriptions.add(subscription)
-        try:
-            if self._ending is not None:
-                self._ending.cancel()
-                self._ending = None
-            if self._following is None:
-                self._attached.clear()
-                self._following = asyncio.get_running_loop().create_task(self._follow())
-                self._following.add_done_callback(self._fail_feeds)
-            await self._until_attached(self._following)
-            yield
-        finally:
-            self._subscriptions.discard(subscription)
-            if not self._subscriptions and self._ending is None:
-                self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        if self._following is None:
+            self._attached.clear()
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+            self._following.add_done_callback(self._fail_feeds)
+        await self._until_attached(self._following)
+
+    async def _leave(self, subscription: _Subscription) -> None:
+        self._subscriptions.discard(subscription)
+        if not self._subscriptions and self._ending is None:
+            self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
 
     def _end_following(self) -> None:
         self._ending = None

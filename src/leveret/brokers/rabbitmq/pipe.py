@@ -114,8 +114,11 @@ class Pipe:
     def _unsent(self) -> int:
         """Bytes that wait here, and in the system for the other side to have them."""
         waiting = self._writer.transport.get_write_buffer_size()
+        socket = self._writer.get_extra_info("socket")
+        if socket is None:  # uvloop's of a closed connection
+            return waiting
         try:
-            queued = fcntl.ioctl(self._writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+            queued = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
         except (OSError, ValueError):  # closed, or a system that does not tell
             return waiting
         return waiting + int(_INT.unpack(queued)[0])

@@ -100,8 +100,12 @@ class Reading:
         self._stream = stream
         self._take = take
         self._unacknowledged = 0
+        self._last_tag = 0
         self._sentinels: dict[str, asyncio.Future[int]] = {}
         self._channel: amqp.Channel | None = None
+        #: RabbitMQ ends a connection that acknowledges on a channel after its closing, and aiormq closes one by itself
+        #: when its beginning is given up.
+        self._may_acknowledge = False
         self._over = asyncio.Event()
         self._heard_at = float("-inf")
         self._first = 0
@@ -146,6 +150,8 @@ class Reading:
         arguments: dict[str, Any] = {"x-stream-offset": place}
         await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
         self._heard_at = asyncio.get_running_loop().time()
+        self._may_acknowledge = not self.is_over
+        await self._acknowledge()  # all that it may have at once may have come by now
 
     def expect(self, sentinel: str) -> asyncio.Future[int]:
         """Gets the sentinel's offset when it comes, or LineLost when the reading is over first."""
@@ -155,12 +161,14 @@ class Reading:
         return future
 
     async def end(self) -> None:
+        self._may_acknowledge = False
         self.give_up()
         if self._channel is not None and not self._channel.is_closed:
             await self._channel.close()
 
     def give_up(self) -> None:
         """Have it be over for whoever waits on it."""
+        self._may_acknowledge = False
         self._over.set()
         for waiting in self._sentinels.values():
             if not waiting.done():
@@ -183,10 +191,16 @@ class Reading:
         if self.is_over:
             return  # an acknowledgment on a channel that was just closed would end the connection
         self._unacknowledged += 1
-        # A stream's acknowledgment is only the wish for more.
-        if self._unacknowledged * 4 >= _PREFETCH and self._channel is not None:
+        self._last_tag = message.delivery_tag or 0
+        await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        """A stream's acknowledgment is only the wish for more."""
+        if self._may_acknowledge and self._unacknowledged * 4 >= _PREFETCH:
+            assert self._channel is not None
             self._unacknowledged = 0
-            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True, wait=False)
+            with suppress(*amqp.CONNECTION_LOST):
+                await self._channel.basic_ack(self._last_tag, multiple=True, wait=False)
 
 
 async def last_offset(connection: amqp.Connection, stream: str) -> int | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers.following import F, Feed, Feeds, Following, Watch
 from leveret.brokers.sqlite.trouble import Trouble, listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from leveret.brokers.sqlite.bells import Bells, Listener
     from leveret.brokers.sqlite.records import News
@@ -43,31 +43,25 @@ class Watcher:
         self._wake = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._joined(Feed(ids)) as feed:
-            yield feed
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        return self._following(Feed(ids))
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+    def watch(self) -> Following[Watch]:
         """Of every task, by a watcher that does nothing else: one that follows some tasks did not see the others'."""
-        async with self._joined(Watch()) as watch:
-            yield aiter(watch)
+        return self._following(Watch())
 
-    @asynccontextmanager
-    async def _joined(self, feed: Feed) -> AsyncGenerator[Feed]:
-        try:
-            async with self._changing:
-                if self._listening is None:
-                    if self._writer.has_file:
-                        await self._register()
-                    self._listening = asyncio.create_task(self._listen())
-                self._feeds.add(feed)
-                if self._bell is not None:
-                    feed.tell(await self._watch(list(feed.ids)))
-            yield feed
-        finally:
-            await asyncio.shield(self._leave(feed))
+    def _following(self, feed: F) -> Following[F]:
+        return Following(feed, lambda: self._join(feed), lambda: asyncio.shield(self._leave(feed)))
+
+    async def _join(self, feed: Feed) -> None:
+        async with self._changing:
+            if self._listening is None:
+                if self._writer.has_file:
+                    await self._register()
+                self._listening = asyncio.create_task(self._listen())
+            self._feeds.add(feed)
+            if self._bell is not None:
+                feed.tell(await self._watch(list(feed.ids)))
 
     async def close(self) -> None:
         async with self._changing:
