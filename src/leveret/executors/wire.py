@@ -292,6 +292,8 @@ class Pipe(asyncio.Protocol, Generic[M]):
         self.ended.set_result(None)
 
     def _send(self) -> None:
+        if self._transport.is_closing():  # uvloop's raise then
+            self._unsent.clear()
         while self._unsent and not self._is_full:
             for frame in frames(self._encode(self._next())):
                 self._written += len(frame)
