@@ -76,7 +76,9 @@ def test_a_worker_whose_file_is_moved_away_says_so_and_goes_on_when_it_is_back(p
     probed.ledger.wait_for("end long")
     probed.ledger.wait_for("end long")
     rounds(probed)
-    assert probed.worker.output.count("was removed or moved away") == 1
+    said = [line for line in probed.worker.output.splitlines() if "was removed or moved away" in line]
+    assert len(said) == 1, said
+    assert "no tasks can be taken, trying again until it works" in said[0]
     away.rename(probed.path)
     probed.wait_until_ready()
     probed.client.wait_until_empty("work")
@@ -155,9 +157,9 @@ def test_bad_rows_are_dead_letters_of_a_worker_that_goes_on(probed: Probed) -> N
                 "INSERT INTO task (queue, id, name, body, attempt, headers, expires_at) VALUES "
                 + row.replace("(1,", f"({number},", 1)
             )
+    probed.runs("after")
     letters = probed.client.wait_until_dead("work", len(rows))
     assert all(letter.reason.startswith("its row in the file cannot be read") for letter in letters)
-    probed.runs("after")
     url = probed.client.url
     assert "work" in leveret("queues", "--url", url)
     assert "cannot be read" in leveret("dead", "list", "work", "--url", url)

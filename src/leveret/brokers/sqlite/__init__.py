@@ -14,6 +14,7 @@ from leveret.brokers import MEMORY, absolute, censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.sqlite.bells import Bells
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
+from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.settling import Settling
@@ -161,7 +162,10 @@ class SQLiteBroker:
         # A producer's are in the task's own row, and recorded only for who watches.
         told = [update for update in updates if self._is_watched or not update.first]
         if told:
-            await self._writer.do(lambda store: store.records.note(told))
+            try:
+                await self._writer.do(lambda store: store.records.note(told))
+            except FileAway as error:  # who takes and who stores says so; the next update tells it all
+                log.debug("%d updates are not told: %s", len(told), error)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         return await self._look(lambda store: store.records.statuses(ids), ())

@@ -36,8 +36,9 @@ ROUND = 0.5
 class Lease:
     """A consumer's right to what it was dealt. It ends with the consumer, never by time."""
 
-    def __init__(self, consumer: int) -> None:
+    def __init__(self, consumer: int, bell: str | None = None) -> None:
         self.consumer = consumer
+        self.bell = bell
         self.held = True
         #: How many deliveries are out under it.
         self.unsettled = 0
@@ -108,7 +109,7 @@ class SQLiteConsumer:
         if self._closed:  # while it registered again
             await self._take_back(bell)
         else:
-            self._bell, self._lease = bell, Lease(number)
+            self._bell, self._lease = bell, Lease(number, bell.name)
             self._look_soon()
 
     async def _take_back(self, bell: Listener) -> None:

@@ -319,10 +319,12 @@ class Store:
         (due,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
         return moment(due)
 
-    def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> set[int]:
+    def settle(
+        self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = (), *, bell: str | None = None
+    ) -> set[int]:
         """Record outcomes and deal again; the tokens that were this consumer's still."""
-        if consumer not in self._own:
-            return set()
+        if bell is not None and not self._registered(consumer, bell):
+            return set()  # another file has come, where the number is nobody's or another's
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
         ended = self._execute(_SUCCEED, consumer, _array(done)).fetchall() if done else []
         again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released))}
@@ -380,11 +382,11 @@ class Store:
 
     def remove_dead(self, dead: Iterable[tuple[int, object]]) -> None:
         """Those of the consumers, given with their bells, that are in this file: it may be another one by now."""
-        self.remove(
-            number
-            for number, bell in dead
-            if self._execute("SELECT 1 FROM consumer WHERE id = ? AND bell = ?", number, bell).fetchone()
-        )
+        self.remove(number for number, bell in dead if self._registered(number, bell))
+
+    def _registered(self, consumer: int, bell: object) -> bool:
+        row = self._execute("SELECT 1 FROM consumer WHERE id = ? AND bell = ?", consumer, bell).fetchone()
+        return row is not None
 
     def remove_lost(self) -> None:
         """Give back what belongs to consumers that are not registered: the file was mended, or meddled with."""
