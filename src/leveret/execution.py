@@ -51,8 +51,6 @@ class Runner:
 
     def __init__(self, app: App, *, concurrency: int) -> None:
         self._app = app
-        #: A process that a task forks and that returns from the task has another.
-        self._pid = os.getpid()
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         #: Which tasks are ``async def``, by name.
         self._is_async: dict[str, bool] = {}
@@ -130,10 +128,11 @@ class Runner:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call_here(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        pid = os.getpid()
         try:
             return await self._call(task, args, kwargs)
         finally:
-            _end_fork(self._pid)
+            _end_fork(pid)
 
     async def _call(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_async = self._is_async.get(task.name)
@@ -144,9 +143,7 @@ class Runner:
             return await (running if task.timeout is None else _within(task, running))
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(
-            self._threads, lambda: context.run(_guard, task.function, args, kwargs, self._pid)
-        )
+        result = await loop.run_in_executor(self._threads, lambda: context.run(_guard, task.function, args, kwargs))
         if isinstance(result, _Stopped):
             raise result.error
         return await result if inspect.isawaitable(result) else result
@@ -190,7 +187,8 @@ class _Stopped:
         self.error.__cause__ = error
 
 
-def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], pid: int) -> Any:
+def _guard(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    pid = os.getpid()
     try:
         return function(*args, **kwargs)
     except (StopIteration, GeneratorExit) as error:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: A child that is idle ends within this time of being told to (seconds); then it is killed.
-_FAREWELL = 2.0
+_FAREWELL = 3.0
 #: How long a child may take to import the application (seconds).
 _IMPORT = 120.0
 #: How long the last reports of a process that has ended may take to arrive (seconds).
