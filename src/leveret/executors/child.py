@@ -69,7 +69,7 @@ _LEAST_STACK = 256
 _FAREWELL = 1.0
 _MOST_NAMED = 5
 _DRIVERS = (
-    *(f"{Path(module.__file__).parent}{os.sep}" for module in (asyncio, execution)),
+    *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, execution.__file__)),
     *(f"{os.sep}{name}{os.sep}" for name in ("aio_pika", "aiormq")),
 )
 
