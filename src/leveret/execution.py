@@ -45,8 +45,6 @@ class Runner:
 
     def __init__(self, app: App, *, concurrency: int) -> None:
         self._app = app
-        #: A process that a task forks and that returns from the task has another.
-        self._pid = os.getpid()
         self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
 
@@ -132,10 +130,11 @@ class Runner:
     async def _call_here(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
     ) -> Any:
+        pid = os.getpid()
         try:
             return await self._call(task, args, kwargs, current)
         finally:
-            _end_fork(self._pid, sys.exc_info()[1])
+            _end_fork(pid, sys.exc_info()[1])
 
     async def _call(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
@@ -164,9 +163,7 @@ class Runner:
     ) -> Any:
         context = contextvars.copy_context()
         call = within_thread(current, self._app.thread_middleware, partial(task.function, *args, **kwargs))
-        value, error = await asyncio.get_running_loop().run_in_executor(
-            self._threads, context.run, _guarded, call, self._pid
-        )
+        value, error = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, _guarded, call)
         if error is not None:
             try:
                 raise _carried(error)
@@ -242,8 +239,9 @@ async def _within(task: Task[..., Any], running: Awaitable[Any], until: float) -
         raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout or 0.0:.15g} s") from error
 
 
-def _guarded(call: Callable[[], Any], pid: int) -> tuple[Any, BaseException | None]:
+def _guarded(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """What it returned, or what it raised: not every exception can be handed from a thread through a future."""
+    pid = os.getpid()
     try:
         value = call()
     except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited

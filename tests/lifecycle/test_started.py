@@ -128,8 +128,9 @@ def test_what_a_task_started_ends_with_its_child(
     grace = "60" if how == "stopped twice" else "0"
     with Worker(place.url, ledger, "--grace", grace, app=APP).ready() as worker:
         for kind in kinds:
+            # One after the other: a fork inherits the pipe on which subprocess waits for a program that begins.
             client.enqueue(getattr(starting_app, task), kind)
-        ledger.wait_for("started", len(kinds))
+            ledger.wait_for(f"started {kind}")
         child, _ = started(ledger.lines()[0])
         if how == "child killed":
             os.kill(child, signal.SIGKILL)

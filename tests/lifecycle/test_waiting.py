@@ -37,8 +37,12 @@ def test_a_task_that_waits_for_one_that_has_no_slot_is_told_of(
         worker.signal(signal.SIGTERM)
         assert worker.exit_code() == 0
         assert "not waiting for 1 tasks" in worker.output
-    with Worker(place.url, ledger, "--concurrency", "2", app=APP):
+    with Worker(place.url, ledger, "--concurrency", "2", app=APP) as worker:
         ledger.wait_for("got a")
+        client.wait_until_empty("work")
+        worker.signal(signal.SIGTERM)
+        assert worker.exit_code() == 0
+        assert "did not await" not in worker.output, "what an enqueue has started is not the task's"
 
 
 @ON_SQLITE

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def write(what: str) -> None:
 def write_into_one(which: int) -> None:
     note(f"try {which} {os.getpid()}")
     os.write(int(sys.argv[which]), b"1234")
+    time.sleep(600)
 
 
 @app.task(queue="work", max_attempts=2, backoff=0)

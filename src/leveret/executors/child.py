@@ -68,6 +68,10 @@ _LEAST_STACK = 256
 #: What tasks have started on the event loop and left may take so long to end, at a stop (seconds).
 _FAREWELL = 1.0
 _MOST_NAMED = 5
+_DRIVERS = (
+    *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, execution.__file__)),
+    *(f"{os.sep}{name}{os.sep}" for name in ("aio_pika", "aiormq")),
+)
 
 
 class Watch:
@@ -212,7 +216,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         log.error("ends, as something has read what its worker wrote to it, or written into it: %s", pipe.broken)
     ours = {asyncio.current_task(), *crew.running}
     await crew.stop()
-    await _see_off(asyncio.all_tasks() - ours)
+    await _see_off([task for task in asyncio.all_tasks() - ours if not _is_a_drivers(task)])
     await app.close()
 
 
@@ -228,6 +232,12 @@ async def _see_off(left: Collection[asyncio.Task[Any]]) -> None:
             len(names),
             ", ".join(names[:_MOST_NAMED]),
         )
+
+
+def _is_a_drivers(task: asyncio.Task[Any]) -> bool:
+    """Whether it is what an enqueue of a task's has started: it ends with the application's connections."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is None or any(part in code.co_filename for part in _DRIVERS)
 
 
 def _has_failed(report: Report) -> bool:

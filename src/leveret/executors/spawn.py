@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: A child that is idle ends within this time of being told to (seconds); then it is killed.
-_FAREWELL = 2.0
+_FAREWELL = 3.0
 #: How long a child may take to import the application (seconds).
 _IMPORT = 120.0
 #: How long the last reports of a process that has ended may take to arrive (seconds).
@@ -355,7 +355,20 @@ async def _spawn() -> tuple[StartedProcess, Lines]:
     finally:
         theirs.close()
         their_lifeline.close()
-    pipes = [await Pipe[ToWorker].open(end, ToWorker) for end in (ours, lifeline)]
+    pipes: list[Pipe[ToWorker]] = []
+    try:
+        for end in (ours, lifeline):
+            pipes.append(await Pipe[ToWorker].open(end, ToWorker))  # noqa: PERF401 - those that are open are closed
+    except BaseException:
+        process.kill()
+        for pipe in pipes:
+            pipe.close()
+        for number in (tickets_in, tickets_out):
+            os.close(number)
+        for end in (ours, lifeline)[len(pipes) :]:
+            end.close()
+        await process.wait()
+        raise
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 
