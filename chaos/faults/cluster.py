@@ -72,9 +72,6 @@ def storm(stage: Stage) -> None:
                     stage.pause()
                     fault(stage, cluster, stage.chance.choice(cluster.nodes))
                     stage.fault_ended()
-                    # The next one may take the majority if this one is not over.
-                    for node in cluster.nodes:
-                        cluster.wait_for_running(len(cluster.nodes), node)
         missing = stage.book.awaited - stage.book.answered
         answered = len(stage.book.answered)
         if missing:
@@ -94,25 +91,33 @@ def _freeze_worker(stage: Stage, *_: object) -> None:
     victim.signal(signal.SIGCONT)
 
 
-def _kill_node(stage: Stage, _: Cluster, node: Node) -> None:
+def _kill_node(stage: Stage, cluster: Cluster, node: Node) -> None:
     node.kill()
     stage.pause()
     node.start()
     node.wait()
+    _wait_for_majority(cluster, node)
 
 
-def _freeze_node(stage: Stage, _: Cluster, node: Node) -> None:
+def _freeze_node(stage: Stage, cluster: Cluster, node: Node) -> None:
     node.pause()
     try:
         time.sleep(stage.profile.outage)
     finally:
         node.resume()
+    _wait_for_majority(cluster, node)
 
 
 def _cut_node_off(stage: Stage, cluster: Cluster, node: Node) -> None:
     cluster.cut_off(node)
     time.sleep(stage.profile.outage)
     cluster.rejoin(node)
+    _wait_for_majority(cluster, node)
+
+
+def _wait_for_majority(cluster: Cluster, node: Node) -> None:
+    """The next fault may take it if this one is not over."""
+    cluster.wait_for_running(len(cluster.nodes), node)
 
 
 FAULTS = (

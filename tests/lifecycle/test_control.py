@@ -74,23 +74,3 @@ def test_what_tells_workers_is_deleted(node: Node, ledger: Ledger, what: str) ->
         leveret("queues", "resume", "work", "--url", node.url)
         ledger.wait_for("said second")
         assert "connected to RabbitMQ again" not in worker.output
-
-
-def test_a_queue_is_deleted_and_made_again_at_once(node: Node, ledger: Ledger) -> None:
-    """RabbitMQ 3.10 may tell its consumers nothing of that."""
-
-    async def replace() -> None:
-        async with await aio_pika.connect(node.url) as connection:
-            channel = await connection.channel()
-            making = channel.declare_queue("work", durable=True, arguments={"x-queue-type": "quorum"})
-            await asyncio.gather(channel.queue_delete("work"), making)
-
-    client = Client(node.url)
-    client.enqueue(ledger_app.say, "first")
-    with Worker(node.url, ledger):
-        ledger.wait_for("said first")
-        for number in range(5):
-            asyncio.run(replace())
-            wait_until(lambda: "work" in {row["name"] for row in node.queues("name")}, "there is a queue")
-            client.enqueue(ledger_app.say, f"again {number}")
-            ledger.wait_for(f"said again {number}")

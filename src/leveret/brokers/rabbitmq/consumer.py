@@ -452,7 +452,6 @@ class Session:
         """What notices tell is looked for besides, now and then: they are lost when an operator deletes what brings
         them, or when a node is parted from the others for a while.
         """
-        forgotten: set[str] = set()
         while self.held:
             seconds = _LOOK_AROUND * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
             await (asyncio.sleep(seconds) if listening is None else listening.deleted(seconds))
@@ -462,27 +461,12 @@ class Session:
                 for queue in self._queues:
                     await self._line.run(self._look_whether_paused(queue, [0.0]))
                 await self._line.run(self._marks.read_on(self._line))
-                before = forgotten
-                forgotten = {queue.name for queue in self._queues if await self._line.run(self._is_forgotten(queue))}
-                if again := before & forgotten:
-                    log.warning("RabbitMQ knows no consumer of %s any more; connecting anew", ", ".join(again))
-                    self._failed.set()
             except amqp.CONNECTION_LOST as error:
                 log.debug("this worker could not look whether it was told all: %s", error)
                 await asyncio.sleep(_LOOK_AGAIN)
             except (BrokerError, ConfigurationError) as error:
                 log.warning("what was paused could not be consumed again on this connection: %s", error)
                 self._failed.set()
-
-    async def _is_forgotten(self, queue: Queue) -> bool:
-        """Whether tasks wait and have no consumer, though this session is one.
-
-        RabbitMQ 3.10 does not tell the consumers of a queue that was deleted and made again within a few milliseconds.
-        """
-        if queue not in self._tags.values():
-            return False
-        count = await message_count(self._line.connection, queue.name)
-        return count is not None and count[0] > 0 and count[1] == 0
 
     def _mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
         self._background(self._or_fail(queue, work))
