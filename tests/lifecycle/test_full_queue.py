@@ -20,8 +20,6 @@ from tests.support.cluster import Cluster
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from pamqp.common import FieldTable
-
     from leveret.brokers import Broker
     from tests.support.nodes import Node
 
@@ -142,7 +140,11 @@ async def test_a_limit_that_others_gave_a_queue_is_held_too(node: Node) -> None:
     """It is in the queue's arguments, and not in the application."""
     async with await aio_pika.connect(node.url) as operator:
         channel = await operator.channel()
-        arguments: FieldTable = {"x-queue-type": "quorum", "x-max-length": 10, "x-overflow": "reject-publish"}
+        arguments: dict[str, aio_pika.abc.FieldValue] = {
+            "x-queue-type": "quorum",
+            "x-max-length": 10,
+            "x-overflow": "reject-publish",
+        }
         await channel.declare_queue("work", durable=True, arguments=arguments)
     broker = connect(node.url, timeout=60.0)
     await broker.declare([Queue("work")])
