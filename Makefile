@@ -13,7 +13,7 @@ TESTS_AT_ONCE ?= 4
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check fast docs chaos servers browser bench bench-quick clean
+.PHONY: help demo test test-newest check fast docs chaos servers browser bench bench-quick clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,10 @@ test: check docs servers browser ## Everything CI runs: linters, types, and all 
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+	UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
+
+test-newest: $(VENV)/dev ## The tests that need no RabbitMQ, on the newest Python
+	UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
 
 check: $(VENV)/dev ## Linters, types and the import rule
 	$(BIN)/ruff check

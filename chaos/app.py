@@ -42,6 +42,17 @@ def grind(seconds: float) -> None:
     note("end")
 
 
+@app.task(queue=QUEUE, max_attempts=5, backoff=0.5)
+async def flaky(seconds: float) -> float:
+    """Fails at first, and returns something at last."""
+    if current_task().attempt == 1:
+        raise ValueError("not yet")
+    note("start")
+    await asyncio.sleep(seconds)
+    note("end")
+    return seconds
+
+
 @app.task(queue=QUEUE, max_attempts=2, backoff=0)
 async def segfault() -> None:
     note("start")

@@ -32,6 +32,9 @@ class Book:
         self.safe: dict[str, float] = {}
         self.unknown: set[str] = set()
         self.refused = 0
+        #: Tasks whose result a producer waits for, and those of which it has come.
+        self.awaited: set[str] = set()
+        self.answered: set[str] = set()
         self.tasks: dict[str, Run] = {}
         self.lines = 0
 
@@ -42,6 +45,10 @@ class Book:
                 self.safe[id_] = moment
             elif word == "unknown":
                 self.unknown.add(id_)
+            elif word == "awaited":
+                self.awaited.add(id_)
+            elif word == "answered":
+                self.answered.add(id_)
             else:
                 self.refused += 1
         for word, id_, moment, pid in self._lines(self.runs):

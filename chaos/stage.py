@@ -16,6 +16,7 @@ import msgspec
 
 from chaos.app import ENQUEUE_TIMEOUT, QUEUE, app
 from chaos.book import Book
+from chaos.producer import RESULTS
 from leveret.brokers import connect
 from leveret.errors import BrokerError
 from tests.support.nodes import Node
@@ -133,6 +134,8 @@ class Stage:
         self.url = target.url
         #: What the queue must come to at the end, besides all safe tasks being done.
         self.must_be_empty = True
+        #: Whether the producers delay some tasks, have some fail at first, and wait for results.
+        self.is_mixed = False
         self._ledger = Ledger(self.book.runs)
         self._outputs = 0
 
@@ -229,7 +232,7 @@ class Stage:
         for producer in producers:
             producer.signal(signal.SIGTERM)
         for producer in producers:
-            code = producer.exit_code(ENQUEUE_TIMEOUT * 2)
+            code = producer.exit_code(ENQUEUE_TIMEOUT * 2 + (RESULTS if self.is_mixed else 0.0))
             if code:
                 raise Hung(f"a producer ended with code {code}: {producer.output[-2000:]}")
 
@@ -298,7 +301,8 @@ class Stage:
         return False
 
     def _environment(self) -> dict[str, str]:
-        return {"SENT": str(self.book.sent), "LEDGER": str(self.book.runs), "PYTHONPATH": str(ROOT)}
+        mixed = {"MIXED": "1"} if self.is_mixed else {}
+        return {"SENT": str(self.book.sent), "LEDGER": str(self.book.runs), "PYTHONPATH": str(ROOT), **mixed}
 
 
 def _is_ready(worker: Worker) -> bool:

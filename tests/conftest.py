@@ -13,9 +13,11 @@ import aio_pika
 import aio_pika.exceptions
 import pytest
 
+from leveret import loops
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
+from tests.support import surroundings
 from tests.support.client import Client
 from tests.support.nodes import TREES, Node
 from tests.support.reaper import MARK, Reaper
@@ -31,10 +33,21 @@ HANDBOOK = ("letters", "small", "mail")
 #: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
 #: ends the process.
 HANGS = 200.0
+#: The event loop of the async tests: $LEVERET_TEST_LOOP.
+LOOP: loops.Loop = "uvloop" if os.environ.get("LEVERET_TEST_LOOP") == "uvloop" else "asyncio"
+
+
+#: Fixtures that start nodes.
+NODES = {"node", "tls_node", "impatient"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-rabbitmq", action="store_true", help="leave out what needs a RabbitMQ node")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The run's reaper; xdist's workers, and a run inside a run, belong to the run that has one."""
+    surroundings.settle()
     if MARK not in os.environ:
         reaper = Reaper([tree / "tmp" for tree in TREES.values()])
         config.add_cleanup(reaper.close)
@@ -51,7 +64,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(HANGS):
             await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
 
-    asyncio.run(run())
+    loops.run(run(), LOOP)
     return True
 
 
@@ -143,6 +156,7 @@ def delete_queues(node: Node) -> None:
                 await channel.queue_delete(name)
                 await channel.queue_delete(dead_queue(name))
             await channel.queue_delete(pause_marker("work").name)
+            await channel.exchange_delete(pause_marker("work").name)
             for milliseconds in RUNGS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
             for stream in ("leveret.events", "leveret.cancelled"):
@@ -154,7 +168,7 @@ def delete_queues(node: Node) -> None:
     asyncio.run(delete())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Quick tests first: a mistake shows in seconds. Then the longest, and those that share a node by their module.
 
     The rest is mixed: conformance tests mostly wait, and the others mostly compute.
@@ -168,6 +182,16 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         return stages[nature], before[nature] / total[nature]
 
     items.sort(key=place)
+    if config.getoption("--no-rabbitmq"):
+        config.hook.pytest_deselected(items=[item for item in items if _needs_a_node(item)])
+        items[:] = [item for item in items if not _needs_a_node(item)]
+
+
+def _needs_a_node(item: pytest.Function) -> bool:
+    """Whether it needs a RabbitMQ node."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    on_rabbitmq = any(isinstance(one, str) and one.startswith("rabbitmq") for one in params)
+    return on_rabbitmq or bool(NODES & set(item.fixturenames))
 
 
 def _nature(item: pytest.Function) -> str:

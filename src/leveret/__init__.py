@@ -6,10 +6,11 @@ of it do not pay for asyncio and the rest.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from leveret.app import App
     from leveret.current import CurrentTask, NoCurrentTask, current_task
     from leveret.errors import (
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
         NoResult,
         NotSerializable,
         QueueFull,
+        QueueInUse,
         QueueMismatch,
         QueueNotFound,
+        QueueUnavailable,
         ResultError,
         ResultTimeout,
         Retry,
@@ -72,8 +75,10 @@ __all__ = [
     "Progress",
     "Queue",
     "QueueFull",
+    "QueueInUse",
     "QueueMismatch",
     "QueueNotFound",
+    "QueueUnavailable",
     "ResultError",
     "ResultTimeout",
     "Retry",
@@ -113,10 +118,13 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_HOMES.get(name, "leveret.errors")), name)
+        from importlib import import_module
+
+        value = getattr(import_module(_HOMES.get(name, "leveret.errors")), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is meant for others; not what this module itself needs."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

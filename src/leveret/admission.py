@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import ConfigurationError
+from leveret.guessing import did_you_mean
 from leveret.model import DeadLettered, Delivery, Outcome, Queue
+from leveret.visible import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,16 +46,28 @@ def connected(url: str, keep: float) -> Broker:
 
 def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     known = {queue.name: queue for queue in manifest.queues}
-    if not names and not known:
-        raise ConfigurationError("the application has no tasks, so there is no queue to work on")
+    if not manifest.policies:
+        raise ConfigurationError(
+            "the application has no tasks, and would make a dead letter of each message that comes: "
+            "import the modules that register them with @app.task where the application is made"
+        )
     unknown = [name for name in dict.fromkeys(names) if name not in known]
     if unknown:
         log.warning(
-            "no task of the application goes to %s by itself; its queues: %s",
+            "no task of the application goes to %s by itself; its queues: %s%s",
             ", ".join(unknown),
             ", ".join(sorted(known)) or "none",
+            "".join(did_you_mean(name, known) for name in unknown),
         )
     return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
+
+
+def tell_of_tasks(manifest: Manifest) -> None:
+    """What is run here, since another application's worker on the same queue would be sent these messages too."""
+    log.info(
+        "it runs %s; a message of its queues for any other task becomes a dead letter",
+        in_line(", ".join(sorted(manifest.policies))),
+    )
 
 
 def warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -10,12 +11,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.errors import LeveretError, TaskCancelled
+from leveret.durations import show
+from leveret.errors import ConfigurationError, LeveretError, TaskCancelled
 from leveret.model import shorten
 from leveret.status import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Self
+
+    from leveret.status import Status
 
 #: A longer note is cut in the middle (characters).
 _MAX_NOTE = 1_000
@@ -26,17 +32,27 @@ class NoCurrentTask(LeveretError, RuntimeError):
 
 
 class Link(Protocol):
-    """From a running task to whoever runs it. Called from the task's thread."""
+    """Between a running task and whoever runs it. Called from the task's thread, too."""
+
+    #: Whether the asyncio task that runs it may be cancelled now: it awaits the user's code, and no thread.
+    interruptible: bool
 
     def progressed(self, progress: Progress, /) -> None: ...
+    def awaits(self, change: int, /) -> None:
+        """It waits for so many more tasks that have not begun, or so many fewer."""
+
     @property
     def cancelled(self) -> bool: ...
 
 
 class _NoLink:
     cancelled = False
+    interruptible = False
 
     def progressed(self, progress: Progress) -> None:
+        """Nobody listens."""
+
+    def awaits(self, change: int) -> None:
         """Nobody listens."""
 
 
@@ -67,9 +83,16 @@ class CurrentTask(msgspec.Struct, frozen=True):
 
         What is told in quick succession may come as one. Raises ValueError for numbers that are not finite.
         """
-        if not (math.isfinite(done) and (total is None or math.isfinite(total))):
-            raise ValueError(f"progress({done!r}, {total!r}): the numbers must be finite")
-        self._link.progressed(Progress(float(done), None if total is None else float(total), shorten(note, _MAX_NOTE)))
+        try:
+            known = Progress(_finite(done), None if total is None else _finite(total), shorten(str(note), _MAX_NOTE))
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"progress({done!r}, {total!r}): the numbers must be finite") from None
+        self._link.progressed(known)
+
+    @property
+    def link(self) -> Link:
+        """To whoever runs it; for Leveret itself."""
+        return self._link
 
     @property
     def cancelled(self) -> bool:
@@ -82,10 +105,20 @@ class CurrentTask(msgspec.Struct, frozen=True):
             raise TaskCancelled(f"task {self.task!r} {self.id} was cancelled while it ran")
 
 
+def _finite(value: float) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
+
+
 #: Runs what is inside; returns what the task returned.
 Inner: TypeAlias = Callable[[], Awaitable[Any]]
-#: Wrapped around each run: awaits ``inner()`` once, and may do something before and after, and on an exception.
+#: Wrapped around each run, on the event loop: awaits ``inner()`` once, and may do something before and after, and on an
+#: exception.
 Middleware: TypeAlias = Callable[[CurrentTask, Inner], Awaitable[Any]]
+#: Wrapped around a plain ``def`` task in its thread: a plain ``def`` itself, that returns what ``inner()`` returns.
+ThreadMiddleware: TypeAlias = Callable[[CurrentTask, Callable[[], Any]], Any]
 
 _running: ContextVar[CurrentTask] = ContextVar("leveret_current_task")
 
@@ -101,9 +134,73 @@ def current_task() -> CurrentTask:
 async def run_within(current: CurrentTask, middleware: Sequence[Middleware], inner: Inner) -> Any:
     """Run ``inner`` as the current task, the first middleware outermost."""
     for layer in reversed(middleware):
-        inner = partial(layer, current, inner)
+        inner = partial(_through, layer, current, inner)
     token = _running.set(current)
     try:
         return await inner()
     finally:
         _running.reset(token)
+
+
+async def _through(layer: Middleware, current: CurrentTask, inner: Inner) -> Any:
+    running = layer(current, inner)
+    if not inspect.isawaitable(running):
+        raise ConfigurationError(
+            f"the middleware {show(layer)} returned {show(running)}, which cannot be awaited: write it as an "
+            "'async def' that returns await inner(); what is to run in the thread of plain 'def' tasks is given to "
+            "App(thread_middleware=[...])"
+        )
+    return await running
+
+
+def within_thread(
+    current: CurrentTask, middleware: Sequence[ThreadMiddleware], inner: Callable[[], Any]
+) -> Callable[[], Any]:
+    """The call of a plain task with its middleware around it, the first one outermost."""
+    for layer in reversed(middleware):
+        inner = partial(layer, current, inner)
+    return inner
+
+
+def awaited(
+    feed: AbstractAsyncContextManager[AsyncIterable[Sequence[Status]]], ids: Iterable[str]
+) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+    """A feed of these tasks, of which whoever runs the current task knows, if there is one: it waits for them."""
+    current = _running.get(None)
+    return _Awaited(feed, ids, NO_LINK if current is None else current._link)  # noqa: SLF001 - one module
+
+
+class _Awaited:
+    """No generator: whoever follows may be cancelled at any moment."""
+
+    def __init__(
+        self, feed: AbstractAsyncContextManager[AsyncIterable[Sequence[Status]]], ids: Iterable[str], link: Link
+    ) -> None:
+        self._feed = feed
+        self._link = link
+        #: Those of the tasks that have not begun, as far as is known.
+        self._waiting = set(ids)
+
+    async def __aenter__(self) -> Self:
+        self._batches = aiter(await self._feed.__aenter__())
+        self._link.awaits(len(self._waiting))
+        return self
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        self._link.awaits(-len(self._waiting))
+        return await self._feed.__aexit__(*error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Status]:
+        batch = await anext(self._batches)
+        before = len(self._waiting)
+        for status in batch:
+            if status.is_final or status.state == "running":
+                self._waiting.discard(status.id)
+            else:
+                self._waiting.add(status.id)
+        if len(self._waiting) != before:
+            self._link.awaits(len(self._waiting) - before)
+        return batch

@@ -6,11 +6,13 @@ translated into these at the driver's edge and kept as ``__cause__``.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
 
 class LeveretError(Exception):
@@ -22,7 +24,11 @@ class ConfigurationError(LeveretError):
 
 
 class AppNotLoaded(ConfigurationError):
-    """The application named by ``MODULE:APP`` cannot be imported."""
+    """The application named by ``MODULE:APP`` cannot be imported. ``traceback``: of its own code, if that ran."""
+
+    def __init__(self, message: str = "", traceback: str = "") -> None:
+        super().__init__(*([message] if message else []))
+        self.traceback = traceback
 
 
 class QueueMismatch(ConfigurationError):
@@ -71,7 +77,7 @@ class BrokerRefused(BrokerError):
 
 
 class StoreError(BrokerError):
-    """The SQLite file cannot be used: it is not Leveret's, is damaged, read-only or on a full disk."""
+    """The SQLite file cannot be used: it is not Leveret's, damaged, read-only, gone, of two names or on a full disk."""
 
 
 class EnqueueError(BrokerError):
@@ -86,8 +92,16 @@ class QueueNotFound(EnqueueError):
     """The queue does not exist and this program may not create it. The tasks in ``ids`` were not stored."""
 
 
+class QueueInUse(BrokerError):
+    """The queue has consumers, or tasks that run, so it is not purged or deleted unless that is forced."""
+
+
 class QueueFull(EnqueueError):
     """The queue holds its ``max_length``. The tasks in ``ids`` were not stored."""
+
+
+class QueueUnavailable(EnqueueError, BrokerUnavailable):
+    """The queue refused tasks for all of the time, and is not known to be full. Those in ``ids`` were not stored."""
 
 
 class DuplicateTask(EnqueueError):
@@ -168,9 +182,10 @@ class Retry(Exception):
 
     def __init__(self, reason: str = "the task asked to be tried again", *, delay: float | timedelta = 0.0) -> None:
         super().__init__(reason)
-        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-        if not 0 <= self.delay <= 366 * 86_400:
-            raise ValueError(f"Retry(delay={delay!r}): it must be 0 or more seconds, and at most a year")
+        try:
+            self.delay = parse_seconds(delay, most=MAX_DELAY)
+        except NotADuration as problem:
+            raise ConfigurationError(f"Retry(delay={show(delay)}): {problem}") from None
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from leveret.current import NoCurrentTask, current_task
+from leveret.errors import ConfigurationError
 from leveret.model import LOG_FIELDS
-from leveret.visible import in_json, indented
+from leveret.visible import in_json, in_line, indented
 
 Format: TypeAlias = Literal["text", "json"]
-
-_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-#: What these say of a lost connection, Leveret says in one line of its own; and they say what came from others raw.
-_DRIVERS = ("aiormq", "aio_pika", "pamqp")
 
 
 class TaskFields(logging.Filter):
@@ -36,13 +34,25 @@ class TaskFields(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """The time, the level and the message. Whatever is in it, nothing but a record of its own begins a line."""
+    """One line a record: time, level, the task's name and id if there is one, message; tracebacks below.
 
-    def __init__(self) -> None:
-        super().__init__(_FORMAT)
+    Whatever is in it, nothing but a record of its own begins a line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return indented(super().format(record))
+        text = record.getMessage()
+        id_ = getattr(record, "task_id", None)
+        if id_ is not None:
+            who = f"{in_line(getattr(record, 'task_name', None) or '(default task)')} {in_line(str(id_))}"
+            text = text if text.startswith(who) else f"{who}: {text}"
+        lines = [f"{self.formatTime(record)} {record.levelname:<7} {text}"]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        elif record.exc_text:
+            lines.append(record.exc_text)
+        if record.stack_info:
+            lines.append(self.formatStack(record.stack_info))
+        return indented("\n".join(lines))
 
 
 class JsonFormatter(logging.Formatter):
@@ -59,6 +69,8 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in fields.items() if value is not None}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            line["exception"] = record.exc_text
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         # ASCII alone: whatever the stream's encoding, a line stays JSON.
@@ -66,37 +78,52 @@ class JsonFormatter(logging.Formatter):
 
 
 class Logging(msgspec.Struct, frozen=True, array_like=True):
-    """How a program logs that has not decided that itself: to standard error, one line an event."""
+    """How a worker and its child processes log: to standard error.
 
-    level: str = "INFO"
+    ``level``: None is INFO, and a program that has set logging up itself keeps its own. Given, it holds for that too,
+    and for all loggers.
+    """
+
+    level: str | None = None
     form: Format = "text"
 
-    def of_children(self) -> Logging | None:
-        """How child processes log; None: as their application says, plainly and no less than warnings by default."""
-        return self if self.form == "json" else None
+    def __post_init__(self) -> None:
+        if self.level is not None and self.level not in logging.getLevelNamesMapping():
+            raise ConfigurationError(f"log level {self.level!r} is none of {', '.join(logging.getLevelNamesMapping())}")
 
     def set_up(self) -> None:
-        """Do so; a program that has set logging up itself is left alone."""
+        """Do so; the handlers of a program that has set logging up itself are left alone."""
         root = logging.getLogger()
-        if root.handlers:
+        if not all(map(_is_accidental, root.handlers)):
+            if self.level is not None:
+                root.setLevel(self.level)
+                for set_up in root.handlers:
+                    set_up.setLevel(max(set_up.level, logging.getLevelNamesMapping()[self.level]))
             return
+        for accidental in list(root.handlers):
+            root.removeHandler(accidental)
         handler = logging.StreamHandler()
         handler.addFilter(TaskFields())
         handler.setFormatter(JsonFormatter() if self.form == "json" else TextFormatter())
         root.addHandler(handler)
-        root.setLevel(self.level)
-        quieten_drivers()
+        root.setLevel(self.level or "INFO")
+        handler.setLevel(self.level or "NOTSET")
 
 
-def quieten_drivers() -> None:
-    """Lost connections are Leveret's to tell."""
-    for name in _DRIVERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _is_accidental(handler: logging.Handler) -> bool:
+    """Whether ``logging.info(...)`` has made it by itself, as it does for a module that says something on import."""
+    form = handler.formatter
+    return (
+        type(handler) is logging.StreamHandler
+        and handler.stream is sys.stderr
+        and handler.level == logging.NOTSET
+        and form is not None
+        and form._fmt == logging.BASIC_FORMAT  # noqa: SLF001 - there is no other way to read it
+    )
 
 
 def quieten_connections() -> None:
     """For a command that says itself, at its end, that it reached nobody."""
-    quieten_drivers()
     logging.getLogger("leveret.rabbitmq.publisher").setLevel(logging.CRITICAL)
 
 

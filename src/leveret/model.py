@@ -6,10 +6,14 @@ import os
 import platform
 import time
 from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from leveret.arguments import count
+from leveret.durations import show
 from leveret.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,8 +68,9 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.name.endswith(PAUSED_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{PAUSED_SUFFIX}' is the ending of pause markers")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigurationError(f"queue {self.name!r}: max_length is {self.max_length}, it must be at least 1")
+        if self.max_length is not None:
+            length = count(f"queue {self.name!r}: max_length", self.max_length, none="no limit")
+            msgspec.structs.force_setattr(self, "max_length", length)
         if self.kind not in ("quorum", "classic"):
             raise ConfigurationError(f"queue {self.name!r}: kind is {self.kind!r}, it must be 'quorum' or 'classic'")
 
@@ -101,6 +106,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     headers: dict[str, Any] = {}
     #: The higher is taken first; None counts as `MIDDLE_PRIORITY`. 0 to 9, but a foreign message's may be any octet.
     priority: int | None = None
+    #: How a foreign message's body is encoded: gzip, deflate; None: it is as it is.
+    content_encoding: str | None = None
 
 
 class Lease(Protocol):
@@ -190,6 +197,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
     #: The worker that gave it up, as `this_process` names it.
     worker: str | None = None
 
+    def __repr__(self) -> str:
+        """In one line: without the traceback, and with the beginning of the body."""
+        envelope = self.envelope
+        return brief(
+            "DeadLetter",
+            id=envelope.id,
+            task=envelope.task,
+            queue=envelope.queue,
+            attempt=envelope.attempt,
+            reason=self.reason,
+            died_at=moment(self.died_at),
+            worker=self.worker,
+            body=envelope.body,
+        )
+
 
 class QueueStats(msgspec.Struct, frozen=True):
     """What is in a queue now."""
@@ -206,13 +228,25 @@ class QueueStats(msgspec.Struct, frozen=True):
     silent_consumers: int = 0
     #: Nothing of it is started until it is resumed.
     paused: bool = False
+    #: RabbitMQ: queues of it that should be there and are not. Somebody deleted them, or a policy let them expire.
+    missing: tuple[str, ...] = ()
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """How many tasks left a queue for good when it was purged or deleted."""
+
+    ready: int = 0
+    delayed: int = 0
+    dead: int = 0
+    #: The queue was to be deleted, and stays, or comes again, since it has consumers.
+    kept: bool = False
 
 
 def _fits(name: str, limit: int) -> bool:
     """Whether a name is text of 1 to so many bytes."""
     try:
-        return 0 < len(name.encode()) <= limit
-    except UnicodeEncodeError:
+        return 0 < len(str.encode(name)) <= limit
+    except (UnicodeEncodeError, TypeError):
         return False
 
 
@@ -230,7 +264,8 @@ def unix_time(value: object) -> float | None:
 
 def printable(text: str) -> str:
     """The text with its lone surrogates (a file name that is no UTF-8) escaped, so that it can be stored and sent."""
-    return text.encode(errors="backslashreplace").decode()
+    # The method itself: a subclass's of the same name may do anything.
+    return str.encode(text, errors="backslashreplace").decode()
 
 
 def check_task_name(name: str) -> None:
@@ -245,7 +280,9 @@ def check_priority(priority: object) -> None:
     """Raises ConfigurationError for what is neither None nor a priority."""
     if priority is None or (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
         return
-    raise ConfigurationError(f"priority is {priority!r}; it must be an integer from 0 to {MAX_PRIORITY}, the highest")
+    raise ConfigurationError(
+        f"priority is {show(priority)}; it must be an integer from 0 to {MAX_PRIORITY}, the highest"
+    )
 
 
 def check_id(id_: object) -> None:
@@ -279,6 +316,30 @@ def new_ids(count: int) -> list[str]:
     now = f"{time.time_ns() // 1_000_000:012x}"
     chance = os.urandom(10 * count).hex()
     return sorted([now + chance[start : start + 20] for start in range(0, 20 * count, 20)])
+
+
+#: So much of a value is shown (characters).
+_BRIEF = 100
+
+
+def brief(name: str, **parts: Any) -> str:
+    """What a value shows of itself to people: a line, without what is None, and with long values cut."""
+    shown = [f"{key}={_cut(repr(value))}" for key, value in parts.items() if value is not None]
+    return f"{name}({', '.join(shown)})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 4]}...{text[-1]}"
+
+
+def moment(seconds: float | None) -> str | None:
+    """Unix time for people, as it is here; in UTC where this zone has no such date."""
+    if seconds is None:
+        return None
+    shown = datetime.fromtimestamp(seconds, UTC)
+    with suppress(OverflowError, ValueError):
+        shown = shown.astimezone()
+    return shown.isoformat(" ", "seconds")
 
 
 #: What a log record about a task says of it.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.errors import BrokerError, LeaseLost
+from leveret.limited_log import LimitedLog
 from leveret.model import Released
 from leveret.status import Progress, Status, settled, started
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from leveret.brokers import Broker
-    from leveret.model import Envelope, Settlement
+    from leveret.model import Delivery, Envelope, Settlement
 
 log = logging.getLogger("leveret.worker")
 
@@ -38,7 +39,10 @@ class Recorder:
         self.silence(silent, tasks)
         self._name = name
         self._running: dict[str, Status] = {}
+        #: Of what has run and is to be recorded (seconds).
+        self._run_times: dict[Delivery, float] = {}
         self._fresh: dict[str, None] = {}
+        self._warnings = LimitedLog(log)
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -59,6 +63,15 @@ class Recorder:
         if status is not None:
             self._running[envelope.id] = msgspec.structs.replace(status, at=time.time(), progress=progress)
             self._tell_soon(envelope.id)
+
+    def ran(self, delivery: Delivery, seconds: float | None) -> None:
+        """It has run for so long, and its outcome is not recorded yet."""
+        if seconds is not None:
+            self._run_times[delivery] = seconds
+
+    def run_time(self, delivery: Delivery) -> float | None:
+        """How long it has run, asked once."""
+        return self._run_times.pop(delivery, None)
 
     def acknowledged(self, envelope: Envelope) -> Sequence[Status]:
         """The update to record with a task that the broker shall forget, and that runs then."""
@@ -96,7 +109,9 @@ class Recorder:
                 if not isinstance(error, BrokerError):
                     log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
                 pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
-                log.warning("%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error)
+                self._warnings.warning(
+                    "%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error
+                )
                 await asyncio.sleep(pause)
             else:
                 return frozenset()
@@ -113,6 +128,7 @@ class Recorder:
             self._timer.cancel()
         for task in self._telling:
             task.cancel()
+        self._warnings.flush()
 
     def _tell_soon(self, id_: str) -> None:
         self._fresh[id_] = None
@@ -132,4 +148,4 @@ class Recorder:
         try:
             await self._broker.tell(updates)
         except BrokerError as error:
-            log.warning("the progress of %d tasks could not be told: %s", len(updates), error)
+            self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from leveret.errors import AppNotLoaded, ConfigurationError
+from leveret.events import write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
@@ -92,7 +93,8 @@ class Reloads:
             try:
                 count = await self._workforce.reload(self._adopt)
             except AppNotLoaded as error:
-                log.error("not reloaded, so the child processes that are there go on: %s", error)  # noqa: TRY400
+                message = "not reloaded, so the child processes that are there go on: %s"
+                write(log, logging.ERROR, message, error, traceback=error.traceback)
             except Exception:
                 log.exception("not reloaded, or only in part; the child processes that are there go on")
             else:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.errors import NoResult, NotSerializable
-from leveret.payload import check_value, hint_of
+from leveret.payload import hint_of_result
+from leveret.values import sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +21,11 @@ class Returns:
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._name = name
-        self._type = hint_of(function, "return")
+        self._hint = hint_of_result(function)
 
     def encode(self, value: Any, limit: int) -> bytes:
         """As JSON. Raises NotSerializable or NoResult (it is over ``limit`` bytes), saying what to do."""
-        check_value(f"the result of task {self._name!r}", value, self._type, "annotate what it returns with")
-        body = _encode(value)
+        body = _encode(sent(f"the result of task {self._name!r}", value, self._hint, "annotate what it returns with"))
         if len(body) > limit:
             raise NoResult(
                 f"the result of task {self._name!r} is {len(body)} bytes, over the limit of {limit}; store it "
@@ -36,6 +36,6 @@ class Returns:
     def decode(self, body: msgspec.Raw) -> Any:
         """Raises NotSerializable when it is not of the annotated type: another version of the task returned it."""
         try:
-            return msgspec.json.decode(body, type=self._type)
+            return self._hint.restore(msgspec.json.decode(body))
         except Exception as error:  # noqa: BLE001 - a type's own constructor may raise anything
             raise NotSerializable(f"the result of task {self._name!r} does not fit its annotation: {error}") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
+from leveret.arguments import count
 from leveret.errors import BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Bounds(msgspec.Struct, frozen=True):
     most: int
 
     def __post_init__(self) -> None:
+        for number in (self.least, self.most):
+            count("processes", number, least=-(2**31))
         if not 1 <= self.least <= self.most:
             raise ConfigurationError(
                 f"processes are {self.least} to {self.most}: there must be at least 1, and MIN must not be over MAX"
@@ -48,8 +51,10 @@ class Bounds(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, processes: Processes) -> Self:
         """Raises ConfigurationError."""
-        least, most = (processes, processes) if isinstance(processes, int) else processes
-        return cls(least, most)
+        if isinstance(processes, (tuple, list)) and len(processes) == 2:
+            return cls(*processes)
+        number = count("processes", processes, least=-(2**31))  # what is too few is said above
+        return cls(number, number)
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,9 @@ from leveret.model import (
     Retrying,
     Text,
     UnixTime,
+    brief,
     is_name,
+    moment,
     shorten,
     this_process,
 )
@@ -88,8 +90,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     error: Text | None = None
     traceback: Text = ""
     progress: Progress | None = None
-    #: The encoded result (JSON); empty when there is none, or it was not stored.
-    result: msgspec.Raw = NO_RESULT
+    #: The result as JSON; empty when there is none, or it was not stored.
+    encoded_result: msgspec.Raw = msgspec.field(default=NO_RESULT, name="result")
     #: Why a task that succeeded has no result to show.
     problem: Text = ""
     #: The worker that said so.
@@ -107,7 +109,33 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def has_result(self) -> bool:
-        return bool(bytes(self.result))
+        return bool(bytes(self.encoded_result))
+
+    @property
+    def result(self) -> Any:
+        """What the task returned, as plain JSON values; `Handle.result` gives it as the task's annotation says.
+
+        None as well while there is none, or when it failed or was not kept: `has_result`, `error` and `problem` tell.
+        """
+        return msgspec.json.decode(self.encoded_result) if self.has_result else None
+
+    def __repr__(self) -> str:
+        """In one line: without the body, the traceback and the history."""
+        return brief(
+            "Status",
+            id=self.id,
+            state=self.state,
+            task=self.task,
+            queue=self.queue,
+            attempt=self.attempt,
+            at=moment(self.at),
+            due=moment(self.due),
+            progress=self.progress,
+            result=self.result,
+            error=self.error,
+            problem=self.problem or None,
+            worker=self.worker,
+        )
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
@@ -199,7 +227,7 @@ def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) 
     if isinstance(outcome, Released):
         return msgspec.structs.replace(base, error=envelope.last_error)
     result = NO_RESULT if outcome.result is None else msgspec.Raw(outcome.result)
-    return msgspec.structs.replace(base, state="succeeded", result=result, problem=outcome.problem)
+    return msgspec.structs.replace(base, state="succeeded", encoded_result=result, problem=outcome.problem)
 
 
 def back(status: Status, now: float) -> Status:
@@ -242,6 +270,11 @@ def cancelled_before(status: Status, now: float) -> Status:
     return msgspec.structs.replace(
         status, state="cancelled", at=now, due=None, error="cancelled before it ran", worker=None, first=False
     )
+
+
+def purged(status: Status, now: float) -> Status:
+    """A task that waited, and was deleted with all others of its queue."""
+    return msgspec.structs.replace(cancelled_before(status, now), error="its queue was purged or deleted")
 
 
 def cancelled_running(status: Status, now: float) -> Status:

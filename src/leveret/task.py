@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.errors import ConfigurationError, DuplicateTask, TaskTooLarge
+from leveret.arguments import moment, seconds, seconds_or_none
+from leveret.durations import MAX_DELAY, show
+from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.handle import Handle, Source
-from leveret.model import Envelope, check_id, check_priority, new_ids, repeated
-from leveret.payload import Signature
-from leveret.retry import MAX_DELAY, RetryRules
+from leveret.model import Envelope, Queue, check_id, check_priority, new_ids, repeated
+from leveret.payload import Signature, makes_coroutines
+from leveret.retry import RetryRules
 from leveret.returns import Returns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from datetime import datetime, timedelta
+    from typing import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +35,10 @@ class Producer(Source, Protocol):
     def max_message_size(self) -> int: ...
     async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool) -> None: ...
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+
+
+#: No task is kept for a hundred years (seconds).
+_MAX_EXPIRES = 100 * MAX_DELAY
 
 
 class TaskOptions(msgspec.Struct, frozen=True):
@@ -56,15 +63,44 @@ class TaskOptions(msgspec.Struct, frozen=True):
     store_result: bool = True
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not 0 < self.timeout < float("inf"):
-            raise ConfigurationError(
-                f"timeout is {self.timeout!r}; it must be more than 0 seconds, or None for no limit"
-            )
+        Queue(self.queue)  # whose name is checked there
+        limit = seconds_or_none("timeout", self.timeout, above_zero=True, none="no limit")
+        msgspec.structs.force_setattr(self, "timeout", limit)
         check_priority(self.priority)
         if self.id is not None:
             check_id(self.id)
         if self.acknowledge not in ("after", "before"):
             raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
+
+
+#: What tasks of other queues are asked to do, and how it is done here.
+_ENQUEUE = "'await {task}.enqueue(...)' enqueues it, '{task}.enqueue_sync(...)' does without an event loop"
+_LATER = "'await {task}.options(delay=60).enqueue(...)' enqueues it for later (also: at=, expires=, priority=, queue=)"
+_ELSEWHERE = {
+    **dict.fromkeys(("delay", "kiq", "send", "submit", "defer", "defer_async", "push", "enqueue_async"), _ENQUEUE),
+    **dict.fromkeys(
+        ("apply_async", "send_with_options", "schedule", "configure", "kicker", "enqueue_in", "enqueue_at"), _LATER
+    ),
+    **dict.fromkeys(("apply", "run", "call_local"), "calling it, '{task}(...)', runs it here and now"),
+    **dict.fromkeys(("map", "starmap", "chunks"), "'await {task}.enqueue_many([(1,), (2,)])' enqueues many"),
+    "AsyncResult": "'{task}.handle(id)' is the handle of a task by its id",
+    "request": "leveret.current_task() tells a running task about itself",
+}
+
+
+class Call(Generic[P]):
+    """The arguments of one call of a task; made by `Task.call`."""
+
+    __slots__ = ("args", "kwargs", "task")
+
+    def __init__(self, task: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.task = task
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        arguments = [*map(show, self.args), *(f"{name}={show(value)}" for name, value in self.kwargs.items())]
+        return f"<Call {self.task}({', '.join(arguments)})>"
 
 
 class Task(Generic[P, R]):
@@ -75,6 +111,7 @@ class Task(Generic[P, R]):
     ) -> None:
         self.function = function
         self.name = name
+        self._is_async = makes_coroutines(function)
         self.signature = Signature(function, name)
         self.returns = Returns(function, name)
         self._options = options
@@ -85,8 +122,19 @@ class Task(Generic[P, R]):
         """Call the function itself, without any queue (an ``async def`` one gives its coroutine)."""
         return self.function(*args, **kwargs)
 
+    if not TYPE_CHECKING:  # which would take any name
+
+        def __getattr__(self, name: str) -> Any:
+            hint = _ELSEWHERE.get(name, "").format(task=self.__dict__.get("name", "task"))
+            raise AttributeError(f"a Leveret task has no {name!r}{hint and ': '}{hint}", name=name, obj=self)
+
     def __repr__(self) -> str:
         return f"<Task {self.name} on {self._options.queue}>"
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calling the function only makes a coroutine, so that it is called on the event loop."""
+        return self._is_async
 
     @property
     def queue(self) -> str:
@@ -117,7 +165,7 @@ class Task(Generic[P, R]):
         expires: float | timedelta | None = None,
         priority: int | None = None,
         id: str | None = None,  # noqa: A002 - the user's word for it
-    ) -> Task[P, R]:
+    ) -> Self:
         """The same task, enqueued differently. Options never mix with the task's own arguments.
 
         ``delay`` (seconds or a timedelta) and ``at`` (an aware datetime): not before then; the broker keeps it
@@ -126,20 +174,27 @@ class Task(Generic[P, R]):
         with ``Queue(kind="classic")``; see docs/guarantees.md. ``id``: the task's own, for one enqueue, as
         "invoice-42". The SQLite and memory brokers refuse it (DuplicateTask) while a task with that id is ready,
         delayed, running or dead; RabbitMQ cannot know, and stores both.
-        Raises ConfigurationError for a delay that is negative or over a year, both kinds at once, a naive datetime,
-        another priority, or an id that is empty, not printable or over 255 bytes.
+        Raises ConfigurationError for a delay that is no duration, negative or over a year, both kinds at once, a naive
+        datetime, another priority, or an id that is empty, not printable or over 255 bytes.
         """
         changed: dict[str, Any] = {}
         if queue is not None:
             changed["queue"] = queue
+        if delay is not None and at is not None:
+            raise ConfigurationError("delay and at are two ways to say the same: give one of them")
         if delay is not None:
-            changed |= {"delay": _seconds("delay", delay, MAX_DELAY), "at": None}
+            changed |= {"delay": seconds("delay", delay, most=MAX_DELAY), "at": None}
         if at is not None:
-            changed |= {"at": _moment(at, delay), "delay": 0.0}
+            changed |= {"at": moment("at", at), "delay": 0.0}
         if expires is not None:
-            changed["expires"] = _seconds("expires", expires, None)
+            changed["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
         changed |= {name: value for name, value in (("priority", priority), ("id", id)) if value is not None}
-        return Task(self.function, self.name, msgspec.structs.replace(self._options, **changed), self._producer)
+        options = msgspec.structs.replace(self._options, **changed)
+        return type(self)(self.function, self.name, options, self._producer)
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[P]:
+        """One call for `enqueue_many`, with any arguments, checked as those of ``enqueue`` are."""
+        return Call(self.name, args, kwargs)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Store the task durably, to be run by a worker.
@@ -153,20 +208,23 @@ class Task(Generic[P, R]):
         return self._handle(envelope)
 
     async def enqueue_many(
-        self, calls: Iterable[tuple[Any, ...]], *, ids: Iterable[str] | None = None
+        self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
     ) -> list[Handle[R]]:
-        """Store many calls, each a tuple of positional arguments, in one round trip. ``ids``: one chosen for each.
+        """Store many calls in one round trip. ``ids``: one chosen for each.
+
+        A call is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments, which are
+        checked here alone: ``enqueue_many([task.call(5, text="a"), (6,)])``.
 
         On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that
         are not known to be. An id that is given twice raises DuplicateTask before anything is sent.
         """
-        every = list(calls)
+        every = [self._arguments(call) for call in calls]
         chosen = self._new_ids(len(every)) if ids is None else list(ids)
         if len(chosen) != len(every):
             raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
         for id_ in () if ids is None else chosen:
             check_id(id_)
-        envelopes = [self._envelope(id_, tuple(args), {}) for id_, args in zip(chosen, every, strict=True)]
+        envelopes = [self._envelope(id_, args, kwargs) for id_, (args, kwargs) in zip(chosen, every, strict=True)]
         twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
@@ -182,8 +240,27 @@ class Task(Generic[P, R]):
         """The handle of a task of this kind that any program enqueued, by its id."""
         return Handle(id_, self._producer, task=self.name, stored=self.store_result)
 
+    def _arguments(self, call: Call[P] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(call, Call):
+            if call.task != self.name:
+                raise InvalidArguments(f"a call of task {call.task!r} was given to {self.name!r}.enqueue_many")
+            return call.args, call.kwargs
+        if not isinstance(call, (tuple, list)):
+            raise InvalidArguments(
+                f"{show(call)} is no call of task {self.name!r}: give enqueue_many a tuple of arguments for each, "
+                f"as [(1,), (2,)], or {self.name}.call(...)"
+            )
+        return tuple(call), {}
+
     def _handle(self, envelope: Envelope) -> Handle[R]:
-        return Handle(envelope.id, self._producer, task=self.name, queue=envelope.queue, stored=self.store_result)
+        return Handle(
+            envelope.id,
+            self._producer,
+            task=self.name,
+            queue=envelope.queue,
+            stored=self.store_result,
+            stored_at=envelope.enqueued_at,
+        )
 
     def _new_ids(self, count: int) -> list[str]:
         return new_ids(count) if self._options.id is None else [self._options.id] * count
@@ -211,22 +288,17 @@ class Task(Generic[P, R]):
         )
 
 
-def _seconds(name: str, value: float | timedelta, most: float | None) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not 0 <= seconds < float("inf") or (most is not None and seconds > most):
-        limit = "" if most is None else f" and at most {most:g}"
-        raise ConfigurationError(f"{name}={value!r}: it must be 0 or more{limit} seconds")
-    return seconds
+if TYPE_CHECKING:
 
+    class AsyncTask(Task[P, R]):
+        """A task of an ``async def`` function. For type checkers: a call gives its coroutine."""
 
-def _moment(at: datetime, delay: object) -> float:
-    if delay is not None:
-        raise ConfigurationError("delay and at are two ways to say the same: give one of them")
-    if at.tzinfo is None:
-        raise ConfigurationError(
-            f"at={at!r} has no time zone, so it names no moment: use datetime.now(UTC) + ... or .astimezone()"
-        )
-    seconds = at.timestamp()
-    if seconds - time.time() > MAX_DELAY:
-        raise ConfigurationError(f"at={at!r} is more than a year away ({MAX_DELAY:g} seconds at most)")
-    return seconds
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+    class PlainTask(Task[P, R]):
+        """A task of a plain ``def`` function. For type checkers: a call gives what it returns."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+else:
+    AsyncTask = PlainTask = Task

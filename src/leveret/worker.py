@@ -16,6 +16,9 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret import admission
+from leveret.arguments import seconds
+from leveret.awaiting import Awaiting
+from leveret.brokers import location
 from leveret.cancelling import NOT_RUN, Cancellations
 from leveret.describing import Describer
 from leveret.errors import BrokerError
@@ -32,6 +35,7 @@ from leveret.events import (
     write_log,
 )
 from leveret.executors import (
+    Awaits,
     Blocks,
     Died,
     Executor,
@@ -52,6 +56,7 @@ from leveret.scaling import Scaler, Work
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
+    from datetime import timedelta
     from typing import Any
 
     from leveret.brokers import Broker, Consumer
@@ -79,8 +84,8 @@ class Worker:
     ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
     holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
     another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`leveret.prefetch`).
-    ``grace``: seconds. ``broker``: one to use instead of the application's URL. ``scaler``: changes the executor's
-    slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
+    ``grace``: seconds, or a timedelta. ``broker``: one to use instead of the application's URL. ``scaler``: changes the
+    executor's slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class Worker:
         *,
         queues: Sequence[str] = (),
         prefetch: admission.Prefetch = "auto",
-        grace: float = DEFAULT_GRACE,
+        grace: float | timedelta = DEFAULT_GRACE,
         listeners: Sequence[Listener] = (),
         broker: Broker | None = None,
         scaler: Scaler | None = None,
@@ -100,7 +105,7 @@ class Worker:
         self._credit = admission.first_credit(prefetch, executor.slots)
         self._pace = Pace(time.monotonic()) if prefetch == "auto" else None
         self._deciding: asyncio.TimerHandle | None = None
-        self._grace = grace
+        self._grace = seconds("grace", grace)
         self._listeners = tuple(listeners)
         self._given_broker = broker
         self._keys = itertools.count()
@@ -115,6 +120,7 @@ class Worker:
         self._acknowledging: set[int] = set()
         self._acknowledged: set[int] = set()
         self._cancellations = Cancellations()
+        self._awaiting = Awaiting(lambda: executor.slots)
         self._settling: set[asyncio.Task[None]] = set()
         #: Successes that are recorded in a moment, and when.
         self._gathered: list[Settlement] = []
@@ -165,6 +171,7 @@ class Worker:
             self._broker = self._given_broker or admission.connected(manifest.url, manifest.keep_results)
             self._recorder = Recorder(self._broker, manifest.silent, manifest.policies, self._name)
             stack.callback(self._recorder.stop)
+            stack.callback(self._awaiting.stop)
             self._describer = Describer(
                 [queue.name for queue in queues], manifest.default_tasks, self._executor.children, self._held
             )
@@ -179,7 +186,9 @@ class Worker:
             if consumer is None:
                 return
             self._consumer, self._queues = consumer, [queue.name for queue in queues]
-            self._tell(WorkerReady(self._queues))
+            place = location(manifest.url) if self._given_broker is None else ""
+            self._tell(WorkerReady(self._queues, place))
+            admission.tell_of_tasks(manifest)
             admission.warn_of_long_tasks(consumer, manifest)
             await self._work(consumer)
 
@@ -395,6 +404,7 @@ class Worker:
     def _finish(self, key: int) -> Delivery:
         """Take a job from those that run."""
         delivery = self._jobs.pop(key)
+        self._awaiting.forget(key)
         self._ended += 1
         if self._pace is not None:
             self._pace.ended(key, time.monotonic())
@@ -442,13 +452,15 @@ class Worker:
             delivery = self._jobs.get(report.key)
             if delivery is None:
                 continue
-            if isinstance(report, (Started, Progressed, Blocks)):
+            if isinstance(report, (Started, Progressed, Awaits, Blocks)):
                 self._tell_of_run(delivery, report)
                 continue
             self._finish(report.key)
             outcome = report.outcome if isinstance(report, Finished) else self._after_death(delivery.envelope, report)
             outcome = self._cancellations.judged(report.key, outcome)
             self._describer.ended(outcome)
+            if isinstance(report, Finished):
+                self._recorder.ran(delivery, report.seconds)
             if self._listeners:
                 self._tell(TaskFinished(delivery.envelope, outcome))
             if report.key in self._acknowledged:
@@ -461,7 +473,7 @@ class Worker:
             self._settle_soon(settlements)
         self._note_idle()
 
-    def _tell_of_run(self, delivery: Delivery, report: Started | Progressed | Blocks) -> None:
+    def _tell_of_run(self, delivery: Delivery, report: Started | Progressed | Awaits | Blocks) -> None:
         envelope = delivery.envelope
         if isinstance(report, Started):
             self._recorder.started(envelope)
@@ -471,6 +483,8 @@ class Worker:
             # Of a task that may run elsewhere by now, that one tells.
             if delivery.lease.held or report.key in self._acknowledged:
                 self._recorder.progressed(envelope, report.progress)
+        elif isinstance(report, Awaits):
+            self._awaiting.note(report.key, awaits=report.is_so)
         else:
             self._tell(TaskBlocks(envelope, report.seconds, report.stack))
 
@@ -518,12 +532,13 @@ class Worker:
         lost = await self._recorder.record(settlements, updates)
         for repeat in self._repeats.end(attempts, settlements, lost):
             self._settle_repeat(repeat)
-        # Nearly all that a worker has to tell is that a task is done, and mostly nobody listens.
-        is_heard = bool(self._listeners) or log.isEnabledFor(logging.DEBUG)
+        # Nearly all that a worker has to tell is that a task is done, and perhaps nobody listens.
+        is_heard = bool(self._listeners) or log.isEnabledFor(logging.INFO)
         for delivery, outcome in settlements:
             kept = delivery.envelope.id not in lost
+            seconds = self._recorder.run_time(delivery)
             if is_heard or not kept or not isinstance(outcome, Succeeded):
-                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept))
+                self._tell(TaskSettled(delivery.envelope, outcome, kept=kept, seconds=seconds))
 
     async def _tell_ended(self, delivery: Delivery, outcome: Outcome) -> None:
         """Of a task that was acknowledged before it ran: it does not run again."""
@@ -531,7 +546,9 @@ class Worker:
         if isinstance(outcome, Retrying):
             final = DeadLettered(outcome.error, outcome.traceback)
         await self._recorder.record((), self._recorder.settled([(delivery, final)]))
-        self._tell(TaskSettled(delivery.envelope, final if final is _GIVEN_UP else outcome, at_most_once=True))
+        told = final if final is _GIVEN_UP else outcome
+        seconds = self._recorder.run_time(delivery)
+        self._tell(TaskSettled(delivery.envelope, told, at_most_once=True, seconds=seconds))
 
     def _hand_back_backlog(self, queues: frozenset[str] | None = None) -> None:
         """What waits here goes back to its queue; with ``queues``, only what is from those."""
@@ -546,10 +563,11 @@ class Worker:
             self._settle(back)
 
     async def _finish_running(self) -> None:
-        """Until nothing runs, the grace is over, or a second stop."""
+        """Until nothing runs that can end, the grace is over, or a second stop."""
         self._settle_gathered()
         self._note_idle()
-        waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._halt)]
+        ends = (self._idle.wait(), self._halt.wait(), self._awaiting.until_stuck(self._jobs.keys))
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(end) for end in ends]
         await asyncio.wait(waits, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CASES = [(fault, fault.brokers[index % len(fault.brokers)]) for index, fault in enumerate(FAULTS)]
 
 
-@pytest.mark.timeout(300)  # three nodes of a cluster start on two busy cores
+@pytest.mark.timeout(600)  # three nodes of a cluster start on two busy cores
 @pytest.mark.parametrize(("fault", "broker"), _CASES, ids=[f"{fault.name}-{broker}" for fault, broker in _CASES])
 def test_nothing_is_lost(fault: Fault, broker: str, nodes: Nodes) -> None:
     result = Theatre(QUICK, 1, nodes.get).play(fault, broker)

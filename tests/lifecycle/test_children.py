@@ -19,7 +19,7 @@ import pytest
 from leveret.errors import AppNotLoaded
 from leveret.executors import Blocks, Died, Finished, Job, Manifest, Overran, Report, Started, processes, spawn
 from leveret.executors.processes import ProcessExecutor
-from leveret.executors.wire import Begin, Run, ToWorker, frame
+from leveret.executors.wire import Begin, FrameReader, Run, ToWorker, encoded
 from leveret.model import Envelope, Succeeded, new_id
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import LEDGER_APP, Ledger, is_alive
@@ -276,10 +276,12 @@ async def test_an_application_that_leaves_a_thread_behind_and_fails(
     assert not is_alive(int(ledger.wait_for("import ").split()[-1]))
 
 
-def whole_frame(end: socket.socket) -> list[ToWorker]:
-    with end.makefile("rb") as file:
-        length = int.from_bytes(file.read(4), "big")
-        return msgspec.msgpack.decode(file.read(length), type=list[ToWorker])
+def whole_batch(end: socket.socket) -> list[ToWorker]:
+    reader = FrameReader()
+    while data := end.recv(1 << 16):
+        for body in reader.feed(data):
+            return msgspec.msgpack.decode(body, type=list[ToWorker])
+    raise AssertionError("it ended in the middle of a batch")
 
 
 def test_a_watch_outlives_a_worker_that_does_not_read(ledger: Ledger) -> None:
@@ -295,12 +297,12 @@ def test_a_watch_outlives_a_worker_that_does_not_read(ledger: Ledger) -> None:
         theirs.close()
         their_lifeline.close()
         jobs = [job(number, "held", "long") for number in range(100)] + [job(100, "overrun_blocking_in_part", "bad")]
-        ours.sendall(frame([Begin(LEDGER_APP, None, len(jobs))]) + frame([Run(one) for one in jobs]))
+        ours.sendall(encoded([Begin(LEDGER_APP, None, len(jobs))]) + encoded([Run(one) for one in jobs]))
         os.write(tickets_in, bytes(len(jobs)))
         ledger.wait_for("try bad")
         select.select([lifeline], [], [], PATIENCE)
         time.sleep(1)  # the worker is stopped, or very busy
-        suspects = whole_frame(lifeline)
+        suspects = whole_batch(lifeline)
         assert [one.key for one in suspects if isinstance(one, Blocks)] == list(range(101))
         lifeline.close()
         assert child.wait(PATIENCE) == 1

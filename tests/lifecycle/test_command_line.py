@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from leveret.brokers import connect
+from leveret.model import Envelope
 from tests.support import ledger_app
+from tests.support.dashboard import bury
 from tests.support.workers import LEDGER_APP, Ledger, Worker, leveret
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -
         (["worker", "tasks"], "not of the form MODULE:APP"),
         (["worker", "no/such/file.py:app"], "there is no file"),
         (["worker", LEDGER_APP, "--prefetch", "0"], "not a number from 1"),
+        (["worker", LEDGER_APP, "--loop", "trio"], "'trio' is not one of 'auto', 'asyncio', 'uvloop'"),
         (["worker", LEDGER_APP, "--processes", "0"], "--processes"),
         (["worker", LEDGER_APP, "--url", "ftp://x"], "is not a broker's URL"),
         (["worker", LEDGER_APP, "--url", "sqlite:///no/such/folder/x.db"], "does its folder exist"),
@@ -51,7 +59,6 @@ def test_enqueue_prints_the_id_and_the_task_runs(place: Place, ledger: Ledger) -
         (["queues", "--url", "amqp://guest:s3cret@127.0.0.1:1/"], "cannot connect to amqp://guest:***@127.0.0.1:1/"),
         (["queues", "--url", "amqp://host:port/"], "cannot be read"),
         (["queues", "--url", "sqlite:///"], "names no file"),
-        (["dead", "list"], "Missing argument 'QUEUE'"),
         (["frobnicate"], "No such command"),
     ],
 )
@@ -95,6 +102,42 @@ def test_empty_answers_say_so(tmp_path: Path) -> None:
     assert leveret("queues", "--url", url, "--json") == "[]\n"
     leveret("enqueue", LEDGER_APP, "say", "a", "-q", "default", "--url", url)
     assert "has no dead letters" in leveret("dead", "list", "default", "--url", url)
+    assert f"The queues in {tmp_path}/x.db have no dead letters." in leveret("dead", "list", "--url", url)
+
+
+def test_queues_are_purged_and_deleted(place: Place, ledger: Ledger, client: Client) -> None:
+    """Counted, only with --yes off a terminal, and not under a worker's feet."""
+    for text in ("a", "b"):
+        client.enqueue(ledger_app.say, text)
+    client.wait_until_counts("default", ready=2)
+    for act in ("purge", "delete"):
+        said = leveret("queues", act, "default", "--url", place.url, fails=True)
+        assert "2 ready, 0 running, 0 delayed, 0 dead, 0 consumers" in said
+        assert f"say --yes to {act} without being asked" in said
+    said = leveret("queues", "purge", "default", "--yes", "--url", place.url)
+    assert said == "queue 'default' is purged: 2 ready and 0 delayed tasks are gone\n"
+    with Worker(place.url, ledger).ready():
+        client.wait_until_counts("default", consumers=1)
+        for act in ("purge", "delete"):
+            said = leveret("queues", act, "default", "--yes", "--url", place.url, fails=True)
+            assert "queue 'default' is in use: 1 consumers, 0 running tasks" in said
+        said = leveret("queues", "delete", "default", "--yes", "--force", "--url", place.url)
+        assert "is deleted, and its workers keep it: 0 ready, 0 delayed and 0 dead tasks are gone" in said
+        client.enqueue(ledger_app.say, "again")
+        ledger.wait_for("said again")
+    client.wait_until_counts("default", consumers=0, running=0)
+    leveret("queues", "delete", "default", "--yes", "--url", place.url)
+    assert client.stats("default").ready == 0
+    said = leveret("queues", "delete", "default", "--yes", "--url", place.url, fails=True)
+    assert "queue 'default' does not exist" in said
+
+
+def test_a_queue_that_no_worker_takes_is_told(place: Place) -> None:
+    say = ("enqueue", LEDGER_APP, "say", "x", "--url", place.url)
+    printed, told = (leveret_both(*say, "-q", name) for name in ("defualt", "default"))
+    assert "queue 'defualt' is none of the application's" in printed
+    assert "did you mean 'default'?" in printed
+    assert "none of the application's" not in told
 
 
 def test_dead_letters_of_a_misspelt_queue_are_an_error(place: Place, client: Client) -> None:
@@ -102,7 +145,8 @@ def test_dead_letters_of_a_misspelt_queue_are_an_error(place: Place, client: Cli
     client.enqueue(ledger_app.say, "a")
     for command in (["list"], ["list", "--json"], ["retry", "--all"], ["drop", "--all"]):
         said = leveret("dead", *command, "wrok", "--url", place.url, fails=True)
-        assert said.strip() == "leveret: queue 'wrok' does not exist; leveret queues shows those that do"
+        assert re.match(r"leveret: (queue 'wrok' does not exist|there is no queue and no dead letter 'wrok')", said)
+        assert re.search(r" \(looked in [^\n]*\)\n$", said)
 
 
 def test_the_idle_worker_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:
@@ -113,8 +157,86 @@ def test_the_idle_worker_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:
         assert cpu_seconds(worker.pid) - before < 0.06
 
 
+def leveret_both(*arguments: str) -> str:
+    """What a command prints on both of its outputs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "leveret", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("shown", [["queues"], ["dead", "show", "1"], ["dead", "list"]])
+def test_no_color_is_no_bold_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+
+    async def bury_one() -> None:
+        broker = connect(url)
+        await bury(broker, [Envelope("1", "work", "say", b"{}")], "no")
+        await broker.close()
+
+    asyncio.run(bury_one())
+    for no_color in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        ours, theirs = os.openpty()
+        process = subprocess.run(
+            [sys.executable, "-m", "leveret", *shown, "--url", url],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            env={**os.environ, "TERM": "xterm-256color"},
+            timeout=60,
+            check=True,
+        )
+        os.close(theirs)
+        printed = os.read(ours, 65_536)
+        os.close(ours)
+        assert process.returncode == 0
+        assert (b"\x1b[" in printed) == (not no_color), printed
+
+
 def cpu_seconds(pid: int) -> float:
     from pathlib import Path
 
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+@pytest.mark.parametrize("options", [(), ("-q", "default")])
+def test_an_application_without_tasks_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """It would make a dead letter of each message that comes."""
+    empty = tmp_path / "empty.py"
+    empty.write_text("from leveret import App, Queue\napp = App(queues=[Queue('default')])\n")
+    printed = leveret("worker", f"{empty}:app", "--url", f"sqlite:///{tmp_path / 'q.db'}", *options, fails=True)
+    assert "the application has no tasks" in printed
+    assert "import the modules that register them" in printed
+
+
+@pytest.mark.parametrize("own", ["", "@app.task\ndef own() -> None: ...\n"])
+@pytest.mark.parametrize("command", [("worker", "shop/circ.py:app"), ("enqueue", "shop/circ.py:app", "far")])
+def test_a_file_that_is_imported_under_two_names_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, command: tuple[str, ...]
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "circ.py").write_text(f"from leveret import App\napp = App()\n{own}import shop.tasks\n")
+    (shop / "tasks.py").write_text("from shop.circ import app\n@app.task\ndef far() -> None: ...\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {"PYTHONPATH": str(tmp_path), "LEVERET_URL": f"sqlite:///{tmp_path / 'q.db'}"}
+    printed = leveret(*command, environment=environment, fails=True)
+    assert "was imported twice, as 'circ' and as 'shop.circ'" in printed
+    assert "(far): use shop.circ:app" in printed
+    assert re.fullmatch(r"[0-9a-f]{32}\n", leveret("enqueue", "shop.circ:app", "far", environment=environment))
+
+
+def test_a_worker_says_what_it_runs_and_why_a_task_is_foreign(place: Place, ledger: Ledger, client: Client) -> None:
+    with Worker(place.url, ledger, "-q", "work") as worker:
+        worker.ready()
+        worker.wait_for("a message of its queues for any other task becomes a dead letter")
+        client.publish(b'{"args": []}', queue="work", task="theirs")
+        worker.wait_for("if another application uses this queue, give each one queues of its own")
+    assert "give each one queues of its own" in leveret("dead", "list", "work", "--url", place.url, "--json")

@@ -72,17 +72,15 @@ def test_a_busy_survivor_notices_too(place: Place, client: Client, ledger: Ledge
 
 
 def test_a_child_that_forked_is_missed_at_once(place: Place, client: Client, ledger: Ledger) -> None:
-    """Its death is seen though the process that it left behind holds its socket open."""
+    """Its death is seen though the process that it left behind holds its socket open; that one ends with it."""
     with Worker(place.url, ledger).ready() as worker:
         client.enqueue(ledger_app.fork_and_wait, "a")
         *_, orphan, child = ledger.wait_for("start a").split()
-        try:
-            os.kill(int(child), signal.SIGKILL)
-            *_, second_orphan, _ = ledger.wait_for("start a", 2).split()
-            os.kill(int(second_orphan), signal.SIGKILL)
-        finally:
-            os.kill(int(orphan), signal.SIGKILL)
-        worker.kill_group()
+        os.kill(int(child), signal.SIGKILL)
+        *_, second_orphan, _ = ledger.wait_for("start a", 2).split()
+        assert not is_alive(int(orphan))
+        worker.kill()
+        wait_until(lambda: not is_alive(int(second_orphan)), "the second one is gone, too")
 
 
 def test_a_dead_workers_waiting_tasks_go_to_others(place: Place, client: Client, ledger: Ledger) -> None:

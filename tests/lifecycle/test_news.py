@@ -12,8 +12,9 @@ import msgspec
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.streams import was_just_made
+from leveret.brokers.rabbitmq.streams import Batch, Reading, to_message, was_just_made
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
 from leveret.status import enqueued, settled, started
 from tests.support.proxy import Proxy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from leveret.brokers.rabbitmq.amqp import Line
     from leveret.status import Status
     from tests.support.nodes import Node
 
@@ -69,8 +71,8 @@ def message_limit(node: Node, size: int) -> Iterator[None]:
 async def events_on(node: Node, *, user: str = "guest", reading_from: str = "") -> AsyncGenerator[Events]:
     """They publish to the node, and read from there or by way of a proxy."""
     url = node.url.replace("guest:guest", f"{user}:{user}")
-    publisher = Publisher([url], timeout=20.0)
-    events = Events([reading_from or url], publisher, keep=600.0, timeout=20.0)
+    publisher = Publisher(Hosts(url, timeout=20.0), timeout=20.0)
+    events = Events(Hosts(reading_from or url, timeout=20.0), publisher, keep=600.0, timeout=20.0)
     try:
         yield events
     finally:
@@ -117,6 +119,20 @@ async def test_an_answer_ends_where_it_was_asked_for(node: Node) -> None:
             proxy.resume()
             known, _ = await asking
             assert known[envelope.id].state == "queued"
+
+
+async def test_an_answer_may_take_longer_than_silence_may(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is much to read, and all the time something comes."""
+    async with events_on(node) as events:
+        envelope = task("ffffffffffff4fff8fffffffffffffff")  # it may be anywhere
+        await events.record([enqueued(envelope, time.time())])
+        others = [Batch(updates=[enqueued(task(), time.time())]) for _ in range(4_000)]
+        await events._publisher.publish([to_message(events.stream, batch) for batch in others])
+        assert await events.statuses(["0" * 32]) == []  # what a question needs is open
+        began = time.monotonic()
+        await events.statuses([envelope.id])
+        monkeypatch.setattr(events, "_timeout", (time.monotonic() - began) / 4)
+        assert [status.id for status in await events.statuses([envelope.id])] == [envelope.id]
 
 
 async def test_a_random_uuid_is_found(node: Node) -> None:
@@ -169,7 +185,7 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
 
                     await until(is_known, "the small result is kept")
                 without, kept = await events.statuses([large.id, small.id])
-                assert bytes(kept.result) == b"1"
+                assert bytes(kept.encoded_result) == b"1"
                 assert (without.state, without.has_result) == ("succeeded", False)
                 assert "is 200002 bytes, over this RabbitMQ's max_message_size" in without.problem
 
@@ -360,3 +376,49 @@ async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: 
         await taking
     await broker.close()
     await other.close()
+
+
+async def read_and_end(line: Line, stream: str, last: int) -> None:
+    """End the reading as soon as so many messages have come, of many that are on their way."""
+    count = 0
+    ending: list[asyncio.Task[None]] = []
+
+    def take(_: int, __: Batch) -> None:
+        nonlocal count
+        count += 1
+        if count == last:
+            ending.append(asyncio.create_task(reading.end()))
+
+    reading = Reading(line.connection, stream, take)
+    await reading.begin("first")
+
+    async def has_ended() -> bool:
+        return bool(ending) and ending[0].done()
+
+    await until(has_ended, "it has ended")
+
+
+async def test_a_reading_that_ends_while_more_comes_keeps_the_connection(node: Node) -> None:
+    """RabbitMQ ends a connection that acknowledges on a channel after its closing."""
+    async with events_on(node) as events:
+        envelopes = [task() for _ in range(300)]
+        await asyncio.gather(*(events.record([enqueued(one, time.time())]) for one in envelopes))
+        line = await events._reader._opened()
+        for last in (20, 45, 49, 60, 95):
+            await read_and_end(line, events.stream, last)
+        assert (await events.statuses([envelopes[0].id]))[0].state == "queued"
+        assert events._reader._line is line
+        assert not line.is_lost, line.farewell
+
+
+async def test_a_healthy_broker_drops_no_update(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever tells more than can be sent waits."""
+    async with events_on(node) as events:
+        await events.make()
+        envelopes = [task() for _ in range(30_000)]
+        for start in range(0, len(envelopes), 1_000):
+            await events.tell([enqueued(one, time.time()) for one in envelopes[start : start + 1_000]])
+        for start in range(0, len(envelopes), 10_000):
+            ids = [one.id for one in envelopes[start : start + 10_000]]
+            assert [status.id for status in await events.statuses(ids)] == ids
+    assert "are lost" not in caplog.text

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aio_pika
 import aio_pika.abc
@@ -144,7 +144,7 @@ async def test_a_producer_that_only_enqueues_can_do_no_more(node: Node, ledger: 
         node.ctl("delete_user", "minimal")
 
 
-async def _reads(channel: aio_pika.abc.AbstractChannel, name: str, **arguments: object) -> None:
+async def _reads(channel: aio_pika.abc.AbstractChannel, name: str, **arguments: Any) -> None:
     await channel.set_qos(10)
     queue = await channel.get_queue(name, ensure=False)
 

@@ -102,7 +102,7 @@ def test_a_worker_in_trouble_keeps_it(node: Node, ledger: Ledger, password: str)
     node.ctl("add_user", "secretive", password.replace("%40", "@").replace("%2F", "/").replace("%3F", "?"))
     try:
         node.ctl("set_permissions", "secretive", ".*", ".*", ".*")
-        with SecretWorker(f"amqp://secretive:{password}@127.0.0.1:{port}/?token=s3cret", ledger) as worker:
+        with SecretWorker(f"amqp://secretive:{password}@127.0.0.1:{port}/", ledger) as worker:
             worker.wait_for("trying again in", 2)
             clean(arguments_below(worker.pid))
             worker.check()
@@ -110,7 +110,7 @@ def test_a_worker_in_trouble_keeps_it(node: Node, ledger: Ledger, password: str)
             assert worker.exit_code() == 1
             assert "the user name or password is wrong" in worker.output
             clean(worker.output)
-        url = f"amqp://secretive:{password}@127.0.0.1:{node.port}/?token=s3cret"
+        url = f"amqp://secretive:{password}@127.0.0.1:{node.port}/"
         with SecretWorker(url, ledger) as worker:
             Client(url).enqueue(ledger_app.fail_until, "a", 1)
             ledger.wait_for("end a")
@@ -136,7 +136,7 @@ async def test_the_drivers_log_does_not_have_it(node: Node, caplog: pytest.LogCa
     try:
         node.ctl("set_permissions", "secretive", ".*", ".*", ".*")
         with caplog.at_level(logging.INFO, logger="aiormq"), caplog.at_level(logging.DEBUG, logger="aio_pika"):
-            broker = connect(f"amqp://secretive:s3cret@127.0.0.1:{node.port}/?token=s3cret", timeout=10)
+            broker = connect(f"amqp://secretive:s3cret@127.0.0.1:{node.port}/", timeout=10)
             await broker.stats(["work"])
             node.ctl("close_all_connections", "an operator did so")
 

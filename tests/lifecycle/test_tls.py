@@ -15,10 +15,13 @@ import trustme
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
+from leveret.model import Queue
 from tests.conftest import RABBITMQ
 from tests.support import ledger_app
 from tests.support.client import Client
+from tests.support.silent import accepting
 from tests.support.tls import TLSNode
 from tests.support.workers import Ledger, Worker, leveret
 
@@ -93,12 +96,25 @@ async def test_who_is_not_trusted_is_told_why(tls_node: TLSNode, tmp_path: Path,
     assert told in str(caught.value)
 
 
+async def test_a_silent_host_costs_a_moment(tls_node: TLSNode) -> None:
+    """One that does not even begin the handshake of TLS; and with no other the caller's time is kept."""
+    with accepting() as port:
+        broker = connect(tls_node.url_with().replace("@", f"@localhost:{port},", 1), timeout=5.0)
+        await broker.declare([Queue("work")])
+        await broker.close()
+        broker = connect(f"amqps://guest:guest@localhost:{port}/", timeout=1.0)
+        with pytest.raises(BrokerUnavailable, match=f"no connection yet, no answer from .*{port}"):
+            await broker.declare([Queue("work")])
+        async with asyncio.timeout(20):
+            await broker.close()
+
+
 async def test_words_that_a_reset_overtakes_are_heard_by_asking_again(tls_node: TLSNode) -> None:
     """TLS 1.3 lets a client write before the server has looked at its certificate; what was written resets the line."""
     async with where_last_words_get_lost(tls_node.port) as port:
         url = tls_node.url_with(certfile=None).replace(f":{tls_node.port}", f":{port}")
         with pytest.raises(BrokerRefused, match="the server wants a certificate from its clients"):
-            await amqp.connect([url], purpose="test")
+            await amqp.connect(Hosts(url, timeout=10.0), purpose="test")
 
 
 @asynccontextmanager

@@ -13,29 +13,32 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from leveret import App
     from leveret.brokers import Broker
     from leveret.model import DeadLetter
+    from leveret.status import Status
     from leveret.task import Task
 
 T = TypeVar("T")
 
 
 class Client:
-    """Enqueues `ledger_app`'s tasks and counts what is left."""
+    """Enqueues an application's tasks, `ledger_app`'s by default, and counts what is left."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, app: App = ledger_app.app) -> None:
         self.url = url
+        self._app = app
 
     def enqueue(self, task: Task[..., Any], *arguments: Any) -> str:
         return self.enqueue_many(task, [arguments])[0]
 
     def enqueue_many(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[str]:
         async def run() -> list[str]:
-            ledger_app.app.connect_to(self.url)
+            self._app.connect_to(self.url)
             try:
                 return [handle.id for handle in await task.enqueue_many(calls)]
             finally:
-                await ledger_app.app.close()
+                await self._app.close()
 
         return asyncio.run(run())
 
@@ -60,6 +63,17 @@ class Client:
 
     def dead(self, queue: str) -> Sequence[DeadLetter]:
         return self._ask(lambda broker: broker.dead_letters(queue, limit=100))
+
+    def wait_until_ended(self, id_: str) -> Status:
+        """The task's final status."""
+
+        def ended() -> Status | None:
+            found = self._ask(lambda broker: broker.statuses([id_]))
+            return found[0] if found and found[0].is_final else None
+
+        status = wait_until(ended, f"task {id_} has ended")
+        assert status is not None
+        return status
 
     def wait_until_empty(self, queue: str) -> None:
         """Nothing is ready or running any more."""

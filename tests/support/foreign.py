@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pika
 
@@ -82,6 +83,34 @@ def time(value: int) -> bytes:
     return b"T" + struct.pack(">Q", value)
 
 
+#: What clients of other languages write, byte for byte: the letter of the type, then the value.
+WIRE_VALUES = {
+    "a small 64-bit integer": number(7),
+    "a 64-bit integer": number(40_000),
+    "a large 64-bit integer": number(3_000_000_000),
+    "octets": b"b\xf9",
+    "an unsigned octet": b"B\xf9",
+    "16 bits": b"s\x01\x00",
+    "16 unsigned bits": b"u\x9c\x40",
+    "32 bits": b"I\x00\x00\x00\x07",
+    "32 unsigned bits": b"i\xb2\xd0\x5e\x00",
+    "unsigned 64 bits": b"L\xff\x00\x00\x00\x00\x00\x00\x00",
+    "single precision": b"f" + struct.pack(">f", 0.1),
+    "double precision": b"d" + struct.pack(">d", 0.1),
+    "a decimal": b"D\x02\x00\x00\x00\x96",
+    "text": text("é".encode()),
+    "no UTF-8": text(b"\xff\xfe"),
+    "bytes": b"x" + text(b"\x00\xff")[1:],
+    "a time": time(1_700_000_000),
+    "a time in milliseconds": time(1_700_000_000_123),
+    "true": b"t\x01",
+    "nothing": b"V",
+    "an array": b"A" + sized(number(7) + b"u\x9c\x40" + text(b"a")),
+    "a table": b"F"
+    + table({b"n": number(7), b"d": b"d" + struct.pack(">d", 0.1), b"deep": b"F" + table({b"u": b"u\x9c@"})}),
+}
+
+
 def nested_arrays(depth: int) -> bytes:
     value = b"V"
     for _ in range(depth):
@@ -118,3 +147,46 @@ def publish(
         for properties, body in messages:
             key = queue if routing_key is None else routing_key
             channel.basic_publish(exchange, key, body, properties, mandatory=True)
+
+
+def headers_in(node: Node, queue: str) -> list[dict[bytes, bytes]]:
+    """The headers of a queue's messages, byte for byte, each with the letter of its type. The messages stay there."""
+    encoded: list[bytes] = []
+
+    def keep(properties: Any, data: bytes, offset: int = 0) -> Any:
+        encoded.append(data[offset:])
+        return properties
+
+    with (
+        mock.patch.object(pika.BasicProperties, "decode", keep),
+        pika.BlockingConnection(pika.URLParameters(node.url)) as connection,
+    ):
+        channel = connection.channel()
+        while channel.basic_get(queue)[0] is not None:
+            pass
+    return [_fields(data) for data in encoded]
+
+
+def _fields(properties: bytes) -> dict[bytes, bytes]:
+    flags, at = int.from_bytes(properties[:2], "big"), 2
+    for name in ("content_type", "content_encoding"):
+        if flags & 1 << _PROPERTIES[name]:
+            at += 1 + properties[at]
+    if not flags & 1 << _PROPERTIES["headers"]:
+        return {}
+    end = at + 4 + int.from_bytes(properties[at : at + 4], "big")
+    at += 4
+    fields: dict[bytes, bytes] = {}
+    while at < end:
+        start = at + 1 + properties[at]
+        header, at = properties[at + 1 : start], start + _size(properties, start)
+        fields[header] = properties[start:at]
+    return fields
+
+
+def _size(data: bytes, at: int) -> int:
+    """How long a value is, with the letter of its type."""
+    letter = chr(data[at])
+    if letter in "SxFA":
+        return 5 + int.from_bytes(data[at + 1 : at + 5], "big")
+    return 1 + {"V": 0, "t": 1, "b": 1, "B": 1, "s": 2, "u": 2, "I": 4, "i": 4, "f": 4, "D": 5}.get(letter, 8)

@@ -95,10 +95,11 @@ async def give_up(text: str) -> None:
 @app.task(queue="work")
 def fork_and_wait(text: str) -> None:
     """Leaves a process behind that holds all that this one had open, its socket to the worker too."""
-    forked = os.fork()
+    library = ctypes.PyDLL(None)
+    forked = library.fork()
     if forked == 0:
-        time.sleep(60)
-        os._exit(0)
+        library.sleep(60)
+        library._exit(0)
     note(f"start {text} {forked} {os.getpid()}")
     time.sleep(60)
 

@@ -6,11 +6,14 @@ is run.
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any, assert_type
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, Handle, Queue
+from leveret import App, CurrentTask, Handle, Queue, Retry
 from leveret.testing import AppUnderTest, Enqueued, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 app = App("memory://", queues=[Queue("small", max_length=10)])
 
@@ -94,7 +97,7 @@ def parameters_are_kept_without_a_loop() -> None:
 def parameters_are_kept_by_a_call() -> None:
     plain(1, exact=True)
     plain(1)  # type: ignore[call-arg]
-    coroutine("1")  # type: ignore[arg-type]
+    coroutine("1")  # type: ignore[arg-type, unused-coroutine]
 
 
 async def parameters_are_kept_by_options() -> None:
@@ -149,10 +152,75 @@ def options_are_checked() -> None:
     Queue("small", kind="stream")  # type: ignore[arg-type]
 
 
+class Promise:
+    """Awaitable, and no coroutine."""
+
+    def __await__(self) -> Generator[Any, None, int]:
+        raise NotImplementedError
+
+
+@app.task
+def promising(number: int) -> Promise:
+    raise NotImplementedError
+
+
+async def a_call_gives_what_the_function_does() -> None:
+    assert_type(plain(1, exact=True), list[str])
+    running: Coroutine[Any, Any, float] = coroutine(1)
+    assert_type(await coroutine(1), float)
+    assert_type(await configured(1), bytes)
+    assert_type(await coroutine.options(delay=timedelta(seconds=5))(1), float)
+    assert_type(plain.options(priority=7)(1, exact=True), list[str])
+    assert_type(await promising.enqueue(1), Handle[int])
+    wrong: int = await coroutine(1)  # type: ignore[assignment]
+    await plain(1, exact=True)  # type: ignore[misc]
+    print(wrong, running)
+
+
 def a_task_is_no_function_any_more() -> None:
-    """What it returns when it is called is not promised: an ``async def`` one gives its coroutine."""
-    assert_type(plain(1, exact=True), Any)
     plain.no_such_attribute  # type: ignore[attr-defined]  # noqa: B018 - the mistake under test
+    plain.delay(1, exact=True)  # type: ignore[attr-defined]
+
+
+async def calls_of_many_are_checked() -> None:
+    assert_type(await coroutine.enqueue_many([coroutine.call(1), coroutine.call(2, text="a")]), list[Handle[float]])
+    assert_type(app.wait(plain.enqueue_many([plain.call(1, exact=True)])), list[Handle[list[str]]])
+    await coroutine.enqueue_many([coroutine.call(1), (2, "a")])
+    await coroutine.enqueue_many([coroutine.call("a", 5)])  # type: ignore[arg-type]
+    await coroutine.enqueue_many([coroutine.call()])  # type: ignore[call-arg]
+    await plain.enqueue_many([plain.call(1)])  # type: ignore[call-arg]
+    await coroutine.enqueue_many([plain.call(1, exact=True)])  # type: ignore[list-item]
+    await coroutine.enqueue_many([5])  # type: ignore[list-item]
+
+
+def durations_are_numbers_or_timedeltas() -> None:
+    soon = timedelta(minutes=5)
+    app.task(timeout=soon, backoff=soon, max_backoff=soon)
+    app.task(retry=lambda attempt, _: soon * attempt)
+    app.task(retry_on=[OSError, KeyError], give_up_on={ValueError})
+    App(enqueue_timeout=soon, keep_results=soon)
+    Retry(delay=soon)
+    app.task(timeout="5m")  # type: ignore[call-overload]
+    app.task(backoff=datetime.now(UTC))  # type: ignore[call-overload]
+    app.task(retry_on=["OSError"])  # type: ignore[list-item]
+    Retry(delay="5")  # type: ignore[arg-type]
+    coroutine.options(at=date(2030, 1, 1))  # type: ignore[arg-type]
+    coroutine.options(expires=datetime.now(UTC))  # type: ignore[arg-type]
+
+
+async def middleware(current: CurrentTask, inner: Callable[[], Awaitable[Any]]) -> Any:
+    print(current.id)
+    return await inner()
+
+
+def thread_middleware(current: CurrentTask, inner: Callable[[], Any]) -> Any:
+    print(current.id)
+    return inner()
+
+
+def middleware_has_two_kinds() -> None:
+    App(middleware=[middleware], thread_middleware=[thread_middleware])
+    App(middleware=[lambda: None])  # type: ignore[list-item, misc]
 
 
 async def assertions_take_the_arguments_of_their_task(test: AppUnderTest) -> None:

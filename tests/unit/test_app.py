@@ -124,8 +124,14 @@ def test_a_task_name_that_does_not_fit_a_message_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_length_limit_is_at_least_one(limit: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"queue 'work': max_length is {limit}, it must be at least 1"):
+    with pytest.raises(ConfigurationError, match=f"queue 'work': max_length is {limit}; it must be .*at least 1"):
         Queue("work", max_length=limit)
+
+
+@pytest.mark.parametrize("queues", ["small", ["small"], [Queue("small"), None], 5, Queue("small")])
+def test_queues_are_a_list_of_queues(queues: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"queues has .*; it must be a list of leveret.Queue"):
+        App("memory://", queues=queues)
 
 
 def test_a_queue_is_quorum_or_classic() -> None:
@@ -324,15 +330,16 @@ async def test_enqueue_sync_inside_a_loop_is_refused() -> None:
 
 def test_the_url_is_the_one_given_else_the_environments_else_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEVERET_URL", raising=False)
-    assert App().url == "sqlite:///leveret.db"
+    monkeypatch.chdir("/var")
+    assert App().url == "sqlite:////var/leveret.db"
     app = App()
     monkeypatch.setenv("LEVERET_URL", "amqp://there/")
     assert app.url == "amqp://there/"
     assert App("memory://").url == "memory://"
     app.connect_to("sqlite:///elsewhere.db")
-    assert app.url == "sqlite:///elsewhere.db"
+    assert app.url == "sqlite:////var/elsewhere.db"
     monkeypatch.setenv("LEVERET_URL", "")
-    assert App().url == "sqlite:///leveret.db"
+    assert App().url == "sqlite:////var/leveret.db"
 
 
 @pytest.mark.parametrize(
@@ -469,7 +476,7 @@ def test_a_file_imports_its_neighbours_from_anywhere(folder: Path) -> None:
         (
             "tasks_here:app",
             "import tasks_here_not\n",
-            "importing 'tasks_here' failed: No module named 'tasks_here_not'",
+            "importing 'tasks_here' failed: ModuleNotFoundError: No module named 'tasks_here_not' (",
         ),
         ("tasks_here.py:app", "import absent_x\n", "failed: ModuleNotFoundError: No module named 'absent_x'"),
         ("tasks_here:app", "from os import absent\n", "importing 'tasks_here' failed: ImportError: cannot import name"),

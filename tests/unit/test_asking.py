@@ -51,7 +51,7 @@ def test_a_terminal_is_told_nothing_by_a_status(tmp_path: Path) -> None:
 
 
 def test_one_look_at_a_broker_that_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.cli.options._TIMEOUT", 0.5)
+    monkeypatch.setattr("leveret.cli.options.TIMEOUT", 0.5)
     url = f"amqp://guest:guest@127.0.0.1:{free_ports(1)[0]}/"
     with pytest.raises(BrokerUnavailable):
         CliRunner().invoke(cli, ["top", "--once", "--url", url], catch_exceptions=False)

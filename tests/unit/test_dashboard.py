@@ -146,7 +146,7 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
         assert "Running for" in page
         assert "photo.jpg" in page
         await app.broker.tell(
-            [Status("one", "succeeded", now + 1, "work", "resize", 2, result=msgspec.Raw(b'{"w": 80}'))]
+            [Status("one", "succeeded", now + 1, "work", "resize", 2, encoded_result=msgspec.Raw(b'{"w": 80}'))]
         )
         page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
         assert "&#34;w&#34;: 80" in page

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from leveret.brokers.memory import MemoryBroker
 from leveret.cli.dead import command
-from leveret.model import DeadLetter, Envelope
+from leveret.cli.options import Target
+from leveret.model import DeadLetter, Envelope, QueueStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +34,18 @@ class Letters(MemoryBroker):
         found = [one for one in self.letters if one.envelope.queue == queue][:limit]
         return found if select is None else [one for one in map(select, found) if one is not None]
 
+    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+        del queues
+        names = dict.fromkeys(one.envelope.queue for one in self.letters)
+        return [QueueStats(name, 0, 0, 1, 0) for name in names]
+
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         self.discarded += [(queue, id_) for id_ in ids]
         return ids
 
 
 def run(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, *arguments: str) -> str:
-    monkeypatch.setattr("leveret.cli.dead.broker_and_queues", lambda *_: (broker, ()))
+    monkeypatch.setattr("leveret.cli.dead.target", lambda *_: Target(broker, (), "memory"))
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -89,11 +97,90 @@ def test_json_is_the_same_to_a_program_and_harmless_to_a_terminal(monkeypatch: p
         assert [letter[name] for name in ("task", "reason", "body", "traceback", "worker")] == [evil] * 5
 
 
-@pytest.mark.parametrize("columns", ["60", "80", "200"])
-def test_a_reason_is_shown_whole_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_reason_is_shown_whole_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr("leveret.cli.dead.console", lambda: Console(width=columns, file=sys.stdout))
     envelope = Envelope("0" * 32, "work", "its_own_decision", b"{}", attempt=12)
     shown = run(monkeypatch, Letters(DeadLetter(envelope, "there is no order 0", "", 1.0)), "list", "work")
+    head = shown.splitlines()[:2] if columns < 110 else shown.splitlines()[:1]
+    assert " ".join(head).split() == ["id", "task", "age", "attempt", "reason"]
     assert "its_own_decision" in shown
     assert "there is no order 0" in shown
-    assert max(map(len, shown.splitlines())) <= int(columns)
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_off_a_terminal_each_letter_is_one_line_below_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says of columns: other programs read it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "a reason that is far longer than eighty columns are wide, " * 3
+    shown = run(monkeypatch, Letters(letter("0" * 32, 1.0, reason), letter("1" * 32, 1.0, "short")), "list", "work")
+    head, first, second = shown.splitlines()
+    assert head.split() == ["id", "task", "age", "attempt", "reason"]
+    assert first.endswith(reason.strip())
+    assert second.endswith("short")
+
+
+class Queues(Letters):
+    """Letters of several queues, which can be put back."""
+
+    def __init__(self) -> None:
+        super().__init__(*(DeadLetter(Envelope(id_, q, "say", b"{}"), "E", "", 1.0) for id_, q in IDS))
+        self.revived: list[tuple[str, str]] = []
+
+    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        self.revived += [(queue, id_) for id_ in ids]
+        return ids
+
+
+IDS = (("1", "mail"), ("2", "work"), ("3", "work"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "revived"),
+    [
+        (["--all"], [("mail", "1"), ("work", "2"), ("work", "3")]),
+        (["work", "--all"], [("work", "2"), ("work", "3")]),
+        (["3"], [("work", "3")]),
+        (["work", "3"], [("work", "3")]),
+        (["1", "3"], [("mail", "1"), ("work", "3")]),
+        (["-q", "work", "--task", "say"], [("work", "2"), ("work", "3")]),
+        (["-q", "work", "-q", "mail", "--all"], [("work", "2"), ("work", "3"), ("mail", "1")]),
+        (["--error", "E"], [("mail", "1"), ("work", "2"), ("work", "3")]),
+    ],
+)
+def test_without_a_queue_all_queues_are_meant(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], revived: list[tuple[str, str]]
+) -> None:
+    broker = Queues()
+    run(monkeypatch, broker, "retry", *arguments)
+    assert broker.revived == revived
+
+
+def test_all_queues_are_listed_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, *rows = run(monkeypatch, Queues(), "list").splitlines()
+    assert head.split() == ["id", "queue", "task", "age", "attempt", "reason"]
+    assert [tuple(row.split()[:2]) for row in rows] == list(IDS)
+    assert "id: 3" in run(monkeypatch, Queues(), "show", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["retry"], "say which"),
+        (["retry", "work"], "say which"),
+        (["drop", "wrok", "--all"], "there is no queue and no dead letter 'wrok'; did you mean 'work'?"),
+        (["retry", "-q", "wrok", "--all"], "queue 'wrok' does not exist; did you mean 'work'?"),
+        (["list", "wrok"], "queue 'wrok' does not exist; did you mean 'work'?"),
+        (["show", "9"], "there is no queue and no dead letter '9'"),
+        (["show", "work", "9"], "queue 'work' has no dead letter '9'"),
+        (["retry", "1", "9"], "not among the dead letters that match: 9"),
+    ],
+)
+def test_a_mistake_changes_nothing_else(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+    broker = Queues()
+    monkeypatch.setattr("leveret.cli.dead.target", lambda *_: Target(broker, (), "memory"))
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code != 0
+    assert said in result.output + str(result.exception)
+    assert broker.revived == ([("mail", "1")] if arguments == ["retry", "1", "9"] else [])
+    assert broker.discarded == []

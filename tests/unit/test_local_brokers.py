@@ -44,9 +44,9 @@ async def test_who_lost_a_task_changes_nothing_of_what_is_known(any_place: Place
                     settled(early, "check", Succeeded(b"3"), time.time()),  # acknowledged before it ran
                 ],
             )
-        assert bytes((await status_of(broker, first.id, "succeeded")).result) == b"1"
-        assert bytes((await status_of(broker, second.id, "succeeded")).result) == b"2"
-        assert bytes((await status_of(broker, early.id, "succeeded")).result) == b"3"
+        assert bytes((await status_of(broker, first.id, "succeeded")).encoded_result) == b"1"
+        assert bytes((await status_of(broker, second.id, "succeeded")).encoded_result) == b"2"
+        assert bytes((await status_of(broker, early.id, "succeeded")).encoded_result) == b"3"
 
 
 async def test_what_is_due_is_queued_though_nobody_consumes(any_place: Place) -> None:
@@ -118,7 +118,7 @@ async def test_an_id_that_is_used_again_has_no_past(any_place: Place) -> None:
             await broker.tell([started(envelope, "check", time.time())])
             await ended(broker, delivery, Succeeded(result))
         status = await status_of(broker, envelope.id, "succeeded")
-        assert (status.enqueued_at, bytes(status.result)) == (envelope.enqueued_at, b"2")
+        assert (status.enqueued_at, bytes(status.encoded_result)) == (envelope.enqueued_at, b"2")
         assert [moment.state for moment in status.history] in (["running"], ["queued", "running"])
 
 

@@ -13,7 +13,7 @@ from leveret import App
 from leveret.brokers.rabbitmq import outbox as module
 from leveret.brokers.rabbitmq.codec import to_message
 from leveret.brokers.rabbitmq.frames import Encoder
-from leveret.brokers.rabbitmq.outbox import OUTSTANDING, SILENCE, Outbox
+from leveret.brokers.rabbitmq.outbox import BOUNDED, OUTSTANDING, SILENCE, Limits, Outbox
 from leveret.errors import QueueFull, QueueNotFound
 from leveret.model import Envelope, new_id
 
@@ -31,7 +31,10 @@ class Channel:
         self.writes: list[bytes] = []
         self.is_clogged = False
         self.unsent = 0
-        self.outbox = Outbox(Encoder(1, 0), self.writes.append, lambda: self.is_clogged, lambda: self.unsent)
+        self.limits = Limits()
+        self.outbox = Outbox(
+            Encoder(1, 0), self.writes.append, lambda: self.is_clogged, lambda: self.unsent, self.limits
+        )
 
     @property
     def bodies(self) -> list[list[str]]:
@@ -369,3 +372,64 @@ async def test_a_message_costs_few_calls() -> None:
         sys.setprofile(None)
     assert calls / MESSAGES < MOST_CALLS, f"{calls / MESSAGES:.1f} calls a message"
     assert module.OUTSTANDING >= MESSAGES  # or it would have waited
+
+
+# Queues with a length limit
+
+
+def to(queue: str, count: int) -> list[Message]:
+    return [to_message(Envelope(new_id(), queue, "say", f"{queue}{n}".encode(), enqueued_at=1.0)) for n in range(count)]
+
+
+async def test_few_are_on_the_way_to_a_queue_with_a_limit() -> None:
+    """And nothing that goes elsewhere waits behind those that wait."""
+    channel = Channel()
+    channel.limits.add("small")
+    small = [channel.outbox.post(to("small", BOUNDED)), channel.outbox.post(to("small", 3))]
+    large = channel.outbox.post(to("large", 100))
+    await turn()
+    assert [text for text in channel.sent if text.startswith("small")] == [f"small{n}" for n in range(BOUNDED)]
+    assert len([text for text in channel.sent if text.startswith("large")]) == 100
+    channel.outbox.confirmed(2, multiple=True)
+    await turn()
+    assert channel.sent[-2:] == ["small0", "small1"]
+    channel.outbox.confirmed(1_000, multiple=True)
+    await turn()
+    assert channel.sent[-1] == "small2"
+    channel.outbox.confirmed(1_000, multiple=True)
+    await asyncio.gather(large.done, *(parcel.done for parcel in small))
+
+
+async def test_what_waits_for_a_queue_with_a_limit_ends_with_its_channel() -> None:
+    channel = Channel()
+    channel.limits.add("small")
+    sent, waiting = channel.outbox.post(to("small", BOUNDED)), channel.outbox.post(to("small", 1))
+    await turn()
+    rest = channel.outbox.retire()
+    channel.outbox.abandon()
+    await asyncio.gather(sent.done, waiting.done, rest)
+    assert (sent.written, waiting.written) == (BOUNDED, 0)
+
+
+async def test_who_gives_up_makes_no_room_and_takes_none() -> None:
+    channel = Channel()
+    channel.limits.add("small")
+    channel.outbox.post(to("small", BOUNDED))
+    waiting = [channel.outbox.post(to("small", 1)) for _ in range(3)]
+    await turn()
+    waiting[0].done.cancel()
+    channel.outbox.confirmed(1, multiple=False)
+    await turn()
+    channel.outbox.confirmed(2, multiple=False)
+    await turn()
+    assert [parcel.written for parcel in waiting] == [0, 1, 1]
+
+
+async def test_a_limit_that_showed_is_forgotten() -> None:
+    limits = Limits()
+    limits.learn("work", 0.01)
+    assert "work" in limits
+    assert limits
+    await asyncio.sleep(0.05)  # its time
+    assert "work" not in limits
+    assert not limits

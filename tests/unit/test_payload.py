@@ -513,7 +513,7 @@ def test_a_body_that_is_no_call_is_unreadable(body: bytes) -> None:
         (anything, b'{"kwargs":{"other":2}}', "missing a required argument"),
         (taking(int), b'{"args":["1"]}', "argument 'value' of task 'task' does not fit int"),
         (taking(Person), b'{"args":[{"name":"Ada"}]}', "argument 'value' of task 'task' does not fit Person"),
-        (variadic, b'{"args":[1,null]}', "argument 'items' of task 'task' does not fit int"),
+        (variadic, b'{"args":[1,null]}', "argument 'items[1]' of task 'task' does not fit int"),
         (variadic, b'{"kwargs":{"a":1}}', "argument 'a' of task 'task' does not fit str"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from leveret.brokers.following import Feed
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.streams import place_of, was_just_made
 from leveret.errors import BrokerUnavailable
 from leveret.model import Envelope, Retrying, new_id
@@ -50,7 +51,7 @@ class Broken:
 
 
 def events_by(publisher: object) -> Events:
-    return Events(["amqp://localhost"], cast("Publisher", publisher), keep=60.0, timeout=1.0)
+    return Events(Hosts("amqp://localhost", timeout=1.0), cast("Publisher", publisher), keep=60.0, timeout=1.0)
 
 
 async def asked_twice(events: Events, publisher: Broken) -> list[asyncio.Task[object]]:

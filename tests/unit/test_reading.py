@@ -16,9 +16,9 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq import reading
-from leveret.brokers.rabbitmq.codec import received, to_delivery
+from leveret.brokers.rabbitmq.codec import received
 from leveret.brokers.rabbitmq.reading import Frames, Incoming, acks, nack
-from tests.unit.test_codec import LEASE, delivered
+from tests.unit.test_codec import LEASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,10 +142,20 @@ def test_what_is_read_is_what_aiormq_reads(properties: Properties, again: bool) 
         properties.timestamp = properties.timestamp.replace(microsecond=0)
     header = ContentHeader(0, 2, properties).marshal()
     mine = received(Incoming(b"leveret-1", 4, again, header, b"{}"), "work", LEASE)
-    theirs = to_delivery(delivered(properties, redelivered=again, delivery_tag=4), "work", LEASE)
-    assert mine.envelope == theirs.envelope
-    assert (mine.tag, mine.returns, mine.defect, mine.lease) == (4, theirs.returns, theirs.defect, LEASE)
-    assert mine.properties.marshal() == theirs.properties.marshal()
+    decoded = ContentHeader()
+    decoded.unmarshal(header)
+    theirs = decoded.properties
+    envelope = mine.envelope
+    assert (envelope.task, envelope.content_type, envelope.priority) == (
+        theirs.message_type or None,
+        theirs.content_type,
+        theirs.priority,
+    )
+    assert envelope.id == theirs.message_id
+    assert envelope.enqueued_at == (theirs.timestamp.timestamp() if theirs.timestamp else None)
+    assert envelope.attempt == (theirs.headers or {}).get("leveret-attempt", 1)
+    assert (mine.tag, mine.returns, mine.defect, mine.lease) == (4, int(again), "", LEASE)
+    assert mine.content.properties.marshal() == theirs.marshal()
 
 
 @pytest.mark.parametrize("header", [b"", b"\x04", b"\x04abc", b"\x04id-1\x00"])

@@ -162,7 +162,7 @@ async def test_its_result_stays() -> None:
         (settled,) = bench.told(TaskSettled)
         (status,) = await broker.statuses([settled.envelope.id])
         del worker
-    assert bytes(status.result) == b"3"
+    assert bytes(status.encoded_result) == b"3"
 
 
 async def test_another_of_its_id_and_length_runs() -> None:

@@ -64,7 +64,7 @@ def test_what_a_task_says_itself() -> None:
     dead = classify(Dead("why"), 1, rules)
     assert isinstance(dead, DeadLettered)
     assert dead.reason == "why"
-    with pytest.raises(ValueError, match="0 or more seconds"):
+    with pytest.raises(ConfigurationError, match=r"Retry\(delay=-1\): it must be 0 or more seconds"):
         Retry(delay=-1)
 
 
@@ -72,8 +72,8 @@ def test_what_a_task_says_itself() -> None:
     ("settings", "message"),
     [
         ({"max_attempts": 0}, "max_attempts is 0"),
-        ({"backoff": -1.0}, "seconds cannot be negative"),
-        ({"max_backoff": -0.5}, "seconds cannot be negative"),
+        ({"backoff": -1.0}, "backoff is -1.0; it must be 0 or more seconds"),
+        ({"max_backoff": -0.5}, "max_backoff is -0.5; it must be 0 or more seconds"),
     ],
 )
 def test_a_policy_that_makes_no_sense(settings: dict[str, float], message: str) -> None:
@@ -106,9 +106,9 @@ async def test_options_become_moments() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delay": -1}, "delay=-1: it must be 0 or more"),
-        ({"delay": 400 * 86_400}, "at most 3.16"),
-        ({"delay": float("nan")}, "delay=nan"),
+        ({"delay": -1}, "delay is -1; it must be 0 or more"),
+        ({"delay": 400 * 86_400}, r"delay is 34560000; .* at most 366 days"),
+        ({"delay": float("nan")}, "delay is nan; it must be"),
         ({"expires": timedelta(seconds=-1)}, "it must be 0 or more seconds"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - the mistake under test
         ({"at": datetime(2300, 1, 1, tzinfo=UTC)}, "more than a year away"),

@@ -15,7 +15,8 @@ from leveret import App
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite import consumer as consumer_module
 from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
-from leveret.brokers.sqlite.writer import Writer, translate
+from leveret.brokers.sqlite.problems import translate
+from leveret.brokers.sqlite.writer import Writer
 from leveret.errors import (
     BrokerError,
     BrokerUnavailable,

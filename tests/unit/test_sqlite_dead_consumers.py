@@ -89,8 +89,8 @@ async def test_a_registration_that_nobody_waits_for_is_taken_back(path: Path) ->
             await until(is_alone, "the registration is gone")
             await broker.publish([envelope() for _ in range(4)])
             await all_come(broker, living, 4)
-        assert other._writer._store is not None
-        assert other._writer._store._receivers == {}
+        assert other._writer._open is not None
+        assert other._writer._open.store._receivers == {}
         assert names(folder(path)) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
+from leveret.model import Cancelled, DeadLetter, DeadLettered, Envelope, Released, Retrying, Succeeded
 from leveret.status import (
     MOST_BODY,
     Mark,
@@ -46,7 +46,7 @@ def test_a_life() -> None:
     assert (status.state, status.attempt, status.due, status.error) == ("retrying", 2, 108.0, "broke")
     assert (status.progress, status.started_at) == (None, None)
     status = told(status, started(again, "say", 108.0), settled(again, "say", Succeeded(b"7"), 109.0))
-    assert (status.state, bytes(status.result), status.started_at, status.enqueued_at) == (
+    assert (status.state, bytes(status.encoded_result), status.started_at, status.enqueued_at) == (
         "succeeded",
         b"7",
         108.0,
@@ -164,3 +164,29 @@ def test_a_call_is_kept_with_the_status_unless_it_is_long(body: bytes, kept: byt
         assert update.body == kept
     ended = newer(started(envelope, "say", 2.0), msgspec.structs.replace(started(TASK, "say", 3.0), body=None))
     assert ended.body == kept
+
+
+def test_a_status_is_one_readable_line() -> None:
+    """As a REPL shows it; its result is there as what it is."""
+    envelope = Envelope("01a2", "mail", "send", b"x" * 2_000, attempt=2, enqueued_at=1.0)
+    done = settled(envelope, "send", Succeeded(b'{"sent": [1, 2]}'), 1_700_000_000.0)
+    assert done.result == {"sent": [1, 2]}
+    shown = repr(done)
+    assert "\n" not in shown
+    assert len(shown) < 300
+    for part in (
+        "id='01a2'",
+        "state='succeeded'",
+        "task='send'",
+        "attempt=2",
+        "at='2023-11-1",
+        "result={'sent': [1, 2]}",
+    ):
+        assert part in shown
+    failed = settled(envelope, "send", DeadLettered("why " * 500, "Traceback\n" * 500), 1_700_000_000.0)
+    assert failed.result is None
+    assert "state='dead'" in repr(failed)
+    assert "Traceback" not in repr(failed)
+    assert len(repr(failed)) < 400
+    letter = DeadLetter(envelope, "why " * 500, "Traceback\n" * 500, 1_700_000_000.0)
+    assert len(repr(letter)) < 500

@@ -14,6 +14,7 @@ import pytest
 from leveret import (
     App,
     BrokerUnavailable,
+    ConfigurationError,
     Dead,
     EnqueueTimeout,
     InvalidArguments,
@@ -279,7 +280,7 @@ async def test_what_keeps_no_result_is_cancelled(test: AppUnderTest) -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
 def test_time_only_moves_forward(test: AppUnderTest, seconds: float) -> None:
-    with pytest.raises(ValueError, match="only moves forward"):
+    with pytest.raises(ConfigurationError, match="it must be 0 or more seconds"):
         test.clock.advance(seconds)
 
 
@@ -439,3 +440,36 @@ async def test_limits_of_queues_hold() -> None:
 def test_nothing_to_drain(test: AppUnderTest) -> None:
     assert test.drain_sync() == []
     assert test.dead_letters_sync() == []
+
+
+async def test_a_run_has_its_result() -> None:
+    """As whoever waits for it gets it; readable, too."""
+    app = App()
+
+    @app.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @app.task
+    def pair() -> Any:
+        return (1, 2)
+
+    @app.task(store_result=False)
+    async def when() -> datetime:
+        return datetime(2026, 1, 31, tzinfo=UTC)
+
+    @app.task(max_attempts=1)
+    def fail() -> int:
+        raise ValueError("no")
+
+    with under_test(app) as test:
+        await add.enqueue(1, 2)
+        await pair.enqueue()
+        await when.enqueue()
+        await fail.enqueue()
+        runs = await test.drain(expect=ValueError)
+    assert [run.result for run in runs] == [3, [1, 2], datetime(2026, 1, 31, tzinfo=UTC), None]
+    assert "task='add'" in repr(runs[0])
+    assert "result=3" in repr(runs[0])
+    assert "error=ValueError('no')" in repr(runs[3])
+    assert all("\n" not in repr(run) and len(repr(run)) < 300 for run in runs)

@@ -20,6 +20,7 @@ from leveret.brokers.rabbitmq.topology import (
     delay_queue,
     hosts,
     judge,
+    judge_dead,
     read_difference,
     task_declaration,
 )
@@ -322,6 +323,25 @@ def test_a_quorum_queue_in_the_place_of_a_classic_one_is_adopted_with_a_warning(
 )
 def test_each_host_has_a_url_of_its_own(url: str, urls: list[str]) -> None:
     assert hosts(url) == urls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lack"),
+    [
+        ({"x-queue-type": "quorum", "x-delivery-limit": 20}, "x-delivery-limit=20 lets RabbitMQ drop dead letters"),
+        ({"x-queue-type": "quorum", "x-expires": 5_000}, "x-expires=5000 lets RabbitMQ drop dead letters"),
+        ({"x-queue-type": "quorum", "x-max-length": 5}, "x-max-length=5 lets RabbitMQ drop dead letters"),
+        ({}, "it is a classic queue: its dead letters are not replicated"),
+    ],
+)
+def test_what_a_dead_letter_queue_lacks(arguments: dict[str, Any], lack: str) -> None:
+    assert judge_dead(Declaration("q.dead", arguments=arguments)) == [lack]
+
+
+def test_a_dead_letter_queue_of_our_own_lacks_nothing() -> None:
+    for more in ({}, {"x-max-length": 5, "x-overflow": "reject-publish"}, {"x-delivery-limit": -1}):
+        found = Declaration("q.dead", arguments={**dead_declaration("q").arguments, **more})
+        assert judge_dead(found) == []
 
 
 def strict_urlsplit(url: str) -> SplitResult:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from leveret.errors import ConfigurationError
+from leveret.arguments import seconds
+from leveret.errors import ConfigurationError, QueueInUse
+from leveret.settings import Project, project
 from leveret.status import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
 
     from leveret.brokers.following import Feed
     from leveret.inspection import Describe, WorkerReport
-    from leveret.model import DeadLetter, Delivery, Envelope, Queue, QueueStats, Settlement
+    from leveret.model import DeadLetter, Delivery, Envelope, Queue, QueueStats, Removed, Settlement
     from leveret.status import Mark, Status
 
 DEFAULT_URL = "sqlite:///leveret.db"
@@ -146,8 +151,9 @@ class Broker(Protocol):
     async def dead_letters(self, queue: str, /, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
         """The oldest dead letters of a queue; they stay where they are. ``limit`` is how many are looked through.
 
-        ``select``: called with each as it is read. What it returns is kept in its place, and nothing for None; so what
-        is too large for all of them at once is never held.
+        ``select``: called with each as it is read, perhaps more than once, and with some beyond the limit. What it
+        returns is kept in its place, and nothing for None; so what is too large for all of them at once is not held.
+        (RabbitMQ before 4.3 counts what is handed back, so there all that is looked through is held meanwhile.)
         """
 
     async def revive(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
@@ -168,6 +174,19 @@ class Broker(Protocol):
     async def resume(self, queue: str, /) -> None:
         """End the pause of a queue; one that is not paused stays so. Raises QueueNotFound."""
 
+    async def purge(self, queue: str, /, *, force: bool = False) -> Removed:
+        """Delete all tasks of a queue that are ready or delayed; they never run. Dead letters stay.
+
+        Raises QueueNotFound; QueueInUse while it has consumers or running tasks, unless ``force``: what runs is then
+        finished.
+        """
+
+    async def delete(self, queue: str, /, *, force: bool = False) -> Removed:
+        """Purge a queue, and delete its dead letters, its pause and itself. Raises as `purge` does.
+
+        With ``force`` a queue that is in use stays, or is made again by its consumers.
+        """
+
     def abandon(self) -> None:
         """Let go of what is open without a loop to close it on: the loop that it was opened on has ended."""
 
@@ -175,17 +194,88 @@ class Broker(Protocol):
         """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
 
 
-def resolve_url(url: str | None) -> str:
-    """The URL given, else $LEVERET_URL, else an SQLite file in the working directory."""
-    return url or os.environ.get("LEVERET_URL") or DEFAULT_URL
+def in_use(queue: str, *, consumers: int, running: int = 0) -> QueueInUse:
+    """Why a queue is not purged or deleted."""
+    return QueueInUse(
+        f"queue {queue!r} is in use: {consumers} consumers, {running} running tasks; stop its workers first, or say "
+        "--force (force=True)"
+    )
 
 
-def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -> Broker:
+def resolve_url(url: str | None, folder: Path | None = None) -> str:
+    """The URL given, else $LEVERET_URL, else the project's (`leveret.settings`), else an SQLite file.
+
+    See `absolute` for ``folder``. What pyproject.toml says is relative to that file, and so the same one in each folder
+    of the project.
+    """
+    chosen = url or os.environ.get("LEVERET_URL")
+    if chosen:
+        return absolute(chosen, folder)
+    found = _project(folder)
+    if found.file is None or "url" not in found.values:
+        return absolute(DEFAULT_URL, folder)
+    if not isinstance(found.values["url"], str):
+        raise ConfigurationError(f"{found.file}: url is {found.values['url']!r}; it must be text")
+    return absolute(found.values["url"], found.file.parent)
+
+
+def _project(folder: Path | None) -> Project:
+    try:
+        return project(folder or Path.cwd())
+    except OSError:  # the working directory was deleted
+        return Project()
+
+
+#: What comes before the path of an SQLite URL.
+_SQLITE = "sqlite:///"
+
+
+def absolute(url: str, folder: Path | None = None) -> str:
+    """The URL; a relative path of an SQLite file is made absolute, so that it names one file wherever the program goes.
+
+    ``folder``: where it is relative to; else the working directory. A path that begins with ``~`` is in a home. A URL
+    that names no file is left as it is, for `connect` to refuse. Raises ConfigurationError where there is no folder.
+    """
+    path = file_of(url)
+    if path is None or path.is_absolute():
+        return url
+    try:
+        is_in_a_home = unquote_to_bytes(url[len(_SQLITE) :]).startswith(b"~")
+        whole = path.expanduser() if is_in_a_home else (folder or Path.cwd()) / path
+    except (RuntimeError, OSError) as error:
+        raise ConfigurationError(
+            f"{censor(url)!r} is a relative path, and it cannot be told to what ({error}); write sqlite:////whole/path.db"
+        ) from error
+    return f"{_SQLITE}{quote(os.fsencode(whole))}"
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite URL, as it stands there; None for all other URLs, and for one that names no file."""
+    if url[: len(_SQLITE)].lower() != _SQLITE:
+        return None
+    path = url[len(_SQLITE) :]
+    if not path or path.endswith("/") or "?" in path or "#" in path or path == MEMORY:
+        return None
+    return Path(os.fsdecode(unquote_to_bytes(path)))
+
+
+#: What other programs call an SQLite database without a file.
+MEMORY = ":memory:"
+
+
+def location(url: str) -> str:
+    """What a URL means, for people: the file, or the server without its password."""
+    path = file_of(url)
+    return censor(url) if path is None else str(path)
+
+
+def connect(url: str, *, timeout: float | timedelta = DEFAULT_TIMEOUT, keep: float | timedelta = KEEP) -> Broker:
     """The broker for a URL: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...`` or ``memory://``.
 
-    ``timeout``: seconds that a publish may take. ``keep``: how long results and statuses are kept (seconds). Nothing is
-    opened before its first use. Raises ConfigurationError for a URL that no broker knows.
+    ``timeout``: how long a publish may take; ``keep``: how long results are kept (seconds, or a timedelta).
+    Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
     """
+    timeout, keep = seconds("timeout", timeout, above_zero=True), seconds("keep", keep, above_zero=True)
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from leveret.brokers.sqlite import SQLiteBroker
@@ -198,6 +288,10 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -
     if scheme == "memory":
         from leveret.brokers.memory import MemoryBroker
 
+        if url.partition(":")[2] not in ("", "//"):
+            raise ConfigurationError(
+                f"{censor(url)!r}: the memory broker takes neither a name nor parameters; write memory://"
+            )
         return MemoryBroker(keep=keep)
     raise ConfigurationError(
         f"{censor(url)!r} is not a broker's URL: use sqlite:///file.db, amqp://user:password@host/vhost or memory://"
@@ -207,7 +301,7 @@ def connect(url: str, *, timeout: float = DEFAULT_TIMEOUT, keep: float = KEEP) -
 #: Parameters of a URL that are shown in logs; any other may be a secret.
 HARMLESS = frozenset(
     {
-        *("heartbeat", "name", "timeout", "auth", "interleave", "happy_eyeballs_delay"),
+        *("heartbeat", "name", "timeout", "auth"),
         *("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"),
     }
 )

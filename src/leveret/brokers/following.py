@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from leveret.status import newer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from leveret.errors import BrokerError
     from leveret.status import Status
 
-
+F = TypeVar("F", bound="Feed")
 #: In the place of an id: whoever follows it follows every task.
 EVERY = ""
 #: So many tasks' news are kept for a reader of everything that is slow; then the oldest are dropped.
@@ -54,15 +54,18 @@ class Feed:
         self._error = error
         self._wake.set()
 
-    async def __aiter__(self) -> AsyncIterator[Sequence[Status]]:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            fresh, self._fresh = self._fresh, {}
-            if fresh:
-                yield list(fresh.values())
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Status]:
+        """What is new. Cancelled while it waits, it takes nothing."""
+        while not self._fresh:
             if self._error is not None:
                 raise self._error
+            self._wake.clear()
+            await self._wake.wait()
+        fresh, self._fresh = self._fresh, {}
+        return list(fresh.values())
 
     def _add(self, status: Status) -> None:
         self._fresh[status.id] = status
@@ -80,6 +83,30 @@ class Watch(Feed):
             self._add(newer(self._fresh.get(update.id), update))
         for id_ in list(islice(self._fresh, max(0, len(self._fresh) - _MOST_UNREAD))):
             del self._fresh[id_]
+
+
+class Following(Generic[F]):
+    """The context in which a feed is open: ``join`` opens it, ``leave`` closes it.
+
+    A class, and no generator: when its program ends, `asyncio.run` closes each generator that is still open, and one
+    inside of another (of `Handle.updates`, say) would be closed twice at once.
+    """
+
+    def __init__(self, feed: F, join: Callable[[], Awaitable[object]], leave: Callable[[], Awaitable[object]]) -> None:
+        self._feed = feed
+        self._join = join
+        self._leave = leave
+
+    async def __aenter__(self) -> F:
+        try:
+            await self._join()
+        except BaseException:
+            await self._leave()
+            raise
+        return self._feed
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._leave()
 
 
 class Feeds:

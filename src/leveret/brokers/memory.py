@@ -10,12 +10,13 @@ import heapq
 import itertools
 import time
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers import in_use
+from leveret.brokers.following import Feed, Feeds, Following, Watch
 from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import (
     MIDDLE_PRIORITY,
@@ -27,6 +28,7 @@ from leveret.model import (
     Queue,
     QueueStats,
     Released,
+    Removed,
     Retrying,
     Settlement,
     repeated,
@@ -44,11 +46,12 @@ from leveret.status import (
     enqueued,
     newer,
     placed,
+    purged,
     revived_again,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from leveret.brokers import Consumer, Select
     from leveret.inspection import Describe, WorkerReport
@@ -156,6 +159,16 @@ class _Stored:
         self.ready.remove(waiting)
         heapq.heapify(self.ready)
         return waiting.envelope
+
+    def clear(self) -> list[Envelope]:
+        """Take out all that waits."""
+        waiting = [one.envelope for one in self.ready] + list(self.delayed.values())
+        for call in self._ripening.values():
+            call.cancel()
+        self.ready.clear()
+        self.delayed.clear()
+        self._ripening.clear()
+        return waiting
 
     def _delayed_number(self, id_: str) -> int | None:
         return next((number for number, envelope in self.delayed.items() if envelope.id == id_), None)
@@ -303,6 +316,8 @@ class MemoryBroker:
         self._store = store or MemoryStore()
         self._keep = keep
         self._feeds = Feeds()
+        #: Made again if somebody deletes them.
+        self._declared: dict[str, Queue] = {}
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -318,9 +333,12 @@ class MemoryBroker:
                 )
         for queue in queues:
             self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
+            self._declared[queue.name] = queue
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
+            if name not in self._store.queues and name in self._declared:
+                await self.declare([self._declared[name]])
             stored = self._store.queues.get(name)
             mine = [envelope for envelope in envelopes if envelope.queue == name]
             ids = [envelope.id for envelope in envelopes]
@@ -401,30 +419,29 @@ class MemoryBroker:
         found = [placed(self._store.statuses.get(id_), self._where(id_)) for id_ in dict.fromkeys(ids)]
         return [status for status in found if status is not None]
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        with self._joined(Feed(ids)) as feed:
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+
+        async def join() -> None:
+            await self._join(feed)
             feed.tell(await self.statuses(ids))
-            yield feed
+
+        return Following(feed, join, lambda: self._leave(feed))
 
     async def recent(self, limit: int) -> Sequence[Status]:
         return await self.statuses(list(itertools.islice(reversed(self._store.statuses), limit)))
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        with self._joined(Watch()) as watch:
-            yield aiter(watch)
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        return Following(watch, lambda: self._join(watch), lambda: self._leave(watch))
 
-    @contextmanager
-    def _joined(self, feed: Feed) -> Iterator[Feed]:
-        every = (self._feeds, self._store.feeds)
-        for feeds in every:
+    async def _join(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
             feeds.add(feed)
-        try:
-            yield feed
-        finally:
-            for feeds in every:
-                feeds.remove(feed)
+
+    async def _leave(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
+            feeds.remove(feed)
 
     async def workers(self) -> Sequence[WorkerReport]:
         return [describe() for describe in self._store.describers]
@@ -492,6 +509,34 @@ class MemoryBroker:
     async def resume(self, queue: str) -> None:
         self._set_paused(queue, paused=False)
         self._deal([queue])
+
+    async def purge(self, queue: str, *, force: bool = False) -> Removed:
+        return self._clear(queue, force=force)[0]
+
+    async def delete(self, queue: str, *, force: bool = False) -> Removed:
+        removed, stored = self._clear(queue, force=force)
+        dead = [letter.envelope.id for letter in stored.dead]
+        stored.dead.clear()
+        stored.paused = False
+        self._store.ids.difference_update(dead)
+        if not stored.takers:
+            del self._store.queues[queue]
+        return msgspec.structs.replace(removed, dead=len(dead), kept=bool(stored.takers))
+
+    def _clear(self, queue: str, *, force: bool) -> tuple[Removed, _Stored]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        if stored.takers and not force:
+            running = sum(len(taker.holding) for taker in stored.takers)
+            raise in_use(queue, consumers=len(stored.takers), running=running)
+        removed = Removed(len(stored.ready), len(stored.delayed))
+        now = self._store.clock.time()
+        for envelope in stored.clear():
+            self._store.ids.discard(envelope.id)
+            known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
+            self._note([purged(known, now)])
+        return removed, stored
 
     def _set_paused(self, queue: str, *, paused: bool) -> None:
         stored = self._store.queues.get(queue)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from leveret.errors import LeveretError
-from leveret.visible import in_line
+from leveret.cli.terminal import wants_no_style
+from leveret.errors import AppNotLoaded, LeveretError
+from leveret.guessing import did_you_mean
+from leveret.visible import in_line, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from leveret.settings import Project
 
 _COMMANDS = {
     "worker": ("leveret.cli.worker", "command", "Run the tasks of an application."),
@@ -20,7 +25,7 @@ _COMMANDS = {
     "status": ("leveret.cli.status", "status", "Tell what has become of a task."),
     "result": ("leveret.cli.status", "result", "Print what a task returned."),
     "cancel": ("leveret.cli.status", "cancel", "Have a task not run, or end."),
-    "queues": ("leveret.cli.queues", "command", "Show what is ready, running and dead; pause and resume."),
+    "queues": ("leveret.cli.queues", "command", "Show what is in the queues; pause, resume, purge, delete."),
     "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
     "dashboard": ("leveret.cli.dashboard", "command", "See and steer all of it in a browser."),
@@ -43,6 +48,13 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
@@ -50,11 +62,13 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="leveret", message="%(version)s")
-def cli() -> None:
+@click.version_option(None, "-V", "--version", package_name="leveret", message="%(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Leveret, a work queue on RabbitMQ or one SQLite file.
 
-    The broker is the application's, or $LEVERET_URL, or sqlite:///leveret.db.
+    The broker is the application's, or $LEVERET_URL, or the url of [tool.leveret] in pyproject.toml, or
+    sqlite:///leveret.db. Options can be set there and in the environment too.
 
     \b
     Examples:
@@ -62,6 +76,51 @@ def cli() -> None:
       leveret enqueue tasks:app resize cat.png 80
       LEVERET_URL=amqp://guest:guest@localhost/ leveret queues -q default
     """
+    if wants_no_style():
+        context.color = False
+    if context.invoked_subcommand is not None:
+        context.default_map = _of_project(context.invoked_subcommand)
+
+
+def _of_project(command: str) -> dict[str, Any]:
+    """The options that pyproject.toml sets, for the command."""
+    from leveret.settings import OF_AN_APPLICATION, check, project
+
+    try:
+        found = project(Path.cwd())
+    except OSError:  # the working directory was deleted
+        return {}
+    if not found.values:
+        return {}
+    from leveret.cli.worker import SETTINGS
+
+    check(found, (*OF_AN_APPLICATION, *SETTINGS, "app", "dashboard"))
+    dashboard = _of_dashboard(found)
+    own = {name: value for name, value in found.values.items() if name in SETTINGS}
+    app = {"app": found.values["app"]} if "app" in found.values else {}
+    if command == "worker":
+        return {command: {**app, **own, **({"queues": own["queue"]} if "queue" in own else {})}}
+    if command == "dashboard":
+        return {command: {**app, **dashboard}}
+    # A command's defaults, and those of the commands below it.
+    below = dict.fromkeys(("list", "show", "retry", "drop"), app)
+    return {command: {**app, **below}, **{f"queues {name}": app for name in ("pause", "resume", "purge", "delete")}}
+
+
+def _of_dashboard(found: Project) -> dict[str, Any]:
+    from leveret.errors import ConfigurationError
+
+    table = found.values.get("dashboard", {})
+    known = ("host", "port", "redact", "queue")
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{found.file}: tool.leveret.dashboard is {table!r}; it must be a table")
+    for name in table:
+        if name not in known:
+            raise ConfigurationError(
+                f"{found.file}: [tool.leveret.dashboard] has no setting {name!r}"
+                f"{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}"
+            )
+    return {**table, **({"queues": table["queue"]} if "queue" in table else {})}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,5 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli(arguments, prog_name="leveret")
     except LeveretError as error:
+        if isinstance(error, AppNotLoaded) and error.traceback:
+            click.echo(visible(error.traceback.rstrip()), err=True)
         click.echo(f"leveret: {in_line(str(error))}", err=True)
         sys.exit(1)

@@ -6,20 +6,31 @@ import secrets
 
 import click
 
-from leveret.app import App, load_app
-from leveret.brokers import censor, connect
-from leveret.cli.options import url_option
+from leveret.app import App
+from leveret.brokers import connect, location
+from leveret.cli.completing import complete_app, complete_queue
+from leveret.cli.options import TIMEOUT, loaded, url_option
 from leveret.errors import ConfigurationError
 from leveret.logs import Logging
 
-#: How long a question to the broker may take (seconds).
-_TIMEOUT = 10.0
-
 
 @click.command()
-@click.argument("app", metavar="[MODULE:APP]", required=False)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8484, show_default=True, help="0: any free one.")
+@click.argument("app", metavar="[MODULE:APP]", required=False, envvar="LEVERET_APP", shell_complete=complete_app)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="LEVERET_DASHBOARD_HOST",
+    help="The address to listen on.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8484,
+    show_default=True,
+    envvar="LEVERET_DASHBOARD_PORT",
+    help="0: any free one.",
+)
 @click.option(
     "--token",
     envvar="LEVERET_DASHBOARD_TOKEN",
@@ -36,7 +47,12 @@ _TIMEOUT = 10.0
 )
 @click.option("--redact", metavar="NAME", multiple=True, help="An argument that is not shown; again for more.")
 @click.option(
-    "-q", "--queue", "queues", multiple=True, help="A queue to show besides the application's; again for more."
+    "-q",
+    "--queue",
+    "queues",
+    multiple=True,
+    shell_complete=complete_queue,
+    help="A queue to show besides the application's; again for more.",
 )
 @url_option
 def command(
@@ -64,9 +80,7 @@ def command(
     from leveret.dashboard import by_name, checked
 
     Logging("WARNING").set_up()
-    application = App(enqueue_timeout=_TIMEOUT) if app is None else load_app(app)
-    if url is not None:
-        application.connect_to(url)
+    application = App(url, enqueue_timeout=TIMEOUT) if app is None else loaded(app, url)
     connect(application.url)  # opens nothing: a URL that no broker knows is told now, not on each page
     try:
         from leveret.dashboard.pages import Dashboard
@@ -94,7 +108,7 @@ def command(
 
     def ready(address: str) -> None:
         shown = address if token is not None or asked is None else f"{address}?token={asked}"
-        click.echo(f"The dashboard of {censor(application.url)} is at {shown} (Ctrl-C ends it)")
+        click.echo(f"The dashboard of {location(application.url)} is at {shown} (Ctrl-C ends it)")
 
     try:
         serve(served, host, port, ready)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from leveret.cli.options import broker_and_queues, print_json, url_option
+from leveret.cli.completing import complete_queue
+from leveret.cli.durations import DURATION
+from leveret.cli.options import Below, app_option, ask, print_json, require, target, url_option
+from leveret.cli.terminal import console, table
+from leveret.cli.terminal import show as show_table
 from leveret.errors import QueueNotFound
+from leveret.guessing import did_you_mean
 from leveret.visible import in_line, indented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeVar
 
     from leveret.brokers import Broker
     from leveret.model import DeadLetter
-
-    T = TypeVar("T")
 
 #: Most dead letters that are looked through at once.
 _MOST = 100_000
@@ -60,64 +61,106 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--error", metavar="TEXT", help="Only those whose reason contains this."),
         click.option(
             "--older",
-            metavar="SECONDS",
-            type=click.FloatRange(0),
-            help="Only those that died so long ago or longer; none of which that is unknown.",
+            type=DURATION,
+            help="Only those that died so long ago or longer (seconds, or 2h, 7d); none of which that is unknown.",
         ),
-        click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application."),
+        _queue_option,
+        app_option,
         url_option,
     ):
         function = option(function)
     return function
 
 
-@click.group()
+_queue_option = click.option(
+    "-q", "--queue", "queues", multiple=True, shell_complete=complete_queue, help="A queue; again for more. Else all."
+)
+
+
+@click.group(cls=Below)
 def command() -> None:
     """Look at tasks that cannot or shall not run again, and decide about them. Each is kept with its reason."""
 
 
 @command.command("list")
-@click.argument("queue")
+@click.argument("queue", metavar="[QUEUE]", required=False, shell_complete=complete_queue)
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many, oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array with bodies and tracebacks, for programs.")
 @_filters
-def list_(queue: str, limit: int, as_json: bool, app: str | None, url: str | None, **filters: Any) -> None:
-    """List a queue's dead letters.
+def list_(
+    queue: str | None,
+    limit: int,
+    as_json: bool,
+    queues: tuple[str, ...],
+    app: str | None,
+    url: str | None,
+    **filters: Any,
+) -> None:
+    """List the dead letters of a queue, or of all queues.
+
+    RabbitMQ cannot list queues: all are those of --app, and those that workers are consuming now.
 
     \b
     Examples:
-      leveret dead list default
-      leveret dead list default --task resize --error Timeout --older 3600 --json
+      leveret dead list
+      leveret dead list default --task resize --error Timeout --older 1h --json
     """
-    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(**filters), whole=as_json))[:limit]
+    chosen = _Filter(**filters)
+    found = target(app, url)
+    named = [*queues, *([queue] if queue else [])]
+
+    async def look(broker: Broker) -> tuple[list[str], list[DeadLetter]]:
+        names = await _queues(broker, named, found.queues)
+        return names, [letter for name in names for letter in await _find(broker, name, chosen, whole=as_json)]
+
+    names, letters = ask(found, look)
+    letters = sorted(letters, key=lambda letter: letter.died_at or 0.0)[:limit]
     if as_json:
         _print_json([_plain(letter) for letter in letters])
     elif letters:
-        _show_table(letters)
+        _show(letters, with_queue=len(names) > 1)
     else:
-        click.echo(f"Queue {queue!r} has no dead letters{'' if _Filter(**filters).is_open else ' that match'}.")
+        which = f"Queue {named[0]!r} has" if len(named) == 1 else f"The queues in {found.place} have"
+        which = which if names else f"There are no queues in {found.place}, so there are"
+        click.echo(f"{which} no dead letters{'' if chosen.is_open else ' that match'}.")
 
 
 @command.command()
-@click.argument("queue")
-@click.argument("id_", metavar="ID")
+@click.argument("words", metavar="[QUEUE] ID", nargs=-1, required=True, shell_complete=complete_queue)
 @click.option("--json", "as_json", is_flag=True, help="A JSON object, for programs.")
-@click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application.")
+@_queue_option
+@app_option
 @url_option
-def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) -> None:
+def show(words: tuple[str, ...], as_json: bool, queues: tuple[str, ...], app: str | None, url: str | None) -> None:
     """Show one dead letter whole: its arguments, its times, its reason and its traceback.
 
     \b
     Examples:
-      leveret dead show default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead show 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead show default invoice-42
     """
-    letters = _run(app, url, lambda broker: _find(broker, queue, _Filter(ids=(id_,)), whole=True))
-    if not letters:
-        raise click.ClickException(f"queue {queue!r} has no dead letter {id_!r}; leveret dead list {queue} shows them")
+    found = target(app, url)
+
+    async def look(broker: Broker) -> DeadLetter:
+        scope = await _scope(broker, words, queues, found.queues)
+        if len(scope.ids) != 1:
+            raise click.UsageError("show takes one ID, and its queue before it")
+        (id_,) = scope.ids
+        for name in scope.queues:
+            for letter in await _find(broker, name, _Filter(ids=(id_,)), whole=True):
+                return letter
+        if scope.named and len(scope.queues) == 1:
+            name = scope.queues[0]
+            raise click.ClickException(
+                f"queue {name!r} has no dead letter {id_!r}; leveret dead list {name} shows them"
+            )
+        raise _not_found(scope, [id_])
+
+    letter = ask(found, look)
     if as_json:
-        _print_json(_plain(letters[0]))
+        _print_json(_plain(letter))
         return
-    for name, value in _plain(letters[0]).items():
+    for name, value in _plain(letter).items():
         # A text of several lines stands below its name, and further in: none of them looks like another name.
         shown = str(value).rstrip()
         text = "-" if value is None else in_line(shown) if name not in _LONG else indented(shown)
@@ -125,87 +168,118 @@ def show(queue: str, id_: str, as_json: bool, app: str | None, url: str | None) 
 
 
 @command.command()
-@click.argument("queue")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters.")
+@click.argument("words", metavar="[QUEUE] [ID]...", nargs=-1, shell_complete=complete_queue)
+@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters; without a queue, of all.")
 @_filters
-def retry(queue: str, ids: tuple[str, ...], everything: bool, app: str | None, url: str | None, **filters: Any) -> None:
-    """Put dead letters back into their queue, as first attempts. Each is there durably before it leaves here.
+def retry(words: tuple[str, ...], everything: bool, **options: Any) -> None:
+    """Put dead letters back into their queues, as first attempts. Each is there durably before it leaves here.
+
+    The first word is a queue if there is one of that name. Without a queue, all queues are meant.
 
     \b
     Examples:
-      leveret dead retry default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead retry 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
       leveret dead retry default --error ConnectionError
-      leveret dead retry default --all
+      leveret dead retry --all
     """
-    chosen = _chosen(_Filter(ids=ids, **filters), everything=everything)
-
-    async def revive(broker: Broker) -> Sequence[str]:
-        return await broker.revive(queue, [letter.envelope.id for letter in await _find(broker, queue, chosen)])
-
-    _report("put back", queue, ids, _run(app, url, revive))
+    _decide(words, lambda broker, queue, ids: broker.revive(queue, ids), "put back", everything=everything, **options)
 
 
 @command.command()
-@click.argument("queue")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters.")
+@click.argument("words", metavar="[QUEUE] [ID]...", nargs=-1, shell_complete=complete_queue)
+@click.option("--all", "everything", is_flag=True, help="All of the queue's dead letters; without a queue, of all.")
 @_filters
-def drop(queue: str, ids: tuple[str, ...], everything: bool, app: str | None, url: str | None, **filters: Any) -> None:
+def drop(words: tuple[str, ...], everything: bool, **options: Any) -> None:
     """Delete dead letters for good.
+
+    The first word is a queue if there is one of that name. Without a queue, all queues are meant.
 
     \b
     Examples:
-      leveret dead drop default 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
-      leveret dead drop default --older 604800
+      leveret dead drop 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
+      leveret dead drop default --older 7d
     """
-    chosen = _chosen(_Filter(ids=ids, **filters), everything=everything)
-
-    async def discard(broker: Broker) -> Sequence[str]:
-        return await broker.discard(queue, [letter.envelope.id for letter in await _find(broker, queue, chosen)])
-
-    _report("deleted", queue, ids, _run(app, url, discard))
+    _decide(words, lambda broker, queue, ids: broker.discard(queue, ids), "deleted", everything=everything, **options)
 
 
-def _chosen(chosen: _Filter, *, everything: bool) -> _Filter:
-    if chosen.is_open and not everything:
+class _Scope(msgspec.Struct, frozen=True):
+    """Which queues and ids the words of a command mean."""
+
+    queues: list[str]
+    ids: tuple[str, ...]
+    #: Whether the queues were named.
+    named: bool
+
+
+async def _scope(broker: Broker, words: Sequence[str], named: Sequence[str], known: Sequence[str]) -> _Scope:
+    """The first word is a queue if there is such a one and none is named by an option."""
+    if named or not words:
+        return _Scope(await _queues(broker, named, known), tuple(words), bool(named))
+    listed = [one.name for one in await broker.stats([*known, words[0]])]
+    if words[0] in listed:
+        return _Scope([words[0]], tuple(words[1:]), named=True)
+    return _Scope(listed, tuple(words), named=False)
+
+
+async def _queues(broker: Broker, named: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Those that are named, each of which must exist; else all that there are. Raises QueueNotFound."""
+    for name in named:
+        await require(broker, name)
+    return list(dict.fromkeys(named)) or [one.name for one in await broker.stats(list(known))]
+
+
+def _decide(
+    words: Sequence[str],
+    act: Callable[[Broker, str, Sequence[str]], Awaitable[Sequence[str]]],
+    done: str,
+    *,
+    everything: bool,
+    queues: tuple[str, ...],
+    app: str | None,
+    url: str | None,
+    **filters: Any,
+) -> None:
+    """Do it to those that match, in each queue that is meant, and tell how many there were."""
+    found = target(app, url)
+    if not words and not everything and _Filter(**filters).is_open:
         raise click.UsageError("say which: give IDs, a filter, or --all")
-    return chosen
+
+    async def decide(broker: Broker) -> list[str]:
+        scope = await _scope(broker, words, queues, found.queues)
+        chosen = _Filter(ids=scope.ids, **filters)
+        if chosen.is_open and not everything:
+            raise click.UsageError("say which: give IDs, a filter, or --all")
+        changed: list[str] = []
+        for name in scope.queues:
+            ids = [letter.envelope.id for letter in await _find(broker, name, chosen)]
+            mine = await act(broker, name, ids) if ids or scope.named else []
+            changed += mine
+            if mine or scope.named:
+                click.echo(f"{len(mine)} dead letter{'' if len(mine) == 1 else 's'} of queue {name!r} {done}")
+        if not changed and not scope.named:
+            click.echo(f"0 dead letters in {found.place} {done}")
+        missing = [id_ for id_ in scope.ids if id_ not in changed]
+        if missing:
+            raise _not_found(scope, missing)
+        return changed
+
+    ask(found, decide)
 
 
-def _report(done: str, queue: str, ids: Sequence[str], changed: Sequence[str]) -> None:
-    click.echo(f"{len(changed)} dead letter{'' if len(changed) == 1 else 's'} of queue {queue!r} {done}")
-    missing = [id_ for id_ in ids if id_ not in changed]
-    if missing:
-        raise click.ClickException(f"not among the dead letters that match: {', '.join(map(in_line, missing))}")
-
-
-def _run(reference: str | None, url: str | None, question: Callable[[Broker], Awaitable[T]]) -> T:
-    broker, _ = broker_and_queues(reference, url)
-
-    async def run() -> T:
-        try:
-            return await question(broker)
-        finally:
-            await broker.close()
-
-    return asyncio.run(run())
+def _not_found(scope: _Scope, missing: Sequence[str]) -> Exception:
+    if not scope.named and len(missing) == len(scope.ids):
+        hint = did_you_mean(missing[0], scope.queues) or "; leveret queues and leveret dead list show them"
+        return QueueNotFound(f"there is no queue and no dead letter {missing[0]!r}{hint}")
+    return click.ClickException(f"not among the dead letters that match: {', '.join(map(in_line, missing))}")
 
 
 async def _find(broker: Broker, queue: str, chosen: _Filter, *, whole: bool = False) -> list[DeadLetter]:
-    seen = 0
-
     def select(letter: DeadLetter) -> DeadLetter | None:
-        nonlocal seen
-        seen += 1
         if not chosen.matches(letter):
             return None
         return letter if whole else _without_body(letter)
 
-    letters = await broker.dead_letters(queue, limit=_MOST, select=select)
-    if not seen and queue not in {stats.name for stats in await broker.stats([queue])}:
-        raise QueueNotFound(f"queue {queue!r} does not exist; leveret queues shows those that do")
-    return list(letters)
+    return list(await broker.dead_letters(queue, limit=_MOST, select=select))
 
 
 def _without_body(letter: DeadLetter) -> DeadLetter:
@@ -248,26 +322,35 @@ def _print_json(value: object) -> None:
     print_json(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
-def _show_table(letters: Sequence[DeadLetter]) -> None:
-    from rich.console import Console
+def _show(letters: Sequence[DeadLetter], *, with_queue: bool) -> None:
+    """A row for each; in a narrow terminal the reason stands below."""
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    rows = [[Text(in_line(cell), overflow="fold") for cell in _cells(letter)] for letter in letters]
-    if console.width < _WIDE:
-        for *cells, reason in rows:
-            console.print(Text("  ").join(cells), Padding(reason, (0, 0, 0, 2)), sep="\n")
+    shown = console()
+    headings = ["id", *(["queue"] if with_queue else []), "task", "age", "attempt", "reason"]
+    rows = [[Text(in_line(cell), overflow="fold") for cell in _cells(letter, headings)] for letter in letters]
+    if shown.width >= _WIDE:
+        all_of_it = table(headings, whole=("id",))
+        for row in rows:
+            all_of_it.add_row(*row)
+        show_table(all_of_it)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("id", "task", "age", "attempt", "reason"):
-        table.add_column(heading, no_wrap=heading == "id", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    shown.print(
+        Text("  ").join([Text(heading, "bold") for heading in headings[:-1]]), Text("  reason", "bold"), sep="\n"
+    )
+    for *cells, reason in rows:
+        shown.print(Text("  ").join(cells), Padding(reason, (0, 0, 0, 2)), sep="\n")
 
 
-def _cells(letter: DeadLetter) -> tuple[str, ...]:
+def _cells(letter: DeadLetter, headings: Sequence[str]) -> list[str]:
     envelope = letter.envelope
-    return envelope.id, envelope.task or "-", _age(letter.died_at), str(envelope.attempt), letter.reason
+    cells = {
+        "id": envelope.id,
+        "queue": envelope.queue,
+        "task": envelope.task or "-",
+        "age": _age(letter.died_at),
+        "attempt": str(envelope.attempt),
+        "reason": letter.reason,
+    }
+    return [cells[heading] for heading in headings]

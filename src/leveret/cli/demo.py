@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from leveret.brokers import absolute
 from leveret.cli.demo_worker import app, work
 
 _MESSAGES = ("First message.", "Second message..", "Third message...", "Fourth message....", "Fifth message.....")
@@ -23,7 +24,12 @@ _PATIENCE = 60.0
 
 
 @click.command()
-@click.option("--url", metavar="URL", help="Run it on this broker instead of a temporary SQLite file.")
+@click.option(
+    "--url",
+    metavar="URL",
+    callback=lambda _context, _option, url: url and absolute(url),
+    help="Run it on this broker instead of a temporary SQLite file.",
+)
 def command(url: str | None) -> None:
     """See two workers share five tasks; one worker is killed in mid-task, and the other takes its task over.
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from leveret.app import App, load_app
-from leveret.cli.options import local_time, print_json, url_option
-from leveret.errors import ResultTimeout, TaskFailed
+from leveret.app import App
+from leveret.brokers import location
+from leveret.cli.durations import DURATION
+from leveret.cli.options import TIMEOUT, app_option, loaded, local_time, print_json, url_option, within
+from leveret.errors import ResultTimeout, TaskFailed, TaskNotFound
 from leveret.visible import in_line, indented
 
 if TYPE_CHECKING:
@@ -23,15 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long a question to the broker may take (seconds).
-_TIMEOUT = 10.0
-
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--app", metavar="MODULE:APP", help="Take the broker's URL from this application.")(
-        function
-    )
-    return click.argument("id_", metavar="ID")(url_option(function))
+    return click.argument("id_", metavar="ID")(app_option(url_option(function)))
 
 
 @click.command(name="status")
@@ -62,7 +58,7 @@ def status(id_: str, app: str | None, url: str | None, *, follow: bool, as_json:
 @click.command(name="result")
 @_options
 @click.option("--wait", is_flag=True, help="Until it has ended.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait at most so long.")
+@click.option("--timeout", type=DURATION, help="Wait at most so long: seconds, or 30s, 5m.")
 def result(id_: str, app: str | None, url: str | None, *, wait: bool, timeout: float | None) -> None:
     """Print what a task returned, as JSON. Exits 1 when it failed, was cancelled, or has not ended."""
 
@@ -83,7 +79,7 @@ def result(id_: str, app: str | None, url: str | None, *, wait: bool, timeout: f
 
 @click.command(name="cancel")
 @_options
-@click.option("--timeout", type=click.FloatRange(0), default=5.0, show_default=True, help="Seconds for it to end.")
+@click.option("--timeout", type=DURATION, default=5.0, show_default=True, help="How long it may take to end.")
 def cancel(id_: str, app: str | None, url: str | None, *, timeout: float) -> None:
     """Have a task not run, or end if it runs. Exits 1 when it has ended otherwise, or still runs."""
     known = _with_handle(app, url, id_, lambda handle: handle.cancel(timeout=timeout))
@@ -93,13 +89,13 @@ def cancel(id_: str, app: str | None, url: str | None, *, timeout: float) -> Non
 
 
 def _with_handle(reference: str | None, url: str | None, id_: str, ask: Callable[[Handle[Any]], Awaitable[T]]) -> T:
-    app = App(enqueue_timeout=_TIMEOUT) if reference is None else load_app(reference)
-    if url is not None:
-        app.connect_to(url)
+    app = App(url, enqueue_timeout=TIMEOUT) if reference is None else loaded(reference, url)
 
     async def run() -> T:
         try:
             return await ask(app.handle(id_))
+        except TaskNotFound as error:
+            raise within(error, location(app.url)) from error
         finally:
             await app.close()
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from leveret.admission import MOST_PREFETCH, Prefetch
+from leveret.cli.completing import complete_app, complete_queue
+from leveret.cli.durations import DURATION
 from leveret.cli.options import url_option
 from leveret.running import MOST_CONCURRENCY, run_worker
 from leveret.scaling import Processes
@@ -15,6 +17,14 @@ from leveret.worker import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from leveret.logs import Format
+    from leveret.loops import Loop
+
+
+#: The options that pyproject.toml and ``LEVERET_*`` can set.
+SETTINGS = (
+    *("queue", "processes", "concurrency", "prefetch", "grace", "max_tasks_per_child", "max_rss", "reload"),
+    *("log_level", "log_format", "metrics"),
+)
 
 
 class _PrefetchType(click.ParamType[Prefetch]):
@@ -46,12 +56,19 @@ class _ProcessesType(click.ParamType[Processes]):
 
 
 @click.command()
-@click.argument("app", metavar="MODULE:APP")
+@click.argument("app", metavar="MODULE:APP", envvar="LEVERET_APP", shell_complete=complete_app)
 @click.option(
-    "-q", "--queue", "queues", multiple=True, help="A queue to work on; again for more. Default: all the app's."
+    "-q",
+    "--queue",
+    "queues",
+    multiple=True,
+    envvar="LEVERET_QUEUE",
+    shell_complete=complete_queue,
+    help="A queue to work on; again for more. Default: all the app's.",
 )
 @click.option(
     "--processes",
+    envvar="LEVERET_PROCESSES",
     type=_ProcessesType(),
     default=1,
     show_default=True,
@@ -59,6 +76,7 @@ class _ProcessesType(click.ParamType[Processes]):
 )
 @click.option(
     "--concurrency",
+    envvar="LEVERET_CONCURRENCY",
     type=click.IntRange(1, MOST_CONCURRENCY),
     default=10,
     show_default=True,
@@ -66,6 +84,7 @@ class _ProcessesType(click.ParamType[Processes]):
 )
 @click.option(
     "--prefetch",
+    envvar="LEVERET_PREFETCH",
     type=_PrefetchType(),
     default="auto",
     show_default=True,
@@ -74,45 +93,59 @@ class _ProcessesType(click.ParamType[Processes]):
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    envvar="LEVERET_GRACE",
+    type=DURATION,
     default=DEFAULT_GRACE,
     show_default=True,
-    help="Seconds to finish what runs when told to stop; the rest is handed back.",
+    help="Time to finish what runs when told to stop (seconds, or 5m); the rest is handed back.",
 )
 @click.option(
     "--max-tasks-per-child",
+    envvar="LEVERET_MAX_TASKS_PER_CHILD",
     type=click.IntRange(1),
     metavar="N",
     help="Replace a child process after about N tasks; the fresh one is ready before the old one leaves.",
 )
 @click.option(
     "--max-rss",
+    envvar="LEVERET_MAX_RSS",
     type=click.IntRange(1),
     metavar="MIB",
     help="Replace a child process that holds so much memory, in MiB.",
 )
 @click.option(
     "--reload",
+    envvar="LEVERET_RELOAD",
     is_flag=True,
     help="For development: replace the child processes when a source file changes. Needs leveret[reload].",
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
-    default="INFO",
-    show_default=True,
+    envvar="LEVERET_LOG_LEVEL",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+    help="Of the worker, its children and all loggers there; INFO, unless the application sets logging up itself.",
 )
 @click.option(
     "--log-format",
+    envvar="LEVERET_LOG_FORMAT",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="json: one object a line, with the task's fields, also for what the tasks log themselves.",
+    help="json: one object a line; what the tasks log is there in both, with the task's name and id.",
 )
 @click.option(
     "--metrics",
+    envvar="LEVERET_METRICS",
     metavar="HOST:PORT",
     help="Serve /metrics for Prometheus, /live and /ready there; needs leveret[prometheus].",
+)
+@click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="The event loop of the worker and its tasks; uvloop needs leveret[uvloop]. auto: for the tasks the one of the "
+    "policy that the application sets, else asyncio's.",
 )
 @url_option
 def command(
@@ -125,9 +158,10 @@ def command(
     max_tasks_per_child: int | None,
     max_rss: int | None,
     reload: bool,
-    log_level: str,
+    log_level: str | None,
     log_format: Format,
     metrics: str | None,
+    loop: Loop,
     url: str | None,
 ) -> None:
     """Run the tasks of an application until SIGTERM or Ctrl-C; again to stop at once. Nothing is lost either way.
@@ -155,7 +189,8 @@ def command(
         max_tasks_per_child=max_tasks_per_child,
         max_rss=None if max_rss is None else max_rss * 1024 * 1024,
         reload=reload,
-        log_level=log_level.upper(),
+        log_level=log_level,
         log_format=log_format,
         metrics=metrics,
+        loop=loop,
     )

@@ -298,7 +298,7 @@ def _light(status: Status) -> Status:
     """Without what may be large."""
     error = None if status.error is None else shorten(status.error, _LISTED_REASON)
     return msgspec.structs.replace(
-        status, result=NO_RESULT, traceback="", body=None, history=[], error=error, problem=""
+        status, encoded_result=NO_RESULT, traceback="", body=None, history=[], error=error, problem=""
     )
 
 

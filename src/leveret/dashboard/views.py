@@ -123,7 +123,7 @@ def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redac
         timeline(status),
         bar(status.progress),
         None if call is None else arguments(app, call, redact),
-        result(status.task, bytes(status.result), redact) if status.has_result else None,
+        result(status.task, bytes(status.encoded_result), redact) if status.has_result else None,
         ran,
         letter,
     )

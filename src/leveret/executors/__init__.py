@@ -88,6 +88,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     key: int
     outcome: Outcome
+    #: How long it ran; None: it did not.
+    seconds: float | None = None
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -121,7 +123,14 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
     stack: str
 
 
-Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks
+class Awaits(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The job waits for the results of other tasks, of which some have not begun; or it does not any more."""
+
+    key: int
+    is_so: bool
+
+
+Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks | Awaits
 #: What an executor tells its worker.
 News: TypeAlias = Report | ChildReplaced
 

@@ -3,12 +3,17 @@
 Started by `spawn` as ``python -m leveret.executors.child SOCKET LIFELINE TICKETS``. It ends when its worker does: a
 thread that does nothing else watches the lifeline, so that even a blocked event loop cannot outlive its worker. The
 same thread tells the worker of an event loop that does not turn.
+
+What a task forks is the task's: it has none of this process's signal handling and connections (`forking`), and what a
+task starts ends with this process (`session`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -20,17 +25,36 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leveret import execution
+from leveret import execution, loops
 from leveret.app import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.execution import Runner
-from leveret.executors import Blocks, Job, Manifest
+from leveret.executors import Blocks, Finished, Job, Manifest, session
+from leveret.executors.forking import Forks
 from leveret.executors.in_process import Crew
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToChild, Turns, frame, read_begin
-from leveret.model import shorten
+from leveret.executors.vitals import Vitals
+from leveret.executors.wire import (
+    Begin,
+    Cancel,
+    NotLoaded,
+    Pipe,
+    Ready,
+    Run,
+    ToChild,
+    Turns,
+    Unfit,
+    encoded,
+    read_begin,
+)
+from leveret.model import DeadLettered, Retrying, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+    from typing import Any
+
+    from leveret.executors import Report
+
+log = logging.getLogger("leveret.executors")
 
 #: How often the watch looks (seconds).
 _LOOK = 0.25
@@ -41,6 +65,13 @@ _STACK = 8_192
 #: So much do all suspects have together, but each so much that its ends can be read (characters).
 _STACKS = 65_536
 _LEAST_STACK = 256
+#: What tasks have started on the event loop and left may take so long to end, at a stop (seconds).
+_FAREWELL = 1.0
+_MOST_NAMED = 5
+_DRIVERS = (
+    *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, execution.__file__)),
+    *(f"{os.sep}{name}{os.sep}" for name in ("aio_pika", "aiormq")),
+)
 
 
 class Watch:
@@ -51,28 +82,40 @@ class Watch:
         self._crew: Crew | None = None
         self._asked: float | None = None
         self._told = False
+        self._vitals: Vitals | None = None
+        self._checked = 0
+        self._is_unfit = False
         #: The rest of what it has told, when the worker has not read the beginning.
         self._unsent = b""
         threading.Thread(target=self._run, name="leveret-watch", daemon=True).start()
 
-    def over(self, crew: Crew) -> None:
+    def over(self, crew: Crew, vitals: Vitals) -> None:
         """Watch the running loop, which works for that crew, too."""
         self._loop = asyncio.get_running_loop()
+        self._vitals = vitals
         self._crew = crew
+
+    def end_if_alone(self) -> None:
+        """At the end of this process: with all that it has started, if the reason is that its worker is gone."""
+        if select.select([self._lifeline], [], [], 0)[0]:
+            _end_at_once()
 
     def _run(self) -> None:
         self._lifeline.settimeout(_LOOK)
-        while True:
-            try:
-                if not self._lifeline.recv(1):
-                    os._exit(1)
-            except TimeoutError:
-                self._look()
-            except OSError:
-                os._exit(1)
+        try:
+            while True:
+                try:
+                    if not self._lifeline.recv(1):
+                        break
+                except TimeoutError:
+                    self._look()
+        finally:
+            # Also where it can't watch any more, for want of memory perhaps.
+            _end_at_once()
 
     def _look(self) -> None:
         self._send()
+        self._look_at_vitals()
         if self._unsent or self._crew is None or self._loop.is_closed():
             return
         # Read once: the loop may answer at any moment.
@@ -90,11 +133,20 @@ class Watch:
             stack = shorten(_stack_of_main_thread(), longest_stack(len(suspects)))
             self._tell([Blocks(job.key, now - asked, stack) for job in suspects])
 
+    def _look_at_vitals(self) -> None:
+        if self._crew is None or self._vitals is None or self._is_unfit or self._checked == self._crew.finished:
+            return
+        self._checked = self._crew.finished
+        fault = self._vitals.fault()
+        if fault is not None:
+            self._is_unfit = True
+            self._tell([Unfit(fault)])
+
     def _answer(self) -> None:
         self._asked = None
 
-    def _tell(self, messages: Sequence[Blocks | Turns]) -> None:
-        self._unsent += frame(messages)
+    def _tell(self, messages: Sequence[Blocks | Turns | Unfit]) -> None:
+        self._unsent += encoded(messages)
         self._send()
 
     def _send(self) -> None:
@@ -119,13 +171,20 @@ def _stack_of_main_thread() -> str:
     return "".join(traceback.format_list(frames[ours[-1] + 1 if ours else 0 :]))
 
 
+def _end_at_once() -> None:
+    """Its worker is gone, so another one may run the tasks already: it ends with all that they started."""
+    session.end_own()
+    os._exit(1)
+
+
 def longest_stack(suspects: int) -> int:
     """Of each of so many, all of which have the same (characters)."""
     return min(_STACK, max(_LEAST_STACK, _STACKS // max(1, suspects)))
 
 
-async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int) -> None:
+async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int, forks: Forks) -> None:
     """Run jobs until the worker closes its end."""
+    forks.loop = asyncio.get_running_loop()
     pipe = await Pipe[ToChild].open(connection, ToChild)
 
     def admit(wanted: int) -> int:
@@ -136,8 +195,15 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
             return 0
 
     crew = Crew(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
-    crew.report_to(pipe.write)
-    watch.over(crew)
+    vitals = Vitals()
+    watch.over(crew, vitals)
+
+    def tell(reports: Sequence[Report]) -> None:
+        """A failure may be another task's doing, which the worker must know first; else the watch finds that out."""
+        fault = vitals.fault() if any(map(_has_failed, reports)) else None
+        pipe.write(reports if fault is None else [Unfit(fault), *reports])
+
+    crew.report_to(tell)
 
     def hear(batch: list[ToChild]) -> None:
         crew.submit([message.job for message in batch if isinstance(message, Run)])
@@ -146,8 +212,36 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     pipe.hear = hear
     pipe.write([Ready(Manifest.of(app), _sources(begin.app))])
     await pipe.ended
+    if pipe.broken is not None:
+        log.error("ends, as something has read what its worker wrote to it, or written into it: %s", pipe.broken)
+    ours = {asyncio.current_task(), *crew.running}
     await crew.stop()
+    await _see_off([task for task in asyncio.all_tasks() - ours if not _is_a_drivers(task)])
     await app.close()
+
+
+async def _see_off(left: Collection[asyncio.Task[Any]]) -> None:
+    """Let the asyncio tasks that tasks have started and not awaited end; cancel what does not, and say so."""
+    if left:
+        await asyncio.wait(left, timeout=_FAREWELL)
+    names = [shorten(repr(task.get_coro()), 200) for task in left if not task.done()]
+    if names:
+        log.warning(
+            "%d asyncio tasks that tasks started and did not await are cancelled, as their process ends: %s; "
+            "await them, in a TaskGroup for example, or make them tasks of their own",
+            len(names),
+            ", ".join(names[:_MOST_NAMED]),
+        )
+
+
+def _is_a_drivers(task: asyncio.Task[Any]) -> bool:
+    """Whether it is what an enqueue of a task's has started: it ends with the application's connections."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is None or any(part in code.co_filename for part in _DRIVERS)
+
+
+def _has_failed(report: Report) -> bool:
+    return isinstance(report, Finished) and isinstance(report.outcome, (Retrying, DeadLettered))
 
 
 def _sources(reference: str) -> list[str]:
@@ -166,11 +260,16 @@ def _ignore(*_: object) -> None:
 
 
 def main() -> None:
-    connection, lifeline = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    tickets = int(sys.argv[3])
+    numbers = [int(number) for number in sys.argv[1:4]]
+    for number in numbers:
+        os.set_inheritable(number, False)  # noqa: FBT003 - its only parameter
+    connection, lifeline = (socket.socket(fileno=number) for number in numbers[:2])
+    tickets = numbers[2]
     os.set_blocking(tickets, False)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         signal.signal(number, _ignore)
+    forks = Forks(numbers, before, _ignore)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # A line is one write, or those of several children run into each other where PYTHONUNBUFFERED is set.
@@ -182,13 +281,14 @@ def main() -> None:
     try:
         app = load_app(begin.app)
     except AppNotLoaded as error:
-        connection.sendall(frame([NotLoaded(str(error))]))
+        connection.sendall(encoded([NotLoaded(str(error), error.traceback)]))
         return
     if begin.logs is not None:
         begin.logs.set_up()
     if begin.url is not None:
         app.connect_to(begin.url)
-    asyncio.run(serve(connection, app, begin, watch, tickets))
+    loops.run(serve(connection, app, begin, watch, tickets, forks), begin.loop)
+    watch.end_if_alone()
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from leveret.execution import Runner
-from leveret.executors import Finished, Job, Manifest, News, Progressed, Report, Started, resident, running
+from leveret.executors import Awaits, Finished, Job, Manifest, News, Progressed, Report, Started, resident, running
 from leveret.inspection import ChildReport
 from leveret.model import Cancelled, Succeeded
 
@@ -64,17 +65,25 @@ class InProcessExecutor:
 class _Link:
     """Between a job and its crew; see `leveret.current.Link`."""
 
-    def __init__(self, key: int, tell: Callable[[int, Progress], None]) -> None:
+    def __init__(self, key: int, tell: Callable[[int, Progress], None], tell_awaits: Callable[[int], None]) -> None:
         self._key = key
         self._tell = tell
+        self._tell_awaits = tell_awaits
+        #: How many tasks it waits for that have not begun, and whether that is told.
+        self.awaited = 0
+        self.is_told_to_await = False
         self.cancelled = False
-        #: Its asyncio task has taken its first step: cancelled before that, it would end without a word.
-        self.begun = False
+        #: Not before its asyncio task has taken its first step: cancelled then, it would end without a word.
+        self.interruptible = False
         #: Unix time.
         self.since = time.time()
 
     def progressed(self, progress: Progress) -> None:
         self._tell(self._key, progress)
+
+    def awaits(self, change: int) -> None:
+        self.awaited += change
+        self._tell_awaits(self._key)
 
 
 class Crew:
@@ -122,7 +131,7 @@ class Crew:
             if job.key in keys:
                 link = self._links[job.key]
                 link.cancelled = True
-                if link.begun and self._runner.is_async(job.envelope):
+                if link.interruptible:
                     task.cancel()
         self._unwanted.update(key for key in keys if key not in self._links)
 
@@ -148,7 +157,7 @@ class Crew:
             job = self._waiting.popleft()
             self._say(Started(job.key, self._runner.timeout(job.envelope)))
             # A context of its own: what one task sets in a context variable is not the next one's to see.
-            link = self._links[job.key] = _Link(job.key, self._note_progress)
+            link = self._links[job.key] = _Link(job.key, self._note_progress, self._note_awaits)
             task = loop.create_task(self._run(job, link), context=self._context.copy())
             self.running[task] = job
         if admitted < wanted:
@@ -156,7 +165,7 @@ class Crew:
             self._unwanted.clear()
 
     async def _run(self, job: Job, link: _Link) -> None:
-        link.begun = True
+        began = time.monotonic()
         is_unwanted = link.cancelled or job.key in self._unwanted
         try:
             if is_unwanted:
@@ -179,7 +188,7 @@ class Crew:
             self.running.pop(this, None)
         self._free += 1
         self.finished += 1
-        self._say(Finished(job.key, outcome))
+        self._say(Finished(job.key, outcome, None if is_unwanted else time.monotonic() - began))
         self._start_waiting()
 
     def _note_progress(self, key: int, progress: Progress) -> None:
@@ -189,6 +198,17 @@ class Crew:
             self._progress[key] = progress
         if is_first:
             self._loop.call_soon_threadsafe(self._loop.call_later, _GATHER, self._tell_progress)
+
+    def _note_awaits(self, key: int) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell_awaits, key)
+
+    def _tell_awaits(self, key: int) -> None:
+        link = self._links.get(key)
+        if link is not None and link.is_told_to_await != (link.awaited > 0):
+            link.is_told_to_await = link.awaited > 0
+            self._say(Awaits(key, link.is_told_to_await))
 
     def _tell_progress(self) -> None:
         if not self._progress:

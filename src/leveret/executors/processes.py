@@ -5,6 +5,9 @@ overrun), or are wards (they run one job alone, to learn whether it is what kill
 replaced. What it had not started goes to another child, uncharged. Of what it had started the guilty job is charged:
 the only one, or the one that it was killed for; of several suspects each runs again, uncharged, alone in a ward.
 
+A child may also become unfit: a task of its changes what belongs to all (its limits, its user, its descriptors). It
+leaves, and what fails in it is a suspect. So is, at last, a job that no child begins.
+
 How many serve may change (`resize`): those that are too many leave. A reload replaces all that serve, one by one.
 """
 
@@ -19,12 +22,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers import absolute
 from leveret.brokers.backoff import backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.events import ChildReplaced
+from leveret.events import ChildReplaced, write
 from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, Started, resident
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
+from leveret.loops import check_loop
 from leveret.model import Cancelled
 
 if TYPE_CHECKING:
@@ -32,11 +37,17 @@ if TYPE_CHECKING:
 
     from leveret.inspection import ChildReport
     from leveret.logs import Logging
+    from leveret.loops import Loop
 
 log = logging.getLogger("leveret.executors")
 
 #: A child that has not started a job for this long, though it has a slot for it, does not turn its loop (seconds).
 _PATIENCE = 0.6
+#: Each time that a job is taken back from such a child the next one has twice as long for it; after so many it is tried
+#: alone, so that there is an end.
+_MOST_MOVES = 4
+#: A child that gets no more jobs ends if it does not begin one that it has for so long, and turns its loop (seconds).
+_LAST_PATIENCE = 30.0
 #: How long after its timeout a task that is cancelled may take to end before its child gets no more jobs (seconds).
 _LATE = 0.5
 #: So many suspects run at once, each in a ward.
@@ -71,7 +82,8 @@ class Recycling(msgspec.Struct, frozen=True):
 class ProcessExecutor:
     """``processes`` children, each running ``concurrency`` tasks at once.
 
-    ``logs``: where their logs go, unless the application decides that when it is imported.
+    ``logs``: where their logs go, unless the application decides that when it is imported. ``loop``: the children's
+    event loop; "auto": the one of the policy that the application sets, else asyncio's.
     """
 
     def __init__(
@@ -83,8 +95,11 @@ class ProcessExecutor:
         concurrency: int = 10,
         recycling: Recycling = Recycling(),  # noqa: B008 - frozen
         logs: Logging | None = None,
+        loop: Loop = "auto",
     ) -> None:
-        self._begin = Begin(app, url, concurrency, logs)
+        check_loop(loop)
+        # Whole: the application's module may change the directory while it is imported.
+        self._begin = Begin(app, None if url is None else absolute(url), concurrency, logs, loop)
         self._processes = processes
         self._recycling = recycling
         #: How often it was reloaded, and of which generations the children are that shall not stay.
@@ -104,6 +119,8 @@ class ProcessExecutor:
         self._suspects: deque[Job] = deque()
         #: Jobs that shall not run: with a child, or waiting here when it gave them back.
         self._unwanted: set[int] = set()
+        #: How often each job was taken back from a child that was blocked.
+        self._moves: dict[int, int] = {}
         self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
         self._report: Callable[[Sequence[News]], None] = lambda _: None
@@ -216,27 +233,40 @@ class ProcessExecutor:
     def reported(self, child: Child, reports: Sequence[Report]) -> None:
         if self._unwanted:
             self._unwanted.difference_update(one.key for one in reports if isinstance(one, Finished))
+        if self._moves:
+            for one in reports:
+                if isinstance(one, Started):
+                    self._moves.pop(one.key, None)
         self._report(reports)
         if self._stopping:
             return
+        if child.unfit is not None:
+            self._replace_unfit(child)
         if child in self._serving:
             self._recycle_if_due(child)
         elif not child.load():
             self._has_finished(child)
         self._assign()
 
+    def doubts(self, child: Child, job: Job) -> bool:
+        """It runs again, uncharged, alone; but what fails alone is to blame, and what may not run again is not run."""
+        if self._stopping or child in self._wards or job.once or job.key in self._unwanted:
+            if child in self._wards:
+                self._remember(job)
+            return False
+        self._suspects.append(job)
+        self._restock()
+        return True
+
     def looked(self, child: Child) -> None:
         if self._stopping:
             return
         for key, begun in list(child.started.items()):
             self._check_time(child, key, begun)
-        if child not in self._serving:
-            return
-        if child.oldest_unstarted() > _PATIENCE and self._has_room():
-            jobs = self._retire(child)
-            self._report([ChildReplaced(child.pid, "blocked")])
-            log.warning("a child process (pid %d) is blocked: %d tasks that waited go to another", child.pid, jobs)
-        else:
+        if child.unfit is not None:
+            self._replace_unfit(child)
+        self._check_unstarted(child)
+        if child in self._serving:
             self._recycle_if_due(child)
 
     def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started]) -> None:
@@ -244,8 +274,14 @@ class ProcessExecutor:
         if self._stopping or not self._forget(child):
             return
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
-        self._waiting.extendleft(reversed(unstarted))
+        condemned = None if child.condemned is None else child.condemned[0]
+        never_begun = [job for job in unstarted if job.key == condemned]
+        self._waiting.extendleft(job for job in reversed(unstarted) if job.key != condemned)
         charged = self._charge(child)
+        if child.condemned is not None and never_begun:
+            belated = [*belated, Started(child.condemned[0])]
+            charged = [Died(*child.condemned), *charged]
+            self._remember(never_begun[0])
         self._unwanted.difference_update(verdict.key for verdict in charged)
         self._restock()
         replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
@@ -277,6 +313,8 @@ class ProcessExecutor:
             self._waiting = deque(job for job in self._waiting if job.key not in self._unwanted)
             self._suspects = deque(job for job in self._suspects if job.key not in self._unwanted)
             self._unwanted.difference_update(keys)
+            for key in keys:
+                self._moves.pop(key, None)
             self._report([Finished(key, Cancelled("cancelled before it ran")) for key in keys])
 
     def _check_time(self, child: Child, key: int, begun: Begun) -> None:
@@ -300,6 +338,32 @@ class ProcessExecutor:
         elif child in self._serving and self._has_room():
             log.warning("a child process (pid %d) is replaced: a task outlasts its timeout", child.pid)
             self._report([ChildReplaced(child.pid, "overran")])
+            self._retire(child)
+
+    def _check_unstarted(self, child: Child) -> None:
+        """A child that has a slot for a job and does not begin it is left, or ended where it is the last resort."""
+        oldest = child.oldest_unstarted()
+        if oldest is None:
+            return
+        key, waits = oldest
+        if child in self._serving:
+            if waits > _PATIENCE * 2 ** self._moves.get(key, 0) and self._has_room():
+                self._leave_blocked(child)
+        elif waits > _LAST_PATIENCE and not child.blockers:
+            if child in self._wards:
+                child.condemn(key, f"{_MOST_MOVES} child processes and one of its own did not begin the task in time")
+            else:
+                child.end_for(f"was ended, as it did not begin {child.load()} tasks that it has, and gave none back")
+
+    def _leave_blocked(self, child: Child) -> None:
+        jobs = self._retire(child, is_blocked=True)
+        self._report([ChildReplaced(child.pid, "blocked")])
+        log.warning("a child process (pid %d) is blocked: %d tasks that waited go to another", child.pid, jobs)
+
+    def _replace_unfit(self, child: Child) -> None:
+        if child in self._serving and self._has_room():
+            log.error("a child process (pid %d) is replaced, as others would fail in it: %s", child.pid, child.unfit)
+            self._report([ChildReplaced(child.pid, "unfit")])
             self._retire(child)
 
     def _charge(self, child: Child) -> list[Report]:
@@ -330,17 +394,29 @@ class ProcessExecutor:
         if len(self._killers) > _KILLERS:
             self._killers.popitem(last=False)
 
-    def _retire(self, child: Child) -> int:
+    def _retire(self, child: Child, *, is_blocked: bool = False) -> int:
         """Give a serving child no more jobs, and take back those that it has not started: how many."""
         self._forget(child)
         self._leaving.add(child)
         jobs = child.take_back()
-        self._waiting.extendleft(reversed(jobs))
+        for job in reversed(jobs):
+            if is_blocked and self._count_move(job) >= _MOST_MOVES:
+                self._suspects.appendleft(job)
+            else:
+                self._waiting.appendleft(job)
         if not child.load():
             self._dismiss(child)
         self._restock()
         self._assign()
         return len(jobs)
+
+    def _count_move(self, job: Job) -> int:
+        moves = self._moves.get(job.key, 0) + 1
+        if moves < _MOST_MOVES:
+            self._moves[job.key] = moves
+        else:
+            self._moves.pop(job.key, None)
+        return moves
 
     def _stale(self) -> Child | None:
         return next((child for child in self._serving if self._is_stale(child)), None)
@@ -367,7 +443,7 @@ class ProcessExecutor:
 
     def _has_finished(self, child: Child) -> None:
         """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
-        if child in self._wards and self._suspects and not self._is_stale(child):
+        if child in self._wards and self._suspects and child.unfit is None and not self._is_stale(child):
             child.send([self._suspects.popleft()])
         else:
             self._dismiss(child)
@@ -451,9 +527,8 @@ class ProcessExecutor:
                     if not self._broken.done():
                         self._broken.set_exception(error)
                     return None
-                log.error(  # noqa: TRY400 - the reason is in the message
-                    "no fresh child process, so those that are there go on; trying again in %.0f s: %s", pause, error
-                )
+                message = "no fresh child process, so those that are there go on; trying again in %.0f s: %s"
+                write(log, logging.ERROR, message, pause, error, traceback=error.traceback)
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 

@@ -4,6 +4,9 @@ Beside the socket that jobs and reports travel on there are two more lines. The 
 does, and the child's watch reports on it while the child's event loop is blocked. The tickets are a pipe with one byte
 for each job sent: the child reads one before it starts a job, and the worker reads out those of the jobs that it takes
 back. The kernel gives each byte to one of them, so that no job can be started twice, whatever state the child is in.
+
+All three are open in a process that runs anybody's code. Whatever is read of them that the child has not written, and a
+message whose rest does not come, end the child.
 """
 
 from __future__ import annotations
@@ -19,27 +22,34 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Finished, Job, Progressed, Report, Started, resident, running
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns
+from leveret.executors import Awaits, Blocks, Finished, Job, Progressed, Report, Started, resident, running
+from leveret.executors.started import StartedProcess
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit
 from leveret.inspection import ChildReport
+from leveret.model import DeadLettered, Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: A child that is idle ends within this time of being told to (seconds); then it is killed.
-_FAREWELL = 2.0
+_FAREWELL = 3.0
 #: How long a child may take to import the application (seconds).
 _IMPORT = 120.0
 #: How long the last reports of a process that has ended may take to arrive (seconds).
 _LAST_WORDS = 0.2
 #: How often a child with jobs is looked at (seconds).
 _LOOK = 0.3
+#: How long the rest of a message may be on its way, while the child's event loop turns (seconds).
+_INCOMPLETE = 10.0
 
 
 class Keeper(Protocol):
     """Who is told what happens to a child."""
 
     def reported(self, child: Child, reports: Sequence[Report], /) -> None: ...
+    def doubts(self, child: Child, job: Job, /) -> bool:
+        """Whether that job, which failed in a child that is unfit, is not told of, as it shall run again."""
+
     def looked(self, child: Child, /) -> None:
         """A moment is over, and it has jobs or had some."""
 
@@ -81,7 +91,7 @@ class Lines(NamedTuple):
 class Child:
     """One child process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lines: Lines, ready: Ready, keeper: Keeper) -> None:
+    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, keeper: Keeper) -> None:
         self.pid = process.pid
         self.manifest = ready.manifest
         self.sources = ready.sources
@@ -94,7 +104,13 @@ class Child:
         self.condemned: tuple[int, str] | None = None
         #: While its event loop is blocked: the jobs of which one does that, as far as can be told.
         self.blockers: frozenset[int] = frozenset()
+        #: Why what it runs may fail without a fault of its own, if so.
+        self.unfit: str | None = None
+        #: The jobs that it has not started, and when each was sent.
         self._held: dict[int, tuple[Job, float]] = {}
+        self._reading = Reading(lines.pipe)
+        #: Why it was killed, if there is more to say than the signal.
+        self._reason: str | None = None
         self._process = process
         self._lines = lines
         self._keeper = keeper
@@ -113,10 +129,10 @@ class Child:
             async with asyncio.timeout(_IMPORT):
                 ready = _ready(await lines.pipe.first())
         except BaseException as error:
+            broken = lines.pipe.broken or lines.lifeline.broken
             lines.pipe.close()
-            if isinstance(error, (asyncio.CancelledError, TimeoutError)):
-                with suppress(ProcessLookupError):
-                    process.kill()
+            if broken is not None or isinstance(error, (asyncio.CancelledError, TimeoutError)):
+                process.kill()
             try:
                 await _end(process)
             finally:
@@ -125,7 +141,8 @@ class Child:
                 raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
             if isinstance(error, AppNotLoaded) and not error.args:
                 raise AppNotLoaded(
-                    f"importing {begin.app!r} ended the child process, which {_cause(process)}"
+                    f"importing {begin.app!r} ended the child process, which "
+                    f"{_cause(process) if broken is None else _scribbled(broken)}"
                 ) from None
             raise
         return cls(process, lines, ready, keeper)
@@ -138,18 +155,23 @@ class Child:
         now = time.monotonic()
         self._held.update((job.key, (job, now)) for job in jobs)
         os.write(self._lines.tickets_in, bytes(len(jobs)))
-        self._lines.pipe.write([Run(job) for job in jobs])
+        self._reading.write([Run(job) for job in jobs])
         self._look_later()
 
     def cancel(self, keys: Sequence[int]) -> None:
         """Tell it to have those of the jobs that it has not run, or end."""
         mine = [key for key in keys if key in self.started or key in self._held]
         if mine:
-            self._lines.pipe.write([Cancel(mine)])
+            self._reading.write([Cancel(mine)])
 
-    def oldest_unstarted(self) -> float:
-        """How long the first of the jobs that it has not started waits for it (seconds)."""
-        return next((time.monotonic() - since for _, since in self._held.values()), 0.0)
+    def oldest_unstarted(self) -> tuple[int, float] | None:
+        """The first of the jobs that it has not started, and how long it could have (seconds).
+
+        Not since it was sent, but since the child has all that it can get: while it reads on, it is not blocked.
+        """
+        for key, (_, since) in self._held.items():
+            return key, time.monotonic() - max(since, self._reading.moved_at)
+        return None
 
     def take_back(self) -> list[Job]:
         """The jobs that it has not started and now never will. It must not be sent another one after this."""
@@ -164,7 +186,7 @@ class Child:
         return [self._held.pop(key)[0] for key in keys]
 
     def cause(self) -> str:
-        return _cause(self._process)
+        return self._reason or _cause(self._process)
 
     def report(self) -> ChildReport:
         now, monotonic = time.time(), time.monotonic()
@@ -176,9 +198,14 @@ class Child:
         self.condemned = (key, cause)
         self.kill()
 
+    def end_for(self, reason: str) -> None:
+        """Kill it, and say that reason instead of the signal."""
+        if self._reason is None:
+            self._reason = reason
+            self.kill()
+
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGKILL)
+        self._process.kill()
 
     async def stop(self) -> None:
         """Let an idle child end by itself; kill one that still runs a task."""
@@ -190,12 +217,20 @@ class Child:
 
     def _look_later(self) -> None:
         if self._looking is None:
+            self._reading.begin()
             self._looking = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _look(self) -> None:
         self._looking = None
+        is_held_up = self._reading.look()
+        lines = (self._lines.pipe, self._lines.lifeline)
+        if not is_held_up and not self.blockers and any(map(_is_incomplete, lines)):
+            self.end_for(
+                "was ended, as the rest of a message did not come: something that runs in it has written into "
+                "descriptors that are not its own, or has closed them"
+            )
         self._keeper.looked(self)
-        if self.load():
+        if self.load() or any(pipe.is_within for pipe in lines):
             self._look_later()
 
     def _hear(self, batch: list[ToWorker]) -> None:
@@ -206,12 +241,15 @@ class Child:
                 job, _ = self._held.pop(message.key)
                 self.started[message.key] = Begun(job, now, message.timeout)
                 reports.append(message)
-            elif isinstance(message, Progressed):
+            elif isinstance(message, (Progressed, Awaits)):
                 reports.append(message)
             elif isinstance(message, Finished):
-                del self.started[message.key]
+                begun = self.started.pop(message.key)
                 self.finished += 1
-                reports.append(message)
+                if not (self.unfit and _has_failed(message) and self._keeper.doubts(self, begun.job)):
+                    reports.append(message)
+            elif isinstance(message, Unfit):
+                self.unfit = message.reason
         self._keeper.reported(self, reports)
 
     def _hear_watch(self, batch: list[ToWorker]) -> None:
@@ -223,7 +261,9 @@ class Child:
                     reports.append(message)
             elif isinstance(message, Turns):
                 self._turns_again()
-        if reports:
+            elif isinstance(message, Unfit):
+                self.unfit = message.reason
+        if reports or self.unfit:
             self._keeper.reported(self, reports)
 
     def _turns_again(self) -> None:
@@ -235,8 +275,11 @@ class Child:
     async def _live(self) -> None:
         """Until the process has ended, though one that it forked may hold its socket open."""
         socket_ended = self._lines.pipe.ended
-        ends: list[asyncio.Future[Any]] = [socket_ended, self._ended]
+        ends: list[asyncio.Future[Any]] = [socket_ended, self._lines.lifeline.ended, self._ended]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        broken = self._lines.pipe.broken or self._lines.lifeline.broken
+        if broken is not None:
+            self.end_for(_scribbled(broken))
         # What it wrote before it ended is in the socket by now.
         await asyncio.wait([socket_ended], timeout=_LAST_WORDS)
         # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
@@ -260,7 +303,38 @@ class Child:
         self._lines.close()
 
 
-async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
+class Reading:
+    """Whether a child reads what is sent to it."""
+
+    def __init__(self, pipe: Pipe[ToWorker]) -> None:
+        self._pipe = pipe
+        #: How much of it was sent when it was written, or was seen to go since (bytes).
+        self._seen = pipe.sent
+        self._looked_at = -math.inf
+        #: When more was seen to go, or may have gone unseen (monotonic, seconds).
+        self.moved_at = -math.inf
+
+    def write(self, messages: Sequence[Run | Cancel]) -> None:
+        before = self._pipe.sent
+        self._pipe.write(messages)
+        # What the kernel takes at once says nothing about the child.
+        self._seen += self._pipe.sent - before
+
+    def begin(self) -> None:
+        """Be looked at from now on."""
+        self._looked_at = time.monotonic()
+
+    def look(self) -> bool:
+        """Every `_LOOK`; whether this process itself could not look in time."""
+        now = time.monotonic()
+        is_held_up = now - self._looked_at > 2 * _LOOK
+        if is_held_up or self._pipe.sent != self._seen:
+            self._seen, self.moved_at = self._pipe.sent, now
+        self._looked_at = now
+        return is_held_up
+
+
+async def _spawn() -> tuple[StartedProcess, Lines]:
     ours, theirs = socket.socketpair()
     lifeline, their_lifeline = socket.socketpair()
     tickets_out, tickets_in = os.pipe()
@@ -268,15 +342,9 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     os.set_blocking(tickets_in, False)
     inherited = (theirs.fileno(), their_lifeline.fileno(), tickets_out)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "leveret.executors.child",
-            *(str(number) for number in inherited),
+        process = StartedProcess(
+            [sys.executable, "-m", "leveret.executors.child", *(str(number) for number in inherited)],
             pass_fds=inherited,
-            stdin=asyncio.subprocess.DEVNULL,
-            # A group of its own: Ctrl-C in a terminal is for the worker, which decides what to do about its children.
-            process_group=0,
         )
     except BaseException:
         ours.close()
@@ -287,18 +355,30 @@ async def _spawn() -> tuple[asyncio.subprocess.Process, Lines]:
     finally:
         theirs.close()
         their_lifeline.close()
-    pipes = [await Pipe[ToWorker].open(end, ToWorker) for end in (ours, lifeline)]
+    pipes: list[Pipe[ToWorker]] = []
+    try:
+        for end in (ours, lifeline):
+            pipes.append(await Pipe[ToWorker].open(end, ToWorker))  # noqa: PERF401 - those that are open are closed
+    except BaseException:
+        process.kill()
+        for pipe in pipes:
+            pipe.close()
+        for number in (tickets_in, tickets_out):
+            os.close(number)
+        for end in (ours, lifeline)[len(pipes) :]:
+            end.close()
+        await process.wait()
+        raise
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: StartedProcess) -> None:
     """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever."""
     try:
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _FAREWELL)
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        process.kill()
     await process.wait()
 
 
@@ -307,16 +387,42 @@ def _ready(batch: list[ToWorker]) -> Ready:
         if isinstance(message, Ready):
             return message
         if isinstance(message, NotLoaded):
-            raise AppNotLoaded(message.reason)
+            raise AppNotLoaded(message.reason, message.traceback)
     raise AppNotLoaded
 
 
-def _cause(process: asyncio.subprocess.Process) -> str:
+def _is_incomplete(pipe: Pipe[ToWorker]) -> bool:
+    return pipe.is_within and time.monotonic() - pipe.heard_at > _INCOMPLETE
+
+
+def _has_failed(report: Finished) -> bool:
+    return isinstance(report.outcome, (Retrying, DeadLettered))
+
+
+def _scribbled(what: str) -> str:
+    return (
+        "was ended, as something that runs in it has written into descriptors that are not its own "
+        f"(its connection with the worker: {what})"
+    )
+
+
+def _cause(process: StartedProcess) -> str:
     code = process.returncode
     if code is not None and code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        return f"was killed by {name}"
+        return f"was killed by {name}{_HINTS.get(name, '')}"
     return f"exited with code {code}"
+
+
+_A_TIMER = " (a timer of a task's, signal.alarm() or setitimer(): give the task a timeout instead)"
+#: What ends a process that is told nothing else about these signals.
+_HINTS = {
+    "SIGALRM": _A_TIMER,
+    "SIGVTALRM": _A_TIMER,
+    "SIGPROF": _A_TIMER,
+    "SIGXCPU": " (it has used up its RLIMIT_CPU)",
+    "SIGXFSZ": " (it has written a file larger than its RLIMIT_FSIZE)",
+}

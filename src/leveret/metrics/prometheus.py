@@ -78,7 +78,7 @@ class Exporter:
         self._replaced = Counter(
             "leveret_child_restarts", "Child processes that were replaced.", ("reason",), registry=self._registry
         )
-        for reason in ("died", "overran", "blocked", "recycled"):
+        for reason in ("died", "overran", "blocked", "recycled", "unfit"):
             self._replaced.labels(reason)
         ProcessCollector(registry=self._registry)
         self._registry.register(self)

@@ -109,8 +109,10 @@ class _Server:
         assert this is not None
         try:
             async with asyncio.timeout(_PATIENCE):
-                writer.write(_encoded(await self._answer(reader)))
-                await writer.drain()
+                answer = _encoded(await self._answer(reader))
+                if not writer.is_closing():  # uvloop's raise
+                    writer.write(answer)
+                    await writer.drain()
                 writer.close()
                 await writer.wait_closed()
         except (OSError, EOFError, TimeoutError):

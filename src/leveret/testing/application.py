@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from leveret import arguments
+from leveret.durations import show
 from leveret.errors import Dead, LeveretError, Retry
 from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
-from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying
+from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying, Succeeded, brief
+from leveret.retry import leaves
 from leveret.testing.clock import ManualClock
 from leveret.testing.faulty import FaultyBroker
 from leveret.worker import Worker
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from leveret.app import App
+    from leveret.arguments import Exceptions
     from leveret.current import CurrentTask, Inner
     from leveret.model import DeadLetter
     from leveret.task import P, R, Task
@@ -73,6 +77,22 @@ class Run(msgspec.Struct, frozen=True):
     error: BaseException | None = None
     #: False: the outcome was lost, and the task runs again.
     kept: bool = True
+    #: What it returned, as whoever waits for it gets it; None as well for a run that failed.
+    result: Any = None
+
+    def __repr__(self) -> str:
+        """In one line."""
+        return brief(
+            "Run",
+            task=self.task,
+            id=self.id,
+            queue=self.queue,
+            attempt=self.attempt,
+            outcome=type(self.outcome),
+            error=self.error,
+            result=self.result,
+            kept=None if self.kept else False,
+        )
 
 
 class TasksFailed(ExceptionGroup[Exception]):
@@ -90,6 +110,7 @@ class AppUnderTest:
         self._broker = FaultyBroker(self.clock, on_crash=self._on_crash, on_cut=self._on_cut)
         self._runs: list[Run] = []
         self._errors: dict[tuple[str, int], BaseException] = {}
+        self._values: dict[tuple[str, int], Any] = {}
         #: Why the worker that works now shall not go on.
         self._ending: asyncio.Future[_Ending] | None = None
 
@@ -128,7 +149,7 @@ class AppUnderTest:
 
         ``delay``: seconds or a timedelta, to within a second. ``count``: exactly so many, 0 for none; else one or more.
         """
-        seconds = delay if delay is None or isinstance(delay, (int, float)) else delay.total_seconds()
+        seconds = arguments.seconds_or_none("delay", delay, none="any")
         return Expectation(self, queue, seconds, priority, id, count)
 
     async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
@@ -143,7 +164,7 @@ class AppUnderTest:
     async def drain(
         self,
         *,
-        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
@@ -154,11 +175,12 @@ class AppUnderTest:
         task that is dead without having raised (its arguments do not fit, it expired) counts as a ``Dead``.
         ``at_most``: runs after which it gives up with a RuntimeError: a task enqueues itself for ever.
         """
+        expected = arguments.exceptions("expect", expect)
         before = len(self._runs)
         drain = _Drain(self, self._broker, concurrency, at_most)
         await drain.run()
         runs = self._runs[before:]
-        failures = [_failure(run) for run in runs if _is_failure(run) and not isinstance(_raised(run), expect)]
+        failures = [_failure(run) for run in runs if _is_failure(run) and not _is_one_of(_raised(run), expected)]
         if failures:
             raise TasksFailed(f"{len(failures)} of {len(runs)} runs failed", failures)
         return runs
@@ -166,7 +188,7 @@ class AppUnderTest:
     def drain_sync(
         self,
         *,
-        expect: type[BaseException] | tuple[type[BaseException], ...] = (),
+        expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
@@ -193,17 +215,22 @@ class AppUnderTest:
             return envelope.body
 
     async def _note_errors(self, current: CurrentTask, inner: Inner) -> Any:
-        """The outermost middleware: keeps what a run raised, which an outcome has as text only."""
+        """The outermost middleware: keeps what a run returned, or raised, which an outcome has as text only."""
         try:
-            return await inner()
+            value = self._values[current.id, current.attempt] = await inner()
+            return value
         except BaseException as error:
             self._errors[current.id, current.attempt] = error
             raise
 
     def _note(self, envelope: Envelope, outcome: Outcome, *, kept: bool) -> None:
         error = self._errors.pop((envelope.id, envelope.attempt), None)
+        value = self._values.pop((envelope.id, envelope.attempt), None)
+        if isinstance(outcome, Succeeded) and outcome.result is not None:
+            # As it arrives: a tuple is a list then, unless the task's annotation says otherwise.
+            value = self.app.restore(envelope.task, envelope.queue, msgspec.Raw(outcome.result))
         name = envelope.task or ""
-        self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept))
+        self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept, value))
 
     def _on_crash(self, delivery: Delivery, outcome: Outcome) -> None:
         self._note(delivery.envelope, outcome, kept=False)
@@ -369,8 +396,21 @@ def _list(every: Sequence[Enqueued]) -> str:
 def _is_failure(run: Run) -> bool:
     return run.kept and (
         isinstance(run.outcome, DeadLettered)
-        or (isinstance(run.outcome, Retrying) and not isinstance(run.error, Retry))
+        or (isinstance(run.outcome, Retrying) and not (run.error and _only_asks(run.error)))
     )
+
+
+def _only_asks(error: BaseException) -> bool:
+    return all(issubclass(type(one), Retry) for one in leaves(error))
+
+
+def _is_one_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """An exception group is if all is that has failed in it."""
+    failed = [one for one in leaves(error) if not issubclass(type(one), Retry)]
+    try:
+        return isinstance(error, kinds) or (bool(failed) and all(isinstance(one, kinds) for one in failed))
+    except Exception:  # noqa: BLE001 - the classes are the user's
+        return False
 
 
 def _raised(run: Run) -> BaseException:
@@ -385,8 +425,9 @@ def _failure(run: Run) -> Exception:
     if isinstance(raised, Exception):
         failure = raised
     else:
-        failure = RuntimeError(f"task {run.task!r} raised {type(raised).__name__}: {raised}")
+        failure = RuntimeError(f"task {run.task!r} raised {show(raised)}")
         failure.__cause__ = raised
     fate = f"next try in {run.outcome.delay:.1f} s" if isinstance(run.outcome, Retrying) else "the task is dead"
-    failure.add_note(f"in task {run.task!r}, attempt {run.attempt}, id {run.id}: {fate}")
+    with suppress(Exception):  # its class is the user's
+        failure.add_note(f"in task {run.task!r}, attempt {run.attempt}, id {run.id}: {fate}")
     return failure

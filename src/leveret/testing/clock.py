@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING
+
+from leveret import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
 
 class ManualClock:
@@ -29,11 +31,8 @@ class ManualClock:
         return self._now
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Move forward by so many seconds. What falls due becomes ready, to be run by the next ``drain()``."""
-        step = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
-        if not step >= 0:
-            raise ValueError(f"advance({seconds!r}): time only moves forward, so it must be 0 seconds or more")
-        self._move_to(self._now + step)
+        """Move forward by so many seconds, or a timedelta. What falls due is run by the next ``drain()``."""
+        self._move_to(self._now + arguments.seconds("what the clock is to advance", seconds))
 
     def skip(self) -> float:
         """Move to the moment when the next delayed task falls due; the seconds moved, 0.0 if nothing is delayed."""

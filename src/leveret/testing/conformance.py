@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
-from leveret.testing import following, inspecting, pausing
+from leveret.testing import following, inspecting, pausing, removing
 from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text, text_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker
 
-__all__ = ["CHECKS", "Check", "following", "inspecting", "pausing"]
+__all__ = ["CHECKS", "Check", "following", "inspecting", "pausing", "removing"]
 
 
 @check

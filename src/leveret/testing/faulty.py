@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.brokers.following import Feed, Watch
+from leveret.brokers.following import Feed, Following, Watch
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
@@ -124,25 +124,20 @@ class FaultyBroker(MemoryBroker):
     async def recent(self, limit: int) -> Sequence[Status]:
         return await self._at_home(super().recent(limit))
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._relayed(Feed(ids)) as feed:
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+        relay = _Relay(feed)
+
+        async def join() -> None:
+            await self._at_home(self._join(relay))
             feed.tell(await self.statuses(ids))
-            yield feed
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        async with self._relayed(Watch()) as watch:
-            yield aiter(watch)
+        return Following(feed, join, lambda: self._at_home(self._leave(relay)))
 
-    @asynccontextmanager
-    async def _relayed(self, feed: Feed) -> AsyncGenerator[Feed]:
-        joined = self._joined(_Relay(feed))
-        await self._at_home(_do(joined.__enter__))
-        try:
-            yield feed
-        finally:
-            await self._at_home(_do(lambda: joined.__exit__(None, None, None)))
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        relay = _Relay(watch)
+        return Following(watch, lambda: self._at_home(self._join(relay)), lambda: self._at_home(self._leave(relay)))
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         for delivery, outcome in settlements:

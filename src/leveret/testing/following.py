@@ -85,7 +85,7 @@ async def a_status_is_known_everywhere(bench: Bench) -> None:
     assert status.worker is not None
     await ended(broker, delivery, Succeeded(b'{"a":[1,2]}'))
     status = await status_of(other, envelope.id, "succeeded")
-    assert bytes(status.result) == b'{"a":[1,2]}'
+    assert bytes(status.encoded_result) == b'{"a":[1,2]}'
     assert (status.queue, status.attempt) == (bench.queue.name, 1)
     assert await other.statuses(["0" * 32, "never-was"]) == []
 
@@ -173,7 +173,7 @@ async def a_late_reader_misses_nothing(bench: Bench) -> None:
             await ended(broker, delivery, Succeeded(b'"%b"' % delivery.envelope.body))
         async with asyncio.timeout(PATIENCE):
             async for batch in feed:
-                results |= {status.id: bytes(status.result) for status in batch if status.is_final}
+                results |= {status.id: bytes(status.encoded_result) for status in batch if status.is_final}
                 if len(results) == 40:
                     break
     assert stranger.id not in results
@@ -196,7 +196,7 @@ async def a_large_result_arrives(bench: Bench) -> None:
     )
     for envelope in envelopes:
         status = await status_of(other, envelope.id, "succeeded")
-        assert bytes(status.result) == body
+        assert bytes(status.encoded_result) == body
 
 
 @check

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.brokers import in_use
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp, marks, tls
+from leveret.brokers.rabbitmq import amqp, marks
 from leveret.brokers.rabbitmq.census import CANCELLING, MOST_QUEUES, PAUSING, Census, Notice, Tally
 from leveret.brokers.rabbitmq.codec import (
     buried,
@@ -25,30 +26,36 @@ from leveret.brokers.rabbitmq.codec import (
 )
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.counting import ReadyCounter
+from leveret.brokers.rabbitmq.dead import Fetched
 from leveret.brokers.rabbitmq.declare import (
     Notes,
     declare,
     declare_delay,
+    delete_queue,
     is_paused,
     mark_paused,
     message_count,
+    pause_marks,
+    purge_queue,
     require_queue,
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.events import Events
+from leveret.brokers.rabbitmq.holding import Holding
+from leveret.brokers.rabbitmq.hosts import Hosts
 from leveret.brokers.rabbitmq.priorities import expires_in_order
 from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.topology import RUNGS, UNAPPLIED, dead_queue, delay_queue, hosts
+from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
 from leveret.errors import (
     BrokerUnavailable,
     EnqueueError,
     LeaseLost,
     LeveretError,
-    QueueFull,
     QueueMismatch,
     QueueNotFound,
-    TaskTooLarge,
 )
+from leveret.flights import Flights
+from leveret.limited_log import LimitedLog
 from leveret.model import MIDDLE_PRIORITY, DeadLettered, Queue, QueueStats, Released, Retrying, Succeeded, log_fields
 from leveret.status import KEEP, Mark, cancelled_before, revived_again, still
 from leveret.visible import in_line
@@ -60,28 +67,32 @@ if TYPE_CHECKING:
     from leveret.brokers import Select
     from leveret.brokers.following import Feed
     from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.inspection import Describe, WorkerReport
-    from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Settlement
+    from leveret.model import DeadLetter, Delivery, Envelope, Outcome, Removed, Settlement
     from leveret.status import Status
 
 T = TypeVar("T")
+#: A queue to be declared, and whether its dead letters' too.
+_Wanted: TypeAlias = tuple[Queue, bool]
 
+#: How many declare, and how many cancel at once: each uses a channel, of which a connection has some 2,000 and may have
+#: few.
+_DECLARERS = 4
+_CANCELLERS = 200
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
-#: How long no dead letter comes until the queue is asked for one (seconds), and how often it must have none.
-_QUIET = 0.2
-_ENDS = 2
+#: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
+_LOOKING = 600.0
 #: How many dead letters are put back at once.
 _BATCH = 200
 #: How long workers may take to hear of a cancellation and say that they run the task (seconds).
 _HEARD = 0.3
-#: How long a failed task of a full queue is kept before it goes back (seconds).
-_FULL = 1.0
-#: How long until a copy over the server's limit is tried again: each try closes the publishing channel (seconds).
-_TOO_LARGE = 60.0
+#: How many tasks a line of the log names.
+_MOST_NAMED = 20
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -90,26 +101,34 @@ class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
-        self._urls = hosts(url)
-        if tls.is_unverified(self._urls[0]):
+        amqp.quieten_drivers()
+        self._hosts = Hosts(url, timeout=timeout)
+        if self._hosts.is_unverified:
             log.warning(
                 "no_verify_ssl: the server's certificate is not checked, so whoever is in between can read and change "
                 "all that is sent, the password too; use cafile instead"
             )
         self._timeout = timeout
-        self._publisher = Publisher(self._urls, timeout=timeout)
+        self._publisher = Publisher(self._hosts, timeout=timeout)
+        #: Queues, and delay queues of them, that are being declared.
+        self._declaring: Flights[_Wanted] = Flights()
+        self._delaying: Flights[tuple[str, int]] = Flights()
+        self._declarers = asyncio.Semaphore(_DECLARERS)
+        self._cancellers = asyncio.Semaphore(_CANCELLERS)
         self._census = Census(self._publisher)
         self._ready = ReadyCounter()
-        self._events = Events(self._urls, self._publisher, keep=keep, timeout=timeout)
+        self._events = Events(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self._queues: dict[str, Queue] = {}
-        self._notes = Notes()
+        self._notes = Notes(self._publisher.limits)
+        self._warnings = LimitedLog(log)
+        self._holding = Holding(self._store, self._mend_queues)
         self._delays: set[tuple[str, int]] = set()
         #: Of the server that made, or had, those delay queues.
         self._version: tuple[int, ...] = (0,)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declare(queues, dead=False)
-        self._queues.update((queue.name, queue) for queue in queues)
+        self._learn(queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         messages = [to_message(self._ranked(envelope)) for envelope in envelopes]
@@ -133,15 +152,22 @@ class RabbitMQBroker:
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
     ) -> AsyncGenerator[RabbitMQConsumer]:
-        self._queues.update((queue.name, queue) for queue in queues)
+        self._learn(queues)
         consumer = RabbitMQConsumer(
-            self._urls, queues, credit, self._census, self._notes, self._postpone, self._publisher, describe
+            self._hosts, queues, credit, self._census, self._notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()
             yield consumer
         finally:
             await consumer.close()
+            if ids := self._holding.given_up():
+                log.warning(
+                    "%d outcomes could not be stored until this worker stopped; their tasks go back to their queues, "
+                    "and run again: %s",
+                    len(ids),
+                    ", ".join(map(in_line, ids[:_MOST_NAMED])) + (" and more" if len(ids) > _MOST_NAMED else ""),
+                )
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await self._events.record(updates)
@@ -198,17 +224,19 @@ class RabbitMQBroker:
         return await self._ask("counting what is ready", ask, _QUESTION)
 
     async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        return await self._insist("reading dead letters", lambda: self._dead_letters(queue, limit, select), _QUESTION)
+        return await self._insist(
+            "reading dead letters", lambda: self._dead_letters(queue, limit, select), _QUESTION, _LOOKING
+        )
 
     async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
-        limit = self._timeout * (1 + len(ids) / _BATCH)
+        limit = max(_LOOKING, self._timeout * (1 + len(ids) / _BATCH))
         found: list[str] = []
         await self._insist("reviving dead letters", lambda: self._revive(queue, ids, found), _QUESTION, limit)
         return found
 
     async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION)
+        return await self._insist("discarding dead letters", lambda: self._discard(queue, ids), _QUESTION, _LOOKING)
 
     async def pause(self, queue: str) -> None:
         await self._insist("pausing", lambda: self._set_paused(queue, mark_paused), _QUESTION)
@@ -216,12 +244,30 @@ class RabbitMQBroker:
     async def resume(self, queue: str) -> None:
         await self._insist("resuming", lambda: self._set_paused(queue, unmark_paused), _QUESTION)
 
+    async def purge(self, queue: str, *, force: bool = False) -> Removed:
+        return await self._insist("purging", lambda: self._clear(queue, force=force, whole=False), _QUESTION)
+
+    async def delete(self, queue: str, *, force: bool = False) -> Removed:
+        removed = await self._insist("deleting", lambda: self._clear(queue, force=force, whole=True), _QUESTION)
+        self._delays = {(home, milliseconds) for home, milliseconds in self._delays if home != queue}
+        return removed
+
     def abandon(self) -> None:
         """The sockets went with their loop."""
 
     async def close(self) -> None:
+        error = BrokerUnavailable("the connection was closed by this program; nothing was stored")
+        self._declaring.close(error)
+        self._delaying.close(error)
         await self._events.close()
         await self._publisher.close()
+        self._warnings.flush()
+
+    def _learn(self, queues: Sequence[Queue]) -> None:
+        for queue in queues:
+            self._queues[queue.name] = queue
+            if queue.max_length is not None:
+                self._publisher.limits.add(queue.name)
 
     def _ranked(self, envelope: Envelope) -> Envelope:
         """A task without a priority is like 4 everywhere: a classic queue takes a missing one as 0."""
@@ -239,19 +285,10 @@ class RabbitMQBroker:
             if isinstance(outcome, Released):
                 return await session.give_back(delivery.tag)
             if isinstance(outcome, Retrying):
-                await self._store_copy(session, delivery, retry_message(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
-                await self._store_copy(session, delivery, buried(delivery, outcome, time.time()))
+                await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
             return bool(await session.acknowledge([delivery.tag]))
-        except QueueFull as error:
-            log.warning(
-                "task %s goes back uncounted, in a moment: %s",
-                in_line(delivery.envelope.id),
-                error,
-                extra=log_fields(delivery.envelope),
-            )
-            await asyncio.sleep(_FULL)  # it goes to the head of its queue, and would be here again at once
-            return await session.give_back(delivery.tag)
         except amqp.CONNECTION_LOST:
             return False
 
@@ -265,7 +302,7 @@ class RabbitMQBroker:
                     await self._store([message])
                     await session.acknowledge([delivery.tag])
             except LeveretError as error:
-                log.warning(
+                self._warnings.warning(
                     "task %s is not due yet and stays with this worker for now: %s",
                     in_line(delivery.envelope.id),
                     error,
@@ -301,54 +338,50 @@ class RabbitMQBroker:
         return message if milliseconds is None or expires_in_order(self._version) else unranked(message)
 
     async def _make_delays(self, missing: set[tuple[str, int]]) -> None:
+        # With all the shorter ones, which its tasks climb down to.
+        rungs = [(home, rung) for home, longest in missing for rung in RUNGS if rung <= longest]
+        try:
+            await self._delaying.join([one for one in rungs if one not in self._delays], self._make_rungs)
+        except QueueNotFound as error:
+            raise QueueNotFound(str(error)) from error  # whoever waits names tasks of its own in it
+
+    async def _make_rungs(self, rungs: Sequence[tuple[str, int]]) -> None:
         async def ask() -> float:
             connection = await self._publisher.connection()
             self._version = amqp.server_version(connection)
-            return max([await declare_delay(connection, home, milliseconds) for home, milliseconds in missing])
+            homes = dict.fromkeys(home for home, _ in rungs)
+            return max(
+                [await declare_delay(connection, one, [rung for home, rung in rungs if home == one]) for one in homes]
+            )
 
-        await asyncio.sleep(await self._insist("declaring delay queues", ask))
-        self._delays |= {(home, one) for home, milliseconds in missing for one in RUNGS if one <= milliseconds}
+        async with self._declarers:
+            wait = await self._insist("declaring delay queues", ask)
+        await asyncio.sleep(wait)
+        self._delays.update(rungs)
 
-    async def _store_copy(self, session: Session, delivery: Delivery, message: Message) -> None:
-        """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
-        for pause in backoff():
-            if not session.holds(delivery.tag):
-                return
-            try:
-                await self._store([message])
-            except QueueFull:
-                # Waiting for room could wait for ever: the room is made by consumers, and they may all wait here.
-                raise
-            except QueueNotFound:
-                # It was deleted under its running task. The session mends what it consumes; this may come first.
-                queue = delivery.envelope.queue
-                with suppress(LeveretError):
-                    await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
-            except LeveretError as error:
-                if isinstance(error, TaskTooLarge):
-                    # The server's limit was lowered. Given back, it would run again and again, and RabbitMQ 4.0 to 4.2
-                    # drops what came back twenty times.
-                    pause = _TOO_LARGE
-                log.warning(
-                    "the outcome of task %s cannot be stored, trying again in %.1f s: %s",
-                    in_line(delivery.envelope.id),
-                    pause,
-                    error,
-                    extra=log_fields(delivery.envelope),
-                )
-            else:
-                return
-            await asyncio.sleep(pause)
+    async def _mend_queues(self, delivery: Delivery) -> None:
+        queue = delivery.envelope.queue
+        with suppress(LeveretError):
+            await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
 
     async def _make_again(self, queues: Sequence[Queue], *, dead: bool) -> None:
         await asyncio.sleep(_AFTER_DELETION)
         await self._declare(queues, dead=dead)
 
     async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        """Each once, for however many want it now, and as long as it is not to be used yet."""
+        await self._declaring.join([(queue, dead) for queue in queues], self._declare_now)
+
+    async def _declare_now(self, wanted: Sequence[_Wanted]) -> None:
+        queues = [queue for queue, _ in wanted]
+        dead = any(dead for _, dead in wanted)
+
         async def ask() -> float:
             return await declare(await self._publisher.connection(), queues, self._notes, dead=dead)
 
-        await asyncio.sleep(await self._insist("declaring queues", ask))
+        async with self._declarers:
+            wait = await self._insist("declaring queues", ask)
+        await asyncio.sleep(wait)
 
     async def _stats(self, names: Sequence[str]) -> list[QueueStats]:
         connection = await self._publisher.connection()
@@ -360,11 +393,8 @@ class RabbitMQBroker:
             # Anybody may answer, and name what nobody may look at.
             with suppress(QueueMismatch, amqp.AMQPChannelError):
                 counts[name] = await _count(connection, name)
-        return [
-            await _queue_stats(connection, name, *count, tally)
-            for name, count in sorted(counts.items())
-            if count is not None
-        ]
+        found = [await _queue_stats(connection, name, count, tally) for name, count in sorted(counts.items())]
+        return [stats for stats in found if stats is not None]
 
     async def _workers(self) -> list[WorkerReport]:
         return await self._census.workers(await self._publisher.connection())
@@ -374,22 +404,36 @@ class RabbitMQBroker:
         await change(connection, queue)
         await self._census.announce(connection, Notice(kind=PAUSING, queue=queue))
 
-    async def _mark(self, mark: Mark) -> None:
+    async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
         connection = await self._publisher.connection()
-        await marks.write(self._publisher, connection, mark)
-        await self._census.announce(connection, Notice(kind=CANCELLING))
+        count = await _count(connection, queue)
+        if count is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        consumers = count[1]
+        if consumers and not force:
+            raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
+        removed = await (delete_queue if whole else purge_queue)(connection, queue)
+        return msgspec.structs.replace(removed, kept=whole and bool(consumers))
+
+    async def _mark(self, mark: Mark) -> None:
+        async with self._cancellers:
+            connection = await self._publisher.connection()
+            await marks.write(self._publisher, connection, mark)
+            await self._census.announce(connection, Notice(kind=CANCELLING))
 
     async def _dead_letters(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
-        def keep(message: amqp.DeliveredMessage) -> DeadLetter | None:
+        def keep(message: Incoming) -> tuple[float, DeadLetter | None]:
             letter = to_dead_letter(message, queue)
-            return letter if select is None else select(letter)
+            return letter.died_at or 0.0, letter if select is None else select(letter)
 
-        async with self._fetched_dead(queue, limit, keep) as (_, letters):
-            return letters
+        async with self._fetched_dead(queue, limit, keep) as fetched:
+            # Those that were not selected too: the limit is for what is looked through.
+            oldest = sorted(fetched.kept, key=lambda kept: kept[0])[:limit]
+            return [letter for _, letter in oldest if letter is not None]
 
     async def _revive(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
                 now = time.time()
@@ -402,7 +446,7 @@ class RabbitMQBroker:
                 except EnqueueError as error:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
-                await _remove(channel, dead_queue(queue), batch)
+                await fetched.remove(batch)
                 found += [dead_letter_id(message) for message in batch]
                 if refusal is not None:
                     raise refusal
@@ -427,43 +471,49 @@ class RabbitMQBroker:
             return []
 
     async def _discard(self, queue: str, ids: Sequence[str]) -> list[str]:
-        async with self._chosen_dead(queue, ids) as (channel, chosen):
-            await _remove(channel, dead_queue(queue), chosen)
+        async with self._chosen_dead(queue, ids) as (fetched, chosen):
+            await fetched.remove(chosen)
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
     async def _chosen_dead(
         self, queue: str, ids: Sequence[str]
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[amqp.DeliveredMessage]]]:
+    ) -> AsyncGenerator[tuple[Fetched[Incoming], list[Incoming]]]:
         """Dead letters to decide about. Raises QueueNotFound."""
         wanted = frozenset(ids)
 
-        def keep(message: amqp.DeliveredMessage) -> amqp.DeliveredMessage | None:
+        def keep(message: Incoming) -> Incoming | None:
             return message if dead_letter_id(message) in wanted else None
 
-        async with self._fetched_dead(queue, None, keep) as (channel, messages):
-            if not messages:
+        async with self._fetched_dead(queue, None, keep) as fetched:
+            if not fetched.count:
                 await require_queue(await self._publisher.connection(), queue)
-            yield channel, messages
+            yield fetched, fetched.kept
 
     @asynccontextmanager
     async def _fetched_dead(
-        self, queue: str, limit: int | None, keep: Callable[[amqp.DeliveredMessage], T | None]
-    ) -> AsyncGenerator[tuple[amqp.Channel, list[T]]]:
-        """Dead letters, the oldest first; those that are not acknowledged go back to where they stood.
+        self, queue: str, limit: int | None, keep: Callable[[Incoming], T | None]
+    ) -> AsyncGenerator[Fetched[T]]:
+        """Dead letters, the oldest first; those that are not removed go back to where they stood.
 
         ``keep``: what is kept of each; None: nothing.
 
         By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
         which it has stored copies would stay where they are, and be put back twice.
         """
-        line = await amqp.Line.open(self._urls, purpose="dead letters", confirms=False)
+        line = await amqp.Line.open(self._hosts, purpose="dead letters", confirms=False)
         try:
             count = await message_count(line.connection, dead_queue(queue))
-            found: list[T] = []
-            if count is not None:
-                found = await _taken(line.channel, dead_queue(queue), limit, count[0], keep)
-            yield line.channel, found
+            fetched = Fetched(line, dead_queue(queue), keep)
+            if count is None:
+                yield fetched
+                return
+            try:
+                await fetched.take(limit, count[0])
+                yield fetched
+            finally:
+                with suppress(*amqp.CONNECTION_LOST):  # they are back, then
+                    await fetched.put_back(self._publisher)
         finally:
             await line.close()
 
@@ -501,7 +551,7 @@ class RabbitMQBroker:
                 raise
             raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
         except TimeoutError as error:
-            raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
+            raise BrokerUnavailable(f"{doing}: {self._publisher.why_silent()}") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
 
@@ -515,76 +565,40 @@ async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:
     return [] if len(ours) == len(ids) else [id_ for tag, id_ in ids.items() if tag not in ours]
 
 
-async def _taken(
-    channel: amqp.Channel,
-    queue: str,
-    limit: int | None,
-    count: int,
-    keep: Callable[[amqp.DeliveredMessage], T | None],
-) -> list[T]:
-    """The messages of a queue, unacknowledged, the oldest first; not those that another program holds.
-
-    By a consumer: to get them one by one costs a round trip each, and thousands of dead letters take minutes.
-    ``count``: about so many are there. Nobody else sees or counts them meanwhile, so it shall not take long.
-    """
-    kept: list[T] = []
-    taken = 0
-    came = asyncio.Event()
-
-    async def take(message: amqp.DeliveredMessage) -> None:
-        nonlocal taken
-        if limit is None or taken < limit:
-            taken += 1
-            # At once: thousands of large ones must not be there together.
-            found = keep(message)
-            if found is not None:
-                kept.append(found)
-        came.set()
-
-    await channel.basic_qos(prefetch_count=limit if limit and limit <= amqp.MOST_PREFETCH else 0)
-    await channel.basic_consume(queue, take)
-    ends = 0
-    while ends < _ENDS and (limit is None or taken < limit):
-        came.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET if taken < count else 0.0):
-                await came.wait()
-                continue
-        # Only the queue itself knows: RabbitMQ 3.10 counts what is in it every few seconds.
-        message = await channel.basic_get(queue)
-        if isinstance(message.delivery, amqp.GetEmpty):
-            ends += 1
-        else:
-            await take(message)
-    return kept
-
-
-async def _remove(channel: amqp.Channel, queue: str, messages: Sequence[amqp.DeliveredMessage]) -> None:
-    """Acknowledge messages of a quorum queue; returned means that it has applied that, and the channel may close."""
-    for start in range(0, len(messages), UNAPPLIED):
-        for message in messages[start : start + UNAPPLIED]:
-            await channel.basic_ack(message.delivery_tag or 0, wait=False)
-        # Answered from the queue's log, behind them.
-        await channel.basic_get(queue)
-
-
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
     """Ready messages and consumers. A quorum queue that is slow to answer says 0 and 0, so that is asked again."""
     count = await message_count(connection, name)
     return count if count != (0, 0) else await message_count(connection, name)
 
 
-async def _queue_stats(connection: amqp.Connection, name: str, ready: int, consumers: int, tally: Tally) -> QueueStats:
+async def _queue_stats(
+    connection: amqp.Connection, name: str, count: tuple[int, int] | None, tally: Tally
+) -> QueueStats | None:
+    """None for a queue that is not there, and was not."""
     dead = await _count(connection, dead_queue(name))
+    if count is None and dead is None:
+        return None
+    ready, consumers = count or (0, 0)
     silent = max(0, consumers - tally.consumers.get(name, 0))
-    waiting = [await message_count(connection, delay_queue(name, milliseconds)) for milliseconds in RUNGS]
+    workers = tally.workers.get(name, 0)
+    waiting = {one: await message_count(connection, delay_queue(name, one)) for one in RUNGS}
+    longest = max((one for one, there in waiting.items() if there is not None), default=0)
+    marks = await pause_marks(connection, name)
+    # A worker makes the dead-letter queue, and whoever makes a delay queue makes the shorter ones too.
+    missing = {
+        name: count is None,
+        dead_queue(name): dead is None and workers > 0,
+        **{delay_queue(name, one): there is None and one < longest for one, there in waiting.items()},
+        pause_marker(name).name: marks == (True, False),
+    }
     return QueueStats(
         name=name,
         ready=ready,
         running=tally.running.get(name, 0),
         dead=dead[0] if dead else 0,
-        consumers=silent + tally.workers.get(name, 0),
-        delayed=sum(count[0] for count in waiting if count is not None),
+        consumers=silent + workers,
+        delayed=sum(there[0] for there in waiting.values() if there is not None),
         silent_consumers=silent,
-        paused=await is_paused(connection, name),
+        paused=any(marks),
+        missing=tuple(queue for queue, is_missing in missing.items() if is_missing),
     )

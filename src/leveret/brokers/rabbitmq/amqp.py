@@ -7,6 +7,9 @@ connection beneath aio-pika's.
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import aio_pika
@@ -15,6 +18,7 @@ import aiormq.channel
 from aio_pika.exceptions import AMQPChannelError, AMQPConnectionError, AMQPError, ChannelInvalidStateError
 from aiormq import spec
 from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.connection import exception_by_code
 from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
@@ -22,17 +26,22 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
+    DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
 )
 from yarl import URL
 
-from leveret.brokers import HARMLESS, censor
+from leveret.brokers import censor
 from leveret.brokers.rabbitmq import reading, tls
+from leveret.brokers.rabbitmq.hosts import Hosts, addresses, first
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from leveret.brokers.rabbitmq.parameters import Parameters
 
 Connection: TypeAlias = aio_pika.abc.AbstractConnection
 Channel: TypeAlias = aiormq.channel.Channel
@@ -54,6 +63,7 @@ __all__ = [
     "ChannelPreconditionFailed",
     "Connection",
     "DeliveredMessage",
+    "DeliveryError",
     "GetEmpty",
     "Line",
     "LineLost",
@@ -64,10 +74,20 @@ __all__ = [
     "is_cancelled",
     "is_lost",
     "open_channel",
+    "quieten_drivers",
     "server_version",
     "told",
     "translate",
 ]
+
+
+def quieten_drivers() -> None:
+    """What these say of lost connections and refusals, Leveret says itself. A program that has given one of their
+    loggers a level or a handler has asked for it.
+    """
+    for logger in map(logging.getLogger, _DRIVERS):
+        if logger.level == logging.NOTSET and not logger.handlers:
+            logger.setLevel(logging.CRITICAL + 1)
 
 
 class LineLost(Exception):
@@ -76,12 +96,12 @@ class LineLost(Exception):
 
 #: What an operation raises when its connection or channel goes away under it.
 CONNECTION_LOST = (LineLost, AMQPError, ChannelInvalidStateError, ConnectionError, RuntimeError)
+_DRIVERS = ("aio_pika", "aiormq", "pamqp")
 #: basic.qos carries it in 16 bits; 0 is no limit.
 MOST_PREFETCH = 65_535
-#: Seconds. A dead peer is noticed after three missed heartbeats: (10 + 1) x 3 s, not aiormq's default 183 s.
-_HEARTBEAT = 10
-#: How long one try to connect may take (seconds).
-_CONNECT_TIMEOUT = 10.0
+#: What RabbitMQ says when a limit is reached: of connections, channels or queues, of a virtual host, a user, a node or
+#: a connection. Others may leave, or an operator may raise it.
+_LIMIT = re.compile(r"\blimit\b.*\breached\b|\breached\b.*\blimit\b|exceed.*\bmax|reached the negotiated channel_max")
 #: How long an orderly close may take (seconds).
 _CLOSE_TIMEOUT = 3.0
 
@@ -93,9 +113,12 @@ class Line:
     what is started through a line ends with it.
     """
 
-    def __init__(self, connection: Connection, channel: Channel) -> None:
+    def __init__(self, connection: Connection, channel: Channel, *, lost: Callable[[], None] | None = None) -> None:
         self.connection = connection
         self.channel = channel
+        #: Called when it is closed by the other side.
+        self._lost = lost
+        self._is_closing = False
         self._running: set[asyncio.Task[Any]] = set()
         #: How the server, or aiormq, closed the channel or the connection.
         self.parting: AMQPError | None = None
@@ -104,19 +127,28 @@ class Line:
         self._watch = asyncio.create_task(self._release_when_lost())
 
     @classmethod
-    async def open(cls, urls: Sequence[str], *, purpose: str, confirms: bool) -> Self:
+    async def open(cls, hosts: Hosts, *, purpose: str, confirms: bool) -> Self:
         """Connect and open a channel. Raises BrokerUnavailable or BrokerRefused."""
-        connection = await connect(urls, purpose=purpose)
+        url, connection = await connect(hosts, purpose=purpose)
+        lost = partial(hosts.failed, url)
         try:
-            return cls(connection, await told(open_channel(connection, confirms=confirms)))
-        except CONNECTION_LOST as error:
+            async with asyncio.timeout(hosts.parameters.timeout):
+                channel = await told(open_channel(connection, confirms=confirms))
+            return cls(connection, channel, lost=lost)
+        except (*CONNECTION_LOST, TimeoutError) as error:
+            lost()
+            connection.abort()
             await close(connection)
-            raise translate(error, "the connection was lost while it was opened") from error
+            said = _last_words(connection) or error
+            raise translate(said, f"the connection to {censor(url)} was lost while it was opened") from error
         except asyncio.CancelledError as error:
+            connection.abort()
             await close(connection)
             if is_cancelled():
                 raise
-            raise BrokerUnavailable("the connection to RabbitMQ was lost while it was opened") from error
+            lost()
+            said = _last_words(connection) or LineLost("RabbitMQ closed it")
+            raise translate(said, f"the connection to {censor(url)} was lost while it was opened") from error
         except BaseException:
             await close(connection)
             raise
@@ -128,7 +160,7 @@ class Line:
     @property
     def farewell(self) -> str:
         """What the server said when it closed the channel or the connection."""
-        return "" if self.parting is None else _reason(self.parting)
+        return "" if self.parting is None else _reason(self.parting, None)
 
     def when_lost(self, call: Callable[[], None]) -> None:
         """Have a function called when the connection or the channel is closed, by whichever side."""
@@ -161,6 +193,12 @@ class Line:
         assert isinstance(self.connection, reading.Connection)
         self.connection.take_deliveries(self.channel.number, take)
 
+    def keep_headers(self) -> Callable[[DeliveredMessage], reading.Incoming]:
+        """Keep the content headers of what comes from now on; how to have a message that came with its own."""
+        assert isinstance(self.connection, reading.Connection)
+        self.connection.frames.keep_headers()
+        return self.connection.as_delivered
+
     async def write(self, data: bytes) -> None:
         """Send whole frames of the channel, in the order of the calls. Raises LineLost.
 
@@ -188,7 +226,18 @@ class Line:
         data, self._unwritten = self._unwritten, b""
         return ChannelFrame(payload=data, should_close=False)
 
+    def host_failed(self) -> None:
+        """Have the next connection go to another host if there is one: this one does not answer."""
+        if self._lost is not None:
+            self._lost()
+
+    def abort(self) -> None:
+        """End it without a word: the other side does not answer. `close` follows."""
+        assert isinstance(self.connection, reading.Connection)
+        self.connection.abort()
+
     async def close(self) -> None:
+        self._is_closing = True
         await close(self.connection)
         # aiormq may never tell: a server that reads nothing any more keeps it waiting to send its farewell.
         await asyncio.wait([self._watch], timeout=_CLOSE_TIMEOUT)
@@ -203,6 +252,8 @@ class Line:
             finally:
                 said = [_forget(closing) for closing in closings]
                 self.parting = next((error for error in said if isinstance(error, AMQPError)), None)
+                if self._lost is not None and not self._is_closing and is_lost(self.connection):
+                    self._lost()
                 self._release()
 
     def _release(self) -> None:
@@ -230,38 +281,108 @@ def is_cancelled() -> bool:
     return current is None or current.cancelling() > 0
 
 
-async def connect(urls: Sequence[str], *, purpose: str) -> Connection:
-    """A connection to the first host that answers. Raises BrokerRefused, or BrokerUnavailable with every reason."""
-    failures: list[BrokerError] = []
-    for url in urls:
-        try:
-            return await _connect(url, purpose)
-        except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
-            failures.append(translate(error, f"cannot connect to {censor(url)}"))
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            failures.append(translate(error, f"cannot connect to {censor(url)}: the connection was lost"))
+async def connect(hosts: Hosts, *, purpose: str) -> tuple[str, reading.Connection]:
+    """A connection to the host that answers first, and its URL.
+
+    Raises BrokerRefused, or BrokerUnavailable with every reason. A host that is silent costs a moment, and not all the
+    time that there is: see `Hosts`.
+    """
+    attempts = [partial(_reach, hosts, url, purpose) for url in hosts.in_order()]
+    found = await first(attempts, hosts.beside, lambda late: _let_fall(late[1]))
+    if not isinstance(found, list):
+        hosts.succeeded(found[0])
+        return found
+    raise _worst(found)
+
+
+def _worst(failures: Sequence[BrokerError]) -> BrokerError:
+    """One error for all hosts, or all addresses of one."""
     refused = next((failure for failure in failures if isinstance(failure, BrokerRefused)), None)
     if refused is not None:
-        raise refused
-    raise BrokerUnavailable("; ".join(str(failure) for failure in failures)) from failures[-1].__cause__
+        return refused
+    error = BrokerUnavailable("; ".join(dict.fromkeys(map(str, failures))))
+    error.__cause__ = failures[-1].__cause__
+    return error
 
 
-async def _connect(url: str, purpose: str) -> Connection:
-    context = await asyncio.to_thread(tls.context, url)
+async def _reach(hosts: Hosts, url: str, purpose: str) -> tuple[str, reading.Connection]:
+    """One host, at whichever of its addresses answers first."""
     try:
-        return await aio_pika.connect(
-            _with_defaults(url, purpose),
-            timeout=_CONNECT_TIMEOUT,
-            ssl_context=context,
-            connection_class=reading.Connection,
-        )
-    except (AMQPConnectionError, ConnectionError) as error:
+        return url, await _reach_host(hosts, url, purpose)
+    except BaseException:  # what is cancelled has been overtaken
+        hosts.failed(url)
+        raise
+
+
+async def _reach_host(hosts: Hosts, url: str, purpose: str) -> reading.Connection:
+    doing, limit = f"cannot connect to {censor(url)}", hosts.parameters.timeout
+    try:
+        async with asyncio.timeout(limit):
+            context = await asyncio.to_thread(tls.context, url)
+            found = await addresses(url)
+    except TimeoutError as error:
+        raise translate(error, f"{doing}: its name could not be looked up", limit) from error
+    except (OSError, tls.UnreadableFile) as error:
+        raise translate(error, doing) from error
+    attempts = [partial(_try, url, address, context, hosts.parameters, purpose) for address in found]
+    connected = await first(attempts, hosts.beside / len(found), _let_fall)
+    if isinstance(connected, list):
+        raise _worst(connected)
+    return connected
+
+
+async def _try(
+    url: str, address: str, context: ssl.SSLContext | None, parameters: Parameters, purpose: str
+) -> reading.Connection:
+    doing = f"cannot connect to {censor(url)}"
+    try:
+        return await _connect(url, address, context, parameters, purpose)
+    except (AMQPError, OSError, TimeoutError, RuntimeError, tls.UnreadableFile) as error:
+        raise translate(error, doing, parameters.timeout) from error
+    except asyncio.CancelledError as error:
+        if is_cancelled():
+            raise
+        raise translate(error, f"{doing}: the connection was lost") from error
+
+
+async def _connect(
+    url: str, address: str, context: ssl.SSLContext | None, parameters: Parameters, purpose: str
+) -> reading.Connection:
+    connection = reading.Connection(_with_parameters(url, parameters, purpose), ssl_context=context)
+    # A task of its own: aiormq may take as long again to close a connection that does not answer.
+    connecting = asyncio.ensure_future(connection.connect_to(address))
+    try:
+        done, _ = await asyncio.wait([connecting], timeout=parameters.timeout)
+        if not done:
+            raise TimeoutError  # noqa: TRY301 - the same farewell as for other errors
+        connecting.result()
+    except BaseException as error:
+        if not connecting.done():
+            connecting.add_done_callback(_forget)
+            connecting.cancel()
+        _let_fall(connection)
+        said = _last_words(connection)
+        if said is not None and isinstance(error, InvalidFrameError):
+            # aiormq does not expect Connection.Close here, and loses the words in it.
+            raise said from error
+        if not isinstance(error, (AMQPConnectionError, ConnectionError)):
+            raise
         words = None if context is None or tls.explain(error) else await tls.last_words(url, context)
         if words is None or not tls.explain(words):
             raise
         raise words from error
+    return connection
+
+
+def _let_fall(connection: reading.Connection) -> None:
+    """End a connection that nobody uses, without waiting for it."""
+    connection.abort()
+
+
+def _last_words(connection: reading.Connection) -> AMQPError | None:
+    """Why the server closed the connection, if it has."""
+    words = connection.last_words
+    return None if words is None else exception_by_code(spec.Connection.Close(reply_code=words[0], reply_text=words[1]))
 
 
 async def open_channel(connection: Connection, *, confirms: bool) -> Channel:
@@ -317,20 +438,24 @@ def _forget(closing: asyncio.Future[None]) -> BaseException | None:
     return None if closing.cancelled() else closing.exception()
 
 
-def translate(error: BaseException, doing: str) -> BrokerError:
-    """An exception of aio-pika's as Leveret's, with what was being done."""
+def translate(error: BaseException, doing: str, limit: float | None = None) -> BrokerError:
+    """An exception of aio-pika's as Leveret's, with what was being done, and how long that might take (seconds)."""
     translated: BrokerError
-    reason = _reason(error)
+    reason = _reason(error, limit)
     distrust = tls.explain(error)
     if distrust is not None:
         translated = BrokerRefused(f"{doing}: {distrust}")
+    elif _LIMIT.search(reason):
+        translated = BrokerUnavailable(
+            f"{doing}: {reason}; close other connections, or have the limit raised (rabbitmqctl set_vhost_limits, "
+            "set_user_limits; connection_max and channel_max in rabbitmq.conf)"
+        )
     elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
         translated = BrokerRefused(f"{doing}: the user name or password is wrong, or the user may not use this host")
-    elif isinstance(error, InvalidFrameError) and "Connection.Close" in reason:
-        # aiormq loses the server's words here (it expects Connection.Open-Ok), so the usual cause is named.
+    elif isinstance(error, ConnectionNotAllowed) and "vhost" in reason:
         translated = BrokerRefused(
-            f"{doing}: the server closed the connection at its virtual host (the URL's path, %2F for /); "
-            "does it exist, and may this user use it?"
+            f"{doing}: {reason}; the virtual host is the URL's path (%2F for /): it must exist, and this user must "
+            "have permissions there"
         )
     elif isinstance(error.__cause__ or error, ConnectionRefusedError):
         translated = BrokerUnavailable(f"{doing}: nothing listens there; is RabbitMQ running, and is this its port?")
@@ -342,16 +467,15 @@ def translate(error: BaseException, doing: str) -> BrokerError:
     return translated
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, limit: float | None) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {_CONNECT_TIMEOUT:g} s"
+        return "no answer in time" if limit is None else f"no answer within {limit:g} s"
     text = " ".join(str(argument) for argument in error.args) or type(error).__name__
     return text if isinstance(error, (AMQPConnectionError, AMQPChannelError)) else f"{type(error).__name__}: {text}"
 
 
-def _with_defaults(url: str, purpose: str) -> URL:
-    parsed = URL(url)
-    defaults = {"heartbeat": str(_HEARTBEAT), "name": f"leveret {purpose}"}
-    # What aio-pika does not know may be a secret, and it logs its URLs.
-    known = {key: value for key, value in parsed.query.items() if key in HARMLESS - tls.PARAMETERS}
-    return parsed.with_query({**defaults, **known})
+def _with_parameters(url: str, parameters: Parameters, purpose: str) -> URL:
+    """For aiormq, without what is not for it: what it does not know may be a secret, and it logs its URLs."""
+    return URL(url).with_query(
+        heartbeat=str(parameters.heartbeat), name=parameters.name or f"leveret {purpose}", auth=parameters.auth
+    )

@@ -8,6 +8,7 @@ JSON object that wants no answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,10 +23,12 @@ from leveret.inspection import WorkerReport
 from leveret.model import Count, Name, is_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.inspection import Describe
+
+log = logging.getLogger("leveret.rabbitmq")
 
 #: The pseudo-queue of direct reply-to (RabbitMQ 3.4 and later).
 _REPLY_TO = "amq.rabbitmq.reply-to"
@@ -113,12 +116,8 @@ class Census:
         report: Callable[[], Report],
         describe: Describe | None,
         noticed: Callable[[Notice], None],
-    ) -> None:
+    ) -> Listening:
         """Answer questions and pass notices on for as long as the connection lives."""
-        await make_control_exchange(connection)
-        channel = await amqp.open_channel(connection, confirms=False)
-        queue = (await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or ""
-        await channel.queue_bind(queue, CONTROL_EXCHANGE)
 
         async def hear(question: amqp.DeliveredMessage) -> None:
             properties = question.header.properties
@@ -134,15 +133,26 @@ class Census:
             if notice is not None and notice.v == NOTICE_VERSION:
                 noticed(notice)
 
-        await channel.basic_consume(queue, hear, no_ack=True)
+        listening = Listening(connection, hear)
+        await listening.mend()
+        return listening
 
     async def announce(self, connection: amqp.Connection, notice: Notice) -> None:
-        """Tell all workers that are connected now; returned means that the broker has it."""
+        """Tell all workers that can be reached now; returned means that the broker has it.
+
+        One that cannot (RabbitMQ says so when its node is parted from the others) looks by itself, some seconds later.
+        """
         await make_control_exchange(connection)
         channel = await amqp.open_channel(connection, confirms=True)
         properties = amqp.Properties(content_type="application/json", delivery_mode=1)
-        await channel.basic_publish(msgspec.json.encode(notice), exchange=CONTROL_EXCHANGE, properties=properties)
-        await channel.close()
+        body = msgspec.json.encode(notice)
+        try:
+            async with asyncio.timeout(WAIT):
+                await channel.basic_publish(body, exchange=CONTROL_EXCHANGE, properties=properties)
+        except (amqp.DeliveryError, TimeoutError) as error:
+            log.info("not all workers could be told at once, and will see some seconds later: %r", error)
+        finally:
+            await amqp.close_channel(channel)
 
     async def take(self, connection: amqp.Connection, expected: Mapping[str, int], *, more: bool) -> Tally:
         """Ask all workers; listen until as many consumers as ``expected`` of each queue answered, at most `WAIT`.
@@ -185,6 +195,46 @@ class Census:
                         changed.clear()
         self._workers = len(workers)
         return workers
+
+
+class Listening:
+    """One session's queue at the control exchange. Both are made again when somebody has deleted them."""
+
+    def __init__(
+        self, connection: amqp.Connection, hear: Callable[[amqp.DeliveredMessage], Coroutine[object, object, None]]
+    ) -> None:
+        self._connection = connection
+        self._hear = hear
+        self._channel: amqp.Channel | None = None
+        self._queue = ""
+        self._deleted = asyncio.Event()
+
+    async def mend(self) -> bool:
+        """Whether something was missing, so that notices may have been missed. Raises what aio-pika raises."""
+        is_missing = await make_control_exchange(self._connection)
+        if self._channel is None or self._channel.is_closed or self._deleted.is_set():
+            is_missing = True
+            await self._begin()
+        else:
+            # An exchange that was deleted may have been made again since by another program, and has no bindings.
+            await self._channel.queue_bind(self._queue, CONTROL_EXCHANGE)
+        return is_missing
+
+    async def deleted(self, within: float) -> None:
+        """Wait until RabbitMQ tells that the queue was deleted, or for so long (seconds)."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._deleted.wait()
+
+    async def _begin(self) -> None:
+        if self._channel is not None and not self._channel.is_closed:
+            await self._channel.close()
+        self._deleted.clear()
+        channel = self._channel = await amqp.open_channel(self._connection, confirms=False)
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._deleted.set())
+        self._queue = (await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or ""
+        await channel.queue_bind(self._queue, CONTROL_EXCHANGE)
+        await channel.basic_consume(self._queue, self._hear, no_ack=True)
 
 
 _decode_notice = msgspec.json.Decoder(Notice).decode

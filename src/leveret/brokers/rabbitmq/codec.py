@@ -5,15 +5,27 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
+import re
 from copy import copy
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.brokers.rabbitmq.amqp import DeliveredMessage, Properties
-from leveret.brokers.rabbitmq.foreign import UNREADABLE, properties_of, sendable
+from leveret.brokers.rabbitmq.amqp import Properties
+from leveret.brokers.rabbitmq.foreign import UNREADABLE, Content, content_of, field, marshal
 from leveret.brokers.rabbitmq.topology import dead_queue, delay_queue, rung
-from leveret.model import DeadLetter, DeadLettered, Delivery, Envelope, Retrying, new_id, retried, shorten, this_process
+from leveret.model import (
+    DeadLetter,
+    DeadLettered,
+    Delivery,
+    Envelope,
+    Retrying,
+    new_id,
+    retried,
+    shorten,
+    this_process,
+)
 
 if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.reading import Incoming
@@ -46,6 +58,11 @@ PERSISTENT = 2
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.
 _LAST_MOMENT = 32_503_680_000_000
+#: As milliseconds, these are days in 1970 to 1973; as seconds, they begin in 2001.
+_LIKELY_SECONDS = range(1_000_000_000, 100_000_000_000)
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+#: How much of a wrong value a reason shows (characters).
+_MAX_SHOWN = 100
 _MAX_ERROR = 1_000
 #: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
 _CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
@@ -59,6 +76,7 @@ _CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 <<
 _COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
 #: Where the flags of a content header are, and where its properties begin.
 _FLAGS, _FIRST = 12, 14
+_NO_PROPERTIES = b"\x00\x3c" + bytes(_FIRST - 2)
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -80,12 +98,12 @@ class Message(msgspec.Struct, frozen=True):
 class RabbitMQDelivery(Delivery, frozen=True, eq=False):
     """A delivery that remembers its message's properties, so that a copy of it keeps them."""
 
-    #: Few deliveries are copied, so the properties are kept as they came.
-    content: Properties | bytes = Properties()
+    #: What is in its content header frame. Few deliveries are copied, so it is kept as it came.
+    header: bytes = _NO_PROPERTIES
 
     @property
-    def properties(self) -> Properties:
-        return self.content if isinstance(self.content, Properties) else properties_of(self.content)
+    def content(self) -> Content:
+        return content_of(self.header)
 
 
 def to_message(envelope: Envelope) -> Message:
@@ -110,30 +128,22 @@ def to_message(envelope: Envelope) -> Message:
     return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)
 
 
-def to_delivery(message: DeliveredMessage, queue: str, lease: Lease) -> RabbitMQDelivery:
-    redelivered = bool(message.redelivered)
-    return _delivery(message.header.properties, message.body, queue, lease, message.delivery_tag or 0, redelivered)
-
-
 def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
-    """As `to_delivery`, for what `reading` took."""
     envelope = _common_envelope(message.header, message.body, queue)
     if envelope is None:
-        properties = properties_of(message.header)
-        return _delivery(properties, message.body, queue, lease, message.tag, message.redelivered)
-    return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), content=message.header)
+        return _delivery(message, queue, lease)
+    return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), header=message.header)
 
 
-def _delivery(
-    properties: Properties, body: bytes, queue: str, lease: Lease, tag: int, redelivered: bool
-) -> RabbitMQDelivery:
-    headers = properties.headers or {}
-    returns = _integer(headers.get("x-delivery-count"), int(redelivered))
-    envelope = _envelope(properties, body, queue, properties.message_id or new_id())
-    defect = _text(headers.get(UNREADABLE)) or ""
-    if defect:
+def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
+    envelope = _envelope(properties, ours, message.body, queue, properties.message_id or new_id())
+    if ours.defect:
         envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
-    return RabbitMQDelivery(envelope, lease, tag, returns, defect, properties)
+    count = (properties.headers or {}).get("x-delivery-count")
+    returns = count if type(count) is int else int(message.redelivered)
+    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header)
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -183,9 +193,19 @@ def unranked(message: Message) -> Message:
     return msgspec.structs.replace(message, properties=changed)
 
 
-def revived_message(message: DeliveredMessage, queue: str, now: float) -> Message:
+def stored_anew(message: Incoming, queue: str) -> Message:
+    """A dead letter's message, for the same queue: the server counts its returns from 0."""
+    content = content_of(message.header)
+    properties = _with_headers(content.properties, _kept(content))
+    properties.message_id = dead_letter_id(message)
+    properties.delivery_mode = PERSISTENT
+    properties.expiration = None
+    return Message(queue, message.body, properties, queue)
+
+
+def revived_message(message: Incoming, queue: str, now: float) -> Message:
     """A dead letter's message for another life, as it first came, but enqueued now."""
-    delivery = to_delivery(message, queue, _NoLease())
+    delivery = _delivery(message, queue, _NoLease())
     again = _copy(delivery, queue, {**dict.fromkeys(_OURS), REVIVED_AT: _milliseconds(now)})
     again.properties.timestamp = _timestamp(now)
     return again
@@ -197,27 +217,27 @@ class _NoLease:
     held = False
 
 
-def to_dead_letter(message: DeliveredMessage, queue: str) -> DeadLetter:
-    properties = message.header.properties
-    headers = properties.headers or {}
+def to_dead_letter(message: Incoming, queue: str) -> DeadLetter:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
     return DeadLetter(
-        _envelope(properties, message.body, queue, dead_letter_id(message)),
-        reason=_text(headers.get(REASON)) or _text(headers.get(UNREADABLE)) or "(its reason is not recorded)",
-        traceback=_text(headers.get(TRACEBACK)) or "",
-        died_at=_moment(headers.get(DIED_AT)),
-        worker=_text(headers.get(WORKER)),
+        _envelope(properties, ours, message.body, queue, dead_letter_id(message)),
+        reason=ours.text(REASON) or ours.text(UNREADABLE) or "(its reason is not recorded)",
+        traceback=ours.text(TRACEBACK) or "",
+        died_at=ours.moment(DIED_AT),
+        worker=ours.text(WORKER),
     )
 
 
-def dead_letter_id(message: DeliveredMessage) -> str:
+def dead_letter_id(message: Incoming) -> str:
     """A dead letter's id. One that came without is known by its content: at every look, and in any program, the same.
 
     (A task that runs is not: two messages of the same content are two tasks.)
     """
-    properties = message.header.properties
-    if properties.message_id:
-        return properties.message_id
-    described = _with_headers(properties, _kept(properties.headers)).marshal()
+    content = content_of(message.header)
+    if content.properties.message_id:
+        return content.properties.message_id
+    described = marshal(_with_headers(content.properties, _kept(content)))
     return hashlib.sha256(b"%d:%b%b" % (len(described), described, message.body)).hexdigest()[:32]
 
 
@@ -228,22 +248,22 @@ def fitted(message: Message, frame_max: int) -> Message:
     """
     room = frame_max - _FRAME_OVERHEAD
     headers = message.properties.headers
-    if not headers or not frame_max or len(message.properties.marshal()) <= room:
+    if not headers or not frame_max or len(marshal(message.properties)) <= room:
         return message
     headers = dict(headers)
     message = msgspec.structs.replace(message, properties=_with_headers(message.properties, headers))
     for name, limit in _CUTS:
         if text := _text(headers.get(name)):
             headers[name] = shorten(text, limit)
-        if len(message.properties.marshal()) <= room:
+        if len(marshal(message.properties)) <= room:
             return message
-    sizes = {name: len(Properties(headers={name: value}).marshal()) for name, value in headers.items()}
+    sizes = {name: len(field(name, value)) for name, value in headers.items()}
     left_out: list[str] = []
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         del headers[name]
         left_out.append(name)
         headers[LEFT_OUT] = shorten(", ".join(left_out), _MAX_LEFT_OUT)
-        if len(message.properties.marshal()) <= room:
+        if len(marshal(message.properties)) <= room:
             break
     return message
 
@@ -254,11 +274,13 @@ def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties
     return changed
 
 
-def _kept(headers: dict[str, Any] | None) -> dict[str, Any]:
+def _kept(content: Content) -> dict[str, Any]:
     """The headers that a copy keeps: not the broker's own record, nor where else the first one was to go."""
+    # Texts of ours are decoded: they are cut where the headers do not fit their frame.
+    texts = {name: value for name, value in (content.properties.headers or {}).items() if isinstance(value, str)}
     return {
-        name: sendable(value)
-        for name, value in (headers or {}).items()
+        name: texts.get(name, value) if name in _OURS else value
+        for name, value in content.headers.items()
         if name not in _ROUTES and not name.startswith(_BROKERS)
     }
 
@@ -266,8 +288,9 @@ def _kept(headers: dict[str, Any] | None) -> dict[str, Any]:
 def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     """The message as it came, but for some headers, the broker's own record and what a copy may not carry."""
     envelope = delivery.envelope
-    original = delivery.properties if isinstance(delivery, RabbitMQDelivery) else Properties()
-    kept = {name: value for name, value in _kept(original.headers).items() if name not in headers and name != PRIORITY}
+    content = delivery.content if isinstance(delivery, RabbitMQDelivery) else Content(Properties(), {})
+    original = content.properties
+    kept = {name: value for name, value in _kept(content).items() if name not in headers and name != PRIORITY}
     properties = Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
@@ -285,26 +308,97 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
     return Message(queue, envelope.body, properties, envelope.queue)
 
 
-def _envelope(properties: Properties, body: bytes, queue: str, id_: str) -> Envelope:
-    headers = properties.headers or {}
+def _envelope(properties: Properties, ours: _OwnHeaders, body: bytes, queue: str, id_: str) -> Envelope:
     return Envelope(
         id=id_,
         queue=queue,
         task=properties.message_type or None,
         body=body,
         content_type=properties.content_type,
-        attempt=min(max(1, _integer(headers.get(ATTEMPT), 1)), _MOST_ATTEMPTS),
-        enqueued_at=_enqueued_at(properties, headers),
-        last_error=_text(headers.get(ERROR)),
-        due=_moment(headers.get(DUE)),
-        expires_at=_moment(headers.get(EXPIRES_AT)),
-        headers={name: value for name, value in headers.items() if name not in _OURS and not name.startswith(_BROKERS)},
-        priority=_priority(headers.get(PRIORITY) if properties.priority is None else properties.priority),
+        attempt=min(max(1, ours.number(ATTEMPT, 1)), _MOST_ATTEMPTS),
+        enqueued_at=_enqueued_at(properties, ours),
+        last_error=ours.text(ERROR),
+        due=ours.moment(DUE),
+        expires_at=ours.moment(EXPIRES_AT),
+        headers=ours.others(),
+        priority=ours.priority() if properties.priority is None else properties.priority,
+        content_encoding=properties.content_encoding or None,
     )
 
 
-def _enqueued_at(properties: Properties, headers: dict[str, Any]) -> float | None:
-    revived_at = _moment(headers.get(REVIVED_AT))
+class _OwnHeaders:
+    """Leveret's own headers, as a producer in any language may have written them, and what is wrong with them."""
+
+    def __init__(self, headers: dict[str, Any]) -> None:
+        self._headers = headers
+        self._wrong: list[str] = []
+
+    @property
+    def defect(self) -> str:
+        """Why the message cannot run; empty if it can."""
+        unreadable = self.text(UNREADABLE)
+        return "; ".join([unreadable, *self._wrong] if unreadable else self._wrong)
+
+    def others(self) -> dict[str, Any]:
+        """The headers that are the producer's."""
+        return {
+            name: value for name, value in self._headers.items() if name not in _OURS and not name.startswith(_BROKERS)
+        }
+
+    def text(self, name: str) -> str | None:
+        return _text(self._headers.get(name))
+
+    def number(self, name: str, otherwise: int) -> int:
+        number = self._whole(name)
+        return otherwise if number is None else number
+
+    def priority(self) -> int | None:
+        priority = self._whole(PRIORITY)
+        if priority is None or 0 <= priority <= _MOST_PRIORITY:
+            return priority
+        self._complain(PRIORITY, priority, f"0 to {_MOST_PRIORITY}")
+        return None
+
+    def _whole(self, name: str) -> int | None:
+        value = self._headers.get(name)
+        number = _number(value)
+        if number is not None and number == int(number):
+            return int(number)
+        self._complain(name, value, "a whole number (an AMQP integer, or decimal text)")
+        return None
+
+    def moment(self, name: str) -> float | None:
+        """Unix time (seconds) of a header in milliseconds."""
+        value = self._headers.get(name)
+        if isinstance(value, dt.datetime):
+            return value.timestamp()
+        number = _number(value)
+        if number is None or not 0 <= number <= _LAST_MOMENT:
+            self._complain(
+                name, value, "Unix time in milliseconds, until the year 3000 (an AMQP integer, or decimal text)"
+            )
+            return None
+        if int(number) in _LIKELY_SECONDS:
+            self._complain(name, value, "Unix time in milliseconds, and is one in seconds by its size")
+            return None
+        return float(number) / 1000
+
+    def _complain(self, name: str, value: object, wanted: str) -> None:
+        if value is not None:
+            self._wrong.append(f"its header {name} is {shorten(repr(value), _MAX_SHOWN)}: it must be {wanted}")
+
+
+def _number(value: object) -> int | float | Decimal | None:
+    """What is a number, or decimal text; None: it is neither."""
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and _DECIMAL_TEXT.fullmatch(value.strip()):
+        return Decimal(value.strip())
+    return None
+
+
+def _enqueued_at(properties: Properties, ours: _OwnHeaders) -> float | None:
+    revived_at = ours.moment(REVIVED_AT)
     if revived_at is not None:
         return revived_at
     return properties.timestamp.timestamp() if properties.timestamp else None
@@ -349,23 +443,9 @@ def _timestamp(seconds: float | None) -> dt.datetime | None:
     return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
-def _integer(value: object, otherwise: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
-
-
-def _priority(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_PRIORITY else None
-
-
 def _milliseconds(moment: float | None) -> int | None:
     """A moment for the wire, rounded up: a task may be a millisecond late, not early."""
     return None if moment is None else math.ceil(moment * 1000)
-
-
-def _moment(value: object) -> float | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LAST_MOMENT:
-        return value / 1000
-    return None
 
 
 def _text(value: object) -> str | None:

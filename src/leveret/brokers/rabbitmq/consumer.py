@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,10 +22,12 @@ from leveret.brokers.rabbitmq.declare import (
     Notes,
     consumer_arguments,
     declare,
+    has_single_active_consumer,
     is_paused,
     message_count,
     tell_priorities,
 )
+from leveret.brokers.rabbitmq.lending import QueueCredit
 from leveret.brokers.rabbitmq.marks import MarkBook
 from leveret.brokers.rabbitmq.reading import acks, nack
 from leveret.brokers.rabbitmq.topology import UNAPPLIED, rung
@@ -33,7 +36,8 @@ from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, Config
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-    from leveret.brokers.rabbitmq.census import Census, Notice
+    from leveret.brokers.rabbitmq.census import Census, Listening, Notice
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.brokers.rabbitmq.reading import Incoming
     from leveret.inspection import Describe
@@ -55,6 +59,9 @@ _CONSUMER_TIMEOUT = 1_800.0
 _APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
+#: How often a worker looks by itself at what notices tell, about (seconds); and when that went wrong.
+_LOOK_AROUND = 5.0
+_LOOK_AGAIN = 1.0
 #: How long a copy that is being stored as its worker leaves may take; its original would come back beside it (seconds).
 _PUTTING_OFF = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
@@ -66,7 +73,7 @@ class RabbitMQConsumer:
 
     def __init__(
         self,
-        urls: Sequence[str],
+        hosts: Hosts,
         queues: Sequence[Queue],
         credit: int | None,
         census: Census,
@@ -75,7 +82,7 @@ class RabbitMQConsumer:
         publisher: Publisher,
         describe: Describe | None,
     ) -> None:
-        self._urls = urls
+        self._hosts = hosts
         self._queues = queues
         self._credit = min(credit or 0, amqp.MOST_PREFETCH)
         self._census = census
@@ -198,7 +205,7 @@ class RabbitMQConsumer:
         raise AssertionError("backoff() never ends")
 
     async def _open_session(self) -> Session:
-        line = await amqp.Line.open(self._urls, purpose="worker", confirms=False)
+        line = await amqp.Line.open(self._hosts, purpose="worker", confirms=False)
         session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
@@ -232,6 +239,9 @@ class RabbitMQConsumer:
         if not await self._postpone(delivery, postponed(delivery)):
             # Its queue may be full, and its consumers, who make room, may all wait here: at the latest it runs when it
             # is due. Until then a few more tries, as many as it has rungs to climb down.
+            session = delivery.lease
+            if isinstance(session, Session):
+                session.lend(delivery.tag)
             remaining = max(0.0, (delivery.envelope.due or 0.0) - time.time())
             self._deliver_later(delivery, remaining / 2)
 
@@ -241,25 +251,6 @@ class RabbitMQConsumer:
                 self._deliver([delivery])
 
         asyncio.get_running_loop().call_later(seconds, deliver)
-
-
-class Owed:
-    """Credit that a resumed queue lacks: deliveries from before its pause have it, and give it back as they end."""
-
-    def __init__(self, queue: Queue, tags: set[int]) -> None:
-        self.queue = queue
-        self._tags = tags
-        self._free = 0
-
-    def repaid(self, tag: int) -> int:
-        """How much to give now that a delivery is settled. In halves: each gift is one more consumer on the server."""
-        if tag in self._tags:
-            self._tags.discard(tag)
-            self._free += 1
-        if self._free < len(self._tags):
-            return 0
-        given, self._free = self._free, 0
-        return given
 
 
 class Session:
@@ -287,8 +278,7 @@ class Session:
         self._unsettled: dict[int, str] = {}
         #: The queue of each consumer that there was.
         self._consumed: dict[bytes, str] = {}
-        self._credit = 0
-        self._owed: dict[str, Owed] = {}
+        self._credits: dict[str, QueueCredit] = {}
         self._tags: dict[str, Queue] = {}
         self._numbers = itertools.count(1)
         self._closed = False
@@ -303,13 +293,14 @@ class Session:
         channel, connection = self._line.channel, self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
         await tell_priorities(connection, self._queues, self._notes)
-        self._credit = credit
+        self._credits = {queue.name: QueueCredit(credit) for queue in self._queues}
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         self._line.take_deliveries(self._on_messages)
+        listening = None
         try:
-            await census.listen_on(connection, self.report, describe, self._on_notice)
+            listening = await census.listen_on(connection, self.report, describe, self._on_notice)
         except amqp.ChannelAccessRefused as error:
-            lack = "a pause is seen only when this worker connects anew, and `leveret queues` cannot count what it runs"
+            lack = "a pause is seen some seconds late, and `leveret queues` cannot count what this worker runs"
             self._notes.tell_refusal(lack, error)
         await self._marks.read_on(self._line)
         async with self._pausing:  # a notice may have come by now
@@ -318,6 +309,7 @@ class Session:
                     self.paused |= {queue.name}
                 else:
                     await self._consume(queue, credit)
+        self._background(self._look_around(listening))
 
     @property
     def held(self) -> bool:
@@ -357,13 +349,21 @@ class Session:
         if not self.held:
             return []
         names = {tag: self._unsettled.pop(tag) for tag in tags if tag in self._unsettled}
-        for tag, name in names.items() if self._owed else ():
-            owed = self._owed.get(name)
-            given = owed.repaid(tag) if owed else 0
-            if owed and given:
-                self._mend(owed.queue, partial(self._consume_more, owed, given))
+        for tag, name in names.items() if any(one.is_uneven for one in self._credits.values()) else ():
+            self._give(name, self._credits[name].settled(tag))
         self._settled_since += len(names) if self._cancelled else 0
         return list(names)
+
+    def lend(self, tag: int) -> None:
+        """A delivery stays unsettled, nobody knows how long: others of its queue shall come all the same."""
+        name = self._unsettled.get(tag)
+        if name is not None:
+            self._give(name, self._credits[name].stuck(tag))
+
+    def _give(self, name: str, credit: int) -> None:
+        if credit:
+            queue = next(queue for queue in self._queues if queue.name == name)
+            self._mend(queue, partial(self._consume_more, credit))
 
     def why(self) -> str:
         """What the server said when it ended this session, in brackets; nothing if it said nothing."""
@@ -448,8 +448,31 @@ class Session:
     async def _read_marks(self, _: Queue) -> None:
         await self._marks.read_on(self._line)
 
+    async def _look_around(self, listening: Listening | None) -> None:
+        """What notices tell is looked for besides, now and then: they are lost when an operator deletes what brings
+        them, or when a node is parted from the others for a while.
+        """
+        while self.held:
+            seconds = _LOOK_AROUND * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            await (asyncio.sleep(seconds) if listening is None else listening.deleted(seconds))
+            try:
+                if listening is not None and await self._line.run(listening.mend()):
+                    log.warning("the exchange or the queue by which workers are told was deleted; made again")
+                for queue in self._queues:
+                    await self._line.run(self._look_whether_paused(queue, [0.0]))
+                await self._line.run(self._marks.read_on(self._line))
+            except amqp.CONNECTION_LOST as error:
+                log.debug("this worker could not look whether it was told all: %s", error)
+                await asyncio.sleep(_LOOK_AGAIN)
+            except (BrokerError, ConfigurationError) as error:
+                log.warning("what was paused could not be consumed again on this connection: %s", error)
+                self._failed.set()
+
     def _mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
-        task = asyncio.get_running_loop().create_task(self._or_fail(queue, work))
+        self._background(self._or_fail(queue, work))
+
+    def _background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._mending.add(task)
         task.add_done_callback(self._mending.discard)
 
@@ -460,8 +483,8 @@ class Session:
             log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
             self._failed.set()
 
-    async def _look_whether_paused(self, queue: Queue) -> None:
-        for pause in (0.0, _SECOND_LOOK):
+    async def _look_whether_paused(self, queue: Queue, pauses: Sequence[float] = (0.0, _SECOND_LOOK)) -> None:
+        for pause in pauses:
             await asyncio.sleep(pause)
             async with self._pausing:
                 paused = await self._is_paused(queue)
@@ -482,22 +505,30 @@ class Session:
                 await self._line.run(self._line.channel.basic_cancel(tag))
         # Not before: what is handed back as long as it consumes would be delivered to it again.
         self.paused |= {queue.name}
-        self._owed.pop(queue.name, None)
 
     async def _resume(self, queue: Queue) -> None:
         # It may have been deleted meanwhile; to consume from a queue that is not there closes the channel.
         await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
         self.paused -= {queue.name}
         older = {tag for tag, name in self._unsettled.items() if name == queue.name}
-        if older and self._credit:
-            self._owed[queue.name] = Owed(queue, older)
-        if not self._cancelled and not (self._credit and len(older) >= self._credit):
-            await self._consume(queue, self._credit - len(older) if self._credit else 0)
+        if older and await has_single_active_consumer(self._line.connection, queue):
+            older = set()  # a second consumer, for what they give back, would get nothing
+        credit = self._credits[queue.name].resume(older)
+        if credit is not None and not self._cancelled:
+            await self._consume(queue, credit)
 
-    async def _consume_more(self, owed: Owed, credit: int, queue: Queue) -> None:
+    async def _consume_more(self, credit: int, queue: Queue) -> None:
         async with self._pausing:
-            if self._owed.get(queue.name) is owed and not self._cancelled:
+            if queue.name in self.paused or self._cancelled:
+                return
+            older = [tag for tag, consumed in self._tags.items() if consumed is queue]
+            if not await has_single_active_consumer(self._line.connection, queue):
                 await self._consume(queue, credit)
+                return
+            await self._consume(queue, self._credits[queue.name].total)
+            for tag in older:
+                if self._tags.pop(tag, None) is not None:
+                    await self._line.run(self._line.channel.basic_cancel(tag))
 
     async def _replace(self, queue: Queue) -> None:
         async with self._pausing:
@@ -511,8 +542,8 @@ class Session:
                 return
             log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
             await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
-            self._owed.pop(queue.name, None)
-            await self._consume(queue, self._credit)
+            credit = self._credits[queue.name].resume(set())
+            await self._consume(queue, credit or 0)
 
 
 async def _not_called(message: amqp.DeliveredMessage) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.priorities import Given, given
@@ -14,17 +16,24 @@ from leveret.brokers.rabbitmq.topology import (
     Declaration,
     closer,
     dead_declaration,
+    dead_queue,
     delay_declaration,
+    delay_queue,
     judge,
+    judge_dead,
     pause_marker,
     read_difference,
+    refuses,
     task_declaration,
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
+from leveret.flights import Flights
+from leveret.model import Removed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers.rabbitmq.outbox import Limits
     from leveret.model import Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -41,11 +50,20 @@ _NEW_STREAM = 1.0
 _NEVER = 366 * 86_400 * 1_000
 
 
+#: See `_flights`.
+_making: WeakKeyDictionary[amqp.Connection, Flights[str]] = WeakKeyDictionary()
+
+
 class Notes:
     """What was found out about queues; each is logged once, however often they are declared."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self._told: set[tuple[str, str]] = set()
+        self._limits = limits
+
+    def found(self, queue: Declaration) -> None:
+        if self._limits is not None and refuses(queue):
+            self._limits.add(queue.name)
 
     def tell(self, queue: str, lack: str) -> None:
         if self._is_new(queue, lack):
@@ -73,7 +91,7 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: N
     """
     missing = await _missing_tasks(connection, queues, notes)
     if dead:
-        missing += await _missing_dead(connection, [queue.name for queue in queues])
+        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
     for declaration in missing:
         await _make(connection, declaration)
     return _REMEMBERED if missing else 0.0
@@ -99,13 +117,22 @@ async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
 
-async def declare_delay(connection: amqp.Connection, home: str, milliseconds: int) -> float:
-    """Make a delay queue of a task queue and all the shorter ones, which its tasks climb down to.
+async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
+    """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
+    try:
+        found = await _examine(connection, task_declaration(queue))
+    except amqp.ChannelAccessRefused:
+        return False
+    return bool(found.arguments.get("x-single-active-consumer"))
 
-    How long not to use them yet (seconds). Raises QueueNotFound when there is no task queue.
+
+async def declare_delay(connection: amqp.Connection, home: str, rungs: Sequence[int]) -> float:
+    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
+
+    Raises QueueNotFound when there is no task queue.
     """
-    rungs = [delay_declaration(home, one) for one in RUNGS if one <= milliseconds]
-    missing = [one for one in rungs if await message_count(connection, one.name) is None]
+    wanted = [delay_declaration(home, rung) for rung in rungs]
+    missing = [one for one in wanted if await message_count(connection, one.name) is None]
     if missing and await message_count(connection, home) is None:
         raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
     for declaration in missing:
@@ -120,36 +147,100 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 
 
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
-    return await message_count(connection, pause_marker(queue).name) is not None
+    """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
+    return any(await pause_marks(connection, queue))
+
+
+async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
+    """Whether the exchange, and the queue, are there that mark a pause."""
+    marker = pause_marker(queue).name
+    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
     """Raises QueueNotFound: a pause of a queue that is not there is a misspelt one."""
     if await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused")
-    if not await is_paused(connection, queue):
-        await _make(connection, pause_marker(queue))
+    marker = pause_marker(queue)
+    if await message_count(connection, marker.name) is None:
+        await _make(connection, marker)
+    await _make_exchange(connection, marker.name)
 
 
 async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
     """Raises QueueNotFound when there is neither such a queue nor a pause that it left behind."""
     if await is_paused(connection, queue):
+        marker = pause_marker(queue).name
         channel = await amqp.open_channel(connection, confirms=False)
-        await channel.queue_delete(pause_marker(queue).name)
+        await channel.queue_delete(marker)
+        await channel.exchange_delete(marker)
         await channel.close()
     elif await message_count(connection, queue) is None:
         raise QueueNotFound(f"queue {queue!r} does not exist, so there is nothing to resume")
 
 
-async def make_control_exchange(connection: amqp.Connection) -> None:
-    """Make the exchange, or find it: a user who may not make one may still use it."""
+async def purge_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete what waits in a task queue and in its delay queues, which come first: what is due goes to the queue."""
+    delayed = [
+        await _emptied(connection, name)
+        for name in [delay_queue(queue, milliseconds) for milliseconds in RUNGS]
+        if await message_count(connection, name) is not None
+    ]
+    return Removed(await _emptied(connection, queue), sum(delayed))
+
+
+async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete a task queue and what belongs to it; the queue last, so that it can be asked for again until then."""
+    delayed = [await _deleted(connection, delay_queue(queue, milliseconds)) for milliseconds in RUNGS]
+    dead = await _deleted(connection, dead_queue(queue))
+    await _deleted(connection, pause_marker(queue).name)
+    return Removed(await _deleted(connection, queue), sum(delayed), dead)
+
+
+async def _emptied(connection: amqp.Connection, name: str) -> int:
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_purge(name)
+    await channel.close()
+    return answer.message_count or 0
+
+
+async def _deleted(connection: amqp.Connection, name: str) -> int:
+    """How many messages were in it; 0 as well for a queue that is not there."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_delete(name)
+    await channel.close()
+    return answer.message_count or 0
+
+
+async def make_control_exchange(connection: amqp.Connection) -> bool:
+    """Make the exchange, or find it: a user who may not make one may still use it. Whether it was made."""
+    was_made = False
+
+    async def make(_: Sequence[str]) -> None:
+        nonlocal was_made
+        was_made = await _make_exchange(connection, CONTROL_EXCHANGE)
+
+    await _flights(connection).join((CONTROL_EXCHANGE,), make)
+    return was_made
+
+
+async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
+    if await _exchange_exists(connection, name):
+        return False
+    channel = await amqp.open_channel(connection, confirms=False)
+    await channel.exchange_declare(name, exchange_type="fanout", durable=True)
+    await channel.close()
+    return True
+
+
+async def _exchange_exists(connection: amqp.Connection, name: str) -> bool:
     channel = await amqp.open_channel(connection, confirms=False)
     try:
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", passive=True)
+        await channel.exchange_declare(name, exchange_type="fanout", passive=True)
     except amqp.ChannelNotFoundEntity:
-        channel = await amqp.open_channel(connection, confirms=False)
-        await channel.exchange_declare(CONTROL_EXCHANGE, exchange_type="fanout", durable=True)
+        return False
     await channel.close()
+    return True
 
 
 async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
@@ -157,9 +248,18 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
 
     RabbitMQ 3.10 closes the connection of whoever publishes to a stream that was just made (506, "Stream not found").
     """
-    if await message_count(connection, stream.name) is None:
-        await _make(connection, stream)
-        await asyncio.sleep(_NEW_STREAM)
+
+    async def make(_: Sequence[str]) -> None:
+        if await message_count(connection, stream.name) is None:
+            await _make(connection, stream)
+            await asyncio.sleep(_NEW_STREAM)
+
+    await _flights(connection).join((stream.name,), make)
+
+
+def _flights(connection: amqp.Connection) -> Flights[str]:
+    """What is being made on a connection, by name: once for all who want it."""
+    return _making.setdefault(connection, Flights())
 
 
 async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: Notes) -> list[Declaration]:
@@ -171,14 +271,23 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
             missing.append(wanted)
         else:
-            for lack in judge(queue, await _examine(connection, wanted)):
+            found = await _examine(connection, wanted)
+            for lack in judge(queue, found):
                 notes.tell(queue.name, lack)
+            notes.found(found)
     return missing
 
 
-async def _missing_dead(connection: amqp.Connection, names: Sequence[str]) -> list[Declaration]:
-    declarations = [dead_declaration(name) for name in names]
-    return [one for one in declarations if await message_count(connection, one.name) is None]
+async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: Notes) -> list[Declaration]:
+    missing: list[Declaration] = []
+    for wanted in map(dead_declaration, names):
+        if await message_count(connection, wanted.name) is None:
+            missing.append(wanted)
+            continue
+        with suppress(amqp.ChannelAccessRefused):
+            for lack in judge_dead(await _examine(connection, wanted)):
+                notes.tell(wanted.name, lack)
+    return missing
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,13 +15,15 @@ from leveret.brokers.rabbitmq.declare import make_stream
 from leveret.brokers.rabbitmq.news import Reader, lacks_permission
 from leveret.brokers.rabbitmq.streams import Batch, events_declaration, to_message, was_just_made
 from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskTooLarge
+from leveret.limited_log import LimitedLog
 from leveret.status import NO_RESULT
 from leveret.visible import in_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from leveret.brokers.following import Feed
+    from leveret.brokers.following import Feed, Following, Watch
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.publisher import Publisher
     from leveret.status import Status
 
@@ -34,7 +35,8 @@ _GATHER = 0.02
 _PROMPT = 0.5
 #: How long an outcome may wait for its update; then the update follows when it can (seconds).
 _PATIENCE = 2.0
-#: Updates in one message, and those that wait while the broker takes none; then the oldest are dropped.
+#: Updates in one message, and those that wait. Then whoever tells waits too; while the broker takes none, the oldest
+#: are dropped.
 _MOST_IN_ONE = 500
 _MOST_WAITING = 20_000
 #: About so many bytes of results in one message.
@@ -48,20 +50,26 @@ _REFUSED = 60.0
 class Events:
     """One program's way to and from the stream."""
 
-    def __init__(self, urls: Sequence[str], publisher: Publisher, *, keep: float, timeout: float) -> None:
+    def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
         self._publisher = publisher
         self._keep = keep
         self._timeout = timeout
         self._stream = events_declaration(keep)
         self._is_made = False
+        self._making = asyncio.Lock()
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
         self._waiting: list[Status] = []
+        self._warnings = LimitedLog(log)
         #: The broker takes none now; what waits is tried again and again.
         self._is_behind = False
+        #: The last try failed.
+        self._takes_none = False
+        #: Set when what waited is being sent, or the broker takes none.
+        self._room = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
-        self._reader = Reader(urls, self)
+        self._reader = Reader(hosts, self)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, or if the broker takes nothing now: soon; without the permission to write: never."""
@@ -77,16 +85,26 @@ class Events:
             if lacks_permission(error):
                 self._give_up(error)
                 return
-            log.warning("%d results and statuses could not be stored yet: %s", len(updates), str(error) or "no answer")
-            self._is_behind = True
+            if not self._is_behind:  # thousands may wait at the same time, and one says it for all
+                log.warning("results and statuses cannot be stored now: %s", str(error) or "no answer")
+            self._is_behind = self._takes_none = True
+            self._room.set()
             self._hold(updates)
 
     async def tell(self, updates: Sequence[Status]) -> None:
         """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
-        if len(updates) <= _MOST_IN_ONE and any(_is_late(update, time.time()) for update in updates):
-            await self.record(updates)
-        elif not self._is_refused():
-            self._hold(updates)
+        while not self._is_refused() and len(self._waiting) >= _MOST_WAITING and not self._takes_none:
+            self._room.clear()
+            await self._room.wait()
+        if self._is_refused():
+            return
+        self._hold(updates)
+        flushing = self._flushing
+        if flushing is None or self._is_behind or len(updates) > _MOST_IN_ONE:
+            return
+        if any(_is_late(update, time.time()) for update in updates):
+            # With those of the others: a burst on a new queue is late as a whole.
+            await asyncio.wait([flushing], timeout=_PATIENCE)
 
     async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
         known: dict[str, Status] = {}
@@ -96,37 +114,38 @@ class Events:
             found, _ = await self._reader.ask(missing)
             known |= found
             # Its producer tells of a task a moment after it is stored, and an answer may take longer than a moment.
-            missing = [id_ for id_ in missing if id_ not in known and was_just_made(id_, began)]
+            unsent = {update.id for update in self._waiting} if len(known) < len(missing) else frozenset()
+            missing = [id_ for id_ in missing if id_ not in known and (id_ in unsent or was_just_made(id_, began))]
             if missing:
                 await asyncio.sleep(_GATHER)
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._reader.follow(ids) as feed:
-            yield feed
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        return self._reader.follow(ids)
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
-        async with self._reader.watch() as watch:
-            yield aiter(watch)
+    def watch(self) -> Following[Watch]:
+        return self._reader.watch()
 
     async def recent(self, limit: int) -> Sequence[Status]:
         known = await self._reader.recent(limit)
         return sorted(known.values(), key=lambda status: status.at, reverse=True)[:limit]
 
     async def close(self) -> None:
+        self._takes_none = True
+        self._room.set()
         if self._flushing is not None:
             await asyncio.wait([self._flushing], timeout=_FAREWELL)
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._reader.close()
+        self._warnings.flush()
 
     async def send(self, batch: Batch) -> None:
         """Raises BrokerError."""
         for _ in range(2):
-            if not self._is_made:
-                await self.make()
+            async with self._making:  # once for all that are told at first
+                if not self._is_made:
+                    await self._make()
             try:
                 return await self._publisher.publish([to_message(self._stream.name, batch)])
             except QueueNotFound:
@@ -135,6 +154,10 @@ class Events:
 
     async def make(self) -> None:
         """Have the stream be there. Raises BrokerError."""
+        async with self._making:
+            await self._make()
+
+    async def _make(self) -> None:
         doing = f"making the stream {self._stream.name!r}"
         try:
             async with asyncio.timeout(self._timeout):
@@ -164,7 +187,7 @@ class Events:
     async def _publish(self, updates: Sequence[Status]) -> None:
         for part in _parts(updates):
             await self._send(part)
-        self._was_refused = False
+        self._was_refused = self._takes_none = False
 
     async def _send(self, updates: list[Status]) -> None:
         """What the server finds too large goes without what makes it so: the others, and the task, must not wait."""
@@ -174,11 +197,12 @@ class Events:
             if len(updates) > 1:
                 for update in updates:
                     await self._send([update])
-            elif (smaller := _smaller(updates[0])) is not None:
+            elif (smaller := _smaller(updates[0], self._warnings)) is not None:
                 await self._send([smaller])
             else:
-                lost = in_line(updates[0].id)
-                log.warning("a status of task %s is lost: RabbitMQ's max_message_size is too small", lost)
+                self._warnings.warning(
+                    "a status of task %s is lost: RabbitMQ's max_message_size is too small", in_line(updates[0].id)
+                )
 
     def _is_refused(self) -> bool:
         return asyncio.get_running_loop().time() < self._refused_until
@@ -191,8 +215,8 @@ class Events:
 
     def _hold(self, updates: Sequence[Status]) -> None:
         self._waiting.extend(updates)
-        if len(self._waiting) > _MOST_WAITING:
-            log.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
+        if self._takes_none and len(self._waiting) > _MOST_WAITING:
+            self._warnings.warning("%d results and statuses are lost", len(self._waiting) - _MOST_WAITING)
             del self._waiting[:-_MOST_WAITING]
         if self._waiting and (self._flushing is None or self._flushing.done()):
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
@@ -201,17 +225,23 @@ class Events:
         await asyncio.sleep(_GATHER)
         for pause in backoff():
             if not self._waiting:
+                if self._is_behind:
+                    log.info("results and statuses are stored again")
                 self._is_behind = False
                 return
             updates, self._waiting = self._waiting, []
+            self._room.set()
             try:
                 await self._publish(updates)
             except LeveretError as error:
                 if lacks_permission(error):
                     self._give_up(error)
                     return
-                log.warning("%d results and statuses could not be stored yet: %s", len(updates), error)
+                if not self._is_behind:
+                    log.warning("results and statuses cannot be stored now: %s", error)
                 self._waiting[:0] = updates
+                self._is_behind = self._takes_none = True
+                self._room.set()
                 await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
@@ -226,7 +256,7 @@ def _parts(updates: Sequence[Status]) -> list[list[Status]]:
     parts: list[list[Status]] = [[]]
     size = 0
     for update in updates:
-        weight = len(update.traceback) + len(bytes(update.result)) + len(update.body or b"")
+        weight = len(update.traceback) + len(bytes(update.encoded_result)) + len(update.body or b"")
         if parts[-1] and (len(parts[-1]) >= _MOST_IN_ONE or size + weight > _MOST_BYTES):
             parts.append([])
             size = 0
@@ -235,15 +265,15 @@ def _parts(updates: Sequence[Status]) -> list[list[Status]]:
     return parts
 
 
-def _smaller(update: Status) -> Status | None:
+def _smaller(update: Status, warnings: LimitedLog) -> Status | None:
     """The update without what is largest in it; None: it has no such thing."""
     if update.has_result:
         problem = (
-            f"the result of task {update.task!r} is {len(bytes(update.result))} bytes, over this RabbitMQ's "
+            f"the result of task {update.task!r} is {len(bytes(update.encoded_result))} bytes, over this RabbitMQ's "
             "max_message_size; store it elsewhere and return a reference"
         )
-        log.warning("task %s succeeded, and its result is not kept: %s", in_line(update.id), problem)
-        return msgspec.structs.replace(update, result=NO_RESULT, problem=problem)
+        warnings.warning("task %s succeeded, and its result is not kept: %s", in_line(update.id), problem)
+        return msgspec.structs.replace(update, encoded_result=NO_RESULT, problem=problem)
     if update.traceback or update.body:
         return msgspec.structs.replace(update, traceback="", body=None)
     return None

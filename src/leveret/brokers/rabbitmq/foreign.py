@@ -7,9 +7,11 @@ by its nearest readable form, whose header `UNREADABLE` says what was wrong. See
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
+import msgspec
 from pamqp import commands, constants, decode, encode, frame
 from pamqp.header import ContentHeader
 
@@ -19,11 +21,12 @@ UNREADABLE = "leveret-unreadable"
 MAX_DEPTH = 32
 #: An AMQP short string, in bytes.
 _MAX_SHORT = 255
-#: The largest number that pamqp can pack a float into (32 bits).
-_LARGEST_FLOAT = 3.4e38
 #: Enough to see what is wrong (characters).
 _MAX_COMPLAINT = 1_000
 _MAX_VALUE = 60
+#: AMQP's signed integers that every client decodes: 32 bits (`I`), and 64 (`l`).
+_INT, _LONG = struct.Struct(">ci"), struct.Struct(">cq")
+_DOUBLE = struct.Struct(">cd")
 _FRAME_HEADER = 7
 _CONTENT_HEADER = struct.Struct(">HHQ")
 _Properties = commands.Basic.Properties
@@ -43,30 +46,95 @@ def readable(data: bytes) -> bytes:
     """A whole frame as it is, or the nearest that pamqp can read."""
     kind, channel, _ = frame.frame_parts(data)
     if kind == constants.FRAME_HEADER and not _is_plain(data) and _read(data[_FRAME_HEADER:-1]) is None:
-        return frame.marshal(_mended(data[_FRAME_HEADER:-1]), channel)
+        payload = data[_FRAME_HEADER:-1]
+        mended = _mended(_Reader(payload, _CONTENT_HEADER.size))
+        return _frame(constants.FRAME_HEADER, channel, payload[: _CONTENT_HEADER.size] + marshal(mended))
     if kind == constants.FRAME_METHOD:
         return _with_readable_names(data, channel)
     return data
 
 
-def properties_of(payload: bytes) -> commands.Basic.Properties:
+class WireValue(bytes):
+    """A header's value as it stands in its table: the letter of its type, then the value."""
+
+
+class Content(msgspec.Struct, frozen=True):
+    """A message's properties, and its headers once more as they came: a copy keeps their types."""
+
+    properties: commands.Basic.Properties
+    #: What could not be read is as it was made readable, all else a `WireValue`.
+    headers: dict[str, Any]
+
+
+def content_of(payload: bytes) -> Content:
     """The properties in a content header frame (``payload``: what is in it), or their nearest readable form."""
     content = _read(payload)
-    return content.properties if content is not None else _mended(payload).properties
+    reader = _Reader(payload, _CONTENT_HEADER.size)
+    if content is None:
+        return Content(_mended(reader), reader.headers)
+    if content.properties.headers:
+        reader.properties()
+    return Content(content.properties, reader.headers)
+
+
+def marshal(properties: commands.Basic.Properties) -> bytes:
+    """The properties as a content header has them. Headers that came from elsewhere keep their types.
+
+    pamqp encodes an integer in the smallest type that holds it, and a float in 32 bits; Java, Go and Ruby cannot decode
+    some of these types. Raises TypeError or ValueError for a value that AMQP cannot carry.
+    """
+    flags, pieces = 0, []
+    for name, flag in _Properties.flags.items():
+        value = getattr(properties, name)
+        if value is not None and value != "":
+            flags |= flag
+            pieces.append(_table(value) if name == "headers" else properties.encode_property(name, value))
+    return flags.to_bytes(2, "big") + b"".join(pieces)
+
+
+def field(name: str, value: Any) -> bytes:
+    """One header: its name and its value."""
+    return encode.short_string(name) + _field_value(value)
+
+
+def _table(headers: dict[str, Any]) -> bytes:
+    return _sized(b"".join(field(name, value) for name, value in headers.items()))
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _field_value(value: Any) -> bytes:
+    if isinstance(value, WireValue):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _integer(value)
+    if isinstance(value, float):
+        # A server closes the connection of whoever sends a float that is no number.
+        return _DOUBLE.pack(b"d", value) if math.isfinite(value) else _field_value(repr(value))
+    if isinstance(value, dict):
+        return b"F" + _table(value)
+    if isinstance(value, list):
+        return b"A" + _sized(b"".join(map(_field_value, value)))
+    return encode.encode_table_value(bytearray(value) if isinstance(value, bytes) else value)
+
+
+def _integer(value: int) -> bytes:
+    try:
+        return _INT.pack(b"I", value) if -(2**31) <= value < 2**31 else _LONG.pack(b"l", value)
+    except struct.error:
+        raise ValueError(f"a header is {value}: an AMQP integer has 64 bits") from None
 
 
 def sendable(value: Any) -> Any:
-    """A header's value as pamqp can encode it: it decodes some that it does not encode."""
-    if isinstance(value, bytes):
-        return bytearray(value)
-    if isinstance(value, float) and not abs(value) < _LARGEST_FLOAT:
-        return repr(value)
+    """A value that was read, or the nearest that can be sent: some that are decoded cannot be encoded."""
     if isinstance(value, list):
         return [sendable(item) for item in value]
     if isinstance(value, dict):
         return {name: sendable(item) for name, item in value.items()}
     try:
-        encode.encode_table_value(value)
+        _field_value(value)
     except (TypeError, ValueError, ArithmeticError, struct.error):
         return repr(value)
     return value
@@ -110,16 +178,14 @@ def _is_flat(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_flat(item, depth - 1) for item in inner if isinstance(item, (dict, list)))
 
 
-def _mended(payload: bytes) -> ContentHeader:
-    _, weight, size = _CONTENT_HEADER.unpack_from(payload)
-    reader = _Reader(payload, _CONTENT_HEADER.size)
+def _mended(reader: _Reader) -> commands.Basic.Properties:
     try:
-        content = ContentHeader(weight, size, reader.properties())
-        content.marshal()
+        properties = reader.properties()
+        marshal(properties)
     except Exception as error:  # noqa: BLE001 - nothing that a foreigner sends may end the connection
         complaint = _shown(f"its properties cannot be read at all: {type(error).__name__}: {error}", _MAX_COMPLAINT)
-        return ContentHeader(weight, size, _Properties(headers={UNREADABLE: complaint}))
-    return content
+        return _Properties(headers={UNREADABLE: complaint})
+    return properties
 
 
 class _Reader:
@@ -129,6 +195,8 @@ class _Reader:
         self._data = data
         self._at = at
         self._wrong: list[str] = []
+        #: See `Content.headers`.
+        self.headers: dict[str, Any] = {}
 
     def properties(self) -> commands.Basic.Properties:
         flags = int.from_bytes(self._take(2), "big")
@@ -148,7 +216,18 @@ class _Reader:
         if kind == "timestamp":
             value = self._fixed("timestamp", b"T", self._take(8))
             return None if isinstance(value, (int, str)) else value
-        return self._table(MAX_DEPTH)
+        return self._headers()
+
+    def _headers(self) -> dict[str, Any]:
+        end = self._end()
+        values: dict[str, Any] = {}
+        while self._at < end:
+            name = self._text("header")
+            start, wrong = self._at, len(self._wrong)
+            values[name] = self._value(name, MAX_DEPTH - 1, end)
+            is_read = len(self._wrong) == wrong
+            self.headers[name] = WireValue(self._data[start : self._at]) if is_read else values[name]
+        return values
 
     def _take(self, count: int) -> bytes:
         start, self._at = self._at, self._at + count
@@ -229,7 +308,11 @@ def _with_readable_names(data: bytes, channel: int) -> bytes:
         name = _cut(_text(data[start:end])).encode()
         payload += bytes([len(name)]) + name
     payload += data[end:-1]
-    return struct.pack(">BHI", constants.FRAME_METHOD, channel, len(payload)) + payload + constants.FRAME_END_CHAR
+    return _frame(constants.FRAME_METHOD, channel, payload)
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + constants.FRAME_END_CHAR
 
 
 def _text(raw: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pamqp import commands, constants, frame
 
 from leveret.brokers.rabbitmq.codec import PERSISTENT, fitted
+from leveret.brokers.rabbitmq.foreign import marshal
 
 if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.amqp import Properties
@@ -46,7 +47,7 @@ class Encoder:
         method = self._method(message.queue, mandatory)
         properties = _plain(message.properties)
         if properties is None:
-            properties = fitted(message, self._frame_max).properties.marshal()
+            properties = marshal(fitted(message, self._frame_max).properties)
         body = message.body
         size = len(body)
         content = _CONTENT.pack(

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.rabbitmq import amqp
 from leveret.brokers.rabbitmq.declare import make_stream, message_count
-from leveret.brokers.rabbitmq.streams import Batch, Reading, marks_declaration, new_sentinel, to_message
+from leveret.brokers.rabbitmq.streams import (
+    SILENCE,
+    Batch,
+    Reading,
+    last_offset,
+    marks_declaration,
+    new_sentinel,
+    to_message,
+)
 from leveret.errors import BrokerError
 from leveret.listening import Counted
 from leveret.status import FROM_THE_FUTURE
@@ -24,12 +32,15 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.declare import Notes
     from leveret.brokers.rabbitmq.publisher import Publisher
+    from leveret.brokers.rabbitmq.streams import Place
     from leveret.status import Mark
 
 log = logging.getLogger("leveret.rabbitmq")
 
 #: How long reading all marks may take before the worker begins without the rest (seconds).
 _READ_TIMEOUT = 10.0
+#: How often it is looked in that time whether what is there has come.
+_LOOKS = 50
 _LACK = "tasks that are cancelled before they run, run all the same"
 
 
@@ -51,6 +62,8 @@ class MarkBook:
         self._offset: int | None = None
         self._reading: tuple[amqp.Line, Reading] | None = None
         self._beginning = asyncio.Lock()
+        #: The stream could not be read when that was tried last.
+        self._lacks = False
         self._ignored = Counted(log, FROM_THE_FUTURE)
 
     def __bool__(self) -> bool:
@@ -62,22 +75,50 @@ class MarkBook:
         return new
 
     async def read_on(self, line: amqp.Line) -> None:
-        """Read all that are there, and from now on each that comes for as long as the line and the stream live."""
+        """Make sure that all that are there are read, and each that comes for as long as the line and the stream live.
+
+        To be called again now and then, and when there is a new one: a reading may be over, or deaf.
+        """
         async with self._beginning:
-            if self._reading is not None:
-                begun_on, reading = self._reading
-                if begun_on is line and not reading.is_over:
-                    return
-                if reading.was_cancelled:
-                    self._offset = None
-                self._reading = None
+            if await self._reads_on(line):
+                return
+            self._reading = None
             try:
                 await self._begin(line)
             except amqp.ChannelAccessRefused as error:
                 self._notes.tell_refusal(_LACK, error)
             except (amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed) as error:
-                # It was deleted just now; or a node that came to the cluster later has no copy of it to read.
-                log.warning("%s: %s", _LACK, error)
+                # It was deleted just now, or has no leader yet; or a node that came to the cluster later has no copy of
+                # it to read. That is tried again when this is called again.
+                if not self._lacks:
+                    log.warning("%s: %s", _LACK, error)
+                self._lacks = True
+            else:
+                self._lacks = False
+
+    async def _reads_on(self, line: amqp.Line) -> bool:
+        if self._reading is None:
+            return False
+        begun_on, reading = self._reading
+        if reading.was_cancelled:
+            self._offset = None
+        if begun_on is not line or reading.is_over:
+            return False
+        with suppress(amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed):
+            end = await last_offset(line.connection, marks_declaration().name)
+            if end is None or await self._comes_to(end):
+                return True
+            log.warning("RabbitMQ has stored cancellations that it does not tell this worker of; reading them anew")
+        await reading.end()
+        return False
+
+    async def _comes_to(self, end: int) -> bool:
+        """Whether what is there has come, or comes in a moment."""
+        for _ in range(_LOOKS):
+            if self._offset is not None and self._offset >= end:
+                return True
+            await asyncio.sleep(SILENCE / _LOOKS)
+        return False
 
     async def _begin(self, line: amqp.Line) -> None:
         stream = marks_declaration().name
@@ -87,12 +128,16 @@ class MarkBook:
         reading = Reading(line.connection, stream, self._note)
         sentinel = new_sentinel()
         came = reading.expect(sentinel)
-        await reading.begin("first" if self._offset is None else self._offset + 1)
+        place: Place = "first" if self._offset is None else self._offset + 1
+        await reading.begin(place)
         self._reading = line, reading
         # An alarm lets nobody publish, and only workers that take what is there can end it.
         with suppress(TimeoutError, BrokerError, amqp.LineLost):
             async with asyncio.timeout(_READ_TIMEOUT):
                 await self._publisher.publish([to_message(stream, Batch(sentinel=sentinel))])
+                if isinstance(place, int) and await came < place:
+                    self._offset = None  # it is another stream by now, and is read from its beginning the next time
+                    await reading.end()
                 await came
             return
         log.warning("the cancelled tasks could not all be read within %g s; some may run", _READ_TIMEOUT)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.following import Feed, Watch
+from leveret.brokers.following import Feed, Following, Watch
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.streams import Batch, Place, Reading, new_sentinel, place_of
+from leveret.brokers.rabbitmq.streams import SILENCE, Batch, Place, Reading, last_offset, new_sentinel, place_of
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from leveret.status import newer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.events import Events
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.status import Status
 
 T = TypeVar("T")
@@ -30,6 +32,9 @@ log = logging.getLogger("leveret.rabbitmq")
 _LOOK_BACK = (100, 1_000)
 #: The stream is read on for so long after the last who followed has gone: the next one comes soon (seconds).
 _LINGER = 5.0
+#: After so long without news whoever follows makes sure that it would hear some (seconds, and half as much more by
+#: chance: of many who follow the first one's sentinel is heard by all, and is theirs too).
+_QUIET = 15.0
 
 
 def lacks_permission(error: Exception) -> bool:
@@ -94,8 +99,8 @@ _Asked: TypeAlias = "tuple[Sequence[str], asyncio.Future[tuple[dict[str, Status]
 class Reader:
     """Reads the stream on a connection of its own: an alarm stops connections that publish."""
 
-    def __init__(self, urls: Sequence[str], events: Events) -> None:
-        self._urls = urls
+    def __init__(self, hosts: Hosts, events: Events) -> None:
+        self._hosts = hosts
         self._events = events
         self._opening = asyncio.Lock()
         self._line: amqp.Line | None = None
@@ -116,37 +121,37 @@ class Reader:
             self._answering = asyncio.get_running_loop().create_task(self._answer())
         return await future
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        subscription = _Subscription(Feed(ids))
-        async with self._joined(subscription):
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+        subscription = _Subscription(feed)
+
+        async def join() -> None:
+            await self._join(subscription)
             known, offset = await self.ask(ids)
             subscription.begin(list(known.values()), offset)
-            yield subscription.feed
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[Feed]:
-        subscription = _Watching(Watch())
-        async with self._joined(subscription):
-            yield subscription.feed
+        return Following(feed, join, lambda: self._leave(subscription))
 
-    @asynccontextmanager
-    async def _joined(self, subscription: _Subscription) -> AsyncGenerator[None]:
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        subscription = _Watching(watch)
+        return Following(watch, lambda: self._join(subscription), lambda: self._leave(subscription))
+
+    async def _join(self, subscription: _Subscription) -> None:
         self._subscriptions.add(subscription)
-        try:
-            if self._ending is not None:
-                self._ending.cancel()
-                self._ending = None
-            if self._following is None:
-                self._attached.clear()
-                self._following = asyncio.get_running_loop().create_task(self._follow())
-                self._following.add_done_callback(self._fail_feeds)
-            await self._until_attached(self._following)
-            yield
-        finally:
-            self._subscriptions.discard(subscription)
-            if not self._subscriptions and self._ending is None:
-                self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        if self._following is None:
+            self._attached.clear()
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+            self._following.add_done_callback(self._fail_feeds)
+        await self._until_attached(self._following)
+
+    async def _leave(self, subscription: _Subscription) -> None:
+        self._subscriptions.discard(subscription)
+        if not self._subscriptions and self._ending is None:
+            self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
 
     def _end_following(self) -> None:
         self._ending = None
@@ -213,13 +218,65 @@ class Reader:
             if is_again and self._subscriptions:
                 await self._read_up(place)
             line.when_lost(reading.give_up)
-            await reading.over()
+            await self._until_over(line, reading)
             if reading.was_cancelled:
                 self._place = place_of([], time.time(), self._events.keep)
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
                     await reading.end()
+
+    async def _until_over(self, line: amqp.Line, reading: Reading) -> None:
+        """Read on, and make sure after a while without news that some would be heard."""
+        while not await reading.over(_QUIET * random.uniform(1.0, 1.5)):  # noqa: S311 - jitter
+            if reading.quiet_for < _QUIET:
+                continue
+            proof = asyncio.create_task(self._make_sure(line, reading))
+            over = asyncio.create_task(reading.over())
+            try:
+                await asyncio.wait([proof, over], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                over.cancel()
+                if not proof.done():
+                    proof.cancel()
+            if proof.done():
+                proof.result()
+
+    async def _make_sure(self, line: amqp.Line, reading: Reading) -> None:
+        """Send a sentinel, and hear it. Raises BrokerUnavailable when it is not heard."""
+        sentinel = new_sentinel()
+        came = reading.expect(sentinel)
+        try:
+            await self._events.send(Batch(sentinel=sentinel))
+        except BrokerError as error:
+            if lacks_permission(error):
+                await self._compare(line)
+            # Else that proves nothing: an alarm may be on.
+            log.debug("no sentinel could be sent: %s", error)
+        else:
+            await self._hear(line, reading, came, "following tasks")
+
+    async def _compare(self, line: amqp.Line) -> None:
+        """For whoever may not write: look whether the stream's last message has come. Raises BrokerUnavailable."""
+        end = await self._on(line, last_offset(line.connection, self._events.stream), "following tasks")
+        await asyncio.sleep(SILENCE)
+        if end is not None and isinstance(self._place, int) and self._place <= end:
+            await self._give_up(line)
+            raise BrokerUnavailable("news of tasks are stored that are not read from the stream")
+
+    async def _hear(self, line: amqp.Line, reading: Reading, came: asyncio.Future[int], doing: str) -> int:
+        """The offset of a sentinel that is stored. Raises BrokerUnavailable; then the next try is by another host."""
+        try:
+            return await line.run(reading.hear(came))
+        except amqp.CONNECTION_LOST as error:
+            if not line.is_lost and not reading.is_over:
+                await self._give_up(line)
+            raise amqp.translate(error, doing) from error
+
+    async def _give_up(self, line: amqp.Line) -> None:
+        """Its node may be parted from the others still: the next one is opened to another."""
+        line.host_failed()
+        await line.close()
 
     async def _read_up(self, place: Place) -> None:
         """Learn what came while nothing was read, also for those who joined in that time and asked on their own."""
@@ -260,14 +317,14 @@ class Reader:
         """What the last messages tell of the tasks that they are about. Raises BrokerError."""
         return await self._insist(partial(self._read_back, limit))
 
-    async def _insist(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read, again and again while the broker is unavailable, for as long as the timeout."""
+    async def _insist(self, read: Callable[[asyncio.Timeout], Awaitable[T]]) -> T:
+        """Read, again and again while the broker is unavailable, for as long as the timeout; longer while news come."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._events.timeout
         for pause in backoff():
             try:
-                async with asyncio.timeout_at(deadline):
-                    return await read()
+                async with asyncio.timeout_at(deadline) as limit:
+                    return await read(limit)
             except TimeoutError as error:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {self._events.timeout:g} s") from error
             except (BrokerUnavailable, BrokerRefused) as error:
@@ -280,7 +337,7 @@ class Reader:
         """Whether trying again may help: once there was a connection, its refusal is like its loss."""
         return not isinstance(error, BrokerRefused) or (self._line is not None and not lacks_permission(error))
 
-    async def _read(self, wanted: frozenset[str]) -> tuple[dict[str, Status], int]:
+    async def _read(self, wanted: frozenset[str], limit: asyncio.Timeout) -> tuple[dict[str, Status], int]:
         known: dict[str, Status] = {}
 
         def take(_: int, batch: Batch) -> None:
@@ -290,11 +347,11 @@ class Reader:
 
         place = place_of(list(wanted), time.time(), self._events.keep)
         sentinel = new_sentinel()
-        async with self._reading(place, take, sentinel) as arrival:
+        async with self._reading(place, take, sentinel, limit) as arrival:
             await self._events.send(Batch(sentinel=sentinel))
             return known, await arrival()
 
-    async def _read_back(self, limit: int) -> dict[str, Status]:
+    async def _read_back(self, count: int, limit: asyncio.Timeout) -> dict[str, Status]:
         known: dict[str, Status] = {}
 
         def take(_: int, batch: Batch) -> None:
@@ -302,20 +359,20 @@ class Reader:
                 known[update.id] = newer(known.get(update.id), update)
 
         sentinel = new_sentinel()
-        async with self._reading("last", _ignore, sentinel) as arrival:
+        async with self._reading("last", _ignore, sentinel, limit) as arrival:
             await self._events.send(Batch(sentinel=sentinel))
             end = await arrival()
         for messages in _LOOK_BACK:
             known.clear()
-            async with self._reading(max(0, end - messages), take, sentinel) as arrival:
+            async with self._reading(max(0, end - messages), take, sentinel, limit) as arrival:
                 await arrival()
-            if len(known) >= limit:
+            if len(known) >= count:
                 break
         return known
 
     @asynccontextmanager
     async def _reading(
-        self, place: Place, take: Callable[[int, Batch], None], sentinel: str
+        self, place: Place, take: Callable[[int, Batch], None], sentinel: str, limit: asyncio.Timeout
     ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
         """Read from that place on; gives what waits until the sentinel has come, for its offset."""
         line = await self._opened()
@@ -324,12 +381,13 @@ class Reader:
             # What comes before the channel is closed is of another answer: a follower is told of it besides.
             if not came.done():
                 take(offset, batch)
+                _extend(limit)
 
         reading = Reading(line.connection, self._events.stream, take_until_then)
         came = reading.expect(sentinel)
         try:
             await self._begin(line, reading, place, "reading what became of tasks")
-            yield lambda: self._on(line, _awaited(came), "reading what became of tasks")
+            yield lambda: self._hear(line, reading, came, "reading what became of tasks")
         finally:
             if not line.is_lost:
                 with suppress(*amqp.CONNECTION_LOST):
@@ -349,7 +407,7 @@ class Reader:
                 if self._line is not None:
                     await self._line.close()
                 await self._events.make()
-                self._line = await amqp.Line.open(self._urls, purpose="reader", confirms=False)
+                self._line = await amqp.Line.open(self._hosts, purpose="reader", confirms=False)
             return self._line
 
     async def _on(self, line: amqp.Line, operation: Coroutine[object, object, T], doing: str) -> T:
@@ -357,6 +415,13 @@ class Reader:
             return await line.run(operation)
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+
+
+def _extend(limit: asyncio.Timeout) -> None:
+    """There is much to read, or this machine is slow: that is no silence."""
+    patience, ends_at = asyncio.get_running_loop().time() + SILENCE, limit.when()
+    if ends_at is not None and ends_at < patience and not limit.expired():
+        limit.reschedule(patience)
 
 
 def _fail(asked: Sequence[_Asked], error: BaseException) -> None:
@@ -372,7 +437,3 @@ def _fail(asked: Sequence[_Asked], error: BaseException) -> None:
 
 def _ignore(offset: int, batch: Batch) -> None:
     """What is not wanted."""
-
-
-async def _awaited(future: asyncio.Future[int]) -> int:
-    return await future

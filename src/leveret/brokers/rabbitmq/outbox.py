@@ -28,6 +28,9 @@ _CHUNK_SIZE = 64 * 1024
 SILENCE = 5.0
 #: How many looks that takes.
 _LOOKS = 5
+#: Most unconfirmed messages of a channel for one queue with a length limit. RabbitMQ stores what was on the way when it
+#: became full, and a second channel of the same program may be sending too.
+BOUNDED = 16
 
 
 class Parcel:
@@ -66,6 +69,31 @@ class Parcel:
             self.done.set_exception(error)
 
 
+class Limits:
+    """Which queues refuse what is over their length, as far as this program knows."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._learnt: dict[str, asyncio.TimerHandle] = {}
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self._names or queue in self._learnt
+
+    def __bool__(self) -> bool:
+        return bool(self._names or self._learnt)
+
+    def add(self, queue: str) -> None:
+        """It was asked for, or seen in the queue's arguments: for good."""
+        self._names.add(queue)
+
+    def learn(self, queue: str, seconds: float) -> None:
+        """It showed, so a policy has set it, and may be gone again after this time."""
+        loop = asyncio.get_running_loop()
+        if queue in self._learnt:
+            self._learnt[queue].cancel()
+        self._learnt[queue] = loop.call_later(seconds, self._learnt.pop, queue)
+
+
 class _Sent(NamedTuple):
     """A message that waits for its confirm."""
 
@@ -77,7 +105,8 @@ class _Sent(NamedTuple):
 class Outbox:
     """See above. ``write``: send bytes, now. ``is_clogged``: whether that had better wait for the next confirm.
 
-    ``unsent``: how many bytes are still here.
+    ``unsent``: how many bytes are still here. ``limits``: queues that get few at once. ``challenge``: ask the server
+    for a sign of life, which `answered` tells of; one that gives none within ``patience`` (seconds) is given up.
     """
 
     def __init__(
@@ -86,16 +115,28 @@ class Outbox:
         write: Callable[[bytes], None],
         is_clogged: Callable[[], bool],
         unsent: Callable[[], int],
+        limits: Limits | None = None,
+        challenge: Callable[[], None] | None = None,
+        patience: float = SILENCE,
     ) -> None:
         self._encode = encoder.encode
         self._write = write
         self._is_clogged = is_clogged
         self._unsent = unsent
+        self._limits = Limits() if limits is None else limits
+        self._challenge = challenge
+        self._patience = patience
+        self._interval = min(SILENCE, patience * 2.5) / _LOOKS
+        #: When the server was asked for a sign of life that has not come yet (the loop's time).
+        self._challenged_at: float | None = None
         self._loop = asyncio.get_running_loop()
         self._parcels: deque[Parcel] = deque()
         #: By delivery tag: a channel in confirm mode numbers what is published on it, from 1.
         self._sent: dict[int, _Sent] = {}
         self._last_tag = 0
+        #: By queue with a limit: the tags that are on the way, and the calls that wait until there are fewer.
+        self._bounded: dict[str, set[int]] = {}
+        self._parked: dict[str, deque[Parcel]] = {}
         #: A returned message tells its id and not its tag, so no two with one id may be on the way at once.
         self._tags: dict[str, int] = {}
         self._flush: asyncio.Handle | None = None
@@ -135,6 +176,10 @@ class Outbox:
         for parcel, place, message in self._take(tag, multiple=multiple):
             parcel.settle(place, _full(message))
 
+    def answered(self) -> None:
+        """The server has given a sign of life."""
+        self._challenged_at = None
+
     def returned(self, id_: str | None) -> None:
         """No queue takes a message. Its confirm follows, and means nothing."""
         sent = self._sent.get(self._tags.get(id_ or "", 0))
@@ -165,8 +210,11 @@ class Outbox:
         self.is_over = self._is_closing = True
         if self._watch is not None:
             self._watch.cancel()
-        parcels = [*self._parcels, *(sent.parcel for sent in self._sent.values())]
+        parked = [parcel for parcels in self._parked.values() for parcel in parcels]
+        parcels = [*self._parcels, *parked, *(sent.parcel for sent in self._sent.values())]
         self._parcels.clear()
+        self._parked.clear()
+        self._bounded.clear()
         self._sent.clear()
         self._tags.clear()
         for parcel in parcels:
@@ -174,14 +222,17 @@ class Outbox:
         self._rest_if_done()
 
     def _rest_if_done(self) -> None:
-        if self._rest is not None and not (self._sent or self._parcels or self._rest.done()):
+        if self._rest is not None and not (self._sent or self._parcels or self._parked or self._rest.done()):
             self._rest.set_result(None)
 
     def _take(self, tag: int, *, multiple: bool) -> list[_Sent]:
         """The messages that a confirm is about; they are not on the way any more."""
         self._heard_at = self._loop.time()
+        self._challenged_at = None
         first = next(iter(self._sent), tag) if multiple else tag
         taken = [sent for one in range(first, tag + 1) if (sent := self._sent.pop(one, None)) is not None]
+        if self._bounded:
+            self._make_room(range(first, tag + 1), {sent.message.queue for sent in taken})
         for sent in taken:
             if sent.parcel.mandatory:
                 self._tags.pop(sent.message.id, None)
@@ -190,6 +241,24 @@ class Outbox:
         if self._rest is not None:
             self._rest_if_done()
         return taken
+
+    def _make_room(self, tags: range, queues: set[str]) -> None:
+        """For queues with a limit: let as many calls go on as there is room for again."""
+        for queue in queues & self._bounded.keys():
+            on_the_way = self._bounded[queue]
+            on_the_way.difference_update(tags)
+            parked = self._parked.get(queue)
+            for _ in range(BOUNDED - len(on_the_way)):
+                if parked:
+                    self._parcels.append(parked.popleft())
+            if not parked:
+                self._parked.pop(queue, None)
+            if not on_the_way:
+                del self._bounded[queue]
+
+    def _is_bound(self, queue: str) -> bool:
+        """Whether a queue with a limit has as much on the way as it may."""
+        return queue in self._limits and len(self._bounded.get(queue, ())) >= BOUNDED
 
     def _flush_soon(self) -> None:
         if self._flush is None:
@@ -208,7 +277,7 @@ class Outbox:
             self._given += len(data)
             self._write(data)
             if self._watch is None:
-                self._watch = self._loop.call_later(SILENCE / _LOOKS, self._look)
+                self._watch = self._loop.call_later(self._interval, self._look)
 
     def _next_frames(self) -> list[bytes]:
         """What goes out in the next write; it is on the way from now on."""
@@ -221,6 +290,9 @@ class Outbox:
                 continue
             place = parcel.written
             message = parcel.messages[place]
+            if self._limits and self._is_bound(message.queue):
+                self._parked.setdefault(message.queue, deque()).append(parcels.popleft())
+                continue
             if parcel.mandatory and message.id in self._tags:
                 break
             try:
@@ -234,6 +306,8 @@ class Outbox:
             self._sent[self._last_tag] = _Sent(parcel, place, message)
             if parcel.mandatory:
                 self._tags[message.id] = self._last_tag
+            if self._limits and message.queue in self._limits:
+                self._bounded.setdefault(message.queue, set()).add(self._last_tag)
             parcel.written += 1
             if parcel.written == len(parcel.messages):
                 parcels.popleft()
@@ -249,14 +323,21 @@ class Outbox:
         """
         self._watch = None
         if not self._sent:
+            self._challenged_at = None
             return
+        now = self._loop.time()
         if self.is_blocked or self._is_sending():
-            self._heard_at = self._loop.time()
-        patience = self._heard_at + SILENCE - self._loop.time()
+            self._heard_at, self._challenged_at = now, None
+        elif self._challenge is not None and self._challenged_at is None and now - self._heard_at >= self._interval:
+            self._challenged_at = now
+            self._challenge()
+        patience = self._heard_at + SILENCE - now
+        if self._challenged_at is not None:
+            patience = min(patience, self._challenged_at + self._patience - now)
         if patience <= 0:
             self.abandon()
         else:
-            self._watch = self._loop.call_later(min(patience, SILENCE / _LOOKS), self._look)
+            self._watch = self._loop.call_later(min(patience, self._interval), self._look)
 
     def _is_sending(self) -> bool:
         """Whether some of what was still here at the last look is gone: a large task takes its time on a slow line."""

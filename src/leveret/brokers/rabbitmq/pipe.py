@@ -7,6 +7,7 @@ confirms are read from it before aiormq sees them.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import struct
 import termios
@@ -20,9 +21,10 @@ from leveret.brokers.rabbitmq.frames import Encoder
 from leveret.brokers.rabbitmq.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pamqp.base import Frame
+
+    from leveret.brokers.rabbitmq.hosts import Hosts
+    from leveret.brokers.rabbitmq.outbox import Limits
 
 #: How much may wait to be sent to a server that does not read (bytes).
 _CLOGGED = 1024 * 1024
@@ -39,6 +41,7 @@ def _index(method: type[Frame]) -> bytes:
 
 _ACK = _index(commands.Basic.Ack)
 _NACK = _index(commands.Basic.Nack)
+_ALIVE = _index(commands.Confirm.SelectOk)
 _RETURN = _index(commands.Basic.Return)
 _CHANNEL_CLOSE = _index(commands.Channel.Close)
 _CONNECTION_CLOSE = _index(commands.Connection.Close)
@@ -51,7 +54,7 @@ _TAG = struct.Struct(">QB")
 class Pipe:
     """One line's publishes. Nobody else may publish on its channel: the numbers of the messages are counted here."""
 
-    def __init__(self, line: amqp.Line) -> None:
+    def __init__(self, line: amqp.Line, limits: Limits, hosts: Hosts) -> None:
         connection = line.connection
         assert isinstance(connection, reading.Connection)
         assert connection.transport is not None
@@ -59,7 +62,18 @@ class Pipe:
         self._writer = connection.writer
         tune = connection.transport.connection.connection_tune
         encoder = Encoder(line.channel.number, tune.frame_max or 0)
-        self.outbox = Outbox(encoder, self._writer.write, self._is_clogged, self._unsent)
+        self.outbox = Outbox(
+            encoder,
+            self._writer.write,
+            self._is_clogged,
+            self._unsent,
+            limits,
+            # Elsewhere the messages may be stored in time. To the same server they would only be sent twice.
+            self._challenge if hosts.have_a_choice else None,
+            hosts.patience,
+        )
+        self._select = frame.marshal(commands.Confirm.Select(), line.channel.number)
+        self._proof: asyncio.Future[None] | None = None
         self._channel_method = _TYPE_AND_CHANNEL.pack(constants.FRAME_METHOD, line.channel.number)
         self._channel_header = _TYPE_AND_CHANNEL.pack(constants.FRAME_HEADER, line.channel.number)
         self._channel_body = _TYPE_AND_CHANNEL.pack(constants.FRAME_BODY, line.channel.number)
@@ -68,13 +82,31 @@ class Pipe:
         line.when_lost(self.outbox.abandon)
 
     @classmethod
-    async def open(cls, urls: Sequence[str]) -> Self:
+    async def open(cls, hosts: Hosts, limits: Limits) -> Self:
         """Raises BrokerUnavailable or BrokerRefused."""
-        return cls(await amqp.Line.open(urls, purpose="producer", confirms=True))
+        return cls(await amqp.Line.open(hosts, purpose="producer", confirms=True), limits, hosts)
 
     @property
     def is_open(self) -> bool:
         return not (self.outbox.is_over or self.line.is_lost)
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the server gives a sign of life within that time; one that is blocked by an alarm need not."""
+        if not self.is_open:
+            return False
+        if self.outbox.is_blocked:
+            return True
+        self._challenge()
+        proof = self._proof
+        assert proof is not None
+        await asyncio.wait([proof], timeout=seconds)
+        return proof.done() or self.outbox.is_blocked
+
+    def _challenge(self) -> None:
+        """Ask what is answered by the channel itself, behind all that was published, and changes nothing."""
+        if self._proof is None or self._proof.done():
+            self._proof = asyncio.get_running_loop().create_future()
+            self._writer.write(self._select)
 
     def _is_clogged(self) -> bool:
         return self._writer.is_closing() or self._writer.transport.get_write_buffer_size() > _CLOGGED
@@ -82,8 +114,11 @@ class Pipe:
     def _unsent(self) -> int:
         """Bytes that wait here, and in the system for the other side to have them."""
         waiting = self._writer.transport.get_write_buffer_size()
+        socket = self._writer.get_extra_info("socket")
+        if socket is None:  # uvloop's of a closed connection
+            return waiting
         try:
-            queued = fcntl.ioctl(self._writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+            queued = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
         except (OSError, ValueError):  # closed, or a system that does not tell
             return waiting
         return waiting + int(_INT.unpack(queued)[0])
@@ -112,7 +147,10 @@ class Pipe:
             self.outbox.refused(tag, multiple=bool(multiple & 1))
         elif index == _CHANNEL_CLOSE:
             self.outbox.stop()
-        return index in (_ACK, _NACK, _RETURN)
+        elif index == _ALIVE and self._proof is not None and not self._proof.done():
+            self._proof.set_result(None)
+            self.outbox.answered()
+        return index in (_ACK, _NACK, _RETURN, _ALIVE)
 
     def _look_at_connection(self, data: bytes) -> None:
         index = data[_INDEX:_ARGUMENTS]

@@ -10,9 +10,11 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
+from leveret.brokers import censor
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.outbox import SILENCE
+from leveret.brokers.rabbitmq.declare import message_count
+from leveret.brokers.rabbitmq.outbox import SILENCE, Limits
 from leveret.brokers.rabbitmq.pipe import Pipe
 from leveret.deadlines import Deadlines
 from leveret.errors import (
@@ -22,18 +24,30 @@ from leveret.errors import (
     EnqueueTimeout,
     LeveretError,
     QueueFull,
+    QueueUnavailable,
     TaskTooLarge,
 )
+from leveret.flights import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.hosts import Hosts
     from leveret.brokers.rabbitmq.outbox import Parcel
 
 log = logging.getLogger("leveret.rabbitmq.publisher")
 
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
+
+
+#: A queue without a limit that we know of is full when so many channels, each of them new, were refused one after the
+#: other while it said that messages are ready in it. A queue without a leader says that none are.
+_REFUSALS = 3
+#: How long a channel that was refused stays in use (seconds): many may be refused at once.
+_DOUBTED = 0.5
+#: How long a limit is remembered that only showed (seconds): a policy's, which may change.
+_REMEMBERED = 60.0
 
 
 class _Lost(Exception):
@@ -47,6 +61,8 @@ class _Effort:
         self._messages = messages
         self._parcel: Parcel | None = None
         self._was_sent = False
+        #: The channels that refused it while its queue had messages, see `_REFUSALS`.
+        self.refused_by: set[Pipe] = set()
         self.trouble: Exception | None = None
 
     @property
@@ -57,6 +73,11 @@ class _Effort:
     def was_sent(self) -> bool:
         """Once something was sent it may be stored, whatever becomes of the connection afterwards."""
         return self._was_sent or (self._parcel is not None and self._parcel.written > 0)
+
+    @property
+    def is_refused(self) -> bool:
+        """Nothing is known to be stored, and nothing may be: what is left was refused."""
+        return self._parcel is not None and bool(self._parcel.refusals) and not self._parcel.pending
 
     def hand_over(self, pipe: Pipe) -> Parcel:
         pending, self._was_sent = self.pending, self.was_sent
@@ -71,10 +92,15 @@ class _Effort:
 class Publisher:
     """One publishing connection, opened at its first use and again when it was lost. ``timeout``: seconds."""
 
-    def __init__(self, urls: Sequence[str], *, timeout: float) -> None:
-        self._urls = urls
+    def __init__(self, hosts: Hosts, *, timeout: float) -> None:
+        self._hosts = hosts
+        self.limits = Limits()
         self._deadlines = Deadlines(timeout)
-        self._opening = asyncio.Lock()
+        #: The opening of a pipe outlives the call that began it: else short timeouts would begin it again and again.
+        self._opening: Flights[str] = Flights()
+        self._looking: Flights[str] = Flights()
+        #: Whether a queue had messages when it was asked last, and its channel was refused.
+        self._had_messages: dict[str, bool] = {}
         self._pipe: Pipe | None = None
         #: Pipes that send and confirm what they have, and get no more.
         self._retiring: set[asyncio.Task[None]] = set()
@@ -110,9 +136,26 @@ class Publisher:
             raise self._why_late(effort) from effort.trouble
         raise self._why_closed(effort) from effort.trouble
 
+    def why_silent(self) -> str:
+        """What a question that was not answered in time ran into."""
+        if self._pipe is None or not self._pipe.is_open:
+            return f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
+        if self._pipe.outbox.is_blocked:
+            return "RabbitMQ takes nothing on this connection now (a memory or disk alarm)"
+        return "RabbitMQ did not answer"
+
     async def connection(self) -> amqp.Connection:
-        """The open connection, for questions. Raises BrokerUnavailable or BrokerRefused."""
-        return (await self._open_pipe()).line.connection
+        """The open connection, for questions, which has just shown that it lives.
+
+        Raises BrokerUnavailable or BrokerRefused.
+        """
+        pipe = await self._open_pipe()
+        if not await pipe.answers(self._hosts.patience):
+            if pipe is self._pipe:
+                pipe.line.host_failed()
+                self._part_with(pipe)
+            pipe = await self._open_pipe()
+        return pipe.line.connection
 
     async def send(self, message: Message) -> None:
         """Publish without waiting for a confirm or asking for a queue: answers that nobody may be waiting for."""
@@ -121,27 +164,34 @@ class Publisher:
     async def close(self) -> None:
         """For good: whoever publishes still would open a connection that nobody closes."""
         self._is_closed = True
-        async with self._opening:
-            await self._drop()
+        error = BrokerUnavailable("the connection was closed by this program; nothing was stored")
+        self._opening.close(error)
+        self._looking.close(error)
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            await pipe.line.close()
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _open_pipe(self) -> Pipe:
         """The connection and its channel; opened anew when they are lost."""
-        if self._pipe is not None and self._pipe.is_open:
-            return self._pipe
-        async with self._opening:
-            if self._pipe is None or not self._pipe.is_open:
-                await self._drop()
-                self._pipe = await self._opened()
-            return self._pipe
+        if self._pipe is None or not self._pipe.is_open:
+            await self._opening.join(("pipe",), self._reopen)
+        if self._pipe is None:
+            raise BrokerUnavailable("the connection to RabbitMQ was lost again at once")
+        return self._pipe
+
+    async def _reopen(self, _: Sequence[str]) -> None:
+        if self._pipe is not None:
+            self._part_with(self._pipe)
+        self._pipe = await self._opened()
 
     async def _opened(self) -> Pipe:
         if self._is_closed:
             raise BrokerUnavailable("the connection was closed by this program")
         try:
-            pipe = await Pipe.open(self._urls)
+            pipe = await Pipe.open(self._hosts, self.limits)
         except BrokerUnavailable as error:
             if not self._is_away:
                 log.warning("RabbitMQ cannot be reached; it is tried again as long as somebody waits for it: %s", error)
@@ -150,47 +200,86 @@ class Publisher:
         self._is_away = False
         return pipe
 
-    async def _drop(self) -> None:
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            await pipe.line.close()
-
     async def _send(self, pipe: Pipe, effort: _Effort) -> bool:
         """Send what is pending; False when it must be sent again. Raises when any was refused."""
         parcel = effort.hand_over(pipe)
         await parcel.done
-        if parcel.refusals and (set(map(type, parcel.refusals.values())) != {QueueFull} or not self._doubts(pipe)):
+        if parcel.refusals:
             refusal = parcel.refusals[min(parcel.refusals)]
-            refusal.ids = tuple(message.id for message in effort.pending)
-            raise refusal
+            if not isinstance(refusal, QueueFull) or not await self._may_pass(pipe, effort, parcel):
+                refusal.ids = tuple(message.id for message in effort.pending)
+                raise refusal
+            effort.note(refusal)
         if parcel.pending:
             _raise_reason(pipe.line.parting, parcel.pending.values())
             effort.note(_Lost("the connection was lost, or silent, before the confirm came"))
         return not (parcel.refusals or parcel.pending)
 
-    def _doubts(self, pipe: Pipe) -> bool:
-        """Whether a refusal is to be asked for again, on a new connection: at most once in a while.
+    async def _may_pass(self, pipe: Pipe, effort: _Effort, parcel: Parcel) -> bool:
+        """Whether what was refused is to be sent again: on another channel, and not for ever.
 
         A channel of RabbitMQ 3.10 that publishes while its quorum queue elects a leader may refuse everything from
         then on, although the queue has neither a limit nor, soon, a lack of a leader.
         """
+        if any(not isinstance(refusal, QueueFull) for refusal in parcel.refusals.values()):
+            return False
+        queues = {parcel.messages[place].queue for place in parcel.refusals}
+        if all(queue in self.limits for queue in queues):
+            return self._doubts(pipe, SILENCE)
+        self._doubts(pipe, _DOUBTED)
+        for queue in queues:
+            if queue not in self.limits and await self._has_messages(queue):
+                effort.refused_by.add(pipe)
+                if len(effort.refused_by) >= _REFUSALS:
+                    self.limits.learn(queue, _REMEMBERED)
+        return any(queue not in self.limits for queue in queues)
+
+    async def _has_messages(self, queue: str) -> bool:
+        """Whether a queue says that messages are ready in it, as a full one does, and one without a leader cannot."""
+
+        async def look(_: Sequence[str]) -> None:
+            self._had_messages[queue] = False
+            async with asyncio.timeout(self._hosts.patience):
+                found = await message_count(await self.connection(), queue)
+            self._had_messages[queue] = found is not None and found[0] > 0
+
+        try:
+            await self._looking.join((queue,), look)
+        except asyncio.CancelledError:
+            if amqp.is_cancelled():
+                raise
+            return False
+        except (LeveretError, TimeoutError, *amqp.CONNECTION_LOST):
+            return False
+        return self._had_messages[queue]
+
+    def _doubts(self, pipe: Pipe, seconds: float) -> bool:
+        """Have a refusal be asked for again on a new connection: at most once in so many seconds."""
         if pipe is not self._pipe:
             return True  # doubted by now
         now = asyncio.get_running_loop().time()
-        if now - self._doubted_at < SILENCE:
+        if now - self._doubted_at < seconds:
             return False
         self._doubted_at = now
-        self._pipe = None
-        task = asyncio.create_task(self._retire(pipe))
+        self._part_with(pipe)
+        return True
+
+    def _part_with(self, pipe: Pipe) -> None:
+        """Use it no more, and close it behind the callers."""
+        if pipe is self._pipe:
+            self._pipe = None
+        task = asyncio.get_running_loop().create_task(self._retire(pipe))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        return True
 
     async def _retire(self, pipe: Pipe) -> None:
         """What is on the way is other callers': given up, it would be sent again, and most of it is stored."""
         try:
             await pipe.outbox.retire()
         finally:
+            if pipe.outbox.is_over and not pipe.line.is_lost:
+                pipe.line.host_failed()  # it was silent, and would not answer a farewell
+                pipe.line.abort()
             await pipe.line.close()
 
     def _why_closed(self, effort: _Effort) -> LeveretError:
@@ -207,12 +296,21 @@ class Publisher:
         ids = [message.id for message in effort.pending]
         if isinstance(effort.trouble, BrokerUnavailable) and not effort.was_sent:
             return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {effort.trouble}")
+        if effort.is_refused:
+            return QueueUnavailable(
+                f"RabbitMQ refused {len(ids)} tasks for queue {effort.pending[0].queue!r} again and again {within}; "
+                "they were not stored. The queue has no length limit that this program knows of, so it has no leader "
+                "(do most of its nodes run?), or a policy limits its length",
+                ids,
+            )
         if self._pipe is not None and self._pipe.outbox.is_blocked:
             return BrokerBlocked(
                 f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
                 f"{len(ids)} tasks may be stored when the alarm ends",
                 ids,
             )
+        if not effort.was_sent:
+            return BrokerUnavailable(f"RabbitMQ could not be reached {within}; nothing was stored: {self.why_silent()}")
         return EnqueueTimeout(f"RabbitMQ did not confirm {len(ids)} tasks {within}; they may be stored later", ids)
 
 

@@ -21,6 +21,7 @@ from leveret.brokers.rabbitmq.foreign import readable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aiormq.abc import DeliveredMessage
     from yarl import URL
 
 #: The most that is taken from the stream at once (bytes); it holds less than that.
@@ -34,6 +35,8 @@ _HEAD = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY = constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY
 _END = constants.FRAME_END
 _DELIVER = b"\x00\x3c\x00\x3c"
+_GET_OK = b"\x00\x3c\x00\x47"
+_CONNECTION_CLOSE = b"\x00\x0a\x00\x32"
 #: A delivery's number, and whether it was delivered before.
 _NUMBER = struct.Struct(">QB")
 #: A whole frame that settles a delivery: kind, channel, length, method, the delivery's number, options, end.
@@ -61,9 +64,22 @@ Take: TypeAlias = "Callable[[list[Incoming]], None]"
 class Connection(aio_pika.Connection):
     """A connection that reads every message, whatever is in its properties."""
 
-    async def connect(self, timeout: float | None = None) -> None:
-        self.kwargs["transport_factory"] = self._stream = _Transport()
-        await super().connect(timeout)
+    _stream: _Transport | None = None
+
+    async def connect_to(self, address: str) -> None:
+        """Connect to one address of the URL's host."""
+        self.kwargs["transport_factory"] = self._stream = _Transport(address)
+        await self.connect()
+
+    def abort(self) -> None:
+        """Close the socket, whatever waits to be sent."""
+        if self._stream is not None and self._stream.writer is not None:
+            self._stream.writer.transport.abort()
+
+    @property
+    def last_words(self) -> tuple[int, str] | None:
+        """With which code and text the server closed the connection; None: it did not, or without a word."""
+        return self._stream.frames.last_words if self._stream is not None and self._stream.frames is not None else None
 
     def __del__(self) -> None:
         """Not aio-pika's, which wants to start a closing in whichever thread collects this: `amqp.close` closes it."""
@@ -71,27 +87,41 @@ class Connection(aio_pika.Connection):
     @property
     def frames(self) -> Frames:
         """What aiormq reads, from when it is connected."""
+        assert self._stream is not None
+        assert self._stream.frames is not None
         return self._stream.frames
 
     @property
     def writer(self) -> asyncio.StreamWriter:
         """What aiormq writes to: each of its writes, like anyone's, must be of whole frames."""
+        assert self._stream is not None
+        assert self._stream.writer is not None
         return self._stream.writer
 
     def take_deliveries(self, channel: int, take: Take) -> None:
         """Have each delivery of that channel from now on. ``take`` must not raise."""
         self.frames.take_deliveries(channel, take)
 
+    def as_delivered(self, message: DeliveredMessage) -> Incoming:
+        """A message that aiormq handed over, with its content header as it came: after `Frames.keep_headers`."""
+        tag = message.delivery_tag or 0
+        return Incoming(b"", tag, bool(message.redelivered), self.frames.headers.pop(tag), message.body)
+
 
 class _Transport(TransportFactory):
     """aiormq's own transports, with `Frames` between the socket and aiormq."""
 
-    frames: Frames
-    writer: asyncio.StreamWriter
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.frames: Frames | None = None
+        self.writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self.writer = await factory.create(url, **kwargs)
+        factory: TransportFactory = TCPTransportFactory()
+        if url.scheme == "amqps":
+            # The certificate is for the name.
+            factory, kwargs["server_hostname"] = TLSTransportFactory(), url.host
+        reader, self.writer = await factory.create(url.with_host(self._address), **kwargs)
         self.frames = Frames(reader)
         return self.frames, self.writer
 
@@ -112,6 +142,12 @@ class Frames(asyncio.StreamReader):
         self._deliver: Take = _nobody
         #: Sees each other frame first, and says whether it took it: aiormq does not get that one.
         self.take: Callable[[bytes], bool] | None = None
+        #: The content headers of messages that aiormq gets, by the numbers of their deliveries: see `keep_headers`.
+        self.headers: dict[int, bytes] = {}
+        self._keeps_headers = False
+        self._latest = 0
+        #: Of the server's Connection.Close.
+        self.last_words: tuple[int, str] | None = None
         self._method: tuple[bytes, int, bool] | None = None
         self._header = b""
         self._parts: list[bytes] = []
@@ -122,6 +158,10 @@ class Frames(asyncio.StreamReader):
     def take_deliveries(self, channel: int, take: Take) -> None:
         """Hand that channel's deliveries to ``take``, some at once and in their order among the other frames."""
         self._channel, self._deliver = channel, take
+
+    def keep_headers(self) -> None:
+        """Keep the content headers of messages that one channel gets from now on: aiormq's lose the types of values."""
+        self._keeps_headers = True
 
     def at_eof(self) -> bool:
         return self._at == len(self._frame) and self._done == len(self._data) and self._source.at_eof()
@@ -163,12 +203,24 @@ class Frames(asyncio.StreamReader):
                 break
             elif channel != self._channel or data[end - 1] != _END or not self._collect(kind, data, at, end, taken):
                 frame = data[at:end]
+                if self._keeps_headers:
+                    self._keep(frame)
+                if channel == 0 and kind == _METHOD and data.startswith(_CONNECTION_CLOSE, at + _HEAD.size):
+                    self.last_words = _reason(frame)
                 found = b"" if self.take is not None and self.take(frame) else readable(frame)
             at = end
         self._done = at
         if taken:
             self._deliver(taken)
         return found
+
+    def _keep(self, frame: bytes) -> None:
+        payload = frame[_HEAD.size : -1]
+        if frame[0] == _HEADER:
+            self.headers[self._latest] = payload
+        elif frame[0] == _METHOD and payload.startswith((_DELIVER, _GET_OK)):
+            at = 4 if payload.startswith(_GET_OK) else 5 + payload[4]
+            self._latest, _ = _NUMBER.unpack_from(payload, at)
 
     def _collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:
         """Whether a frame is part of a delivery."""
@@ -194,6 +246,13 @@ class Frames(asyncio.StreamReader):
             taken.append(Incoming(*self._method, self._header, body))
             self._method, self._parts = None, []
         return True
+
+
+def _reason(frame: bytes) -> tuple[int, str]:
+    """The code and the text of a Connection.Close."""
+    at = _HEAD.size + len(_CONNECTION_CLOSE)
+    text = at + 3
+    return int.from_bytes(frame[at : at + 2], "big"), frame[text : text + frame[text - 1]].decode(errors="replace")
 
 
 def acks(channel: int, tags: Sequence[int], oldest: int | None) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -33,12 +34,17 @@ _MARKS_SEGMENT = 512 * 1024
 _MOST_MARKS = 4 * 1024 * 1024
 #: RabbitMQ has so many messages on the way to a reader at once.
 _PREFETCH = 200
+#: For how long nothing may come, though there is something, until a reader counts as deaf (seconds).
+SILENCE = 5.0
+#: How long the last messages of a stream may take to come (seconds).
+_ANSWER = 2.0
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a stream. Readers ignore a newer version, and members that they do not know."""
 
-    v: int = VERSION
+    #: Always written, though it is the default: readers in other languages go by it.
+    v: int = msgspec.field(default_factory=lambda: VERSION)
     updates: list[Status] = []
     marks: list[Mark] = []
     #: Somebody reads up to here.
@@ -85,16 +91,26 @@ def new_sentinel() -> str:
 
 
 class Reading:
-    """A channel that reads a stream from some place on, and hands each batch over with its offset."""
+    """A channel that reads a stream from some place on, and hands each batch over with its offset.
+
+    RabbitMQ 4.3 may send a reader nothing more, and not tell it, after its node was parted from the others for a while.
+    So whoever goes on reading makes sure now and then that it still hears: by a sentinel, or by `last_offset`.
+    """
 
     def __init__(self, connection: amqp.Connection, stream: str, take: Callable[[int, Batch], None]) -> None:
         self._connection = connection
         self._stream = stream
         self._take = take
         self._unacknowledged = 0
+        self._last_tag = 0
         self._sentinels: dict[str, asyncio.Future[int]] = {}
         self._channel: amqp.Channel | None = None
+        #: RabbitMQ ends a connection that acknowledges on a channel after its closing, and aiormq closes one by itself
+        #: when its beginning is given up.
+        self._may_acknowledge = False
         self._over = asyncio.Event()
+        self._heard_at = float("-inf")
+        self._first = 0
         #: RabbitMQ has ended it. As a rule the stream was deleted, and offsets in one of its name are others.
         self.was_cancelled = False
 
@@ -103,17 +119,41 @@ class Reading:
         """Nothing comes any more. That the connection is lost may not show here."""
         return self._over.is_set()
 
-    async def over(self) -> None:
-        await self._over.wait()
+    @property
+    def quiet_for(self) -> float:
+        """How long nothing has come (seconds)."""
+        return asyncio.get_running_loop().time() - self._heard_at
+
+    async def over(self, within: float | None = None) -> bool:
+        """Wait until nothing comes any more, at most so long (seconds); whether that is so."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._over.wait()
+        return self.is_over
+
+    async def hear(self, came: asyncio.Future[int]) -> int:
+        """The offset of a sentinel that RabbitMQ has confirmed. Raises LineLost when nothing comes for too long."""
+        self._heard_at = asyncio.get_running_loop().time()
+        while not came.done():
+            left = SILENCE - self.quiet_for
+            if left <= 0:
+                raise amqp.LineLost(f"RabbitMQ has stored what is not read from the stream after {SILENCE:g} s")
+            await asyncio.wait([came], timeout=left)
+        return came.result()
 
     async def begin(self, place: Place) -> None:
         """Returned means that nothing from that place on is missed. Raises what aio-pika raises."""
+        # A node that lags behind begins where it is.
+        self._first = place if isinstance(place, int) else 0
         self._channel = await amqp.open_channel(self._connection, confirms=False)
         self._channel.closing.add_done_callback(lambda _: self.give_up())
         self._channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         await self._channel.basic_qos(prefetch_count=_PREFETCH)
         arguments: dict[str, Any] = {"x-stream-offset": place}
         await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
+        self._heard_at = asyncio.get_running_loop().time()
+        self._may_acknowledge = not self.is_over
+        await self._acknowledge()  # all that it may have at once may have come by now
 
     def expect(self, sentinel: str) -> asyncio.Future[int]:
         """Gets the sentinel's offset when it comes, or LineLost when the reading is over first."""
@@ -123,11 +163,14 @@ class Reading:
         return future
 
     async def end(self) -> None:
+        self._may_acknowledge = False
+        self.give_up()
         if self._channel is not None and not self._channel.is_closed:
             await self._channel.close()
 
     def give_up(self) -> None:
         """Have it be over for whoever waits on it."""
+        self._may_acknowledge = False
         self._over.set()
         for waiting in self._sentinels.values():
             if not waiting.done():
@@ -138,18 +181,56 @@ class Reading:
         self.give_up()
 
     async def _on_message(self, message: amqp.DeliveredMessage) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         offset = (message.header.properties.headers or {}).get("x-stream-offset")
         batch = read(message.body)
         if batch is not None and isinstance(offset, int):
-            self._take(offset, batch)
+            if offset >= self._first:
+                self._take(offset, batch)
             waiting = self._sentinels.pop(batch.sentinel or "", None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(offset)
+        if self.is_over:
+            return  # an acknowledgment on a channel that was just closed would end the connection
         self._unacknowledged += 1
-        # A stream's acknowledgment is only the wish for more.
-        if self._unacknowledged * 4 >= _PREFETCH and self._channel is not None:
+        self._last_tag = message.delivery_tag or 0
+        await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        """A stream's acknowledgment is only the wish for more."""
+        if self._may_acknowledge and self._unacknowledged * 4 >= _PREFETCH:
+            assert self._channel is not None
             self._unacknowledged = 0
-            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True, wait=False)
+            with suppress(*amqp.CONNECTION_LOST):
+                await self._channel.basic_ack(self._last_tag, multiple=True, wait=False)
+
+
+async def last_offset(connection: amqp.Connection, stream: str) -> int | None:
+    """About where a stream ends, without writing to it; None: nothing is in it. Raises what aio-pika raises.
+
+    It may be a few messages further when they were stored together.
+    """
+    channel = await amqp.open_channel(connection, confirms=False)
+    offsets: list[int] = []
+    came = asyncio.Event()
+
+    async def take(message: amqp.DeliveredMessage) -> None:
+        offset = (message.header.properties.headers or {}).get("x-stream-offset")
+        offsets.extend([offset] if isinstance(offset, int) else [])
+        came.set()
+
+    try:
+        await channel.basic_qos(prefetch_count=_PREFETCH)
+        arguments: dict[str, Any] = {"x-stream-offset": "last"}
+        answer = await channel.basic_consume(stream, take, arguments=arguments)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER):
+                await came.wait()
+        await channel.basic_cancel(answer.consumer_tag or "")  # what is on the way comes before the answer
+    finally:
+        if not channel.is_closed:
+            await amqp.close_channel(channel)
+    return max(offsets, default=None)
 
 
 def _forget(waiting: asyncio.Future[int]) -> None:

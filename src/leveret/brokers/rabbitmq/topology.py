@@ -1,7 +1,7 @@
 """What is declared on RabbitMQ, and what an existing queue is good for. Pure: no I/O.
 
-A task queue is durable, of type quorum, and nothing else: what RabbitMQ's own tutorials declare in every language, so
-that producers and consumers in other languages share it without a PRECONDITION_FAILED.
+A task queue is durable, of type quorum, and nothing else: what most of RabbitMQ's own tutorials declare, so that
+producers and consumers in other languages share it without a PRECONDITION_FAILED. docs/wire-format.md lists them.
 """
 
 from __future__ import annotations
@@ -165,9 +165,14 @@ def judge(queue: Queue, found: Declaration) -> list[str]:
     return _shortcomings(queue, found, kind)
 
 
+def refuses(found: Declaration) -> bool:
+    """Whether a queue refuses what is over a limit of its arguments."""
+    limits = found.arguments.keys() & {"x-max-length", "x-max-length-bytes"}
+    return bool(limits) and str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+
+
 def _limits(found: Declaration, max_length: int) -> bool:
-    rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
-    return rejects and found.arguments.get("x-max-length") == max_length
+    return refuses(found) and found.arguments.get("x-max-length") == max_length
 
 
 def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:
@@ -176,15 +181,30 @@ def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:
         lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
     if kind == "quorum" and queue.kind == "classic":
         lacks.append("it is a quorum queue, and a classic one was asked for")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop tasks" for argument in _lossy(found))]
+
+
+def judge_dead(found: Declaration) -> list[str]:
+    """What an existing dead-letter queue lacks, for the log."""
+    lacks = []
+    if not found.durable or found.auto_delete:
+        lacks.append("dead letters in it do not survive a restart, or its last reader; delete it, and it is made anew")
+    elif found.arguments.get("x-queue-type", "classic") == "classic":
+        lacks.append("it is a classic queue: its dead letters are not replicated")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop dead letters" for argument in _lossy(found))]
+
+
+def _lossy(found: Declaration) -> list[str]:
+    """The arguments of a queue that let RabbitMQ drop messages."""
     rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
     limits = {name: found.arguments[name] for name in _LOSSY if name in found.arguments}
-    # A negative delivery limit is none (RabbitMQ 4.0 and later).
-    lossy = [
-        name
+    # A negative delivery limit is none (RabbitMQ 4.0 and later), and our own is as good as none.
+    return [
+        f"{name}={limit!r}"
         for name, limit in limits.items()
-        if not (rejects and name.startswith("x-max-length")) and not (isinstance(limit, int) and limit < 0)
+        if not (rejects and name.startswith("x-max-length"))
+        and not (isinstance(limit, int) and (limit < 0 or limit == _DEAD_ARGUMENTS["x-delivery-limit"]))
     ]
-    return [*lacks, *(f"{name}={found.arguments[name]!r} lets RabbitMQ drop tasks" for name in lossy)]
 
 
 def hosts(url: str) -> list[str]:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers.sqlite.bells import Listener
+from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.trouble import Trouble, listening
 from leveret.brokers.sqlite.writer import call_soon
-from leveret.errors import BrokerError
+from leveret.errors import BrokerError, StoreError
 from leveret.model import Delivery, Queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
-    from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.bells import Bells, Listener
     from leveret.brokers.sqlite.store import Claim, Dealt
     from leveret.brokers.sqlite.writer import Writer
     from leveret.inspection import Describe, WorkerReport
@@ -35,8 +36,9 @@ ROUND = 0.5
 class Lease:
     """A consumer's right to what it was dealt. It ends with the consumer, never by time."""
 
-    def __init__(self, consumer: int) -> None:
+    def __init__(self, consumer: int, bell: str | None = None) -> None:
         self.consumer = consumer
+        self.bell = bell
         self.held = True
         #: How many deliveries are out under it.
         self.unsettled = 0
@@ -70,6 +72,7 @@ class SQLiteConsumer:
         #: Somebody has removed the registration.
         self._gone = False
         self._losses = 0
+        self._trouble = Trouble("no tasks can be taken")
         self._loop = asyncio.get_running_loop()
         #: Set when there is something to do: claims have come, or it is time to look.
         self._wake = asyncio.Event()
@@ -84,7 +87,7 @@ class SQLiteConsumer:
         """Register; from now on tasks are dealt to this consumer."""
         registered = await sweep(self._writer, self._bells)
         self._bells.clear(registered)
-        bell = Listener(self._bells, self._rung)
+        bell = listening(self._bells, self._rung, self._writer)
         try:
             number = await self._writer.do(
                 partial(
@@ -106,7 +109,7 @@ class SQLiteConsumer:
         if self._closed:  # while it registered again
             await self._take_back(bell)
         else:
-            self._bell, self._lease = bell, Lease(number)
+            self._bell, self._lease = bell, Lease(number, bell.name)
             self._look_soon()
 
     async def _take_back(self, bell: Listener) -> None:
@@ -141,7 +144,7 @@ class SQLiteConsumer:
 
     @property
     def connected(self) -> bool:
-        return not self._gone
+        return not (self._gone or self._trouble.lasts)
 
     @property
     def losses(self) -> int:
@@ -182,6 +185,8 @@ class SQLiteConsumer:
         await asyncio.gather(*self._answering, return_exceptions=True)
         try:
             await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
+        except StoreError as error:  # if it can be used again, whoever looks finds a bell that nobody holds
+            log.warning("this consumer ends without its file: %s", error)
         finally:
             self._let_go_of_bell()
 
@@ -209,7 +214,7 @@ class SQLiteConsumer:
     def _taken(self) -> Sequence[Delivery]:
         claims, self._claims = self._claims, []
         self._lease.unsettled += len(claims)
-        return [Delivery(claim.envelope, self._lease, claim.token, claim.returns) for claim in claims]
+        return [Delivery(claim.envelope, self._lease, claim.token, claim.returns, claim.defect) for claim in claims]
 
     async def _look(self) -> None:
         """Ask for what was dealt by others, or has become due."""
@@ -227,9 +232,11 @@ class SQLiteConsumer:
             else:
                 await self._writer.do(partial(Store.look, consumer=self._lease.consumer))
         except BrokerError as error:
-            log.warning("cannot read tasks, trying again: %s", error)
+            self._trouble.begin(error)
             await asyncio.sleep(ROUND)
             self._look_soon()
+        else:
+            self._trouble.end()
 
     def _look_at(self, next_due: float | None) -> None:
         """Look again when the next task is due, at the latest in the next round."""
@@ -259,17 +266,21 @@ class SQLiteConsumer:
 
     async def _renew(self) -> None:
         """Somebody removed this living consumer (its bell was deleted): what it had may run twice. Begin anew."""
-        log.error("this consumer's registration is gone: was the folder beside the database deleted? registering again")
+        if not self._trouble.lasts:
+            log.error(
+                "this consumer's registration is gone: the file, or the folder beside it, was deleted or replaced; "
+                "registering again"
+            )
         self._lease.held = False
         self._let_go_of_bell()
         if self._stopped:
             return
         self._claims.clear()
         try:
-            await self._writer.do(partial(Store.forget, consumer=self._lease.consumer))
+            await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
             await self.start()
         except (BrokerError, OSError) as error:
-            log.warning("this consumer cannot register, trying again: %s", error)
+            self._trouble.begin(translate(error, self._writer.path))
             await asyncio.sleep(ROUND)
             self._look_soon()
         else:
@@ -306,13 +317,17 @@ async def sweep(writer: Writer, bells: Bells) -> frozenset[str]:
     """Give the tasks of consumers whose processes died to the others; the bells that are registered."""
     registered = await writer.do(Store.consumers)
     await bury(writer, bells, registered)
-    return frozenset(bell for _, bell in registered)
+    await writer.do(Store.remove_lost)
+    return frozenset(bell for _, bell in registered if isinstance(bell, str))
 
 
-async def bury(writer: Writer, bells: Bells, registered: Iterable[tuple[int, str]]) -> None:
+async def bury(writer: Writer, bells: Bells, registered: Iterable[tuple[int, object]]) -> None:
     """Remove those of the consumers, given with their bells, whose processes died."""
-    dead = [(number, bell) for number, bell in registered if not bells.is_held(bell)]
+    try:
+        dead = [(number, bell) for number, bell in registered if not bells.is_held(bell)]
+    except OSError as error:
+        raise translate(error, writer.path) from error
     if dead:
-        await writer.do(partial(Store.remove, consumers=[number for number, _ in dead]))
+        await writer.do(partial(Store.remove_dead, dead=dead))
         for _, bell in dead:
             bells.take_down(bell)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
+from contextlib import closing, suppress
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from leveret.brokers.sqlite.identity import FileAway, Identity, check_place
+from leveret.brokers.sqlite.rows import MOST_NUMBER
+from leveret.brokers.sqlite.sharing import share_logs
 from leveret.errors import StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger("leveret.sqlite")
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
@@ -43,26 +51,73 @@ _UPGRADES = {
 }
 
 
-def open_database(path: Path, *, timeout: float) -> sqlite3.Connection:
-    """Open the file, or make it, readable by its owner only. ``timeout``: seconds to wait for another writer."""
-    if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    database = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=True)
+def open_database(path: Path, *, timeout: float, again: bool = False) -> tuple[sqlite3.Connection, Identity]:
+    """Open the file, or make it, readable by its owner only. ``timeout``: seconds to wait for another writer.
+
+    ``again``: this program had it open before. Then a missing or empty file is left alone, as it may be about to be
+    restored, and raises FileAway.
+    """
+    database = path.resolve()
+    check_place(path, database)
+    if again:
+        check_there(path)
+    else:
+        with suppress(FileExistsError):
+            os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            log.info("made the file %s", path)
+    before = database.stat()
+    connection = sqlite3.connect(database, timeout=timeout, isolation_level=None, check_same_thread=True)
     try:
-        _prepare(database, path)
+        _prepare(connection, path)
+        share_logs(database)
+        identity = Identity(path, database)
     except BaseException:
-        database.close()
+        connection.close()
         raise
-    return database
+    if not os.path.samestat(before, path.stat()):
+        close_as_it_is(connection)
+        raise FileAway(f"{path} was replaced while it was opened; try again")
+    return connection, identity
+
+
+def close_as_it_is(connection: sqlite3.Connection) -> None:
+    """Close it without writing its log into the file, which may be another's by now, or damaged."""
+    with suppress(sqlite3.Error):
+        connection.interrupt()  # SQLite's own copying at a close heeds it
+        connection.close()
+
+
+def check_there(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise FileAway(
+            f"{path} was removed or moved away while this program used it ({error.strerror}): nothing is stored or "
+            "taken until it is back. To begin with a new file, start this program again"
+        ) from error
+    if not size:
+        raise FileAway(
+            f"{path} was emptied, or is being restored: nothing is stored or taken until it is whole. To begin with a "
+            "new file, start this program again"
+        )
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    _check_owner(database, path)
-    database.execute("PRAGMA journal_mode = WAL")
+    version = _check_owner(database, path)
+    if version == SCHEMA_VERSION:
+        check_schema(database, path)
+    (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(
+            f"the file system of {path} cannot have SQLite's write-ahead log (its journal stays {mode!r}): "
+            "put the file on a local disk"
+        )
     # FULL syncs the log at each commit: without it, a commit survives a crash of the process but not of the machine.
     database.execute("PRAGMA synchronous = FULL")
     # The schema's CHECK is there for other programs' hands; of ours it would cost a quarter of an insert.
     database.execute("PRAGMA ignore_check_constraints = ON")
+    # What the file's schema calls must not be functions that do something outside it.
+    database.execute("PRAGMA trusted_schema = OFF")
     database.execute("BEGIN IMMEDIATE")
     version = _check_owner(database, path)
     if version == 0:
@@ -73,6 +128,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         for older in range(version, SCHEMA_VERSION):
             for statement in _UPGRADES[older]:
                 database.execute(statement)
+        check_schema(database, path)
     if version < SCHEMA_VERSION:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     database.execute("COMMIT")
@@ -89,4 +145,62 @@ def _check_owner(database: sqlite3.Connection, path: Path) -> int:
         raise StoreError(f"{path} is another program's SQLite file; name a file of Leveret's own in the URL")
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path} was written by a newer Leveret (schema {version}); upgrade this one")
+    if version < 0 or bool(version) != bool(tables):
+        raise _changed(
+            path, f"its schema's version (PRAGMA user_version) is {version}, with {tables} tables and indexes"
+        )
     return int(version)
+
+
+def check_schema(database: sqlite3.Connection, path: Path) -> None:
+    """Whether Leveret's tables are as it made them. Raises StoreError: another program has changed them."""
+    rows = database.execute("SELECT type, name, tbl_name FROM sqlite_schema").fetchall()
+    kinds = {name: kind for kind, name, _ in rows}
+    for table, columns in _schema().items():
+        kind = kinds.get(table)
+        if kind != "table":
+            raise _changed(
+                path, f"it has no table {table!r}" if kind is None else f"{table!r} is a {kind}, not a table"
+            )
+        found = {row[1] for row in database.execute("SELECT * FROM pragma_table_info(?)", (table,))}
+        if missing := sorted(columns - found):
+            raise _changed(path, f"the table {table!r} has no column {missing[0]!r}")
+    for index in _indexes():
+        if kinds.get(index) != "index":
+            raise _changed(path, f"it has no index {index!r}")
+    for kind, name, table in rows:
+        if kind == "trigger" and table in _schema():
+            raise _changed(path, f"the table {table!r} has a trigger, {name!r}")
+    ticks = database.execute("SELECT tick FROM clock LIMIT 2").fetchall()
+    if len(ticks) != 1 or not isinstance(ticks[0][0], int) or not 0 <= ticks[0][0] < MOST_NUMBER:
+        raise _changed(path, f"the table 'clock' must have one row with a number, and has {ticks!r}")
+
+
+@cache
+def _schema() -> dict[str, frozenset[str]]:
+    """The columns of each table."""
+    return {table: frozenset(columns) for table, columns in _made()[0].items()}
+
+
+@cache
+def _indexes() -> frozenset[str]:
+    return frozenset(_made()[1])
+
+
+def _made() -> tuple[dict[str, list[str]], list[str]]:
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(resources.files(__package__).joinpath("schema.sql").read_text())
+        names = made.execute("SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite%'").fetchall()
+        tables = {
+            name: [row[1] for row in made.execute("SELECT * FROM pragma_table_info(?)", (name,))]
+            for kind, name in names
+            if kind == "table"
+        }
+    return tables, [name for kind, name in names if kind == "index"]
+
+
+def _changed(path: Path, how: str) -> StoreError:
+    return StoreError(
+        f"{path} was changed by another program, and Leveret cannot use it: {how}; restore a backup, or name another "
+        "file"
+    )

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from leveret.brokers.sqlite.bells import Listener
+from leveret.brokers.sqlite.trouble import listening
 from leveret.inspection import WorkerReport, report_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Questions:
 async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
     rung = asyncio.Event()
-    bell = Listener(bells, rung.set)
+    bell = listening(bells, rung.set, writer)
     try:
         asker, _ = await writer.do(lambda store: store.register_watcher(bell.name))
         try:
@@ -76,7 +76,7 @@ async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
                         rung.clear()
             answers = await writer.do(lambda store: store.questions.answers(asker))
         finally:
-            await asyncio.shield(writer.do(lambda store: store.remove([asker])))
+            await asyncio.shield(writer.do(lambda store: store.leave(asker)))
     finally:
         bell.take_down()
     reports = [report_of(answer) for answer in answers if answer is not None]

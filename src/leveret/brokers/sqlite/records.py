@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.brokers.following import EVERY
+from leveret.brokers.sqlite.rows import text
 from leveret.model import unix_time
 from leveret.status import (
     FROM_THE_FUTURE,
@@ -21,6 +22,7 @@ from leveret.status import (
     kept_body,
     newer,
     placed,
+    purged,
     status_of,
 )
 
@@ -138,6 +140,16 @@ class Records:
             self._ring(holder)
         return known
 
+    def purged(self, queue: int) -> None:
+        """Tell of all tasks that wait in a queue, and are deleted, as far as anybody knows or follows them."""
+        which = "" if self.is_watched() else " AND (id IN (SELECT id FROM record) OR id IN (SELECT task FROM watch))"
+        ids = self._execute(
+            f"SELECT id FROM task WHERE queue = ? AND state IN ('ready', 'delayed'){which}",  # noqa: S608 - constants
+            queue,
+        ).fetchall()
+        now = time.time()
+        self.note([purged(status, now) for status in self.statuses(id_ for (id_,) in ids)])
+
     def marks(self, consumer: int) -> list[Mark]:
         """For the consumer, which is told of them now. They stay while it has their tasks: see `marked`, `orphaned`."""
         self._forget_future_marks(consumer)
@@ -146,9 +158,10 @@ class Records:
             " FROM mark WHERE mark.consumer = ?",
             consumer,
         ).fetchall()
+        sound = [row for row in rows if type(row[0]) is str and unix_time(row[1]) is not None]
         for id_ in [id_ for id_, _, is_held in rows if not is_held]:
             self._execute("DELETE FROM mark WHERE consumer = ? AND task = ?", consumer, id_)
-        return [Mark(id_, at) for id_, at, _ in rows]
+        return [Mark(id_, at) for id_, at, _ in sound]
 
     def marked(self, consumer: int, tokens: Container[int]) -> dict[int, tuple[int, str]]:
         """Those of the tokens whose tasks would run again, and were cancelled: their queues and ids."""
@@ -224,6 +237,8 @@ class Records:
         if row is None:
             return None
         state, queue, name, attempt, enqueued_at, due, error, reason, traceback, died_at, worker, body = row
+        queue, attempt, body = text(queue), attempt if type(attempt) is int else 1, body if type(body) is bytes else b""
+        name, error, reason, worker = (None if one is None else text(one) for one in (name, error, reason, worker))
         enqueued_at, due, died_at = unix_time(enqueued_at), unix_time(due), unix_time(died_at)
         if state == "dead":
             return Status(
@@ -235,7 +250,7 @@ class Records:
                 attempt,
                 enqueued_at,
                 error=reason,
-                traceback=traceback or "",
+                traceback="" if traceback is None else text(traceback),
                 worker=worker,
                 body=kept_body(body),
             )

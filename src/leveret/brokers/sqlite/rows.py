@@ -1,4 +1,7 @@
-"""A task as a row of the file: the columns of its envelope, the same both ways."""
+"""A task as a row of the file: the columns of its envelope, the same both ways.
+
+Other programs may write rows, and SQLite keeps any value in any column. So what is read is checked here, once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import Envelope, unix_time
+from leveret.model import LATEST, Envelope, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +28,9 @@ INSERT_ALL = (
     " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 NO_OTHERS = (None,) * 5
+#: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
+MOST_NUMBER = 2**62
+_MOST_ATTEMPTS = 2**31
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -49,19 +55,130 @@ def others(envelope: Envelope) -> tuple[Any, ...]:
     return () if found == NO_OTHERS else found
 
 
-def envelope_of(row: Sequence[Any]) -> Envelope:
+def read(row: Sequence[Any]) -> tuple[Envelope, str]:
+    """The task, and why it cannot run if its row is not one that Leveret wrote; of that, what could be read."""
     id_, queue, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers, priority = row
-    return Envelope(
-        id_,
-        queue,
-        name,
-        body,
-        content_type,
-        attempt,
-        unix_time(enqueued_at),
-        last_error,
-        unix_time(due),
-        unix_time(expires_at),
-        _unpack(headers) if headers else {},
-        priority,
+    problem = ""
+    if not (
+        type(id_) is str
+        and type(queue) is str
+        and (name is None or type(name) is str)
+        and type(body) is bytes
+        and (content_type is None or type(content_type) is str)
+        and type(attempt) is int
+        and 0 < attempt <= _MOST_ATTEMPTS
+        and (enqueued_at is None or (type(enqueued_at) is float and 0.0 <= enqueued_at <= LATEST))
+        and due is last_error is expires_at is headers is priority is None
+    ):
+        problem = _problem(row)
+        if problem:
+            return _repaired(row), f"its row in the file cannot be read: {problem}"
+    found, problem = _headers(headers)
+    return (
+        Envelope(
+            id_,
+            queue,
+            name,
+            body,
+            content_type,
+            attempt,
+            enqueued_at,
+            last_error,
+            due,
+            expires_at,
+            found,
+            priority,
+        ),
+        problem and f"its row in the file cannot be read: {problem}",
     )
+
+
+def envelope_of(row: Sequence[Any]) -> Envelope:
+    """The task, as far as it can be read."""
+    return read(row)[0]
+
+
+def _problem(row: Sequence[Any]) -> str:
+    """What is wrong with the first column that is."""
+    for column, value in zip(_COLUMNS, row, strict=True):
+        kinds, is_required = _KINDS[column]
+        if (value is None and is_required) or (value is not None and type(value) not in kinds):
+            wanted = " or ".join(_SQL[kind] for kind in kinds)
+            return f"{column} is {_SQL.get(type(value), 'NULL')} and must be {wanted}"
+        most = _MOST.get(column)
+        if most is not None and value is not None and not most[0] <= value <= most[1]:
+            return f"{column} is {value!r} and must be from {most[0]:g} to {most[1]:g}"
+    return ""
+
+
+def _repaired(row: Sequence[Any]) -> Envelope:
+    """Of what a dead letter shows, as much as fits."""
+    values = dict(zip(_COLUMNS, row, strict=True))
+    headers, _ = _headers(values["headers"])
+    return Envelope(
+        text(values["id"]),
+        text(values["queue"]),
+        None if values["name"] is None else text(values["name"]),
+        values["body"] if type(values["body"]) is bytes else text(values["body"]).encode(errors="replace"),
+        None if values["content_type"] is None else text(values["content_type"]),
+        values["attempt"] if _is_fine("attempt", values["attempt"]) else 1,
+        unix_time(values["enqueued_at"]),
+        None if values["last_error"] is None else text(values["last_error"]),
+        unix_time(values["due"]),
+        unix_time(values["expires_at"]),
+        headers,
+        values["priority"] if _is_fine("priority", values["priority"]) else None,
+    )
+
+
+def _headers(packed: object) -> tuple[dict[str, Any], str]:
+    if not packed:
+        return {}, ""
+    try:
+        return _unpack(packed), ""  # type: ignore[arg-type]
+    except Exception as error:  # noqa: BLE001 - bytes that anybody may have written
+        return {}, f"headers are no msgpack map with text keys ({type(error).__name__})"
+
+
+def text(value: object) -> str:
+    """A value of a text column, or what is there in its stead, told from text by its looks."""
+    return value if type(value) is str else repr(value)
+
+
+def count(value: object) -> int:
+    """A number that tells how often or how many; 0 for anything else."""
+    return value if type(value) is int else 0
+
+
+def _is_fine(column: str, value: object) -> bool:
+    lowest, most = _MOST[column]
+    return type(value) is int and lowest <= value <= most
+
+
+_COLUMNS = (
+    *("id", "queue", "name", "body", "content_type", "attempt", "enqueued_at", "last_error", "due", "expires_at"),
+    *("headers", "priority"),
+)
+#: What each column may hold, and whether it must.
+_KINDS: dict[str, tuple[tuple[type, ...], bool]] = {
+    "id": ((str,), True),
+    "queue": ((str,), True),
+    "name": ((str,), False),
+    "body": ((bytes,), True),
+    "content_type": ((str,), False),
+    "attempt": ((int,), True),
+    "enqueued_at": ((float, int), False),
+    "last_error": ((str,), False),
+    "due": ((float, int), False),
+    "expires_at": ((float, int), False),
+    "headers": ((bytes,), False),
+    "priority": ((int,), False),
+}
+_SQL = {str: "TEXT", bytes: "a BLOB", int: "an INTEGER", float: "a REAL"}
+_MOST: dict[str, tuple[float, float]] = {
+    "attempt": (1, _MOST_ATTEMPTS),
+    "enqueued_at": (0, LATEST),
+    "due": (0, LATEST),
+    "expires_at": (0, LATEST),
+    "priority": (0, 255),
+}

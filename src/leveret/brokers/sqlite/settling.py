@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.store import Settled, Store
 from leveret.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from leveret.brokers.sqlite.consumer import Lease
     from leveret.brokers.sqlite.writer import Writer
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _MANY = 8
 _GATHER = 0.005
 _PART = 4
+#: How often it is looked whether a file that is away is back (seconds).
+_AWAY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Settling:
         self._leases: Iterable[Lease] = ()
         self._enough: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[None] | None = None
+        self._finishing = asyncio.Event()
 
     async def settle(
         self, lease: Lease, settlements: Sequence[Settlement], updates: Sequence[Status] = ()
@@ -61,7 +66,8 @@ class Settling:
         return await call.lost
 
     async def finish(self) -> None:
-        """Until all that waits is recorded, or refused."""
+        """Until all that waits is recorded, or refused; a file that is away is not waited for any more."""
+        self._finishing.set()
         if self._committing is not None:
             await asyncio.wait([self._committing])
 
@@ -104,9 +110,7 @@ class Settling:
         ]
         try:
             updates = [update for call in calls for update in call.updates]
-            kept = await self._writer.do(
-                partial(Store.settle, consumer=lease.consumer, settled=settled, updates=updates)
-            )
+            kept = await self._settled(lease, partial(Store.settle, settled=settled, updates=updates))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
             if len(calls) > 1 and not isinstance(error, BrokerUnavailable):
                 # What cannot be stored must not keep its neighbours from it.
@@ -127,3 +131,16 @@ class Settling:
                     lost.append(delivery.envelope.id)
             if not call.lost.done():
                 call.lost.set_result(lost)
+
+    async def _settled(self, lease: Lease, settle: Callable[..., set[int]]) -> set[int]:
+        """The tokens that were the lease's still. While the file is away, nobody else can take what it holds."""
+        while lease.held:
+            try:
+                return await self._writer.do(partial(settle, consumer=lease.consumer, bell=lease.bell))
+            except FileAway:
+                if self._finishing.is_set():
+                    raise
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_AWAY):
+                        await self._finishing.wait()
+        return set()

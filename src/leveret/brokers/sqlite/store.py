@@ -14,12 +14,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from leveret.brokers import in_use
 from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.records import Records
 from leveret.brokers.sqlite.room import ready_about
-from leveret.brokers.sqlite.rows import ENVELOPE, INSERT, INSERT_ALL, NO_OTHERS, envelope_of, others, row
-from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound
+from leveret.brokers.sqlite.rows import (
+    ENVELOPE,
+    INSERT,
+    INSERT_ALL,
+    MOST_NUMBER,
+    NO_OTHERS,
+    count,
+    envelope_of,
+    others,
+    read,
+    row,
+    text,
+)
+from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import (
+    LATEST,
     MIDDLE_PRIORITY,
     Cancelled,
     DeadLetter,
@@ -29,8 +43,10 @@ from leveret.model import (
     Queue,
     QueueStats,
     Released,
+    Removed,
     Retrying,
     Succeeded,
+    new_id,
     repeated,
     this_process,
     unix_time,
@@ -60,6 +76,8 @@ class Claim(msgspec.Struct, frozen=True):
     token: int
     returns: int
     envelope: Envelope
+    #: Why it cannot run, if its row cannot be read.
+    defect: str = ""
 
 
 class Dealt(msgspec.Struct, frozen=True):
@@ -93,16 +111,24 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The operations. Each is atomic with whatever else its caller's transaction holds."""
+    """The operations. Each is atomic with whatever else its caller's transaction holds.
 
-    def __init__(self, database: sqlite3.Connection, *, keep: float = KEEP) -> None:
+    ``declared``: the queues that this process has declared, by name, also in a file that was here before: one that
+    lacks any gets it when it is used. A consumer's number means nothing in another store: others have it there.
+    """
+
+    def __init__(
+        self, database: sqlite3.Connection, *, keep: float = KEEP, declared: dict[str, Queue] | None = None
+    ) -> None:
         self._database = database
         self._keep = keep
+        self._declared = {} if declared is None else declared
+        #: Consumers, watchers and askers that this store has registered.
+        self._own: set[int] = set()
+        self._registering: set[int] = set()
         #: The consumers of this process: who takes what they are dealt, and the newest token that was handed over.
         self._receivers: dict[int, Receiver] = {}
         self._newest: dict[int, int] = {}
-        #: Queues' numbers and limits: these never change.
-        self._known: dict[str, tuple[int, int | None]] = {}
         # Of this transaction: which queues have tasks or credit to deal, whom it concerns, what its commit makes true.
         self._undealt: set[int] = set()
         self._rung: set[int] = set()
@@ -132,23 +158,29 @@ class Store:
     def committed(self) -> None:
         self._receivers.update(self._joining)
         self._newest.update(self._read)
+        self._own |= self._registering
         self._begin_anew()
 
     def rolled_back(self) -> None:
-        self._known.clear()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._undealt.clear()
         self._rung.clear()
         self._joining.clear()
+        self._registering.clear()
         self._read.clear()
+
+    def receivers(self) -> list[Receiver]:
+        """Of the consumers of this process."""
+        return list(self._receivers.values())
 
     def declare(self, queues: Sequence[Queue]) -> None:
         missing = [queue for queue in {queue.name: queue for queue in queues}.values() if not self._adopts(queue)]
         self._database.executemany(
             "INSERT INTO queue (name, max_length) VALUES (?, ?)", [(queue.name, queue.max_length) for queue in missing]
         )
+        self._declared.update({queue.name: queue for queue in queues})
 
     def insert(self, envelopes: Sequence[Envelope]) -> bool:
         """Store tasks; whether anybody wants to know of every task."""
@@ -192,9 +224,14 @@ class Store:
 
     def register_watcher(self, bell: str) -> tuple[int, int]:
         """A consumer that takes nothing, and wants to know: its number, and that of the last change."""
-        number = self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid
+        number = int(self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid or 0)
+        self._registering.add(number)
         (last,) = self._execute("SELECT tick FROM clock").fetchone()
-        return int(number or 0), int(last)
+        return number, int(last)
+
+    def has(self, consumer: int) -> bool:
+        """Whether this store has registered it, and not another that was here before."""
+        return consumer in self._own
 
     def register(
         self, bell: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver, *, describes: bool = False
@@ -204,6 +241,7 @@ class Store:
         inserted = self._execute("INSERT INTO consumer (bell, describes) VALUES (?, ?)", bell, describes)
         consumer = int(inserted.lastrowid or 0)
         self._joining[consumer] = receiver
+        self._registering.add(consumer)
         ids = [self._queue_id(name) for name in dict.fromkeys(queue.name for queue in queues)]
         for queue in ids:
             self._execute("INSERT INTO taker VALUES (?, ?, ?, ?)", queue, consumer, credit, self._ticks(1)[0])
@@ -214,24 +252,41 @@ class Store:
         """Deal what has become due, and have the consumer told what it has and how things are."""
         self._rung.add(consumer)
 
-    def look_around(self, consumer: int) -> list[tuple[int, str]]:
+    def look_around(self, consumer: int) -> list[tuple[int, object]]:
         """The same; every registered consumer and its bell."""
         self.look(consumer)
+        self._free_stuck()
         return self.consumers()
+
+    def _free_stuck(self) -> None:
+        """What other programs' hands made, and no event would ever move: it is dealt, and dies of what is wrong."""
+        stuck = [
+            *self._execute(f"{_STUCK} AND due IS NULL RETURNING queue"),
+            *self._execute(f"{_STUCK} AND due > ? RETURNING queue", LATEST),
+        ]
+        if self._execute("SELECT 1 FROM task WHERE seq >= ? LIMIT 1", MOST_NUMBER).fetchone():
+            # No number follows the last one.
+            for (seq,) in self._execute("SELECT seq FROM task WHERE seq >= ? ORDER BY seq", MOST_NUMBER).fetchall():
+                self._execute(
+                    "UPDATE task SET seq = coalesce((SELECT max(seq) FROM task WHERE seq < ?), 0) + 1 WHERE seq = ?",
+                    *(MOST_NUMBER, seq),
+                )
+        self._deal(queue for (queue,) in stuck)
 
     def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
         """What the consumer was dealt since it was last told; None when it is not registered."""
         rows = self._execute(
             f"SELECT token, returns, {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
-            " WHERE state = 'running' AND consumer = ? AND token > ? ORDER BY token",
+            " WHERE state = 'running' AND consumer = ? AND token BETWEEN ? AND ? ORDER BY token",
             consumer,
-            self._newest.get(consumer, 0),
+            self._newest.get(consumer, 0) + 1,
+            MOST_NUMBER,
         ).fetchall()
         if rows:
             self._read[consumer] = rows[-1][0]
         elif not self._execute("SELECT 1 FROM consumer WHERE id = ?", consumer).fetchone():
             return None
-        claims = [Claim(token, returns, envelope_of(rest)) for token, returns, *rest in rows]
+        claims = [self._claim(token, returns, rest) for token, returns, *rest in rows]
         paused = self._execute("SELECT name FROM queue WHERE paused").fetchall()
         return Dealt(
             claims,
@@ -240,6 +295,14 @@ class Store:
             self.records.marks(consumer),
             self.questions.unanswered(consumer),
         )
+
+    def _claim(self, token: int, returns: object, columns: Sequence[Any]) -> Claim:
+        envelope, defect = read(columns)
+        if type(columns[0]) is not str:
+            # By its id alone it can be looked at, put back and dropped.
+            envelope = msgspec.structs.replace(envelope, id=new_id())
+            self._execute("UPDATE task SET id = ? WHERE state = 'running' AND token = ?", envelope.id, token)
+        return Claim(token, count(returns), envelope, defect)
 
     def _promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
@@ -256,10 +319,14 @@ class Store:
 
     def _next_due(self) -> float | None:
         (due,) = self._execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
-        return None if due is None else float(due)
+        return unix_time(due)
 
-    def settle(self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = ()) -> set[int]:
+    def settle(
+        self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = (), *, bell: str | None = None
+    ) -> set[int]:
         """Record outcomes and deal again; the tokens that were this consumer's still."""
+        if bell is not None and not self._registered(consumer, bell):
+            return set()  # another file has come, where the number is nobody's or another's
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
         ended = self._execute(_SUCCEED, consumer, _array(done)).fetchall() if done else []
         again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released))}
@@ -276,13 +343,15 @@ class Store:
             # By the workers alone: how long is their application's to say, and others may not know it.
             self.records.purge(self._keep, len(updates))
         freed = Counter(queue for queue, _ in ended)
-        for queue, count in freed.items():
-            self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", count, queue, consumer)
+        for queue, more in freed.items():
+            self._execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", more, queue, consumer)
         self._deal(freed)
         return kept
 
     def set_credit(self, consumer: int, credit: int) -> None:
         """Change its credit for each queue; as long as it holds more, it is dealt nothing."""
+        if consumer not in self._own:
+            return
         queues = self._execute(
             "UPDATE taker SET free = ? - (SELECT count(*) FROM task WHERE state = 'running'"
             " AND task.consumer = taker.consumer AND task.queue = taker.queue) WHERE consumer = ? RETURNING queue",
@@ -293,12 +362,15 @@ class Store:
 
     def stop_taking(self, consumer: int) -> None:
         """Deal it nothing more; what it has stays its own."""
-        self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
+        if consumer in self._own:
+            self._execute("DELETE FROM taker WHERE consumer = ?", consumer)
 
     def leave(self, consumer: int) -> None:
         """One of this process ends."""
         self.forget(consumer)
-        self.remove([consumer])
+        if consumer in self._own:
+            self._own.discard(consumer)
+            self.remove([consumer])
 
     def take_back(self, bell: str) -> None:
         """A registration of this process that nobody waits for any more: if it was made, it ends."""
@@ -310,6 +382,23 @@ class Store:
         self._receivers.pop(consumer, None)
         self._newest.pop(consumer, None)
 
+    def remove_dead(self, dead: Iterable[tuple[int, object]]) -> None:
+        """Those of the consumers, given with their bells, that are in this file: it may be another one by now."""
+        self.remove(number for number, bell in dead if self._registered(number, bell))
+
+    def _registered(self, consumer: int, bell: object) -> bool:
+        row = self._execute("SELECT 1 FROM consumer WHERE id = ? AND bell = ?", consumer, bell).fetchone()
+        return row is not None
+
+    def remove_lost(self) -> None:
+        """Give back what belongs to consumers that are not registered: the file was mended, or meddled with."""
+        lost = self._execute(
+            "SELECT DISTINCT consumer FROM task WHERE state = 'running'"
+            " AND NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.id = task.consumer)"
+        ).fetchall()
+        self._execute("DELETE FROM taker WHERE NOT EXISTS (SELECT 1 FROM consumer WHERE consumer.id = taker.consumer)")
+        self.remove(number for (number,) in lost)
+
     def remove(self, consumers: Iterable[int]) -> None:
         """Consumers that are gone: what they had goes back to where it stood, for the others."""
         queues: set[int] = set()
@@ -318,7 +407,7 @@ class Store:
             self.questions.gone(consumer)
             returned = self._execute(
                 "UPDATE task SET state = 'ready', consumer = NULL, token = NULL, returns = returns + 1"
-                " WHERE state = 'running' AND consumer = ? RETURNING queue, id",
+                " WHERE state = 'running' AND consumer IS ? RETURNING queue, id",
                 consumer,
             ).fetchall()
             queues.update(queue for queue, _ in returned)
@@ -327,7 +416,7 @@ class Store:
             self._execute("DELETE FROM consumer WHERE id = ?", consumer)
         self._deal(queues)
 
-    def consumers(self) -> list[tuple[int, str]]:
+    def consumers(self) -> list[tuple[int, object]]:
         """Every registered consumer and its bell."""
         return self._execute("SELECT id, bell FROM consumer").fetchall()
 
@@ -352,7 +441,7 @@ class Store:
         )
         return [
             QueueStats(
-                name, ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0), paused=bool(paused)
+                text(name), ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0), paused=bool(paused)
             )
             for id_, name, ready, dead, consumers, paused in rows
         ]
@@ -377,18 +466,44 @@ class Store:
         self._rung.update(consumer for (consumer,) in takers)
         self._deal([number])
 
+    def clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
+        """Delete what waits in a queue; with ``whole`` its dead letters too, and the queue itself if nobody uses it."""
+        number = self._queue_id(queue)
+        (consumers,) = self._execute("SELECT count(*) FROM taker WHERE queue = ?", number).fetchone()
+        counted = self._execute("SELECT state, count(*) FROM task WHERE queue = ? GROUP BY state", number)
+        counts = dict(counted.fetchall())
+        used = bool(consumers or counts.get("running"))
+        if used and not force:
+            raise in_use(queue, consumers=consumers, running=counts.get("running", 0))
+        self.records.purged(number)
+        self._execute("DELETE FROM task WHERE queue = ? AND state IN ('ready', 'delayed')", number)
+        if whole:
+            self._execute("DELETE FROM task WHERE queue = ? AND state = 'dead'", number)
+            self._execute("UPDATE queue SET paused = 0 WHERE id = ?", number)
+        if whole and not used:
+            self._execute("DELETE FROM queue WHERE id = ?", number)
+        dead = counts.get("dead", 0) if whole else 0
+        return Removed(counts.get("ready", 0), counts.get("delayed", 0), dead, kept=whole and used)
+
     def dead_letters(self, queue: str, limit: int, select: Select | None = None) -> list[DeadLetter]:
         rows = self._execute(
-            f"SELECT reason, traceback, died_at, worker, {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608
-            " WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
+            f"SELECT seq, reason, traceback, died_at, worker, {ENVELOPE} FROM task"  # noqa: S608
+            " JOIN queue ON queue.id = task.queue WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
             queue,
             limit,
         )
-        letters = (
-            DeadLetter(envelope_of(rest), reason, traceback, unix_time(died_at), worker)
-            for reason, traceback, died_at, worker, *rest in rows
-        )
-        return list(letters) if select is None else [one for one in map(select, letters) if one is not None]
+        letters: list[DeadLetter] = []
+        renamed: list[tuple[str, int]] = []
+        # One after the other: all of them may be too large to be there together.
+        for seq, *columns in rows:
+            letter = _dead_letter(*columns)
+            if type(columns[_ID]) is not str:
+                renamed.append((letter.envelope.id, seq))
+            chosen = letter if select is None else select(letter)
+            if chosen is not None:
+                letters.append(chosen)
+        self._database.executemany("UPDATE task SET id = ? WHERE seq = ?", renamed)
+        return letters
 
     def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
         number, now = self._queue_id(queue), time.time()
@@ -439,12 +554,20 @@ class Store:
 
     def _queue(self, name: str, ids: Sequence[str] = ()) -> tuple[int, int | None]:
         """Its number, and how many ready tasks it may hold."""
-        found = self._known.get(name)
+        # Asked each time: another program may have deleted it, or made it again under another number.
+        found: tuple[int, int | None] | None = self._execute(
+            "SELECT id, max_length FROM queue WHERE name = ?", name
+        ).fetchone()
         if found is None:
-            found = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
+            if name in self._declared:
+                self.declare([self._declared[name]])  # in the file that was here before
+                found = self._execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
             if found is None:
                 raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
-            self._known[name] = found
+        if not (found[1] is None or type(found[1]) is int):
+            raise StoreError(
+                f"queue {name!r} has the max_length {found[1]!r} in the file; it must be a number, or NULL"
+            )
         return found
 
     def _room_for(self, name: str, mine: Sequence[Envelope], all_of_them: Sequence[Envelope]) -> int:
@@ -496,7 +619,8 @@ class Store:
 
 
 _TAKERS = (
-    "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL OR free > 0)"
+    "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL"
+    " OR (typeof(free) = 'integer' AND free BETWEEN 1 AND 4294967295))"
     " AND NOT (SELECT paused FROM queue WHERE queue.id = taker.queue) ORDER BY turn"
 )
 #: Tokens in the order of the array. One statement for all of them: this thread gives the GIL away at each.
@@ -509,6 +633,7 @@ _RIPEN = (
     "UPDATE task SET state = 'ready', seq = (SELECT max(seq) FROM task) + 1 + due.key FROM json_each(?) AS due"
     " WHERE seq = due.value"
 )
+_STUCK = "UPDATE task SET state = 'ready' WHERE state = 'delayed'"
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
 #: Of many at once: they are most.
 _SUCCEED = (
@@ -567,3 +692,18 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
 def _array(numbers: Sequence[int]) -> str:
     """For `json_each`: as text, since SQLite 3.45.0 takes bytes for its own binary JSON."""
     return msgspec.json.encode(numbers).decode()
+
+
+#: Where the id is among the columns of a dead letter.
+_ID = 4
+
+
+def _dead_letter(reason: object, traceback: object, died_at: object, worker: object, *columns: object) -> DeadLetter:
+    envelope = envelope_of(columns)
+    if type(columns[0]) is not str:
+        envelope = msgspec.structs.replace(envelope, id=new_id())
+    return DeadLetter(
+        envelope,
+        *("" if reason is None else text(reason), "" if traceback is None else text(traceback)),
+        *(unix_time(died_at), None if worker is None else text(worker)),
+    )

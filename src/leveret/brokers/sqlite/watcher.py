@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from leveret.brokers.following import Feed, Feeds, Watch
-from leveret.brokers.sqlite.bells import Listener
-from leveret.brokers.sqlite.writer import translate
+from leveret.brokers.following import F, Feed, Feeds, Following, Watch
+from leveret.brokers.sqlite.trouble import Trouble, listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-    from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.bells import Bells, Listener
     from leveret.brokers.sqlite.records import News
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.writer import Writer
@@ -26,6 +25,8 @@ log = logging.getLogger("leveret.sqlite")
 
 #: A ring that was lost with its ringer is made up for after so long, at most (seconds).
 _ROUND = 2.0
+#: How often it is looked whether there is a file by now (seconds).
+_LOOK = 0.2
 
 
 class Watcher:
@@ -42,29 +43,25 @@ class Watcher:
         self._wake = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def follow(self, ids: Sequence[str]) -> AsyncGenerator[Feed]:
-        async with self._joined(Feed(ids)) as feed:
-            yield feed
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        return self._following(Feed(ids))
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+    def watch(self) -> Following[Watch]:
         """Of every task, by a watcher that does nothing else: one that follows some tasks did not see the others'."""
-        async with self._joined(Watch()) as watch:
-            yield aiter(watch)
+        return self._following(Watch())
 
-    @asynccontextmanager
-    async def _joined(self, feed: Feed) -> AsyncGenerator[Feed]:
-        try:
-            async with self._changing:
-                if self._bell is None:
+    def _following(self, feed: F) -> Following[F]:
+        return Following(feed, lambda: self._join(feed), lambda: asyncio.shield(self._leave(feed)))
+
+    async def _join(self, feed: Feed) -> None:
+        async with self._changing:
+            if self._listening is None:
+                if self._writer.has_file:
                     await self._register()
-                    self._listening = asyncio.create_task(self._listen())
-                self._feeds.add(feed)
+                self._listening = asyncio.create_task(self._listen())
+            self._feeds.add(feed)
+            if self._bell is not None:
                 feed.tell(await self._watch(list(feed.ids)))
-            yield feed
-        finally:
-            await asyncio.shield(self._leave(feed))
 
     async def close(self) -> None:
         async with self._changing:
@@ -73,10 +70,7 @@ class Watcher:
 
     async def _register(self) -> None:
         """With a bell of its own: one under which it was removed may be taken down at any moment."""
-        try:
-            bell = Listener(self._bells, self._wake.set)
-        except OSError as error:
-            raise translate(error, self._writer.path) from error
+        bell = listening(self._bells, self._wake.set, self._writer)
         try:
             number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
         except BaseException:
@@ -88,49 +82,57 @@ class Watcher:
 
     async def _watch(self, ids: Sequence[str]) -> Sequence[Status]:
         number = self._number
-        return await self._writer.do(lambda store: store.records.watch(number, ids))
+        return await self._writer.do(partial(_watch, number, ids))
 
     async def _leave(self, feed: Feed) -> None:
         async with self._changing:
             ids = self._feeds.remove(feed)
-            if self._bell is None:
-                return
             if not self._feeds:
                 await self._let_go()
+            if self._bell is None:
                 return
             number = self._number
             with suppress(BrokerError):
-                await self._writer.do(lambda store: store.records.unwatch(number, ids))
+                await self._writer.do(partial(_unwatch, number, ids))
 
     async def _let_go(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is None:
-            return
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        bell, self._bell = self._bell, None
+        if bell is None:
+            return
         bell.take_down()
         number = self._number
         with suppress(BrokerError):
-            await self._writer.do(lambda store: store.remove([number]))
+            await self._writer.do(lambda store: store.leave(number))
 
     async def _listen(self) -> None:
+        while not self._writer.has_file:
+            await asyncio.sleep(_LOOK)  # whoever follows must not make the file: another program will
+            self._wake.set()
+        trouble = Trouble("news of tasks cannot be read")
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ROUND):
                     await self._wake.wait()
             self._wake.clear()
             try:
-                if self._bell is not None:
+                if self._bell is None:
+                    await self._renew()
+                else:
                     self._bell.see_to()
                 news = await self._writer.do(partial(_changes, self._number, self._last, len(self._feeds.ids)))
                 if news is None:
                     await self._renew()
+                    trouble.end()
                     continue
             except (BrokerError, OSError) as error:
-                log.warning("news of tasks cannot be read, trying again: %s", error)
+                trouble.begin(error)
                 await asyncio.sleep(_ROUND)
                 continue
+            trouble.end()
             self._last = news.last
             self._feeds.tell(news.statuses)
 
@@ -143,4 +145,14 @@ class Watcher:
 
 
 def _changes(number: int, last: int, followed: int, store: Store) -> News | None:
-    return store.records.changes(number, last, followed)
+    return store.records.changes(number, last, followed) if store.has(number) else None
+
+
+def _watch(number: int, ids: Sequence[str], store: Store) -> Sequence[Status]:
+    # If the file was replaced since it was registered, the next look sees that, and begins anew.
+    return store.records.watch(number, ids) if store.has(number) else store.records.statuses(ids)
+
+
+def _unwatch(number: int, ids: Sequence[str], store: Store) -> None:
+    if store.has(number):
+        store.records.unwatch(number, ids)

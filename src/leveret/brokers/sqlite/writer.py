@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import random
 import sqlite3
 import threading
 import time
+import weakref
 from contextlib import suppress
+from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
-from leveret.brokers.sqlite.opening import open_database
+from leveret.brokers.sqlite.identity import FileAway, IndexAway
+from leveret.brokers.sqlite.opening import check_there, close_as_it_is, open_database
+from leveret.brokers.sqlite.problems import is_damage, is_locked, translate
 from leveret.brokers.sqlite.store import Store
-from leveret.errors import BrokerError, BrokerUnavailable, LeveretError, StoreError
+from leveret.errors import BrokerUnavailable, LeveretError, StoreError
 from leveret.status import KEEP
 
 if TYPE_CHECKING:
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.identity import Change, Identity
+    from leveret.model import Queue
+
+log = logging.getLogger("leveret.sqlite")
 
 T = TypeVar("T")
 
@@ -31,6 +40,17 @@ _MOST = 512
 
 #: Between two looks at a lock that another process holds (seconds): a commit takes about a millisecond.
 _LOCKED = (0.0002, 0.001)
+
+
+#: Between two looks whether the other connections of this process have let go of a deleted file (seconds).
+_DELETED = (0.002, 0.02)
+
+
+class _Look(Enum):
+    LOOK = 0
+
+
+_LOOK: Final = _Look.LOOK
 
 
 class _Request(Generic[T]):
@@ -78,11 +98,25 @@ class Writer:
         self._bells = bells
         self._timeout = timeout
         self._keep = keep
-        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        #: None: the end. `_LOOK`: another connection of this process has found that files were deleted.
+        self._requests: queue.SimpleQueue[_Request[Any] | _Look | None] = queue.SimpleQueue()
+        _writers.add(self)
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._database: sqlite3.Connection | None = None
-        self._store: Store | None = None
+        #: The queues that were declared, for a file that takes this one's place.
+        self._declared: dict[str, Queue] = {}
+        self._open: _Open | None = None
+        self._was_open = False
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file with anything in it; True as well where none can be, which opening it tells."""
+        try:
+            return self.path.stat().st_size > 0
+        except FileNotFoundError:
+            return not self.path.parent.is_dir()
+        except OSError:
+            return True
 
     async def do(self, work: Callable[[Store], T]) -> T:
         """Run the work in a transaction; returned means committed and on the disk.
@@ -113,16 +147,19 @@ class Writer:
     def _serve(self) -> None:
         while True:
             batch = self._batch()
-            asked = [request for request in batch if request is not None]
+            asked = [request for request in batch if isinstance(request, _Request)]
             if asked:
                 self._commit([request for request in asked if not request.abandoned])
-            if len(asked) < len(batch):
+            elif self._open is not None and _LOOK in batch:
+                with suppress(StoreError, sqlite3.Error, OSError):
+                    self._opened()
+            if None in batch:
                 break
-        if self._database is not None:
-            self._database.close()
-            self._database = self._store = None
+        if self._open is not None:
+            self._open.database.close()
+            self._open = None
 
-    def _batch(self) -> list[_Request[Any] | None]:
+    def _batch(self) -> list[_Request[Any] | _Look | None]:
         batch = [self._requests.get()]
         while batch[-1] is not None and len(batch) < _MOST and not self._requests.empty():
             batch.append(self._requests.get())
@@ -132,25 +169,33 @@ class Writer:
         try:
             self._transaction(requests)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the requests'; the thread must go on
-            if len(requests) > 1 and not is_locked(error):
+            if (
+                isinstance(error, sqlite3.OperationalError)
+                and "decode to UTF-8" in str(error)
+                and self._read_any_text()
+            ):
+                self._commit(requests)
+                return
+            if len(requests) > 1 and not (is_locked(error) or isinstance(error, FileAway)):
                 # One request's failure must not be its neighbours': each has a transaction of its own now.
                 for request in requests:
                     self._commit([request])
                 return
+            if self._open is not None and is_damage(error):
+                self._leave(self._open, "damaged")
             for request in requests:
                 request.error = translate(error, self.path)
         _answer(requests)
 
     def _transaction(self, requests: Sequence[_Request[Any]]) -> None:
-        store = self._opened()
-        database = self._database
-        assert database is not None
-        self._begin(database)
+        opened = self._begun()
+        store, database = opened.store, opened.database
         try:
             for request in requests:
                 request.run(store)
             letters = store.letters()
             database.execute("COMMIT")
+            self._check_place_of(opened)
         except BaseException:
             store.rolled_back()
             if database.in_transaction:
@@ -161,6 +206,29 @@ class Writer:
             receive(dealt)
         for name in letters.bells:
             self._bells.ring(name)
+
+    def _begun(self) -> _Open:
+        """The file that has the database's name now, in a transaction."""
+        while True:
+            opened = self._opened()
+            self._begin(opened.database)
+            try:
+                if _schema(opened.database) == opened.schema:
+                    return opened
+            except BaseException:
+                opened.database.execute("ROLLBACK")
+                raise
+            # A backup was restored into it, say: whatever is known of it may be wrong.
+            opened.database.execute("ROLLBACK")
+            self._leave(opened, "restored")
+
+    def _check_place_of(self, opened: _Open) -> None:
+        """After a commit: whoever is told that it is done shall find it under the database's name."""
+        if opened.identity.main_change() is not None:
+            raise FileAway(
+                f"{self.path} was removed or replaced while it was written: what was asked for is done in the file "
+                "that had this name before, and is lost unless that one comes back"
+            )
 
     def _begin(self, database: sqlite3.Connection) -> None:
         """Wait for the lock: SQLite's own way sleeps far longer than others hold it, and so lets it lie idle."""
@@ -175,11 +243,95 @@ class Writer:
             else:
                 return
 
-    def _opened(self) -> Store:
-        if self._store is None:
-            self._database = open_database(self.path, timeout=self._timeout)
-            self._store = Store(self._database, keep=self._keep)
-        return self._store
+    def _opened(self) -> _Open:
+        if self._open is not None:
+            change = self._open.identity.change()
+            if change == "away":
+                check_there(self.path)
+            elif change is not None:
+                self._leave(self._open, change)
+        if self._open is None:
+            database, identity = self._database()
+            self._bells.beside(identity.database)
+            store = Store(database, keep=self._keep, declared=self._declared)
+            self._open = _Open(database, store, identity, _schema(database))
+            self._was_open = True
+        return self._open
+
+    def _database(self) -> tuple[sqlite3.Connection, Identity]:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return open_database(self.path, timeout=self._timeout, again=self._was_open)
+            except IndexAway:
+                if time.monotonic() > deadline:
+                    raise
+                for writer in list(_writers):
+                    writer.look()
+                time.sleep(random.uniform(*_DELETED))  # noqa: S311 - all of them must have let go at one moment
+
+    def look(self) -> None:
+        """From any thread: have it see whether its files are there still."""
+        if self._thread is not None and self._thread is not threading.current_thread() and self._requests.empty():
+            self._requests.put(_LOOK)
+
+    def _leave(self, opened: _Open, why: Change | Literal["restored", "damaged"]) -> None:
+        """Let go of the file as it is, to open what has its name now. The consumers begin anew."""
+        self._open = None
+        kept = False
+        if why == "unlogged" and opened.identity.may_keep_log:
+            with suppress(sqlite3.Error):
+                kept = opened.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        close_as_it_is(opened.database)
+        text = _LEFT[why]
+        if why == "unlogged":
+            text += "; nothing was lost" if kept else "; what was stored last may be lost"
+        if why == "replaced" and self.path.resolve() == opened.identity.database:
+            aside = opened.identity.put_log_aside()
+            if aside is not None:
+                text += f". What was stored in the other one last is not in it; its log is kept as {aside}"
+        if why != "damaged":  # whoever asks says so
+            log.warning("%s %s", self.path, text)
+        for receive in opened.store.receivers():
+            receive(None)
+
+    def _read_any_text(self) -> bool:
+        """Some text in the file is no UTF-8: read it all more slowly, with escapes. False: that is done already."""
+        if self._open is None or self._open.database.text_factory is not str:
+            return False
+        self._open.database.text_factory = _any_text
+        return True
+
+
+#: Of this process.
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+class _Open(NamedTuple):
+    """The file that is open."""
+
+    database: sqlite3.Connection
+    store: Store
+    identity: Identity
+    #: SQLite's own number of its schema, which a restored backup changes too.
+    schema: int
+
+
+_LEFT: dict[str, str] = {
+    "replaced": "is another file now, and is used from now on: it was replaced while this program used it",
+    "unlogged": "has lost its -wal or -shm file: somebody deleted it while programs used it, which they must not",
+    "relogged": "has another -wal or -shm file: somebody deleted those while programs used it, and what was "
+    "stored last is lost",
+    "restored": "was restored from a backup, or its schema was changed: it is read anew",
+}
+
+
+def _schema(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA schema_version").fetchone()[0])
+
+
+def _any_text(text: bytes) -> str:
+    return text.decode(errors="backslashreplace")
 
 
 def _answer(requests: Sequence[_Request[Any]]) -> None:
@@ -194,33 +346,3 @@ def _answer(requests: Sequence[_Request[Any]]) -> None:
 def _answer_each(requests: Sequence[_Request[Any]]) -> None:
     for request in requests:
         request.answer()
-
-
-def is_locked(error: BaseException) -> bool:
-    """Whether another process held the file for all of the time that it was waited for."""
-    text = str(error)
-    return isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
-
-
-def translate(error: BaseException, path: Path) -> BrokerError:
-    """sqlite3's and the file system's exceptions as Leveret's, with the remedy."""
-    if isinstance(error, BrokerError):
-        return error
-    text = str(error)
-    translated: BrokerError
-    if isinstance(error, FileNotFoundError) or "unable to open" in text:
-        translated = StoreError(f"{path} cannot be opened: does its folder exist, and may this user write there?")
-    elif is_locked(error):
-        translated = BrokerUnavailable(f"{path} is being written by another process and stayed locked; try again")
-    elif isinstance(error, OSError):
-        translated = StoreError(f"{path} cannot be used: {error.strerror or error}")
-    elif "readonly" in text:
-        translated = StoreError(f"{path} is read-only for this user; make the file and its folder writable")
-    elif "full" in text:
-        translated = StoreError(f"the disk of {path} is full; nothing was stored")
-    elif "malformed" in text or "not a database" in text:
-        translated = StoreError(f"{path} is damaged or not an SQLite file ({text}); it was left as it is")
-    else:
-        translated = StoreError(f"{path}: {type(error).__name__}: {text}")
-    translated.__cause__ = error
-    return translated

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from leveret.cli.options import broker_and_queues, url_option
+from leveret.cli.options import app_option, target, url_option
 from leveret.cli.top.figures import Collector, Figures
 from leveret.cli.top.keys import keyboard
 from leveret.cli.top.plain import block
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--app", metavar="MODULE:APP", help="Take the broker's URL, and the queues, from this application.")
+@app_option
 @url_option
 @click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Print what there is now, and end.")
@@ -41,7 +41,8 @@ def command(app: str | None, url: str | None, interval: float, *, once: bool) ->
       leveret top --app tasks:app
       leveret top --once --url amqp://guest:guest@localhost/
     """
-    broker, queues = broker_and_queues(app, url)
+    found = target(app, url)
+    broker, queues = found.broker, found.queues
     is_live = sys.stdin.isatty() and sys.stdout.isatty() and not once
     asyncio.run(_watch(broker, queues, interval) if is_live else _print(broker, queues, interval, once=once))
 
@@ -62,17 +63,17 @@ async def _print(broker: Broker, queues: Sequence[str], interval: float, *, once
 
 
 async def _watch(broker: Broker, queues: Sequence[str], interval: float) -> None:
-    from rich.console import Console
     from rich.live import Live
+
+    from leveret.cli.top.screen import console
 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(broker.close)
         collector = await stack.enter_async_context(Collector(broker, queues))
         figures = await collector.look()
-        console = Console()
         keys = stack.enter_context(keyboard(sys.stdin.fileno()))
         live = stack.enter_context(
-            Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            Live(console=console(), screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         )
         await _Top(broker, collector, figures, live).run(keys, interval)
 

@@ -6,10 +6,12 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Group
+from rich.console import Console, Group
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from leveret.cli.terminal import wants_no_style
 from leveret.cli.top.figures import Rate
 from leveret.cli.top.plain import length
 from leveret.inspection import WorkerReport
@@ -44,6 +46,17 @@ class Cursor(msgspec.Struct, frozen=True):
 
     kind: str
     key: str
+
+
+class _Plain(Console):
+    """Without colours and bold; the chosen row is still told from the others."""
+
+    def get_style(self, name: str | Style, *, default: Style | str | None = None) -> Style:
+        return Style(reverse=super().get_style(name, default=default).reverse)
+
+
+def console() -> Console:
+    return _Plain() if wants_no_style() else Console()
 
 
 def moved(cursor: Cursor | None, figures: Figures, steps: int) -> Cursor | None:

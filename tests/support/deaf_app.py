@@ -1,0 +1,14 @@
+"""An application that keeps its child processes from beginning anything."""
+
+from __future__ import annotations
+
+from leveret import App
+from leveret.executors.in_process import Crew
+
+app = App()
+Crew.submit = lambda *_: None  # type: ignore[method-assign]
+
+
+@app.task(queue="work")
+async def say(text: str) -> None:
+    raise AssertionError(text)
