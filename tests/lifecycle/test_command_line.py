@@ -109,34 +109,34 @@ def test_queues_are_purged_and_deleted(place: Place, ledger: Ledger, client: Cli
     """Counted, only with --yes off a terminal, and not under a worker's feet."""
     for text in ("a", "b"):
         client.enqueue(ledger_app.say, text)
-    client.wait_until_counts("default", ready=2)
+    client.wait_until_counts("work", ready=2)
     for act in ("purge", "delete"):
-        said = leveret("queues", act, "default", "--url", place.url, fails=True)
+        said = leveret("queues", act, "work", "--url", place.url, fails=True)
         assert "2 ready, 0 running, 0 delayed, 0 dead, 0 consumers" in said
         assert f"say --yes to {act} without being asked" in said
-    said = leveret("queues", "purge", "default", "--yes", "--url", place.url)
-    assert said == "queue 'default' is purged: 2 ready and 0 delayed tasks are gone\n"
+    said = leveret("queues", "purge", "work", "--yes", "--url", place.url)
+    assert said == "queue 'work' is purged: 2 ready and 0 delayed tasks are gone\n"
     with Worker(place.url, ledger).ready():
-        client.wait_until_counts("default", consumers=1)
+        client.wait_until_counts("work", consumers=1)
         for act in ("purge", "delete"):
-            said = leveret("queues", act, "default", "--yes", "--url", place.url, fails=True)
-            assert "queue 'default' is in use: 1 consumers, 0 running tasks" in said
-        said = leveret("queues", "delete", "default", "--yes", "--force", "--url", place.url)
+            said = leveret("queues", act, "work", "--yes", "--url", place.url, fails=True)
+            assert "queue 'work' is in use: 1 consumers, 0 running tasks" in said
+        said = leveret("queues", "delete", "work", "--yes", "--force", "--url", place.url)
         assert "is deleted, and its workers keep it: 0 ready, 0 delayed and 0 dead tasks are gone" in said
         client.enqueue(ledger_app.say, "again")
         ledger.wait_for("said again")
-    client.wait_until_counts("default", consumers=0, running=0)
-    leveret("queues", "delete", "default", "--yes", "--url", place.url)
-    assert client.stats("default").ready == 0
-    said = leveret("queues", "delete", "default", "--yes", "--url", place.url, fails=True)
-    assert "queue 'default' does not exist" in said
+    client.wait_until_counts("work", consumers=0, running=0)
+    leveret("queues", "delete", "work", "--yes", "--url", place.url)
+    assert client.stats("work").ready == 0
+    said = leveret("queues", "delete", "work", "--yes", "--url", place.url, fails=True)
+    assert "queue 'work' does not exist" in said
 
 
 def test_a_queue_that_no_worker_takes_is_told(place: Place) -> None:
     say = ("enqueue", LEDGER_APP, "say", "x", "--url", place.url)
-    printed, told = (leveret_both(*say, "-q", name) for name in ("defualt", "default"))
-    assert "queue 'defualt' is none of the application's" in printed
-    assert "did you mean 'default'?" in printed
+    printed, told = (leveret_both(*say, "-q", name) for name in ("wrok", "work"))
+    assert "queue 'wrok' is none of the application's" in printed
+    assert "did you mean 'work'?" in printed
     assert "none of the application's" not in told
 
 

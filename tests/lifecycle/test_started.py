@@ -83,7 +83,7 @@ def test_a_fork_that_comes_back_from_its_task_ends(place: Place, client: Client,
         id_ = client.enqueue(starting_app.return_from_fork, how)
         forked = int(ledger.wait_for(f"forked {how}").split()[-1])
         assert ledger.wait_for("code").split()[-1] == {"returns": "0", "raises": "1", "exits": "7"}[how]
-        assert bytes(client.wait_until_ended(id_).result) == b'"the task\'s"'
+        assert bytes(client.wait_until_ended(id_).encoded_result) == b'"the task\'s"'
         assert not is_alive(forked)
         assert ("in the fork" in worker.output) == (how == "raises")
 
@@ -95,7 +95,7 @@ def test_a_fork_never_runs_its_parents_event_loop(place: Place, client: Client, 
         id_ = client.enqueue(starting_app.return_from_fork_on_the_loop, how)
         forked = int(ledger.wait_for(f"forked {how}").split()[-1])
         assert ledger.wait_for("code").split()[-1] == ("0" if how == "returns" else "1")
-        assert bytes(client.wait_until_ended(id_).result) == b'"the task\'s"'
+        assert bytes(client.wait_until_ended(id_).encoded_result) == b'"the task\'s"'
         assert not is_alive(forked)
         client.enqueue(starting_app.say, "after")
         ledger.wait_for("said after")

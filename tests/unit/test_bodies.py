@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import pickle
 import zlib
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leveret.errors import UnreadableBody
+from leveret.errors import InvalidArguments, UnreadableBody
 from leveret.payload import MAX_DECOMPRESSED, Signature
 
+#: Compressed without a time, so that the names of tests are the same in every process.
 CALL = b'{"args":["a"]}'
 
 
@@ -40,9 +42,9 @@ def why(body: bytes, encoding: str | None = None) -> str:
 @pytest.mark.parametrize(
     ("encoding", "body"),
     [
-        ("gzip", gzip.compress(CALL)),
-        (" GZip", gzip.compress(CALL)),
-        ("x-gzip", gzip.compress(CALL)),
+        ("gzip", gzip.compress(CALL, mtime=0)),
+        (" GZip", gzip.compress(CALL, mtime=0)),
+        ("x-gzip", gzip.compress(CALL, mtime=0)),
         ("deflate", zlib.compress(CALL)),
         ("deflate", zlib.compress(CALL, 1)),
         ("deflate", deflated(CALL)),
@@ -73,8 +75,8 @@ def test_a_compressed_body_has_an_end(encoding: str) -> None:
     ("body", "told"),
     [
         (CALL, "'gzip', and the body is not compressed so"),
-        (gzip.compress(CALL)[:-1], "'gzip', and the compressed body ends too soon"),
-        (gzip.compress(CALL) + b"x", "'gzip', and something follows the compressed body"),
+        (gzip.compress(CALL, mtime=0)[:-1], "'gzip', and the compressed body ends too soon"),
+        (gzip.compress(CALL, mtime=0) + b"x", "'gzip', and something follows the compressed body"),
         (b"", "'gzip', and the compressed body ends too soon"),
     ],
 )
@@ -86,7 +88,7 @@ def test_a_body_that_is_not_compressed_as_it_says(body: bytes, told: str) -> Non
     ("body", "told"),
     [
         (b"", "it is empty"),
-        (gzip.compress(CALL), "it is compressed with gzip; set content_encoding to gzip"),
+        (gzip.compress(CALL, mtime=0), "it is compressed with gzip; set content_encoding to gzip"),
         (zlib.compress(CALL), "it is compressed with zlib; set content_encoding to deflate"),
         (b"\xef\xbb\xbf" + CALL, "it begins with a UTF-8 byte order mark"),
         (CALL.decode().encode("utf-16"), "it is UTF-16"),
@@ -118,4 +120,5 @@ def test_a_pair_of_surrogates_is_text(body: bytes) -> None:
 
 @given(st.binary(max_size=60), st.sampled_from(["gzip", "deflate", None, "br"]))
 def test_no_body_raises_anything_else(body: bytes, encoding: str | None) -> None:
-    why(body, encoding)
+    with suppress(UnreadableBody, InvalidArguments):
+        SIGNATURE.decode(body, encoding)

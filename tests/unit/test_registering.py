@@ -158,7 +158,7 @@ def test_a_function_with_a_parameter_called_self_is_one() -> None:
         (dict, "dict is a class"),
         (max, "does not say which arguments it takes: wrap it in a 'def'"),
     ],
-    ids=["number", "list", "queue", "text", "class", "type", "builtin"],
+    ids=["a number", "a list", "a queue", "text", "a class", "a builtin class", "a builtin function"],
 )
 def test_what_is_no_function_is_refused(function: Any, remedy: str) -> None:
     app = fresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,11 @@ NAMES = register(APP)
 
 
 @pytest.fixture(autouse=True)
-def _no_word_of_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of the objects raise in their ``__del__``, which Python tells here."""
+def _no_word_of_finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Some of the objects raise in their ``__del__``, which Python tells here, and not in a later test."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    yield
+    gc.collect()
 
 
 async def outcome_of(app: App, name: str) -> Outcome:

@@ -95,7 +95,7 @@ async def what_changed_last_comes_first(bench: Bench) -> None:
         await asyncio.sleep(0.05)
     assert [status.id for status in recent] == [d.envelope.id for d in (b, a, c)]
     assert (recent[2].error, recent[2].traceback) == ("broken", "where")
-    assert bytes(recent[1].result) == b"1"
+    assert bytes(recent[1].encoded_result) == b"1"
     assert len(await other.recent(2)) == 2
 
 
@@ -117,7 +117,7 @@ async def who_watches_sees_all_that_changes(bench: Bench) -> None:
         await broker.tell([started(envelope, "check", time.time())])
         assert (await seen.until(envelope.id, "running")).task == "check"
         await ended(broker, delivery, Succeeded(b'"done"'))
-        assert bytes((await seen.until(envelope.id, "succeeded")).result) == b'"done"'
+        assert bytes((await seen.until(envelope.id, "succeeded")).encoded_result) == b'"done"'
     assert before.id not in seen.known
 
 
@@ -134,7 +134,7 @@ async def who_watches_slowly_misses_no_task(bench: Bench) -> None:
             await ended(broker, delivery, Succeeded(delivery.envelope.body))
         for seen in (_Seen(updates, bench), _Seen(more, bench)):
             for envelope in envelopes:
-                assert bytes((await seen.until(envelope.id, "succeeded")).result).decode() == envelope.body.decode()
+                assert bytes((await seen.until(envelope.id, "succeeded")).encoded_result).decode() == envelope.body.decode()
 
 
 class _Seen:
