@@ -172,3 +172,15 @@ async def test_a_mark_from_the_future_is_forgotten(tmp_path: Path, caplog: pytes
     finally:
         await broker.close()
     assert "a cancellation from more than 30 s in the future is ignored" in caplog.text
+
+
+def test_the_last_time_of_all_is_shown_in_every_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the year 10000 to the east of Greenwich."""
+    status = status_of(f'{{"id": "1", "state": "dead", "at": {LATEST}, "queue": "work"}}')
+    try:
+        with monkeypatch.context() as patched:
+            patched.setenv("TZ", "Asia/Tokyo")
+            time.tzset()
+            assert "9999-12-31 23:59:59+00:00" in repr(status)
+    finally:
+        time.tzset()

@@ -134,7 +134,10 @@ async def who_watches_slowly_misses_no_task(bench: Bench) -> None:
             await ended(broker, delivery, Succeeded(delivery.envelope.body))
         for seen in (_Seen(updates, bench), _Seen(more, bench)):
             for envelope in envelopes:
-                assert bytes((await seen.until(envelope.id, "succeeded")).encoded_result).decode() == envelope.body.decode()
+                assert (
+                    bytes((await seen.until(envelope.id, "succeeded")).encoded_result).decode()
+                    == envelope.body.decode()
+                )
 
 
 class _Seen:
