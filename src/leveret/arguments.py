@@ -57,7 +57,10 @@ def count(argument: str, value: object, *, least: int = 1, most: int = 2**31 - 1
 
 
 def moment(argument: str, value: object) -> float:
-    """The Unix time of an aware datetime, at most a year ahead. Raises ConfigurationError."""
+    """The Unix time of an aware datetime, at most a year ahead; 0 for one before 1970, which is long past too.
+
+    Raises ConfigurationError.
+    """
     if not isinstance(value, datetime):
         remedy = (
             "a date has no hour: use datetime.combine(day, time(9), tzinfo=UTC)"
@@ -75,7 +78,7 @@ def moment(argument: str, value: object) -> float:
         raise ConfigurationError(
             f"{argument} is {value!r}, which is more than a year away; it may be {spell_seconds(MAX_DELAY)} at most"
         )
-    return unix
+    return max(0.0, unix)
 
 
 def exceptions(argument: str, value: object) -> tuple[type[BaseException], ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from leveret import App, ConfigurationError, Handle, InvalidArguments, Queue, Retry, as_finished, gather_results
+from leveret.arguments import moment
 from leveret.brokers import connect
 from leveret.durations import parse_seconds, spell_seconds
 from leveret.executors.in_process import InProcessExecutor
@@ -251,3 +252,13 @@ async def test_a_call_of_another_task_is_refused() -> None:
     other: Any = App("memory://").task(name="other")(lambda: None)
     with pytest.raises(InvalidArguments, match=r"a call of task 'other' was given to 'work'\.enqueue_many"):
         await work.enqueue_many([other.call()])
+
+
+@pytest.mark.parametrize("year", [1, 1960, 1970])
+async def test_a_moment_long_past_is_one_that_every_broker_reads(year: int) -> None:
+    """One before 1970 was stored as a negative time, and its task was dead instead of being run at once."""
+    with under_test(app) as tested:
+        handle = await work.options(at=datetime(year, 1, 1, tzinfo=UTC)).enqueue(3)
+        await tested.drain()
+        assert (await handle.status()).state == "succeeded"
+    assert moment("at", datetime(year, 1, 1, tzinfo=UTC)) == 0.0
