@@ -121,6 +121,8 @@ class App:
         max_result_size = number("max_result_size", max_result_size, MAX_RESULT_SIZE, folder)
         self.keep_results = seconds("keep_results", keep_results, above_zero=True)
         self.max_result_size = count("max_result_size", max_result_size, least=0)
+        if url is not None and not isinstance(url, str):
+            raise ConfigurationError(f"url is {url!r}; it must be text, as 'sqlite:////whole/path.db'")
         self._url = None if url is None else absolute(url, folder)
         self.enqueue_timeout = seconds("enqueue_timeout", enqueue_timeout, above_zero=True)
         self.max_message_size = count("max_message_size", max_message_size)

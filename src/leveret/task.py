@@ -71,6 +71,8 @@ class TaskOptions(msgspec.Struct, frozen=True):
             check_id(self.id)
         if self.acknowledge not in ("after", "before"):
             raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
+        if not isinstance(self.store_result, bool):
+            raise ConfigurationError(f"store_result is {self.store_result!r}; it must be True or False")
 
 
 #: What tasks of other queues are asked to do, and how it is done here.

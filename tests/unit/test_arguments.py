@@ -7,6 +7,7 @@ import decimal
 import fractions
 import math
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -226,6 +227,21 @@ def test_a_moment_has_a_zone() -> None:
 def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
         envelope_at(value)
+
+
+# The others
+
+
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_whether_results_are_stored_is_yes_or_no(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"store_result is {value!r}; it must be True or False"):
+        App("memory://").task(store_result=value)
+
+
+@pytest.mark.parametrize("url", [5, b"memory://", Path("leveret.db")])
+def test_a_url_is_text(url: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"url is .*; it must be text"):
+        App(url)
 
 
 # Calls of many
