@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
+from aio_pika.exceptions import AMQPError
 
 from leveret import App, BrokerRefused, BrokerUnavailable, Queue
 from leveret.brokers import connect
@@ -34,9 +35,21 @@ OTHERS = {
 async def limited(node: Node, *command: str) -> AsyncGenerator[None]:
     await asyncio.to_thread(node.ctl, *command)
     try:
+        if command in CONNECTIONS.values():
+            await until(lambda: refuses(node), "the server counts the connection that there is")
         yield
     finally:
         await asyncio.to_thread(unlimit, node, command)
+
+
+async def refuses(node: Node) -> bool:
+    """RabbitMQ 3.10 counts a connection a moment after it has let it in."""
+    try:
+        extra = await aio_pika.connect(node.url)
+    except AMQPError:
+        return True
+    await extra.close()
+    return False
 
 
 def unlimit(node: Node, command: Sequence[str]) -> None:
