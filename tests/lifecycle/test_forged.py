@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 import aio_pika.exceptions
 
-from leveret.model import DeadLetter, Envelope
+from leveret.model import DeadLetter, Envelope, new_id
 from tests.support import ledger_app
 from tests.support.dashboard import bury, visiting
 from tests.support.waiting import until
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 async def test_dead_letters_are_selected_as_they_are_read(any_place: Place) -> None:
     """So that nobody holds the bodies of thousands."""
-    broker = any_place.open()
+    broker, queue = any_place.open(), f"selected-{new_id()}"
     try:
-        letters = [Envelope(f"{number:032x}", "work", "resize", b"x" * 10) for number in range(6)]
+        letters = [Envelope(f"{number:032x}", queue, "resize", b"x" * 10) for number in range(6)]
         await bury(broker, letters, "ValueError")
         seen: list[str] = []
 
@@ -37,12 +37,12 @@ async def test_dead_letters_are_selected_as_they_are_read(any_place: Place) -> N
             seen.append(letter.envelope.id)
             return letter if letter.envelope.id in (letters[1].id, letters[5].id) else None
 
-        found = await broker.dead_letters("work", limit=5, select=select)
+        found = await broker.dead_letters(queue, limit=5, select=select)
         assert [one.envelope.id for one in found] == [letters[1].id]
         assert list(dict.fromkeys(seen))[:5] == [one.id for one in letters[:5]]
-        assert await broker.discard("work", [letters[4].id]) == [letters[4].id]
-        assert len(await broker.dead_letters("work", limit=9)) == 5
-        await broker.discard("work", [one.id for one in letters])
+        assert await broker.discard(queue, [letters[4].id]) == [letters[4].id]
+        assert len(await broker.dead_letters(queue, limit=9)) == 5
+        await broker.discard(queue, [one.id for one in letters])
     finally:
         await broker.close()
 

@@ -31,8 +31,14 @@ DOCS = ROOT / "docs"
 #: Printed before a block whose lines may come in any order.
 ANY_ORDER = "<!-- in any order -->"
 KEYS = {"^C": signal.SIGINT, "^\\": signal.SIGQUIT}
-#: A line of RabbitMQ before 4.3, and one of a new SQLite file: the pages tell of them, and do not show them.
-_NOT_SHOWN = ("a task that runs 30 minutes or longer may run twice", "made the file ")
+#: A line of RabbitMQ before 4.3, one of a new SQLite file, one at a worker's start, and one of a connection that the
+#: server ended (see below): the pages tell of them, and do not show them.
+_NOT_SHOWN = (
+    "a task that runs 30 minutes or longer may run twice",
+    "made the file ",
+    "; a message of its queues for any other task becomes a dead letter",
+    "results and statuses cannot be stored now: making the stream",
+)
 #: What aiormq prints when a server ends a connection, as RabbitMQ 3.10 now and then does on busy cores (541): Leveret
 #: connects again, and what the program does and prints then is what counts.
 _LOST_CONNECTION = re.compile(

@@ -26,6 +26,7 @@ from leveret.brokers.rabbitmq.codec import (
     received,
     retry_message,
     revived_message,
+    stored_anew,
     to_dead_letter,
     to_message,
     unranked,
@@ -676,3 +677,15 @@ def test_an_unreadable_message_is_one_once() -> None:
     for copy in (bury(delivery), revived_message(message, "work", NOW)):
         assert "leveret-unreadable" not in headers_of(copy)
     assert to_dead_letter(message, "work").reason == "its type"
+
+
+def test_an_unreadable_dead_letter_that_is_stored_anew_says_so_still() -> None:
+    header = b"\x00\x3c" + bytes(10) + Raw(type=b"say", timestamp=2**60, headers=table({b"tenant": number(7)})).encoded
+    letter = Incoming(b"", 7, False, header, b"{}")  # noqa: FBT003
+    again = stored_anew(letter, "work.dead")
+    found = Incoming(b"", 8, False, content_header(again.properties), b"{}")  # noqa: FBT003
+    reason = to_dead_letter(letter, "work").reason
+    assert "is no time" in reason
+    assert to_dead_letter(found, "work").reason == reason
+    assert dead_letter_id(found) == dead_letter_id(letter)
+    assert "leveret-unreadable" not in headers_of(revived_message(found, "work", NOW))

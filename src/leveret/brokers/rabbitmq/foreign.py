@@ -71,7 +71,9 @@ def content_of(payload: bytes) -> Content:
     content = _read(payload)
     reader = _Reader(payload, _CONTENT_HEADER.size)
     if content is None:
-        return Content(_mended(reader), reader.headers)
+        properties = _mended(reader)
+        complaint: dict[str, Any] = {UNREADABLE: (properties.headers or {})[UNREADABLE]}
+        return Content(properties, reader.headers | complaint)
     if content.properties.headers:
         reader.properties()
     return Content(content.properties, reader.headers)
