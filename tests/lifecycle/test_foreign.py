@@ -43,6 +43,10 @@ UNREADABLE = {
         "content_type b'\\xe4' is not UTF-8, and was read as Latin-1; content_encoding",
     ),
     "Latin-1 header": (Raw(type=b"say", headers=table({b"caf\xe9": text(b"\xe9")})), r"header b'caf\xe9'"),
+    "a long Latin-1 header": (
+        Raw(type=b"say", headers=table({b"\xe9" * 255: text(b"v"), b"t": b"F" + table({b"\xe9" * 255: text(b"v")})})),
+        r"header b'\xe9",
+    ),
     "a time in a header": (Raw(type=b"say", headers=table({b"at": time(2**63)})), "header 'at': 9223372036854775808"),
     "deep arrays": (Raw(type=b"say", headers=table({b"deep": nested_arrays(5_000)})), "'deep' is nested more than 32"),
     "deep tables": (Raw(type=b"say", headers=table({b"deep": nested_tables(40)})), "'k' is nested more than 32 deep"),

@@ -73,6 +73,7 @@ def test_milliseconds_are_a_time() -> None:
         (Raw(type=b"say", timestamp=2**60, app_id=b"shop"), {"message_type": "say", "app_id": "shop"}, {}, str(2**60)),
         (Raw(timestamp=2**64 - 1), {"timestamp": None}, {}, str(2**64 - 1)),
         (Raw(headers=table({b"\xe9": number(7)})), {}, {"é": 7}, "header b'\\xe9'"),
+        (Raw(headers=table({b"\xe9" * 255: number(7)})), {}, {"é" * 127: 7}, "header b'\\xe9"),
         (Raw(headers=table({b"at": time(2**60)})), {}, {"at": 2**60}, "header 'at'"),
         (Raw(headers=table({b"at": time(2**64 - 1)})), {}, {"at": str(2**64 - 1)}, "header 'at'"),
         (Raw(headers=table({b"a": b"?what", b"b": b"V"})), {}, {"a": bytearray(b"what\x01bV")}, "unknown type b'?'"),

@@ -72,3 +72,10 @@ def test_what_is_told_has_no_secret() -> None:
 def test_other_brokers_take_none(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"takes (neither a name nor|no) parameters"):
         connect(url)
+
+
+@pytest.mark.parametrize("vhost", ["v" * 256, "%2F" * 256, "%C3%A9" * 128])
+def test_a_virtual_host_that_amqp_cannot_carry_is_refused(vhost: str) -> None:
+    with pytest.raises(ConfigurationError, match="a virtual host of more than 255 bytes"):
+        connect(f"amqp://user:password@one,two/{vhost}?heartbeat=5")
+    connect(f"amqp://user:password@one,two/{vhost[: len(vhost) // 2]}?heartbeat=5")

@@ -252,6 +252,30 @@ async def test_a_bad_row_anywhere_stops_nobody(path: Path, case: str) -> None:
         assert done == {one.id for one in mine}
 
 
+BAD_DEAD_LETTERS = {
+    "no UTF-8 in an id": "UPDATE task SET id = CAST(x'80' AS TEXT)",
+    "a blob as an id": "UPDATE task SET id = x'80'",
+    "the last number": "UPDATE task SET seq = 9223372036854775807",
+}
+
+
+@pytest.mark.parametrize("case", BAD_DEAD_LETTERS)
+async def test_a_bad_dead_letter_is_put_back_and_dropped_as_others_are(path: Path, case: str) -> None:
+    """Without a worker, that would have mended it."""
+    async with opened(path, WORK) as broker:
+        await broker.publish([envelope()])
+        execute(path, "UPDATE task SET state = 'dead', died_at = 1")
+        execute(path, BAD_DEAD_LETTERS[case])
+        (letter,) = await broker.dead_letters("work", limit=10)
+        assert await broker.revive("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert await counts(broker) == (1, 0, 0)
+        execute(path, "UPDATE task SET state = 'dead', died_at = 1")
+        execute(path, BAD_DEAD_LETTERS[case])
+        (letter,) = await broker.dead_letters("work", limit=10)
+        assert await broker.discard("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert await counts(broker) == (0, 0, 0)
+
+
 async def test_a_task_of_no_consumer_runs(path: Path) -> None:
     async with opened(path, WORK) as broker:
         execute(path, BAD_STATES["a task of no consumer"])

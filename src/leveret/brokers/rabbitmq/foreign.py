@@ -224,7 +224,7 @@ class _Reader:
         end = self._end()
         values: dict[str, Any] = {}
         while self._at < end:
-            name = self._text("header")
+            name = _cut(self._text("header"))
             start, wrong = self._at, len(self._wrong)
             values[name] = self._value(name, MAX_DEPTH - 1, end)
             is_read = len(self._wrong) == wrong
@@ -248,7 +248,7 @@ class _Reader:
         end = self._end()
         table: dict[str, Any] = {}
         while self._at < end:
-            name = self._text("header")
+            name = _cut(self._text("header"))
             table[name] = self._value(name, depth - 1, end)
         return table
 

@@ -6,7 +6,7 @@ import binascii
 import difflib
 from base64 import b64decode
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 import msgspec
 
@@ -24,6 +24,8 @@ _MOST_HEARTBEAT = 65_534
 _TIMEOUT = 10.0
 _MOST_TIMEOUT = 3_600.0
 _MECHANISMS = ("plain", "external")
+#: Bytes of a virtual host's name: an AMQP short string.
+_MOST_VHOST = 255
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -47,7 +49,11 @@ def read_parameters(url: str) -> Parameters:
             "the RabbitMQ URL has a #, and what is behind it would be ignored: write %23 for one in the user's name, "
             "the password, the virtual host or a parameter"
         )
-    given = _pairs(before.partition("?")[2])
+    place, _, query = before.partition("?")
+    vhost = unquote(place.partition("://")[2].partition("/")[2])
+    if len(vhost.encode()) > _MOST_VHOST:
+        raise ConfigurationError(f"the RabbitMQ URL has a virtual host of more than {_MOST_VHOST} bytes")
+    given = _pairs(query)
     for name in given:
         if name not in _CHECKS:
             raise ConfigurationError(f"the RabbitMQ URL has an unknown parameter, {_hint(name)}")

@@ -264,14 +264,17 @@ class Store:
             *self._execute(f"{_STUCK} AND due IS NULL RETURNING queue"),
             *self._execute(f"{_STUCK} AND due > ? RETURNING queue", LATEST),
         ]
+        self._number_anew()
+        self._deal(queue for (queue,) in stuck)
+
+    def _number_anew(self) -> None:
+        """No number follows the last one: what another program gave such a number gets an ordinary one."""
         if self._execute("SELECT 1 FROM task WHERE seq >= ? LIMIT 1", MOST_NUMBER).fetchone():
-            # No number follows the last one.
             for (seq,) in self._execute("SELECT seq FROM task WHERE seq >= ? ORDER BY seq", MOST_NUMBER).fetchall():
                 self._execute(
                     "UPDATE task SET seq = coalesce((SELECT max(seq) FROM task WHERE seq < ?), 0) + 1 WHERE seq = ?",
                     *(MOST_NUMBER, seq),
                 )
-        self._deal(queue for (queue,) in stuck)
 
     def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
         """What the consumer was dealt since it was last told; None when it is not registered."""
@@ -487,7 +490,8 @@ class Store:
 
     def dead_letters(self, queue: str, limit: int, select: Select | None = None) -> list[DeadLetter]:
         rows = self._execute(
-            f"SELECT seq, reason, traceback, died_at, worker, {ENVELOPE} FROM task"  # noqa: S608
+            # An id that is no UTF-8 is read with escapes, and no other look would find it.
+            f"SELECT seq, CAST(task.id AS BLOB), reason, traceback, died_at, worker, {ENVELOPE} FROM task"  # noqa: S608
             " JOIN queue ON queue.id = task.queue WHERE state = 'dead' AND queue.name = ? ORDER BY seq LIMIT ?",
             queue,
             limit,
@@ -495,18 +499,19 @@ class Store:
         letters: list[DeadLetter] = []
         renamed: list[tuple[str, int]] = []
         # One after the other: all of them may be too large to be there together.
-        for seq, *columns in rows:
+        for seq, id_, *columns in rows:
             letter = _dead_letter(*columns)
-            if type(columns[_ID]) is not str:
+            if letter.envelope.id.encode(errors="replace") != id_:
                 renamed.append((letter.envelope.id, seq))
             chosen = letter if select is None else select(letter)
             if chosen is not None:
                 letters.append(chosen)
-        self._database.executemany("UPDATE task SET id = ? WHERE seq = ?", renamed)
+        self._database.executemany("UPDATE OR IGNORE task SET id = ? WHERE seq = ?", renamed)
         return letters
 
     def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
         number, now = self._queue_id(queue), time.time()
+        self._number_anew()
         found = self._each_dead(
             "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"
             " enqueued_at = ?, due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL,"
@@ -692,10 +697,6 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
 def _array(numbers: Sequence[int]) -> str:
     """For `json_each`: as text, since SQLite 3.45.0 takes bytes for its own binary JSON."""
     return msgspec.json.encode(numbers).decode()
-
-
-#: Where the id is among the columns of a dead letter.
-_ID = 4
 
 
 def _dead_letter(reason: object, traceback: object, died_at: object, worker: object, *columns: object) -> DeadLetter:
