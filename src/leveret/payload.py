@@ -36,9 +36,10 @@ _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate"})
 _AS_IT_IS = frozenset({"identity", "binary", "8bit", "utf-8", "utf8", "us-ascii"})
 #: Have zlib tell gzip's format and its own by how they begin.
 _DETECT = 32
+_GZIP = b"\x1f\x8b"
 _ZLIB = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _BEGINNINGS = {
-    b"\x1f\x8b": "it is compressed with gzip; set content_encoding to gzip, or do not compress it",
+    _GZIP: "it is compressed with gzip; set content_encoding to gzip, or do not compress it",
     **dict.fromkeys(_ZLIB, "it is compressed with zlib; set content_encoding to deflate, or do not compress it"),
     b"\xef\xbb\xbf": "it begins with a UTF-8 byte order mark; leave that out",
     b"\xff\xfe\0\0": "it is UTF-32: JSON is UTF-8",
@@ -171,17 +172,23 @@ def decompressed(body: bytes, encoding: str | None) -> bytes:
         return body
     # `deflate` is zlib's format by its standard, and often enough what is inside of that.
     is_bare = named == "deflate" and not body.startswith(_ZLIB)
-    reader = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | _DETECT)
-    try:
-        text = reader.decompress(body, MAX_DECOMPRESSED + 1)
-    except zlib.error as error:
-        raise UnreadableBody(f"content_encoding is {named!r}, and the body is not compressed so: {error}") from error
-    if len(text) > MAX_DECOMPRESSED:
-        raise UnreadableBody(f"the body is more than {MAX_DECOMPRESSED} bytes when it is decompressed")
-    if not reader.eof:
-        raise UnreadableBody(f"content_encoding is {named!r}, and the compressed body ends too soon")
-    if reader.unused_data:
-        raise UnreadableBody(f"content_encoding is {named!r}, and something follows the compressed body")
+    text, rest = b"", body
+    while rest or not text:
+        reader = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | _DETECT)
+        try:
+            text += reader.decompress(rest, MAX_DECOMPRESSED + 1 - len(text))
+        except zlib.error as error:
+            problem = f"content_encoding is {named!r}, and the body is not compressed so: {error}"
+            raise UnreadableBody(problem) from error
+        if len(text) > MAX_DECOMPRESSED:
+            raise UnreadableBody(f"the body is more than {MAX_DECOMPRESSED} bytes when it is decompressed")
+        if not reader.eof:
+            raise UnreadableBody(f"content_encoding is {named!r}, and the compressed body ends too soon")
+        rest = reader.unused_data
+        if rest and not rest.startswith(_GZIP):  # gzip's format is of one part or more
+            raise UnreadableBody(f"content_encoding is {named!r}, and something follows the compressed body")
+        if not rest:
+            break
     return text
 
 

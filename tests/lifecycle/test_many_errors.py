@@ -11,6 +11,7 @@ import pytest
 
 from leveret import App, LeveretError, Queue
 from leveret.brokers import connect
+from leveret.brokers.rabbitmq import holding
 from leveret.model import DeadLettered, Envelope, new_id
 from leveret.testing.bench import Taken
 from tests.support.proxy import Proxy
@@ -54,8 +55,11 @@ async def test_a_frozen_broker(node: Node, caplog: pytest.LogCaptureFixture, whe
     assert len(lines(caplog)) <= FEW, lines(caplog)
 
 
-async def test_outcomes_that_cannot_be_stored(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    """Each is held and tried again: the worker's settling. Its broker publishes by a connection that is silent."""
+async def test_outcomes_that_cannot_be_stored(
+    node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is held and tried again; now and then a line says how many there are."""
+    monkeypatch.setattr(holding, "_REMIND", 5.0)
     broker = connect(node.url, timeout=1.0)
     await broker.declare([Queue("work")])
     await broker.publish([Envelope(new_id(), "work", "say", b"{}", enqueued_at=1.0) for _ in range(MANY)])
@@ -66,7 +70,7 @@ async def test_outcomes_that_cannot_be_stored(node: Node, caplog: pytest.LogCapt
         await asyncio.to_thread(node.ctl, "set_policy", "no", r"^work\.dead$", policy, "--apply-to", "queues")
         try:
             settling = asyncio.create_task(broker.settle([(delivery, DeadLettered("no")) for delivery in deliveries]))
-            await until(lambda: told(caplog, "more in"), "they are counted")
+            await until(lambda: told(caplog, " more cannot be stored in queue 'work.dead'"), "they are counted")
         finally:
             await asyncio.to_thread(node.ctl, "clear_policy", "no")
         settling.cancel()

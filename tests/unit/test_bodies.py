@@ -45,6 +45,7 @@ def why(body: bytes, encoding: str | None = None) -> str:
         ("gzip", gzip.compress(CALL, mtime=0)),
         (" GZip", gzip.compress(CALL, mtime=0)),
         ("x-gzip", gzip.compress(CALL, mtime=0)),
+        ("gzip", gzip.compress(CALL[:5], mtime=0) + gzip.compress(CALL[5:], mtime=0)),
         ("deflate", zlib.compress(CALL)),
         ("deflate", zlib.compress(CALL, 1)),
         ("deflate", deflated(CALL)),
