@@ -523,6 +523,25 @@ def test_an_integer_of_ours_is_of_a_type_that_every_client_decodes(value: int) -
     assert number(3_000_000_000) in marshal(large.properties)
 
 
+def test_many_small_headers_are_left_out_without_encoding_all_of_them_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twenty thousand fit a frame: a worker's loop would stand still for seconds."""
+    headers = table({b"%05d" % number: b"V" for number in range(18_715)})
+    delivery = delivery_of(Incoming(b"", 7, False, b"\x00\x3c" + bytes(10) + Raw(headers=headers).encoded, b""))  # noqa: FBT003
+    encoded = 0
+
+    def counted(properties: Properties) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return marshal(properties)
+
+    monkeypatch.setattr("leveret.brokers.rabbitmq.codec.marshal", counted)
+    message = fitted(bury(delivery), 131_072)
+    assert 131_000 < len(marshal(message.properties)) <= 131_072 - 8
+    assert encoded < 10
+
+
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1])
 def test_an_integer_beyond_64_bits_is_refused(value: int) -> None:
     with pytest.raises(ValueError, match="64 bits"):

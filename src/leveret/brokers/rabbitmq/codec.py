@@ -257,13 +257,16 @@ def fitted(message: Message, frame_max: int) -> Message:
             headers[name] = shorten(text, limit)
         if len(marshal(message.properties)) <= room:
             return message
+    headers.pop(LEFT_OUT, None)
     sizes = {name: len(field(name, value)) for name, value in headers.items()}
+    rest = len(marshal(message.properties))
     left_out: list[str] = []
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         del headers[name]
+        rest -= sizes[name]
         left_out.append(name)
         headers[LEFT_OUT] = shorten(", ".join(left_out), _MAX_LEFT_OUT)
-        if len(marshal(message.properties)) <= room:
+        if rest + len(field(LEFT_OUT, headers[LEFT_OUT])) <= room:
             break
     return message
 
