@@ -173,7 +173,7 @@ def decompressed(body: bytes, encoding: str | None) -> bytes:
     # `deflate` is zlib's format by its standard, and often enough what is inside of that.
     is_bare = named == "deflate" and not body.startswith(_ZLIB)
     text, rest = b"", body
-    while rest or not text:
+    while True:
         reader = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | _DETECT)
         try:
             text += reader.decompress(rest, MAX_DECOMPRESSED + 1 - len(text))

@@ -72,7 +72,7 @@ def test_the_neighbours_of_a_poisonous_task(place: Place, client: Client, ledger
         for number in range(5):
             ledger.wait_for(f"end before{number}")
         assert "lost" not in worker.output
-        assert worker.output.count(" failed, next try in ") == 2
+        assert worker.output.count(", next try in ") == 2
     assert letter.envelope.id == bad
     assert "was killed by SIGKILL" in letter.reason
     assert "attempt 3 of 3 failed" in letter.reason

@@ -157,7 +157,7 @@ def test_the_worker_knows_the_tasks_as_they_are_now(place: Place, client: Client
         worker.signal(signal.SIGHUP)
         worker.wait_for("reloaded: 1 child processes are replaced")
         ask(client, "fatal")
-        worker.wait_for("failed, and does not run again (acknowledge='before')")
+        worker.wait_for(", and does not run again (acknowledge='before')")
         client.enqueue(ledger_app.say, "after")
         ledger.wait_for("said after")
     assert ledger.count("two fatal") == 1
