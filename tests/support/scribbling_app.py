@@ -92,6 +92,35 @@ async def spoil_and_stay(how: str, text: str) -> None:
 
 
 @app.task(queue="work", max_attempts=1)
+async def spoil_and_block(text: str) -> None:
+    _spoil("limit")
+    while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC240 - by a test
+        time.sleep(0.02)  # noqa: ASYNC251 - the loop does not turn
+
+
+@app.task(queue="work", max_attempts=1)
+async def suffer(how: str, text: str) -> None:
+    """Does well, unless another task has lowered its limit when it is told to go on."""
+    await _suffer(how, text)
+
+
+@app.task(queue="work", max_attempts=1, timeout=0.1)
+async def suffer_in_time(how: str, text: str) -> None:
+    await _suffer(how, text)
+
+
+async def _suffer(how: str, text: str) -> None:
+    while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
+        await asyncio.sleep(0.02)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 4:
+        return
+    if how == "dies":
+        os.abort()
+    while True:  # as a thread that no memory is left to begin holds up the loop that has started it
+        time.sleep(1)  # noqa: ASYNC251
+
+
+@app.task(queue="work", max_attempts=1)
 def need(text: str) -> None:
     """Needs what tasks need: descriptors, memory, files, the user's rights, an output, a folder. Once is enough."""
     assert current_task().attempt == 1
