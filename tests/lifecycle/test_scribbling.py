@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,6 +176,16 @@ async def test_a_spoilt_child_that_is_stuck_is_ended(ledger: Ledger, caplog: pyt
         assert len(serving.executor.pids) == 1
     assert "did not turn any more" in caplog.text
     assert ledger.count("spoilt") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is it known how much memory is just too little")
+@pytest.mark.usefixtures("soon_stuck")
+async def test_a_thread_that_finds_no_memory_to_begin_holds_up_nobody_for_ever() -> None:
+    async with Serving(10) as serving:
+        serving.executor.submit([job(1, "spoil", "thread"), *(job(key, "need", f"{key}") for key in range(2, 6))])
+        for key in range(1, 6):
+            await serving.told.wait_for_success(key)
+        assert serving.replaced() == ["unfit"]
 
 
 @pytest.mark.usefixtures("soon_stuck")

@@ -61,8 +61,8 @@ def _spoil(how: str) -> None:
     note(f"spoilt {how} {os.getpid()}")
     if how == "limit":
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    elif how == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (50_000_000, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    elif how in ("memory", "thread"):
+        resource.setrlimit(resource.RLIMIT_AS, (_memory(how), resource.getrlimit(resource.RLIMIT_AS)[1]))
     elif how == "file size":
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     elif how == "descriptors":
@@ -82,6 +82,14 @@ def _spoil(how: str) -> None:
     elif how == "fails":
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         raise ValueError("by itself")
+
+
+def _memory(how: str) -> int:
+    """Much too little, or enough for the stack of one more thread and not for it to begin (bytes)."""
+    if how == "memory":
+        return 50_000_000
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize() + resource.getrlimit(resource.RLIMIT_STACK)[0] + 12 * 1024
 
 
 @app.task(queue="work")

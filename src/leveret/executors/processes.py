@@ -273,7 +273,7 @@ class ProcessExecutor:
             for key, begun in list(child.started.items()):
                 self._check_time(child, key, begun)
         elif blocked > _STUCK:
-            child.end_for(f"was ended, as its event loop did not turn any more when it was spoilt: {child.unfit}")
+            child.end_for(f"was ended, as it was spoilt and its event loop did not turn any more ({child.unfit})")
         self._check_unstarted(child)
         if child in self._serving:
             self._recycle_if_due(child)
