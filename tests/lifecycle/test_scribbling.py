@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from leveret.events import ChildReplaced
-from leveret.executors import Died, Finished, Started, processes, spawn
+from leveret.executors import Blocks, Died, Finished, Overran, Started, processes, spawn
 from leveret.executors.processes import ProcessExecutor
 from leveret.model import DeadLettered
 from tests.lifecycle.test_children import Told, job
@@ -153,6 +154,94 @@ async def test_neighbours_fail_beside_one_that_spoils_and_are_not_charged(ledger
         assert not serving.told.of(Finished, 1), "it runs on in the child that leaves"
         ledger.release("go")
         await serving.told.wait_for_success(1)
+
+
+@pytest.fixture
+def soon_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_STUCK", 0.2)
+
+
+@pytest.mark.usefixtures("soon_stuck")
+async def test_a_spoilt_child_that_is_stuck_is_ended(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing finishes in it, so nobody fails either. What ran in it runs again, alone and uncharged."""
+    async with Serving(2) as serving:
+        serving.executor.submit([job(1, "spoil_and_stay", "limit", "go"), job(2, "suffer", "sticks", "on")])
+        ledger.wait_for("spoilt")
+        ledger.release("on")
+        await serving.told.wait_for_success(2)
+        ledger.release("go")
+        await serving.told.wait_for_success(1)
+        assert not serving.told.of(Died, 1)
+        assert serving.replaced() == ["unfit"]
+        assert len(serving.executor.pids) == 1
+    assert "did not turn any more" in caplog.text
+    assert ledger.count("spoilt") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is it known how much memory is just too little")
+@pytest.mark.usefixtures("soon_stuck")
+async def test_a_thread_that_finds_no_memory_to_begin_holds_up_nobody_for_ever() -> None:
+    async with Serving(10) as serving:
+        serving.executor.submit([job(1, "spoil", "thread"), *(job(key, "need", f"{key}") for key in range(2, 6))])
+        for key in range(1, 6):
+            await serving.told.wait_for_success(key)
+        assert serving.replaced() == ["unfit"]
+
+
+@pytest.mark.usefixtures("soon_stuck")
+@pytest.mark.parametrize("how", ["sticks", "dies"])
+async def test_the_last_one_in_a_spoilt_child_is_not_charged_for_its_end(how: str, ledger: Ledger) -> None:
+    """The one that spoilt it has succeeded, and is not there any more to be suspected."""
+    async with Serving(2) as serving:
+        serving.executor.submit([job(1, "spoil", "limit"), job(2, "suffer", how, "on")])
+        await serving.until_replaced("unfit")
+        ledger.release("on")
+        await serving.told.wait_for_success(2)
+        assert not serving.told.of(Died, 2)
+
+
+async def test_a_timeout_is_not_held_against_one_that_a_spoilt_child_holds_up(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not end. Both times are long enough for the child to tell first that it is spoilt."""
+    monkeypatch.setattr(processes, "OVERTIME", 3.0)
+    monkeypatch.setattr(processes, "_STUCK", 4.0)
+    ledger.release("on")
+    async with Serving(2) as serving:
+        serving.executor.submit([job(1, "spoil_and_stay", "limit", "go")])
+        ledger.wait_for("spoilt")
+        serving.executor.submit([job(2, "suffer_in_time", "sticks", "on")])
+        await serving.told.wait_for_success(2)
+        assert not serving.told.of(Overran, 2)
+
+
+async def test_one_that_spoils_and_blocks_runs_on_when_it_is_alone(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up nobody then."""
+    monkeypatch.setattr(processes, "_STUCK", -60.0)
+    async with Serving(2) as serving:
+        serving.executor.submit([job(1, "spoil_and_block", "go")])
+
+        async def blocks_again() -> bool:
+            return ledger.count("spoilt") == 2 and len(serving.told.of(Blocks, 1)) == 2
+
+        await until(blocks_again, "it runs again, alone")
+        ledger.release("go")
+        await serving.told.wait_for_success(1)
+        assert not serving.told.of(Died, 1)
+
+
+async def test_one_that_comes_after_a_spoiler_into_its_ward_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not alone there, in a way."""
+    monkeypatch.setattr(processes, "_WARDS", 1)
+    async with Serving(1) as serving:
+        suspects = [job(1, "spoil", "limit"), job(2, "need", "2")]
+        for suspect in suspects:
+            serving.executor._remember(suspect)
+        serving.executor.submit(suspects)
+        await serving.told.wait_for_success(1)
+        await serving.told.wait_for_success(2)
 
 
 async def test_one_that_spoils_and_fails_is_charged_in_the_end(ledger: Ledger) -> None:

@@ -61,8 +61,8 @@ def _spoil(how: str) -> None:
     note(f"spoilt {how} {os.getpid()}")
     if how == "limit":
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    elif how == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (50_000_000, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    elif how in ("memory", "thread"):
+        resource.setrlimit(resource.RLIMIT_AS, (_memory(how), resource.getrlimit(resource.RLIMIT_AS)[1]))
     elif how == "file size":
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     elif how == "descriptors":
@@ -84,11 +84,48 @@ def _spoil(how: str) -> None:
         raise ValueError("by itself")
 
 
+def _memory(how: str) -> int:
+    """Much too little, or enough for the stack of one more thread and not for it to begin (bytes)."""
+    if how == "memory":
+        return 50_000_000
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize() + resource.getrlimit(resource.RLIMIT_STACK)[0] + 12 * 1024
+
+
 @app.task(queue="work")
 async def spoil_and_stay(how: str, text: str) -> None:
     _spoil(how)
     while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
         await asyncio.sleep(0.02)
+
+
+@app.task(queue="work", max_attempts=1)
+async def spoil_and_block(text: str) -> None:
+    _spoil("limit")
+    while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC240 - by a test
+        time.sleep(0.02)  # noqa: ASYNC251 - the loop does not turn
+
+
+@app.task(queue="work", max_attempts=1)
+async def suffer(how: str, text: str) -> None:
+    """Does well, unless another task has lowered its limit when it is told to go on."""
+    await _suffer(how, text)
+
+
+@app.task(queue="work", max_attempts=1, timeout=0.1)
+async def suffer_in_time(how: str, text: str) -> None:
+    await _suffer(how, text)
+
+
+async def _suffer(how: str, text: str) -> None:
+    while not Path(f"{os.environ['LEDGER']}.{text}").exists():  # noqa: ASYNC110, ASYNC240 - by a test
+        await asyncio.sleep(0.02)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 4:
+        return
+    if how == "dies":
+        os.abort()
+    while True:  # as a thread that no memory is left to begin holds up the loop that has started it
+        time.sleep(1)  # noqa: ASYNC251
 
 
 @app.task(queue="work", max_attempts=1)

@@ -134,7 +134,12 @@ class Watch:
             self._tell([Blocks(job.key, now - asked, stack) for job in suspects])
 
     def _look_at_vitals(self) -> None:
-        if self._crew is None or self._vitals is None or self._is_unfit or self._checked == self._crew.finished:
+        if self._crew is None or self._vitals is None or self._is_unfit:
+            return
+        # A thread that dies of want of memory while it begins has the loop wait for it for ever: nothing finishes then.
+        asked = self._asked
+        is_blocked = asked is not None and time.monotonic() - asked > BLOCKED
+        if self._checked == self._crew.finished and not is_blocked:
             return
         self._checked = self._crew.finished
         fault = self._vitals.fault()
@@ -199,8 +204,11 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     watch.over(crew, vitals)
 
     def tell(reports: Sequence[Report]) -> None:
-        """A failure may be another task's doing, which the worker must know first; else the watch finds that out."""
-        fault = vitals.fault() if any(map(_has_failed, reports)) else None
+        """A failure may be another task's doing, which the worker must know first; else the watch finds that out.
+
+        But without memory this process may end at the next message, and be unable to say anything any more.
+        """
+        fault = vitals.fault() if vitals.lacks_memory() or any(map(_has_failed, reports)) else None
         pipe.write(reports if fault is None else [Unfit(fault), *reports])
 
     crew.report_to(tell)

@@ -6,7 +6,8 @@ replaced. What it had not started goes to another child, uncharged. Of what it h
 the only one, or the one that it was killed for; of several suspects each runs again, uncharged, alone in a ward.
 
 A child may also become unfit: a task of its changes what belongs to all (its limits, its user, its descriptors). It
-leaves, and what fails in it is a suspect. So is, at last, a job that no child begins.
+leaves, and is ended if its event loop does not turn any more. What fails or dies in it is a suspect, unless it was
+alone in it from the beginning. So is, at last, a job that no child begins.
 
 How many serve may change (`resize`): those that are too many leave. A reload replaces all that serve, one by one.
 """
@@ -50,6 +51,9 @@ _MOST_MOVES = 4
 _LAST_PATIENCE = 30.0
 #: How long after its timeout a task that is cancelled may take to end before its child gets no more jobs (seconds).
 _LATE = 0.5
+#: An unfit child whose event loop is known to be blocked for so long is ended (seconds): it may wait for a thread that
+#: found no memory to begin, and so for ever. What blocks it for a moment only has ended by then.
+_STUCK = 5.0
 #: So many suspects run at once, each in a ward.
 _WARDS = 2
 #: While the application can't be imported any more, a child is tried after so long at first, and at last (seconds).
@@ -250,8 +254,9 @@ class ProcessExecutor:
 
     def doubts(self, child: Child, job: Job) -> bool:
         """It runs again, uncharged, alone; but what fails alone is to blame, and what may not run again is not run."""
-        if self._stopping or child in self._wards or job.once or job.key in self._unwanted:
-            if child in self._wards:
+        is_alone = self._is_alone(child)
+        if self._stopping or is_alone or job.once or job.key in self._unwanted:
+            if is_alone:
                 self._remember(job)
             return False
         self._suspects.append(job)
@@ -261,23 +266,27 @@ class ProcessExecutor:
     def looked(self, child: Child) -> None:
         if self._stopping:
             return
-        for key, begun in list(child.started.items()):
-            self._check_time(child, key, begun)
         if child.unfit is not None:
             self._replace_unfit(child)
+        blocked = child.blocked_for()
+        if child.unfit is None or blocked is None or self._is_alone(child):
+            for key, begun in list(child.started.items()):
+                self._check_time(child, key, begun)
+        elif blocked > _STUCK:
+            child.end_for(f"was ended, as it was spoilt and its event loop did not turn any more ({child.unfit})")
         self._check_unstarted(child)
         if child in self._serving:
             self._recycle_if_due(child)
 
     def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started]) -> None:
-        was_replaced = child in self._leaving
+        was_replaced, was_alone = child in self._leaving, self._is_alone(child)
         if self._stopping or not self._forget(child):
             return
         log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
         condemned = None if child.condemned is None else child.condemned[0]
         never_begun = [job for job in unstarted if job.key == condemned]
         self._waiting.extendleft(job for job in reversed(unstarted) if job.key != condemned)
-        charged = self._charge(child)
+        charged = self._charge(child, is_known=child.unfit is None or was_alone)
         if child.condemned is not None and never_begun:
             belated = [*belated, Started(child.condemned[0])]
             charged = [Died(*child.condemned), *charged]
@@ -366,8 +375,15 @@ class ProcessExecutor:
             self._report([ChildReplaced(child.pid, "unfit")])
             self._retire(child)
 
-    def _charge(self, child: Child) -> list[Report]:
-        """Who is guilty of a child's death; the others run again, those that may be guilty alone."""
+    def _is_alone(self, child: Child) -> bool:
+        """Whether what that child runs is the first that it runs, and the only one: nobody else can have spoilt it."""
+        return child in self._wards and not child.finished
+
+    def _charge(self, child: Child, *, is_known: bool) -> list[Report]:
+        """Who is guilty of a child's death; the others run again, those that may be guilty alone.
+
+        ``is_known``: whether the only one that ran is the guilty one, for nobody before it can have been.
+        """
         cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
         verdicts: dict[int, Report] = {}
         shelter = self._suspects
@@ -375,7 +391,7 @@ class ProcessExecutor:
             key, reason = child.condemned
             verdicts[key] = Overran(key, reason)
             shelter = self._waiting
-        elif len(child.started) == 1:
+        elif len(child.started) == 1 and is_known:
             (key,) = child.started
             verdicts[key] = Died(key, cause)
             self._remember(child.started[key].job)

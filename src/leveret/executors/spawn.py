@@ -104,6 +104,8 @@ class Child:
         self.condemned: tuple[int, str] | None = None
         #: While its event loop is blocked: the jobs of which one does that, as far as can be told.
         self.blockers: frozenset[int] = frozenset()
+        #: Since when that is known (monotonic, seconds).
+        self._blocked_at = 0.0
         #: Why what it runs may fail without a fault of its own, if so.
         self.unfit: str | None = None
         #: The jobs that it has not started, and when each was sent.
@@ -150,6 +152,10 @@ class Child:
     def load(self) -> int:
         """How many jobs it has."""
         return len(self.started) + len(self._held)
+
+    def blocked_for(self) -> float | None:
+        """How long its event loop is known not to turn (seconds); None: it turns."""
+        return time.monotonic() - self._blocked_at if self.blockers else None
 
     def send(self, jobs: Sequence[Job]) -> None:
         now = time.monotonic()
@@ -245,9 +251,9 @@ class Child:
                 reports.append(message)
             elif isinstance(message, Finished):
                 begun = self.started.pop(message.key)
-                self.finished += 1
                 if not (self.unfit and _has_failed(message) and self._keeper.doubts(self, begun.job)):
                     reports.append(message)
+                self.finished += 1
             elif isinstance(message, Unfit):
                 self.unfit = message.reason
         self._keeper.reported(self, reports)
@@ -256,6 +262,8 @@ class Child:
         reports: list[Report] = []
         for message in batch:
             if isinstance(message, Blocks):
+                if not self.blockers:
+                    self._blocked_at = time.monotonic()
                 self.blockers |= {message.key}
                 if message.key in self.started:
                     reports.append(message)

@@ -17,6 +17,7 @@ _LIMITS = {
     for name in ("NOFILE", "AS", "DATA", "STACK", "RSS", "NPROC", "FSIZE", "CPU", "MEMLOCK")
     if (number := getattr(resource, f"RLIMIT_{name}", None)) is not None
 }
+_MEMORY = ("AS", "DATA")
 
 
 class Vitals:
@@ -34,6 +35,12 @@ class Vitals:
         if self._found is None:
             self._found = self._look()
         return self._found
+
+    def lacks_memory(self) -> bool:
+        """Whether its limits of memory are lower than at the beginning: a quick look, which fits every report."""
+        return any(
+            _is_lower(resource.getrlimit(_LIMITS[name])[0], self._limits[name]) for name in _MEMORY if name in _LIMITS
+        )
 
     def _look(self) -> str | None:
         for (name, before), now in zip(self._limits.items(), _limits().values(), strict=True):
