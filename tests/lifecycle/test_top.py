@@ -35,7 +35,7 @@ async def test_it_is_steered_by_keys(place: Place, ledger: Ledger) -> None:
         await ledger_app.pause.enqueue("long", 600.0)
         dead = await ledger_app.give_up.enqueue(HOSTILE)
         frame = top.shows(rf"dead +{dead.id}")
-        assert "gave up: [red]so[/red] [2J [/]" in frame
+        assert r"gave up: [red]so[/red]\x1b[2J\u202e[/]" in frame
         assert "\x1b[2J" not in top.raw.split("leveret top", 1)[1]
         top.shows(r"[0-9] MiB pause +[0-9a-f]{32} work")
         names = [name for name in ("other", "raw", "work") if name in frame]
