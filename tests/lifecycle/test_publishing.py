@@ -21,8 +21,8 @@ from leveret import (
     QueueNotFound,
     TaskTooLarge,
 )
-from leveret.brokers import connect, rabbitmq
-from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers import connect
+from leveret.brokers.rabbitmq import RabbitMQBroker, holding
 from leveret.model import DeadLettered, Envelope, new_id
 from leveret.testing.bench import Taken
 from tests.support.nodes import free_ports
@@ -166,7 +166,7 @@ async def test_an_outcome_that_is_too_large_by_now_is_held(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server's limit was lowered: nothing is lost, and the publishing channel is not closed again and again."""
-    monkeypatch.setattr(rabbitmq, "_TOO_LARGE", 5.0)
+    monkeypatch.setattr(holding, "_RARELY", 5.0)
     broker, producer = connect(node.url, timeout=20.0), connect(node.url, timeout=20.0)
     await producer.declare([Queue("work")])
     await producer.publish([Envelope(new_id(), "work", "say", bytes(600_000))])
