@@ -193,7 +193,8 @@ async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
     """Delete a task queue and what belongs to it; the queue last, so that it can be asked for again until then."""
     delayed = [await _deleted(connection, delay_queue(queue, milliseconds)) for milliseconds in RUNGS]
     dead = await _deleted(connection, dead_queue(queue))
-    await _deleted(connection, pause_marker(queue).name)
+    if await is_paused(connection, queue):
+        await unmark_paused(connection, queue)
     return Removed(await _deleted(connection, queue), sum(delayed), dead)
 
 
