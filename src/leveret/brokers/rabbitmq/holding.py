@@ -61,6 +61,8 @@ class Holding:
 
     async def store(self, session: Session, delivery: Delivery, message: Message) -> None:
         """Store a copy durably, before its original is acknowledged; tried for as long as the lease is held."""
+        if not session.holds(delivery.tag):
+            return
         try:
             await self._try(delivery, message)
         except LeveretError as error:
