@@ -51,7 +51,7 @@ def test_what_became_of_a_task_is_read_by_another_client(node: Node, ledger: Led
     with Worker(node.url, ledger):
         client.wait_until_dead("work", 1)
         leveret("result", done, "--wait", "--url", node.url)
-    reader = example("What became of a task, with pika", node)
+    reader = example("What became of a task, with aio-pika", node)
     told = run(reader, done).splitlines()
     assert (told[0], told[-1]) == ("queued None", "succeeded {'width': 3, 'height': 4}")
     states = run(reader, dead).splitlines()
