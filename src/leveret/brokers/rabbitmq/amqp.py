@@ -104,6 +104,7 @@ MOST_PREFETCH = 65_535
 _LIMIT = re.compile(r"\blimit\b.*\breached\b|\breached\b.*\blimit\b|exceed.*\bmax|reached the negotiated channel_max")
 #: How long an orderly close may take (seconds).
 _CLOSE_TIMEOUT = 3.0
+_CANCEL_AGAIN = 0.2
 
 
 class Line:
@@ -414,7 +415,8 @@ def is_lost(connection: Connection) -> bool:
 
 async def close(connection: Connection) -> None:
     """Close the connection; one that is lost, or does not answer, is let go all the same."""
-    await _let_go(connection.close())
+    if not await _let_go(connection.close()) and isinstance(connection, reading.Connection):
+        connection.abort()
 
 
 async def close_channel(channel: Channel) -> None:
@@ -422,12 +424,25 @@ async def close_channel(channel: Channel) -> None:
     await _let_go(channel.close())
 
 
-async def _let_go(farewell: Coroutine[Any, Any, None]) -> None:
-    closing = asyncio.ensure_future(farewell)
+async def _let_go(farewell: Coroutine[Any, Any, None]) -> bool:
+    """Whether it ended in time."""
+    closing = asyncio.get_running_loop().create_task(farewell)
     closing.add_done_callback(_forget)
-    done, _ = await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
+    try:
+        done, _ = await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
+    except asyncio.CancelledError:
+        _end(closing)
+        raise
     if not done:
+        _end(closing)
+    return bool(done)
+
+
+def _end(closing: asyncio.Task[None]) -> None:
+    """Cancel it until it has ended: aiormq's swallows a cancellation, and a program that waits for it never ends."""
+    if not closing.done():
         closing.cancel()
+        asyncio.get_running_loop().call_later(_CANCEL_AGAIN, _end, closing)
 
 
 def _forget(closing: asyncio.Future[None]) -> BaseException | None:
