@@ -26,7 +26,6 @@ test: check docs servers browser ## Everything CI runs: linters, types, and all 
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
-	UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
 
 test-newest: $(VENV)/dev ## The tests that need no RabbitMQ, on the newest Python
 	UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
