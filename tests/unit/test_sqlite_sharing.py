@@ -111,7 +111,11 @@ def started(
     user: int, do: str, path: Path, *, group: int = STAFF, umask: int = 0o022
 ) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        command(user, do, path, group, umask), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(user, do, path, group, umask),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=unmeasured(),
     ) as process:
         try:
             assert process.stdout is not None
@@ -121,6 +125,11 @@ def started(
             yield process
         finally:
             process.kill()
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment without coverage: its file is in the project's folder, where a user may not write."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def command(user: int, do: str, path: Path, group: int = STAFF, umask: int = 0o022) -> list[str]:
