@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 
-from leveret.executors import Finished, Job
+from leveret.executors import Finished, RunRequest
 from leveret.executors.wire import Pipe, Run, ToChild, ToWorker
 from leveret.model import Envelope, Succeeded
 
@@ -35,7 +35,7 @@ async def cross(way: str = "jobs") -> float:
             came.set()
 
     worker.hear = child.hear = hear
-    jobs = [Run(Job(key, Envelope(f"{key}", "work", "task", bytes(SIZE)))) for key in range(COUNT)]
+    jobs = [Run(RunRequest(key, Envelope(f"{key}", "work", "task", bytes(SIZE)))) for key in range(COUNT)]
     results = [Finished(key, Succeeded(bytes(SIZE))) for key in range(COUNT)]
     begun = time.process_time()
     if way == "jobs":

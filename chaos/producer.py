@@ -19,8 +19,8 @@ from chaos.app import app, flaky, grind, work
 from leveret.errors import EnqueueTimeout, LeveretError, TaskFailed
 
 if TYPE_CHECKING:
-    from leveret.handle import Handle
-    from leveret.task import Task
+    from leveret.client.handle import Handle
+    from leveret.client.task import Task
 
 #: Calls of `enqueue` at once.
 _CALLS = 4

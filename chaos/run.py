@@ -14,7 +14,7 @@ import pika.exceptions
 
 from chaos.app import QUEUE
 from chaos.stage import Hung, NotPossible, Profile, Result, Stage, Target
-from leveret.brokers.rabbitmq.topology import dead_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from tests.support.nodes import MissingServer, Node
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from leveret.brokers import Broker
+    from leveret.client.task import Task
     from leveret.model import DeadLetter, QueueStats
-    from leveret.task import Task
 
 T = TypeVar("T")
 

@@ -13,10 +13,10 @@ import aio_pika
 import aio_pika.exceptions
 import pytest
 
-from leveret import loops
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.brokers.rabbitmq.topology import RUNGS, dead_queue, delay_queue, pause_marker
+from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, dead_queue, delay_queue, pause_marker
+from leveret.executors import loops
 from tests.support import surroundings
 from tests.support.client import Client
 from tests.support.nodes import TREES, Node
@@ -157,7 +157,7 @@ def delete_queues(node: Node) -> None:
                 await channel.queue_delete(dead_queue(name))
             await channel.queue_delete(pause_marker("work").name)
             await channel.exchange_delete(pause_marker("work").name)
-            for milliseconds in RUNGS:
+            for milliseconds in DELAY_STEPS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
             for stream in ("leveret.events", "leveret.cancelled"):
                 # After a restart of its node a stream of RabbitMQ 3.10 may stay unavailable for a while.

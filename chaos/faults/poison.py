@@ -13,7 +13,7 @@ from leveret.model import Envelope, new_id
 if TYPE_CHECKING:
     from chaos.stage import Stage
     from leveret.brokers import Broker
-    from leveret.task import Task
+    from leveret.client.task import Task
 
 #: How many poisonous tasks each round brings.
 _POISONOUS = 3

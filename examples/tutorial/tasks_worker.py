@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from leveret.events import Event, WorkerReady
-from leveret.running import run_worker
+from leveret.observe.events import Event, WorkerReady
+from leveret.worker.program import run_worker
 
 
 def announce(event: Event) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from leveret.app import App
-    from leveret.current import CurrentTask, NoCurrentTask, current_task
+    from leveret.client import App, Handle, Task, as_finished, gather_results
     from leveret.errors import (
         AppNotLoaded,
         BrokerBlocked,
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
         BrokerRefused,
         BrokerUnavailable,
         ConfigurationError,
-        Dead,
         DuplicateTask,
         EnqueueError,
         EnqueueTimeout,
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
         QueueUnavailable,
         ResultError,
         ResultTimeout,
-        Retry,
         StoreError,
         TaskCancelled,
         TaskFailed,
@@ -45,10 +42,7 @@ if TYPE_CHECKING:
         UnknownTask,
         UnreadableBody,
     )
-    from leveret.handle import Handle, as_finished, gather_results
-    from leveret.model import Queue
-    from leveret.status import Progress, Status
-    from leveret.task import Task
+    from leveret.model import CurrentTask, Dead, NoCurrentTask, Progress, Queue, Retry, Status, current_task
 
 __version__ = "0.1.0"
 
@@ -98,17 +92,19 @@ __all__ = [
 
 #: Where the names are that are not errors.
 _HOMES = {
-    "App": "leveret.app",
-    "CurrentTask": "leveret.current",
-    "NoCurrentTask": "leveret.current",
-    "current_task": "leveret.current",
+    "App": "leveret.client",
+    "Handle": "leveret.client",
+    "Task": "leveret.client",
+    "as_finished": "leveret.client",
+    "gather_results": "leveret.client",
+    "CurrentTask": "leveret.model",
+    "Dead": "leveret.model",
+    "NoCurrentTask": "leveret.model",
+    "Progress": "leveret.model",
     "Queue": "leveret.model",
-    "Handle": "leveret.handle",
-    "as_finished": "leveret.handle",
-    "gather_results": "leveret.handle",
-    "Progress": "leveret.status",
-    "Status": "leveret.status",
-    "Task": "leveret.task",
+    "Retry": "leveret.model",
+    "Status": "leveret.model",
+    "current_task": "leveret.model",
 }
 
 

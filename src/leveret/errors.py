@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leveret.durations import MAX_DELAY, NotADuration, parse_seconds, show
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
 
 
 class LeveretError(Exception):
@@ -171,21 +168,6 @@ class NoResult(ResultError):
 
 class TimedOut(LeveretError, TimeoutError):
     """An attempt ran longer than its task's ``timeout``. It is a failure like others: the retry policy decides."""
-
-
-class Dead(Exception):
-    """Raise it in a task to give the task up for good: it becomes a dead letter with this reason."""
-
-
-class Retry(Exception):
-    """Raise it in a task to have it tried again, ``delay`` seconds (or a timedelta) from now. It is an attempt."""
-
-    def __init__(self, reason: str = "the task asked to be tried again", *, delay: float | timedelta = 0.0) -> None:
-        super().__init__(reason)
-        try:
-            self.delay = parse_seconds(delay, most=MAX_DELAY)
-        except NotADuration as problem:
-            raise ConfigurationError(f"Retry(delay={show(delay)}): {problem}") from None
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

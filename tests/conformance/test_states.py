@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
     def decide_about_the_dead(self, queue: str, put_back: bool, first: int) -> None:
         dead = self.ids(queue, "dead")
         chosen = [*dead[first : first + 2], "nobody"]
-        decide = self.broker.revive if put_back else self.broker.discard
+        decide = self.broker.retry_dead if put_back else self.broker.drop_dead
         assert sorted(self.run(decide(queue, chosen))) == sorted(set(chosen) & set(dead))
         for id_ in set(chosen) & set(dead):
             task = self.tasks[id_]

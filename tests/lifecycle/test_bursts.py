@@ -9,11 +9,11 @@ import pytest
 
 from leveret import App, Queue, QueueMismatch
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from leveret.task import Task
+    from leveret.client.task import Task
     from tests.conftest import Place
     from tests.support.nodes import Node
 

@@ -17,7 +17,18 @@ import msgspec
 import pytest
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Blocks, Died, Finished, Job, Manifest, Overran, Report, Started, processes, spawn
+from leveret.executors import (
+    Blocks,
+    Died,
+    Finished,
+    Manifest,
+    Overran,
+    Report,
+    RunRequest,
+    Started,
+    processes,
+    spawn,
+)
 from leveret.executors.processes import ProcessExecutor
 from leveret.executors.wire import Begin, FrameReader, Run, ToWorker, encoded
 from leveret.model import Envelope, Succeeded, new_id
@@ -28,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
-    from leveret.executors import News
+    from leveret.executors import ExecutorEvent
 
 T = TypeVar("T", bound=Report)
 
@@ -36,17 +47,17 @@ T = TypeVar("T", bound=Report)
 GATED_APP = LEDGER_APP.replace("ledger_app", "gated_app")
 
 
-def job(key: int, task: str, *arguments: object, once: bool = False) -> Job:
-    return Job(key, Envelope(new_id(), "work", task, msgspec.json.encode({"args": arguments})), once)
+def job(key: int, task: str, *arguments: object, once: bool = False) -> RunRequest:
+    return RunRequest(key, Envelope(new_id(), "work", task, msgspec.json.encode({"args": arguments})), once)
 
 
 class Told:
     """What an executor told of its jobs."""
 
     def __init__(self) -> None:
-        self._news: list[News] = []
+        self._news: list[ExecutorEvent] = []
 
-    def take(self, news: Sequence[News]) -> None:
+    def take(self, news: Sequence[ExecutorEvent]) -> None:
         self._news.extend(news)
 
     def of(self, kind: type[T], key: int) -> list[T]:
@@ -178,13 +189,13 @@ async def test_a_job_whose_beginning_could_not_be_told_has_begun(ledger: Ledger)
     assert ledger.count("try bad") == 1
 
 
-async def suspect(executor: ProcessExecutor, told: Told, imports: Imports) -> Job:
+async def suspect(executor: ProcessExecutor, told: Told, imports: Imports) -> RunRequest:
     """A job that is run alone, as one of its name killed the first child; the second one serves."""
     killer = job(1, "kill_the_child", "bad")
     executor.submit([killer])
     await told.wait_for(Died, 1)
     await serves(executor, await imports.release(2))
-    return Job(2, msgspec.structs.replace(killer.envelope, task="say"))
+    return RunRequest(2, msgspec.structs.replace(killer.envelope, task="say"))
 
 
 async def test_a_suspect_whose_ward_is_born_in_a_reload_gets_another(imports: Imports) -> None:
@@ -261,7 +272,7 @@ async def test_an_application_that_leaves_a_thread_behind_and_fails(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process, which would wait for the thread, is ended; the failure is told."""
-    monkeypatch.setattr(spawn, "_FAREWELL", 0.2)
+    monkeypatch.setattr(spawn, "SHUTDOWN_TIMEOUT", 0.2)
     (tmp_path / "threads.py").write_text(
         "import os, threading\n"
         "from tests.support.ledger_app import note\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from leveret.brokers.rabbitmq.topology import CONTROL_EXCHANGE
+from leveret.brokers.rabbitmq.queues.topology import CONTROL_EXCHANGE
 from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.waiting import wait_until

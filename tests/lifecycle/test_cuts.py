@@ -11,7 +11,8 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker, outbox
+from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq.amqp import confirm_tracker as outbox
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.errors import BrokerRefused, LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leveret.brokers import Broker, Consumer
-    from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.amqp import Message
     from leveret.model import Delivery
     from tests.support.nodes import Node
 

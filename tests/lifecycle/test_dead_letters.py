@@ -12,7 +12,7 @@ import pytest
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import RabbitMQBroker
-from leveret.brokers.rabbitmq.topology import dead_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, new_id
 from leveret.testing.bench import Taken
 from tests.support.workers import leveret
@@ -67,15 +67,15 @@ async def test_looking_loses_nothing(node: Node, limit: int) -> None:
             assert await seen(broker, 2) == ids[:2]
         dropped = ids.pop(2)
         for number in range(LOOKS):
-            assert await broker.discard("work", [dropped]) == ([dropped] if number == 0 else [])
-        assert await broker.revive("work", ["unknown"]) == []
+            assert await broker.drop_dead("work", [dropped]) == ([dropped] if number == 0 else [])
+        assert await broker.retry_dead("work", ["unknown"]) == []
         assert await seen(broker) == ids
         listed = await asyncio.to_thread(leveret, "dead", "list", "work", "--url", node.url)
         assert all(id_[:8] in listed for id_ in ids)
         shown = await asyncio.to_thread(leveret, "dead", "show", "work", ids[0], "--url", node.url)
         assert "no" in shown
         revived = ids.pop(0)
-        assert await broker.revive("work", [revived]) == [revived]
+        assert await broker.retry_dead("work", [revived]) == [revived]
         assert await seen(broker) == ids
     await broker.close()
 

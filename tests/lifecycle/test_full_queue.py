@@ -11,10 +11,11 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker, amqp
+from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.errors import QueueFull
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
-from leveret.status import settled
+from leveret.model.status import settled
 from leveret.testing.bench import Taken
 from tests.support.cluster import Cluster
 from tests.support.waiting import until
@@ -102,7 +103,7 @@ async def test_dead_letters_for_which_there_is_room_are_put_back(node: Node) -> 
             ids.append(delivery.envelope.id)
         taken.abandon()
     with pytest.raises(QueueFull) as caught:
-        await broker.revive(queue.name, ids)
+        await broker.retry_dead(queue.name, ids)
     refused = set(caught.value.ids)
     assert 0 < len(refused) < len(ids)
     assert {letter.envelope.id for letter in await broker.dead_letters(queue.name, limit=100)} == refused

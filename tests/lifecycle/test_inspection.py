@@ -11,16 +11,17 @@ import pytest
 
 from leveret import Queue
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker, amqp
+from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.model import Envelope, new_id
-from leveret.status import enqueued
+from leveret.model.status import enqueued
 from tests.support import ledger_app
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 from tests.support.workers import Ledger, Worker
 
 if TYPE_CHECKING:
-    from leveret.inspection import ChildReport, WorkerReport
+    from leveret.model.reports import ChildReport, WorkerReport
     from tests.conftest import Place
     from tests.support.nodes import Node
 

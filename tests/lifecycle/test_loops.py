@@ -10,9 +10,9 @@ import pytest
 
 from leveret import TaskFailed, gather_results
 from leveret.executors.in_process import InProcessExecutor
+from leveret.executors.loops import run
 from leveret.executors.processes import ProcessExecutor
-from leveret.loops import run
-from leveret.worker import Worker as WorkerInProgram
+from leveret.worker.worker import Worker as WorkerInProgram
 from tests.support import loop_app
 from tests.support.workers import Program, Worker
 

@@ -11,12 +11,12 @@ import aio_pika
 import msgspec
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq.events import Events
-from leveret.brokers.rabbitmq.hosts import Hosts
-from leveret.brokers.rabbitmq.publisher import Publisher
-from leveret.brokers.rabbitmq.streams import Batch, Reading, to_message, was_just_made
+from leveret.brokers.rabbitmq.amqp.hosts import Hosts
+from leveret.brokers.rabbitmq.queues.publisher import Publisher
+from leveret.brokers.rabbitmq.statuses.log import StatusLog
+from leveret.brokers.rabbitmq.statuses.streams import Batch, Reading, to_message, was_just_made
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
-from leveret.status import enqueued, settled, started
+from leveret.model.status import enqueued, settled, started
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from leveret.brokers.rabbitmq.amqp import Line
-    from leveret.status import Status
+    from leveret.brokers.rabbitmq.amqp.connections import Link
+    from leveret.model.status import Status
     from tests.support.nodes import Node
 
 
@@ -68,11 +68,11 @@ def message_limit(node: Node, size: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def events_on(node: Node, *, user: str = "guest", reading_from: str = "") -> AsyncGenerator[Events]:
+async def events_on(node: Node, *, user: str = "guest", reading_from: str = "") -> AsyncGenerator[StatusLog]:
     """They publish to the node, and read from there or by way of a proxy."""
     url = node.url.replace("guest:guest", f"{user}:{user}")
     publisher = Publisher(Hosts(url, timeout=20.0), timeout=20.0)
-    events = Events(Hosts(reading_from or url, timeout=20.0), publisher, keep=600.0, timeout=20.0)
+    events = StatusLog(Hosts(reading_from or url, timeout=20.0), publisher, keep=600.0, timeout=20.0)
     try:
         yield events
     finally:
@@ -378,7 +378,7 @@ async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: 
     await other.close()
 
 
-async def read_and_end(line: Line, stream: str, last: int) -> None:
+async def read_and_end(line: Link, stream: str, last: int) -> None:
     """End the reading as soon as so many messages have come, of many that are on their way."""
     count = 0
     ending: list[asyncio.Task[None]] = []

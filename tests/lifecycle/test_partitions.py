@@ -11,7 +11,7 @@ import pytest
 
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.model import Envelope, Queue, Succeeded, new_id
-from leveret.status import enqueued, settled
+from leveret.model.status import enqueued, settled
 from tests.support.cluster import Cluster
 from tests.support.waiting import until
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from leveret.brokers import Consumer
-    from leveret.status import Status
+    from leveret.model.status import Status
 
 #: A node needs a while until it is itself again, and whoever reads makes sure of that every twenty seconds or so.
 LONG = 150.0

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from leveret.brokers.rabbitmq.topology import pause_marker
+from leveret.brokers.rabbitmq.queues.topology import pause_marker
 from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.waiting import wait_until

@@ -1,5 +1,5 @@
 """Publishing past aiormq on real nodes, on a connection that aiormq uses too: these fail when it writes or reads
-otherwise than `leveret.brokers.rabbitmq.pipe` counts on.
+otherwise than `leveret.brokers.rabbitmq.amqp.confirm_channel` counts on.
 """
 
 from __future__ import annotations

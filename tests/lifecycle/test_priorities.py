@@ -12,7 +12,7 @@ import pytest
 
 from leveret import App
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import amqp
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
 from leveret.testing.bench import Taken, settle_all, text
 from tests.support import ledger_app
@@ -93,7 +93,7 @@ async def test_a_message_has_the_priority_that_was_given_and_no_other(node: Node
                 assert await on_the_wire(node, "work") == (priority, None)
         assert await on_the_wire(node, "work.dead") == (None, priority)
         (letter,) = await broker.dead_letters("work", limit=1)
-        await broker.revive("work", [letter.envelope.id])
+        await broker.retry_dead("work", [letter.envelope.id])
         assert await on_the_wire(node, "work") == (priority, None)
 
 

@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq.topology import dead_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.errors import QueueFull
 from leveret.model import DeadLettered, Envelope, Queue, Retrying, Succeeded, new_id
 from leveret.testing.bench import Taken

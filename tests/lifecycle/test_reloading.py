@@ -225,7 +225,7 @@ def test_a_program_that_ignores_hangups_goes_on(tmp_path: Path, ledger: Ledger) 
     """As under nohup."""
     url = f"sqlite:///{tmp_path / 'x.db'}"
     program = (
-        "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); from leveret.running import run_worker; "
+        "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); from leveret.worker import run_worker; "
         f"run_worker({LEDGER_APP!r}, url={url!r})"
     )
     with Program(["-c", program], tmp_path / "program.log", {"LEDGER": str(ledger.path)}) as worker:

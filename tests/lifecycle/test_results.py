@@ -92,7 +92,7 @@ async def test_failures_come_back_with_their_traceback(place: Place, ledger: Led
             assert "raise Dead" in "".join(caught.value.__notes__)
             retried = await ledger_app.not_now.enqueue("y")
             status = await until(retried, "retrying")
-            assert (status.attempt, status.error) == (2, "leveret.errors.Retry: not now")
+            assert (status.attempt, status.error) == (2, "leveret.Retry: not now")
             assert status.due is not None
             await retried.result(PATIENCE)
             killed = await ledger_app.kill_the_child.enqueue("z")
@@ -306,7 +306,7 @@ async def test_a_dead_letter_that_dies_again_at_once_is_dead(place: Place, ledge
             await until(handle, "dead")
             broker = connect(place.url)
             try:
-                assert await broker.revive("work", [handle.id]) == [handle.id]
+                assert await broker.retry_dead("work", [handle.id]) == [handle.id]
                 await until_true(lambda: broker.dead_letters("work", limit=1), "it is dead again")
             finally:
                 await broker.close()

@@ -73,7 +73,7 @@ def test_a_task_says_when(place: Place, client: Client, ledger: Ledger) -> None:
     client.enqueue(ledger_app.not_now, "a")
     with Worker(place.url, ledger) as worker:
         ledger.wait_for("end a")
-        worker.wait_for("next try in 1.5 s: leveret.errors.Retry: not now")
+        worker.wait_for("next try in 1.5 s: leveret.Retry: not now")
     first, second = (float(line.split()[-1]) for line in ledger.lines() if line.startswith("at a"))
     assert second - first >= 1.5
 

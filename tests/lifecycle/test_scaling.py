@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from leveret.executors import Finished, Job
+from leveret.executors import Finished, RunRequest
 from leveret.executors.processes import ProcessExecutor
 from leveret.model import Envelope, Succeeded, new_id
 from tests.support import ledger_app
@@ -112,7 +112,7 @@ async def test_resized_and_reloaded_at_any_moment(ledger: Ledger, monkeypatch: p
     try:
         for number in range(40):
             body = msgspec.json.encode({"args": [str(number), chance.random() / 4]})
-            executor.submit([Job(number, Envelope(new_id(), "work", "pause", body))])
+            executor.submit([RunRequest(number, Envelope(new_id(), "work", "pause", body))])
             executor.resize(chance.randint(1, 4))
             if number % 8 == 0 and (not reloads or reloads[-1].done()):
                 reloads.append(asyncio.create_task(executor.reload(lambda _: None)))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.events import ChildReplaced
 from leveret.executors import Blocks, Died, Finished, Overran, Started, processes, spawn
 from leveret.executors.processes import ProcessExecutor
 from leveret.model import DeadLettered
+from leveret.observe.events import ChildReplaced
 from tests.lifecycle.test_children import Told, job
 from tests.support import scribbling_app
 from tests.support.client import Client

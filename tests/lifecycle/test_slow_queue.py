@@ -6,8 +6,11 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from leveret.brokers import connect, rabbitmq
-from leveret.brokers.rabbitmq.topology import dead_queue
+from leveret.brokers import connect
+from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq import broker as rabbitmq
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
 from tests.support.waiting import until
 
@@ -27,7 +30,7 @@ def test_dead_letters_that_are_put_back_leave_their_queue(node: Node) -> None:
         async with tasks_on(node) as broker:
             ids = await buried(broker)
             hold(node, "work")
-            putting_back = asyncio.ensure_future(broker.revive("work", ids))
+            putting_back = asyncio.ensure_future(broker.retry_dead("work", ids))
             await until(lambda: is_asked(node, "work"), "they are on their way back")
             hold_until_asked(node, dead_queue("work"))
             release(node, "work")
@@ -44,11 +47,11 @@ def test_dead_letters_are_put_back_by_a_publisher_that_changes_its_connection(no
         async with tasks_on(node) as broker:
             ids = await buried(broker)
             hold(node, "work")
-            putting_back = asyncio.ensure_future(broker.revive("work", ids))
+            putting_back = asyncio.ensure_future(broker.retry_dead("work", ids))
             await until(lambda: is_asked(node, "work"), "they are on their way back")
             await asyncio.sleep(rabbitmq._QUESTION)  # not asked a second time
-            assert isinstance(broker, rabbitmq.RabbitMQBroker)
-            await rabbitmq.amqp.close(await broker._publisher.connection())
+            assert isinstance(broker, RabbitMQBroker)
+            await amqp.close(await broker._publisher.connection())
             release(node, "work")
             assert sorted(await putting_back) == sorted(ids)
             assert await broker.dead_letters("work", limit=COUNT) == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from leveret.executors import Job
+from leveret.executors import RunRequest
 from leveret.executors.processes import ProcessExecutor
 from leveret.model import Envelope, new_id
 from tests.support import starting_app
@@ -184,7 +184,7 @@ async def test_what_a_task_started_ends_with_a_child_that_is_one_too_many(
 
         await until(both, "two children serve")
         body = msgspec.json.encode({"args": ["subprocess"]})
-        executor.submit([Job(key, Envelope(new_id(), "work", "leave", body)) for key in range(2)])
+        executor.submit([RunRequest(key, Envelope(new_id(), "work", "leave", body)) for key in range(2)])
         await until(told, "both tasks have started something")
         executor.resize(1)
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leveret.app import load_app
+from leveret.client.app import load_app
 from tests.support import strange_app
 from tests.support.waiting import until
 from tests.support.workers import Worker

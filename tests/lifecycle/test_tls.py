@@ -14,8 +14,8 @@ import pytest
 import trustme
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.hosts import Hosts
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.amqp.hosts import Hosts
 from leveret.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from leveret.model import Queue
 from tests.conftest import RABBITMQ

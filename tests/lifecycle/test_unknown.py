@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret import App, TaskNotFound, as_finished, gather_results, handle
+from leveret import App, TaskNotFound, as_finished, gather_results
+from leveret.client import handle
 from leveret.executors.in_process import InProcessExecutor
-from leveret.worker import Worker
+from leveret.worker.worker import Worker
 from tests.support import loop_app
 from tests.support.workers import Program
 from tests.support.workers import Worker as WorkerProgram

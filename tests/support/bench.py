@@ -10,10 +10,10 @@ import msgspec
 
 from leveret import App, Dead, Queue
 from leveret.brokers.memory import MemoryBroker
-from leveret.events import Event, TaskSettled, WorkerReady
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import Envelope, QueueStats, new_id
-from leveret.worker import Worker
+from leveret.observe.events import Event, TaskSettled, WorkerReady
+from leveret.worker.worker import Worker
 from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from leveret import App
     from leveret.brokers import Broker
+    from leveret.client.task import Task
     from leveret.model import DeadLetter
-    from leveret.status import Status
-    from leveret.task import Task
+    from leveret.model.status import Status
 
 T = TypeVar("T")
 

@@ -12,13 +12,13 @@ import httpx
 
 from leveret.dashboard import dashboard
 from leveret.model import DeadLettered, Envelope, Queue
-from leveret.status import settled
+from leveret.model.status import settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from leveret.app import App
     from leveret.brokers import Broker
+    from leveret.client.app import App
 
 ADDRESS = "http://dashboard.test"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from leveret import App
-from leveret.executors.in_process import Crew
+from leveret.executors.in_process import JobRunner
 
 app = App()
-Crew.submit = lambda *_: None  # type: ignore[method-assign]
+JobRunner.submit = lambda *_: None  # type: ignore[method-assign]
 
 
 @app.task(queue="work")

@@ -63,6 +63,6 @@ async def command() -> str:
 
 
 if __name__ == "__main__":
-    from leveret.running import run_worker
+    from leveret.worker.program import run_worker
 
     run_worker(f"{__file__}:app", queues=["default"])

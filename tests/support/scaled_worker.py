@@ -7,9 +7,9 @@ import signal
 import sys
 
 from leveret.executors.processes import ProcessExecutor
-from leveret.logs import Logging
-from leveret.scaling import Bounds, Scaler
-from leveret.worker import Worker
+from leveret.observe.logs import Logging
+from leveret.worker.autoscale import Bounds, Scaler
+from leveret.worker.worker import Worker
 from tests.support.workers import LEDGER_APP
 
 

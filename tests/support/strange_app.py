@@ -58,7 +58,7 @@ class NoCause(Exception):
         raise RuntimeError("no cause")
 
 
-class Notes(Exception):
+class OnceLogger(Exception):
     @property
     def __notes__(self) -> Any:  # type: ignore[override]
         raise GeneratorExit
@@ -179,7 +179,7 @@ FAILING: dict[str, Callable[[], Any]] = {
     "words are a sly text": raises(SlyWords),
     "no traceback": raises(NoTraceback),
     "no cause": raises(NoCause),
-    "notes raise": raises(Notes),
+    "notes raise": raises(OnceLogger),
     "no class": raises(Masked),
     "a class that is not to be asked": raises(NeverAsk),
     "a group of itself": raises(lambda: EndlessGroup("again", [ValueError("inner")])),

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from leveret import App, current_task
-from leveret.opentelemetry import OpenTelemetry
+from leveret.observe.opentelemetry import OpenTelemetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,11 +22,11 @@ from leveret import (
     TaskTooLarge,
     UnknownTask,
 )
-from leveret.app import load_app
 from leveret.brokers import censor, connect
 from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.brokers.sqlite import SQLiteBroker
+from leveret.client.app import load_app
 from leveret.model import MAX_QUEUE_NAME
 
 if TYPE_CHECKING:

@@ -13,21 +13,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from leveret import App, ConfigurationError, Handle, InvalidArguments, Queue, Retry, as_finished, gather_results
-from leveret.arguments import moment
+from leveret import (
+    App,
+    ConfigurationError,
+    Handle,
+    InvalidArguments,
+    Queue,
+    Retry,
+    as_finished,
+    gather_results,
+)
 from leveret.brokers import connect
-from leveret.durations import parse_seconds, spell_seconds
 from leveret.executors.in_process import InProcessExecutor
-from leveret.retry import RetryPolicy, RetryRules
-from leveret.running import run_worker
+from leveret.model.arguments import moment
+from leveret.model.durations import parse_seconds, spell_seconds
+from leveret.model.retry import RetryPolicy, RetryRules
 from leveret.testing import under_test
-from leveret.worker import Worker
+from leveret.worker.program import run_worker
+from leveret.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leveret.client.task import Task
     from leveret.model import Envelope
-    from leveret.task import Task
 
 app = App("memory://")
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret import BrokerUnavailable, recorder
+from leveret import BrokerUnavailable
 from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.events import TaskSettled
 from leveret.model import DeadLettered, Envelope, new_id
-from leveret.prefetch import TICK
+from leveret.observe.events import TaskSettled
+from leveret.worker import settler as recorder
+from leveret.worker.prefetch import TICK
 from tests.support.bench import Bench
 from tests.support.waiting import until
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from leveret.model import Settlement
-    from leveret.status import Status
+    from leveret.model.status import Status
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.brokers.sqlite.bells import Bells
+from leveret.brokers.sqlite.wakeup import WakeUps
 from tests.support.waiting import wait_until
 from tests.support.workers import is_alive
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_bell_is_held_until_it_is_taken_down(path: Path) -> None:
-    bells = Bells(path)
+    bells = WakeUps(path)
     bell = bells.hang()
     assert bells.is_held(bell.name)
     bell.take_down()
@@ -39,7 +39,7 @@ def test_a_bell_is_held_until_it_is_taken_down(path: Path) -> None:
 
 
 def test_a_bell_nobody_holds_hangs_until_it_is_taken_down(path: Path) -> None:
-    bells = Bells(path)
+    bells = WakeUps(path)
     name = bells.hang().name  # let go of at once
     gc.collect()
     assert not bells.is_held(name)
@@ -50,7 +50,7 @@ def test_a_bell_nobody_holds_hangs_until_it_is_taken_down(path: Path) -> None:
 
 
 def test_ringing_wakes_and_hushing_forgets(path: Path) -> None:
-    bells = Bells(path)
+    bells = WakeUps(path)
     bell = bells.hang()
     assert not is_ringing(bell.reader)
     bells.ring(bell.name)
@@ -80,7 +80,7 @@ def is_ringing(reader: int) -> bool:
 
 
 def test_ringing_where_nobody_is_does_nothing(path: Path) -> None:
-    bells = Bells(path)
+    bells = WakeUps(path)
     bells.ring("nobody")
     name = bells.hang().name
     gc.collect()
@@ -91,9 +91,9 @@ def test_ringing_where_nobody_is_does_nothing(path: Path) -> None:
 FORKING = """
 import os, signal, sys
 from pathlib import Path
-from leveret.brokers.sqlite.bells import Bells
+from leveret.brokers.sqlite.wakeup import WakeUps
 
-bell = Bells(Path(sys.argv[1])).hang()
+bell = WakeUps(Path(sys.argv[1])).hang()
 child = os.fork()
 if child == 0:
     os.read(0, 1)  # lives until the test ends
@@ -105,7 +105,7 @@ signal.pause()
 
 def test_a_forked_child_does_not_keep_its_parents_bell(path: Path) -> None:
     """It would make its dead parent look alive, and nobody would get the parent's tasks."""
-    bells = Bells(path)
+    bells = WakeUps(path)
     parent = subprocess.Popen(
         [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

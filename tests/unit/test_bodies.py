@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leveret.client.payload import MAX_DECOMPRESSED, Signature
 from leveret.errors import InvalidArguments, UnreadableBody
-from leveret.payload import MAX_DECOMPRESSED, Signature
 
 #: Compressed without a time, so that the names of tests are the same in every process.
 CALL = b'{"args":["a"]}'

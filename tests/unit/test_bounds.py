@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.heard import QueueNames
 from leveret.brokers.memory import MemoryBroker
-from leveret.brokers.rabbitmq.streams import read
+from leveret.brokers.queue_names import QueueNames
+from leveret.brokers.rabbitmq.statuses.streams import read
 from leveret.errors import QueueMismatch
-from leveret.inspection import ChildReport, RunningTask, WorkerReport, report_of
 from leveret.model import LATEST, Envelope, Queue, QueueStats, unix_time
-from leveret.status import Status, status_of
+from leveret.model.reports import ChildReport, RunningTask, WorkerReport, report_of
+from leveret.model.status import Status, status_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from leveret.events import TaskSettled, WorkerStopping
 from leveret.model import Cancelled, Envelope, new_id
+from leveret.observe.events import TaskSettled, WorkerStopping
 from tests.support.bench import Bench
 
 

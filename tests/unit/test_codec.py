@@ -6,7 +6,7 @@ import datetime as dt
 import decimal
 import math
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq.codec import (
+from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming
+from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.queues.codec import (
     LEFT_OUT,
-    Message,
     RabbitMQDelivery,
     buried,
     dead_letter_id,
@@ -31,10 +32,11 @@ from leveret.brokers.rabbitmq.codec import (
     to_message,
     unranked,
 )
-from leveret.brokers.rabbitmq.foreign import marshal
-from leveret.brokers.rabbitmq.reading import Incoming
 from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Retrying
 from tests.support.foreign import WIRE_VALUES, Raw, number, short, table, time
+
+if TYPE_CHECKING:
+    from leveret.brokers.rabbitmq.amqp import Message
 
 Properties = spec.Basic.Properties
 #: RabbitMQ's default frame_max, without a frame's own eight bytes.
@@ -536,7 +538,7 @@ def test_many_small_headers_are_left_out_without_encoding_all_of_them_each_time(
         encoded += 1
         return marshal(properties)
 
-    monkeypatch.setattr("leveret.brokers.rabbitmq.codec.marshal", counted)
+    monkeypatch.setattr("leveret.brokers.rabbitmq.queues.codec.marshal", counted)
     message = fitted(bury(delivery), 131_072)
     assert 131_000 < len(marshal(message.properties)) <= 131_072 - 8
     assert encoded < 10

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import leveret
 from leveret import App
-from leveret.brokers.rabbitmq.codec import received
-from leveret.brokers.rabbitmq.reading import Frames, Incoming
-from leveret.execution import Runner
-from leveret.executors import Job
-from leveret.executors.in_process import Crew
+from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader, Incoming
+from leveret.brokers.rabbitmq.queues.codec import received
+from leveret.client.payload import Signature
+from leveret.executors import RunRequest
+from leveret.executors.attempt import Runner
+from leveret.executors.in_process import JobRunner
 from leveret.model import Envelope
-from leveret.payload import Signature
 from tests.unit.test_codec import LEASE
 from tests.unit.test_reading import FAREWELL, TAKEN, message
 
@@ -45,7 +45,7 @@ def calls(work: Callable[[], object]) -> int:
 async def test_to_read_a_delivery_takes_few_calls() -> None:
     """About 35; by way of aiormq it was some hundreds."""
     source = asyncio.StreamReader()
-    frames = Frames(source)
+    frames = FrameReader(source)
     deliveries: list[object] = []
 
     def take(taken: list[Incoming]) -> None:
@@ -73,10 +73,10 @@ def test_to_run_a_task_takes_few_calls() -> None:
     async def noop(number: int) -> None: ...
 
     async def run() -> None:
-        crew = Crew(Runner(app, concurrency=TASKS), concurrency=TASKS)
+        crew = JobRunner(Runner(app, concurrency=TASKS), concurrency=TASKS)
         said: list[Any] = []
         crew.report_to(said.extend)
-        crew.submit([Job(key, Envelope(f"{key}", "work", "noop", b'{"args": [1]}')) for key in range(TASKS)])
+        crew.submit([RunRequest(key, Envelope(f"{key}", "work", "noop", b'{"args": [1]}')) for key in range(TASKS)])
         while len(said) < 2 * TASKS:  # noqa: ASYNC110 - each turn is part of what is counted
             await asyncio.sleep(0)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret import App, CurrentTask, NoCurrentTask, current_task
-from leveret.execution import Runner
+from leveret.executors.attempt import Runner
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded
 
 if TYPE_CHECKING:
-    from leveret.current import Inner
+    from leveret.model.current import Inner
 
 
 async def run(app: App, name: str, attempt: int = 1) -> Outcome:

@@ -19,7 +19,7 @@ from leveret.brokers.memory import MemoryBroker
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
 from leveret.model import Envelope, Queue, Succeeded, new_id
-from leveret.status import Status
+from leveret.model.status import Status
 from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
 
@@ -87,7 +87,7 @@ async def test_a_failure_is_shown_though_much_has_succeeded_since(app: App) -> N
         await until(lambda: _source_with(visitor, "/", ">1499</bdi>"), "the others are known")
         assert "no such file" in await visitor.get("/")
         assert "no such file" not in await visitor.get("/tasks")
-        await app.broker.revive("work", [dead().id])
+        await app.broker.retry_dead("work", [dead().id])
         await until(lambda: _source_without(visitor, "/", "no such file"), "it waits again, and is no failure")
 
 
@@ -457,7 +457,7 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
     await until(knows, "the failure is known")
     monkeypatch.setattr("leveret.dashboard.observer.IDLE", 0.0)
     await until(rests, "nothing is asked any more")
-    await app.broker.discard("work", [dead(1).id])
+    await app.broker.drop_dead("work", [dead(1).id])
     monkeypatch.undo()
     observer.look()
     assert (observer.stats, observer.latest(), observer.failures()) == ((), [], [])

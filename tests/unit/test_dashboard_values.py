@@ -11,10 +11,10 @@ from leveret import App
 from leveret.dashboard import by_name, charts, text, views
 from leveret.dashboard.history import KEPT, STEP, Recent, Sample
 from leveret.dashboard.redaction import HIDDEN, Redact, arguments, result
-from leveret.inspection import WorkerReport
 from leveret.model import Envelope, QueueStats
-from leveret.status import Moment, Progress, Status
-from leveret.visible import in_line, visible
+from leveret.model.printable import in_line, printable
+from leveret.model.reports import WorkerReport
+from leveret.model.status import Moment, Progress, Status
 
 app = App("memory://")
 
@@ -43,7 +43,7 @@ def call(body: bytes, task: str | None = "sign_up") -> Envelope:
     ],
 )
 def test_what_cannot_be_seen_is_written_out(given: str, shown: str) -> None:
-    assert visible(given) == shown
+    assert printable(given) == shown
     assert in_line(given) == shown.replace("\n", r"\n").replace("\t", r"\t")
 
 

@@ -127,7 +127,7 @@ class Queues(Letters):
         super().__init__(*(DeadLetter(Envelope(id_, q, "say", b"{}"), "E", "", 1.0) for id_, q in IDS))
         self.revived: list[tuple[str, str]] = []
 
-    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         self.revived += [(queue, id_) for id_ in ids]
         return ids
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from leveret.deadlines import Deadlines
+from leveret.brokers.deadlines import Deadlines
 
 SHORT = 0.05
 

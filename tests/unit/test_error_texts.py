@@ -9,8 +9,8 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
+from leveret.client.payload import Signature
 from leveret.errors import InvalidArguments, UnreadableBody
-from leveret.payload import Signature
 
 SECRET = "hunter2"
 

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from leveret import App, Dead, Retry
-from leveret.execution import Runner
+from leveret.executors.attempt import Runner
 from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
-from leveret.retry import MAX_DELAY
+from leveret.model.retry import MAX_DELAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

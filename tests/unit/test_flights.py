@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.flights import Flights
+from leveret.brokers.flights import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Frames as aiormq reads them: none that a server can deliver ends the reading."""
+"""FrameReader as aiormq reads them: none that a server can deliver ends the reading."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq.foreign import MAX_DEPTH, UNREADABLE, readable, sendable
-from leveret.brokers.rabbitmq.reading import Frames
+from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader
+from leveret.brokers.rabbitmq.amqp.sanitize import MAX_DEPTH, UNREADABLE, readable, sendable
 from tests.support.foreign import Raw, nested_arrays, nested_tables, number, short, table, text, time
 
 if TYPE_CHECKING:
@@ -163,13 +163,13 @@ def test_whatever_is_sent_is_read_and_can_be_sent_on(raw: Raw) -> None:
 
 
 async def test_aiormq_reads_through_it() -> None:
-    """This fails when aiormq reads a stream in another way than `Frames` serves."""
+    """This fails when aiormq reads a stream in another way than `FrameReader` serves."""
     source = asyncio.StreamReader()
     deliver = frame.marshal(commands.Basic.Deliver("tag", 1, False, "", "work"), 1)  # noqa: FBT003 - pamqp's
     source.feed_data(b"\x08\x00\x00\x00\x00\x00\x00\xce" + deliver + content_header(Raw(type=b"\xff", timestamp=2**60)))
     source.feed_data(frame.marshal(body.ContentBody(b"hello"), 1))
     source.feed_eof()
-    found = [one async for _, _, one in FrameReceiver(Frames(source))]
+    found = [one async for _, _, one in FrameReceiver(FrameReader(source))]
     beat, delivered, content, hello = found
     assert isinstance(beat, heartbeat.Heartbeat)
     assert isinstance(delivered, commands.Basic.Deliver)
@@ -187,7 +187,7 @@ def test_other_connections_in_the_process_are_left_alone() -> None:
 async def test_what_is_taken_does_not_come_to_aiormq() -> None:
     """All else does, in order; `test_reading` tells of the signs of life in its place."""
     source = asyncio.StreamReader()
-    frames = Frames(source)
+    frames = FrameReader(source)
     seen = []
 
     def take(data: bytes) -> bool:

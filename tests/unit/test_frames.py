@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pamqp import body, commands, frame
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq.codec import Message, to_message
-from leveret.brokers.rabbitmq.foreign import marshal
-from leveret.brokers.rabbitmq.frames import Encoder
+from leveret.brokers.rabbitmq.amqp import Message
+from leveret.brokers.rabbitmq.amqp.frames import Encoder
+from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.model import Envelope, new_id
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ envelopes = st.builds(
 
 @given(envelopes, st.booleans())
 def test_every_task_is_as_pamqp_encodes_it(envelope: Envelope, mandatory: bool) -> None:
-    encoder, message = Encoder(CHANNEL, FRAME_MAX), to_message(envelope)
+    encoder, message = Encoder(CHANNEL, FRAME_MAX, fitted), to_message(envelope)
     for _ in range(2):  # the second time from the cache
         assert encoder.encode(message, mandatory=mandatory) == by_pamqp(message, mandatory=mandatory)
 
@@ -88,12 +89,12 @@ def test_what_is_not_plain_is_as_pamqp_encodes_it(changed: dict[str, Any]) -> No
         "timestamp": dt.datetime(2024, 1, 1, tzinfo=dt.UTC),
     }
     message = Message("work", b"x", Properties(**{**plain, **changed}))
-    assert Encoder(CHANNEL, FRAME_MAX).encode(message, mandatory=True) == by_pamqp(message, mandatory=True)
+    assert Encoder(CHANNEL, FRAME_MAX, fitted).encode(message, mandatory=True) == by_pamqp(message, mandatory=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, FRAME_MAX - 8, FRAME_MAX - 7, 10 * FRAME_MAX])
 def test_no_frame_is_larger_than_agreed(size: int) -> None:
-    encoded = Encoder(CHANNEL, FRAME_MAX).encode(
+    encoded = Encoder(CHANNEL, FRAME_MAX, fitted).encode(
         to_message(Envelope(new_id(), "work", "say", b"x" * size)), mandatory=True
     )
     total = 0
@@ -108,7 +109,7 @@ def test_no_frame_is_larger_than_agreed(size: int) -> None:
 def test_without_a_limit_a_body_is_one_frame() -> None:
     message = to_message(Envelope(new_id(), "work", "say", b"x" * 200_000))
     assert (
-        Encoder(CHANNEL, 0)
+        Encoder(CHANNEL, 0, fitted)
         .encode(message, mandatory=True)
         .endswith(frame.marshal(body.ContentBody(message.body), CHANNEL))
     )
@@ -118,4 +119,4 @@ def test_without_a_limit_a_body_is_one_frame() -> None:
 def test_what_is_too_long_for_amqp_is_an_error(field: str) -> None:
     envelope: dict[str, Any] = {"id": new_id(), "queue": "work", "task": "say", "body": b"", "enqueued_at": 1.0}
     with pytest.raises((ValueError, TypeError)):  # pamqp has words of its own for one of them
-        Encoder(CHANNEL, 0).encode(to_message(Envelope(**{**envelope, field: "x" * 256})), mandatory=True)
+        Encoder(CHANNEL, 0, fitted).encode(to_message(Envelope(**{**envelope, field: "x" * 256})), mandatory=True)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from leveret import App
-from leveret.execution import Runner
-from leveret.executors import Finished, Job
-from leveret.executors.in_process import Crew
+from leveret.executors import Finished, RunRequest
+from leveret.executors.attempt import Runner
+from leveret.executors.in_process import JobRunner
 from leveret.model import Cancelled, Envelope, Succeeded
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.executors import News
+    from leveret.executors import ExecutorEvent
     from leveret.model import Outcome
 
 BEFORE = Cancelled("cancelled before it ran")
@@ -39,11 +39,11 @@ class Crewed:
         def in_a_thread(text: str) -> None:
             self.done.append(text)
 
-        self.crew = Crew(Runner(self.app, concurrency=1), concurrency=1)
+        self.crew = JobRunner(Runner(self.app, concurrency=1), concurrency=1)
         self.crew.report_to(self._take)
 
     def submit(self, task: str, *keys: int) -> None:
-        jobs = [Job(key, Envelope(f"{key}", "work", task, b'{"args": ["%d"]}' % key)) for key in keys]
+        jobs = [RunRequest(key, Envelope(f"{key}", "work", task, b'{"args": ["%d"]}' % key)) for key in keys]
         self.crew.submit(jobs)
 
     async def wait_for(self, count: int) -> None:
@@ -52,7 +52,7 @@ class Crewed:
 
         await until(told, f"{count} jobs have ended, not only {self.outcomes}")
 
-    def _take(self, reports: Sequence[News]) -> None:
+    def _take(self, reports: Sequence[ExecutorEvent]) -> None:
         self.outcomes.update({report.key: report.outcome for report in reports if isinstance(report, Finished)})
 
 

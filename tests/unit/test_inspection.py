@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers import following
-from leveret.brokers.following import Watch
-from leveret.brokers.rabbitmq.census import Report, _asks_for_workers
+from leveret.brokers import feeds as following
+from leveret.brokers.feeds import Watch
+from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import ask
-from leveret.inspection import WorkerReport
 from leveret.model import Envelope, Queue, new_id, this_process
-from leveret.status import Progress, Status, enqueued
+from leveret.model.reports import WorkerReport
+from leveret.model.status import Progress, Status, enqueued
 from tests.support.bench import Bench
 from tests.support.waiting import until
 

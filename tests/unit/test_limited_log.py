@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from leveret.limited_log import LimitedLog
+from leveret.observe.limited_log import LimitedLog
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

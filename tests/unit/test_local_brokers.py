@@ -10,7 +10,7 @@ import pytest
 
 from leveret.errors import LeaseLost, QueueFull, QueueNotFound
 from leveret.model import DeadLettered, Retrying, Succeeded
-from leveret.status import settled, started
+from leveret.model.status import settled, started
 from leveret.testing.bench import Bench, becomes, text
 from leveret.testing.following import ended, published, sent, status_of
 from tests.support.waiting import until
@@ -131,7 +131,7 @@ async def test_a_revived_task_keeps_its_history(any_place: Place) -> None:
         taken = await bench.consumer(broker)
         (delivery,) = await taken.next()
         await ended(broker, delivery, DeadLettered("broken"))
-        await broker.revive(bench.queue.name, [envelope.id])
+        await broker.retry_dead(bench.queue.name, [envelope.id])
         (delivery,) = await taken.next()
         await ended(broker, delivery, Succeeded(b"1"))
         status = await status_of(broker, envelope.id, "succeeded")
@@ -142,6 +142,6 @@ async def test_deciding_about_the_dead_of_a_queue_that_is_not_there_is_refused(a
     """It is misspelt: that nothing was found would look as if nothing were dead."""
     async with AsyncExitStack() as stack:
         broker = await Bench(any_place.open, stack).declared()
-        for decide in (broker.revive, broker.discard):
+        for decide in (broker.retry_dead, broker.drop_dead):
             with pytest.raises(QueueNotFound, match="misspelt"):
                 await decide("misspelt", ["1"])

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from leveret.events import TaskBlocks, TaskSettled, write_log
-from leveret.logs import JsonFormatter, TaskFields, TextFormatter
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Retrying, Succeeded
+from leveret.observe.events import TaskBlocks, TaskSettled, write_log
+from leveret.observe.logs import JsonFormatter, TaskFields, TextFormatter
 from tests.support.bench import Bench
 
 log = logging.getLogger("shop")

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from leveret.errors import ConfigurationError
-from leveret.loops import Loop, check_loop, run
+from leveret.executors.loops import Loop, check_loop, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,16 +19,16 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from leveret import BrokerUnavailable, ConfigurationError
-from leveret.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
-from leveret.metrics import Address, Condition, exporting
-from leveret.metrics.server import Answer, serving
 from leveret.model import Cancelled, DeadLettered, Envelope, QueueStats, Released, Retrying, Succeeded
+from leveret.observe.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
+from leveret.observe.metrics import Address, Condition, exporting
+from leveret.observe.metrics.server import Answer, serving
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from leveret.metrics.prometheus import Exporter
+    from leveret.observe.metrics.prometheus import Exporter
 
 LOCAL = Address("127.0.0.1", 0)
 
@@ -233,7 +233,7 @@ async def test_what_is_no_request_is_refused(request_: bytes, status: int) -> No
 
 
 async def test_slow_and_silent_clients_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.metrics.server._PATIENCE", 0.3)
+    monkeypatch.setattr("leveret.observe.metrics.server._PATIENCE", 0.3)
     async with exported(Source()) as (_, port):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         silent[0][1].write(b"GET /live HT")
@@ -245,7 +245,7 @@ async def test_slow_and_silent_clients_are_cut_off(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.metrics.server._PATIENCE", 0.3)
+    monkeypatch.setattr("leveret.observe.metrics.server._PATIENCE", 0.3)
 
     async def large() -> Answer:
         return Answer("x" * 30_000_000)
@@ -260,7 +260,7 @@ async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
 
 
 async def test_the_oldest_idle_connection_goes_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.metrics.server._PATIENCE", 3_600)
+    monkeypatch.setattr("leveret.observe.metrics.server._PATIENCE", 3_600)
     async with exported(Source()) as (_, port):
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(80)]
         for _ in range(5):
@@ -283,7 +283,7 @@ async def test_a_mistake_in_a_page_is_told(caplog: pytest.LogCaptureFixture) -> 
 
 
 async def test_ending_does_not_wait_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.metrics.server._PATIENCE", 3_600)
+    monkeypatch.setattr("leveret.observe.metrics.server._PATIENCE", 3_600)
     async with exported(Source()) as (_, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         await get(port, "/live")
@@ -312,7 +312,7 @@ async def test_an_address_in_use_is_a_clear_error() -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "leveret.metrics.prometheus", raising=False)
+    monkeypatch.delitem(sys.modules, "leveret.observe.metrics.prometheus", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'leveret\[prometheus\]'"):
         exporting("127.0.0.1:0")
 

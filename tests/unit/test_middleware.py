@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from leveret import App, ConfigurationError, CurrentTask, current_task
-from leveret.execution import Runner
+from leveret.executors.attempt import Runner
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from leveret import BrokerUnavailable, ConfigurationError, Dead, Queue, Retry, TaskCancelled, current_task
 from leveret.brokers.memory import MemoryBroker
 from leveret.model import Envelope
-from leveret.opentelemetry import OpenTelemetry
+from leveret.observe.opentelemetry import OpenTelemetry
 from tests.support.bench import Bench
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ async def test_the_outcomes_are_told_apart() -> None:
     )
     exception = ["exception"]
     assert told == [
-        ("ask_again", 1, "retrying", "leveret.errors.Retry", exception),
-        ("ask_again", 2, "dead", "leveret.errors.Dead", exception),
+        ("ask_again", 1, "retrying", "leveret.Retry", exception),
+        ("ask_again", 2, "dead", "leveret.Dead", exception),
         ("fail", 1, "retrying", "ValueError", exception),
         ("fail", 2, "dead", "ValueError", exception),
         ("missing", 1, "dead", "leveret.errors.UnknownTask", exception),
@@ -264,9 +264,9 @@ async def test_the_brokers_address_is_told_and_no_password() -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "leveret.opentelemetry")
+    monkeypatch.delitem(sys.modules, "leveret.observe.opentelemetry")
     with pytest.raises(ConfigurationError, match=r"pip install 'leveret\[opentelemetry\]'"):
-        import leveret.opentelemetry  # noqa: F401
+        import leveret.observe.opentelemetry  # noqa: F401
 
 
 async def test_names_that_anybody_may_send_make_no_series() -> None:

@@ -10,18 +10,18 @@ import pytest
 from pamqp import body, frame
 
 from leveret import App
-from leveret.brokers.rabbitmq import outbox as module
-from leveret.brokers.rabbitmq.codec import to_message
-from leveret.brokers.rabbitmq.frames import Encoder
-from leveret.brokers.rabbitmq.outbox import BOUNDED, OUTSTANDING, SILENCE, Limits, Outbox
+from leveret.brokers.rabbitmq.amqp import confirm_tracker as module
+from leveret.brokers.rabbitmq.amqp.confirm_tracker import BOUNDED, OUTSTANDING, SILENCE, ConfirmTracker, Limits
+from leveret.brokers.rabbitmq.amqp.frames import Encoder
+from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.errors import QueueFull, QueueNotFound
 from leveret.model import Envelope, new_id
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from leveret.brokers.rabbitmq.codec import Message
-    from leveret.brokers.rabbitmq.outbox import Parcel
+    from leveret.brokers.rabbitmq.amqp import Message
+    from leveret.brokers.rabbitmq.amqp.confirm_tracker import PublishCall
 
 
 class Channel:
@@ -32,8 +32,8 @@ class Channel:
         self.is_clogged = False
         self.unsent = 0
         self.limits = Limits()
-        self.outbox = Outbox(
-            Encoder(1, 0), self.writes.append, lambda: self.is_clogged, lambda: self.unsent, self.limits
+        self.outbox = ConfirmTracker(
+            Encoder(1, 0, fitted), self.writes.append, lambda: self.is_clogged, lambda: self.unsent, self.limits
         )
 
     @property
@@ -70,7 +70,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-def texts(parcel: Parcel) -> list[str]:
+def texts(parcel: PublishCall) -> list[str]:
     return [one.body.decode() for one in parcel.unstored]
 
 

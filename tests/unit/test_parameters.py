@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq.parameters import Parameters, read_parameters
+from leveret.brokers.rabbitmq.amqp.parameters import Parameters, read_parameters
 from leveret.errors import ConfigurationError
 
 KNOWN = "known are heartbeat, timeout, name, auth, cafile, capath, cadata, certfile, keyfile, no_verify_ssl"

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from leveret.client.payload import JSON, RAW, Signature
 from leveret.errors import InvalidArguments, NotSerializable, UnreadableBody
-from leveret.payload import JSON, RAW, Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leveret.prefetch import AHEAD, MOST_AHEAD, Pace, credit
+from leveret.worker.prefetch import AHEAD, MOST_AHEAD, Pace, credit
 
 times = st.floats(0, 1e5)
 counts = st.integers(1, 1_000)

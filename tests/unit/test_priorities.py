@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from leveret import Queue
-from leveret.brokers.rabbitmq.priorities import expires_in_order, given
-from leveret.brokers.rabbitmq.topology import Declaration
+from leveret.brokers.rabbitmq.queues.priorities import expires_in_order, given
+from leveret.brokers.rabbitmq.queues.topology import Declaration
 
 QUORUM = Declaration("q", arguments={"x-queue-type": "quorum"})
 

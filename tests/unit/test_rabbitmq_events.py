@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from leveret.brokers.following import Feed
-from leveret.brokers.rabbitmq.events import Events
-from leveret.brokers.rabbitmq.hosts import Hosts
-from leveret.brokers.rabbitmq.streams import place_of, was_just_made
+from leveret.brokers.feeds import Feed
+from leveret.brokers.rabbitmq.amqp.hosts import Hosts
+from leveret.brokers.rabbitmq.statuses.log import StatusLog
+from leveret.brokers.rabbitmq.statuses.streams import place_of, was_just_made
 from leveret.errors import BrokerUnavailable
 from leveret.model import Envelope, Retrying, new_id
-from leveret.status import enqueued, newer, settled, started
+from leveret.model.status import enqueued, newer, settled, started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.brokers.rabbitmq.publisher import Publisher
-    from leveret.status import Status
+    from leveret.brokers.rabbitmq.queues.publisher import Publisher
+    from leveret.model.status import Status
 
 UPDATE = enqueued(Envelope("1", "work", "say", b"{}"), 1.0)
 
@@ -50,11 +50,11 @@ class Broken:
         raise ZeroDivisionError
 
 
-def events_by(publisher: object) -> Events:
-    return Events(Hosts("amqp://localhost", timeout=1.0), cast("Publisher", publisher), keep=60.0, timeout=1.0)
+def events_by(publisher: object) -> StatusLog:
+    return StatusLog(Hosts("amqp://localhost", timeout=1.0), cast("Publisher", publisher), keep=60.0, timeout=1.0)
 
 
-async def asked_twice(events: Events, publisher: Broken) -> list[asyncio.Task[object]]:
+async def asked_twice(events: StatusLog, publisher: Broken) -> list[asyncio.Task[object]]:
     """Two who ask, the second while the first is being answered."""
     first = asyncio.create_task(events.statuses(["a"]))
     await publisher.asked.wait()
@@ -92,7 +92,7 @@ async def test_a_new_task_is_told_of_before_nobody_waits_for_that_any_more(monke
 
     async def make(*_: object) -> None: ...
 
-    monkeypatch.setattr("leveret.brokers.rabbitmq.events.make_stream", make)
+    monkeypatch.setattr("leveret.brokers.rabbitmq.statuses.log.make_stream", make)
     events = events_by(publisher := Taking())
     now = time.time()
     await events.tell([enqueued(Envelope(new_id(), "work", "say", b"{}"), now)])

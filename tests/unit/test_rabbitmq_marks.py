@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from leveret.brokers.rabbitmq import amqp, marks
-from leveret.brokers.rabbitmq.declare import Notes
-from leveret.brokers.rabbitmq.marks import MarkBook
-from leveret.brokers.rabbitmq.streams import Reading
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.control import cancel_log as marks
+from leveret.brokers.rabbitmq.control.cancel_log import CancelLog
+from leveret.brokers.rabbitmq.queues.declare import OnceLogger
+from leveret.brokers.rabbitmq.statuses.streams import Reading
 
 if TYPE_CHECKING:
-    from leveret.brokers.rabbitmq.publisher import Publisher
-    from leveret.brokers.rabbitmq.streams import Place
+    from leveret.brokers.rabbitmq.queues.publisher import Publisher
+    from leveret.brokers.rabbitmq.statuses.streams import Place
 
 
-class Line:
+class Link:
     connection = None
 
 
@@ -44,8 +45,8 @@ async def test_a_worker_begins_without_what_it_cannot_read(
 
     monkeypatch.setattr(marks, "message_count", is_there)
     monkeypatch.setattr(Reading, "begin", begin)
-    book = MarkBook(cast("Publisher", None), Notes(), asyncio.Event().set)
-    await book.read_on(cast("amqp.Line", Line()))
+    book = CancelLog(cast("Publisher", None), OnceLogger(), asyncio.Event().set)
+    await book.read_on(cast("amqp.Link", Link()))
     assert "tasks that are cancelled before they run, run all the same" in caplog.text
     assert str(refusal) in caplog.text
     assert not book

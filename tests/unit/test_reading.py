@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq import reading
-from leveret.brokers.rabbitmq.codec import received
-from leveret.brokers.rabbitmq.reading import Frames, Incoming, acks, nack
+from leveret.brokers.rabbitmq.amqp import frame_reader as reading
+from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader, Incoming, acks, nack
+from leveret.brokers.rabbitmq.queues.codec import received
 from tests.unit.test_codec import LEASE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def message(tag: int, text: bytes, *, channel: int = TAKEN, pieces: int = 1, aga
 async def read(data: bytes, sizes: Sequence[int] = ()) -> tuple[list[Incoming], list[frame.FrameTypes]]:
     """What is taken, and what aiormq gets, of bytes that come in pieces of those sizes."""
     source = asyncio.StreamReader()
-    frames = Frames(source)
+    frames = FrameReader(source)
     taken: list[Incoming] = []
     frames.take_deliveries(TAKEN, taken.extend)
 
@@ -63,7 +63,7 @@ async def read(data: bytes, sizes: Sequence[int] = ()) -> tuple[list[Incoming], 
 
 
 async def test_deliveries_are_taken_and_aiormq_gets_the_rest() -> None:
-    """This fails when aiormq reads a stream in another way than `Frames` serves."""
+    """This fails when aiormq reads a stream in another way than `FrameReader` serves."""
     rest = frame.marshal(commands.Basic.CancelOk("leveret-1"), TAKEN)
     data = message(1, b"one") + message(7, b"other", channel=OTHER) + rest + message(2, b"", again=True)
     taken, others = await read(data)
@@ -78,7 +78,7 @@ async def test_deliveries_are_taken_and_aiormq_gets_the_rest() -> None:
 async def test_a_delivery_is_handed_on_before_what_came_after_it() -> None:
     """A worker that stops waits for the server's answer, and has then every delivery that was on its way."""
     source = asyncio.StreamReader()
-    frames = Frames(source)
+    frames = FrameReader(source)
     order: list[object] = []
     frames.take_deliveries(TAKEN, lambda taken: order.extend(one.tag for one in taken))
     source.feed_data(message(1, b"a") + message(2, b"b") + frame.marshal(commands.Basic.CancelOk("leveret-1"), TAKEN))
@@ -114,7 +114,7 @@ async def test_aiormq_hears_that_a_connection_lives_on_which_only_deliveries_com
 
 async def test_a_connection_that_ends_within_a_message_is_lost() -> None:
     source = asyncio.StreamReader()
-    frames = Frames(source)
+    frames = FrameReader(source)
     frames.take_deliveries(TAKEN, list[Incoming]().extend)
     source.feed_data(message(1, b"a") + message(2, b"b")[:-3])
     source.feed_eof()

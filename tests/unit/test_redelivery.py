@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from leveret import BrokerUnavailable, LeaseLost, Queue, recorder
+from leveret import BrokerUnavailable, LeaseLost, Queue
 from leveret.brokers.memory import MemoryBroker
-from leveret.events import TaskSettled
 from leveret.model import Succeeded
+from leveret.observe.events import TaskSettled
+from leveret.worker import settler as recorder
 from tests.support.bench import Bench
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from leveret.model import Delivery, Envelope, Lease, Settlement
-    from leveret.status import Status
+    from leveret.model.status import Status
 
 
 class Forgetful(MemoryBroker):

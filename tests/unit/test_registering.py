@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from leveret import App, ConfigurationError, Queue
-from leveret.registering import module_run
+from leveret.client.registration import module_run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `leveret.reloading` makes of errors: it says them, and goes on."""
+"""What `leveret.worker.reload` makes of errors: it says them, and goes on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from leveret import reloading
-from leveret.reloading import Reloads, _watch, _watcher
+from leveret.worker import reload as reloading
+from leveret.worker.reload import Reloads, _watch, _watcher
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leveret import App, ConfigurationError, Dead, Retry
-from leveret.brokers.rabbitmq.topology import RUNGS, rung
-from leveret.execution import classify
+from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, delay_step
+from leveret.executors.attempt import classify
 from leveret.model import DeadLettered, Retrying
-from leveret.retry import RetryPolicy, RetryRules
+from leveret.model.retry import RetryPolicy, RetryRules
 
 
 @given(attempt=st.integers(1, 10_000), chance=st.floats(0, 1), backoff=st.floats(0, 1e6), most=st.floats(0, 1e9))
@@ -56,11 +56,11 @@ def test_a_broken_callable_leaves_it_to_the_policy() -> None:
 def test_what_a_task_says_itself() -> None:
     rules = RetryRules()
     assert classify(Retry("later", delay=timedelta(minutes=2)), 1, rules) == Retrying(
-        "leveret.errors.Retry: later", traceback="leveret.errors.Retry: later\n", delay=120.0
+        "leveret.Retry: later", traceback="leveret.Retry: later\n", delay=120.0
     )
     last = classify(Retry("later", delay=1), 5, rules)
     assert isinstance(last, DeadLettered)
-    assert last.reason == "leveret.errors.Retry: later; attempt 5 of 5 failed"
+    assert last.reason == "leveret.Retry: later; attempt 5 of 5 failed"
     dead = classify(Dead("why"), 1, rules)
     assert isinstance(dead, DeadLettered)
     assert dead.reason == "why"
@@ -123,12 +123,12 @@ def test_options_that_make_no_sense(options: dict[str, object], message: str) ->
 
 @given(st.floats(0, 366 * 86_400))
 def test_a_ladder_is_climbed_down_in_few_steps_and_never_early(delay: float) -> None:
-    """Whatever the delay, up to a year: every rung fits what remains, and the last eighth of a second needs none."""
+    """Whatever the delay, up to a year: every step fits what remains, and the last eighth of a second needs none."""
     remaining, steps = delay, 0
-    while (milliseconds := rung(remaining)) is not None:
-        assert milliseconds in RUNGS
+    while (milliseconds := delay_step(remaining)) is not None:
+        assert milliseconds in DELAY_STEPS
         assert milliseconds <= remaining * 1000
         remaining -= milliseconds / 1000
         steps += 1
     assert 0 <= remaining < 0.1251
-    assert steps <= len(RUNGS) + 1
+    assert steps <= len(DELAY_STEPS) + 1

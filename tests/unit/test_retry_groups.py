@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret import App, Dead, Retry
-from leveret.execution import classify
+from leveret.executors.attempt import classify
 from leveret.model import DeadLettered, Retrying
-from leveret.retry import RetryPolicy, RetryRules, leaves
+from leveret.model.retry import RetryPolicy, RetryRules, leaves
 from leveret.testing import TasksFailed, under_test
 
 if TYPE_CHECKING:

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leveret.errors import BrokerUnavailable, ConfigurationError
-from leveret.scaling import ASK_AFTER, HORIZON, TICK, Bounds, Processes, RunTime, Scaler, Trend, Work, wanted
+from leveret.worker.autoscale import (
+    ASK_AFTER,
+    HORIZON,
+    TICK,
+    Bounds,
+    Processes,
+    RunTime,
+    Scaler,
+    Trend,
+    Work,
+    wanted,
+)
 from tests.support.waiting import until
 
 counts = st.integers(0, 100_000)

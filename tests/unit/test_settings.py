@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from leveret import App, ConfigurationError
-from leveret.brokers import resolve_url
 from leveret.cli import cli
+from leveret.client import resolve_url
 
 if TYPE_CHECKING:
     from pathlib import Path

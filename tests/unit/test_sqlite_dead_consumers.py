@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers.sqlite import bells
-from leveret.brokers.sqlite.bells import Bell, Bells
+from leveret.brokers.sqlite import wakeup as bells
 from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.wakeup import Bell, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
-from leveret.status import enqueued
+from leveret.model.status import enqueued
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, counts, envelope, locked, names, next_batch, opened, remove
 
@@ -299,7 +299,7 @@ async def test_a_bell_without_a_registration_is_removed_when_it_is_old(path: Pat
         for bell in (left, young):
             os.mkfifo(bell)
         os.utime(left, (1.0, 1.0))
-        held = Bells(path).hang()
+        held = WakeUps(path).hang()
         os.utime(folder(path) / held.name, (1.0, 1.0))
         async with broker.consume([WORK], credit=1):
             there = names(folder(path))
@@ -314,6 +314,6 @@ def test_bells_that_are_down_leave_nothing_behind(path: Path, monkeypatch: pytes
     before = set(bells._held)  # of other tests in this process
     monkeypatch.setattr(os, "register_at_fork", lambda **callbacks: registered_.append(callbacks))
     for _ in range(3):
-        Bells(path).hang().take_down()
+        WakeUps(path).hang().take_down()
     assert registered_ == []
     assert set(bells._held) <= before

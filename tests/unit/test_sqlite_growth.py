@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers.following import Feed, Feeds, Watch
+from leveret.brokers.feeds import Feed, Feeds, Watch
 from leveret.brokers.sqlite.consumer import Lease
 from leveret.brokers.sqlite.store import Settled, Store
 from leveret.errors import QueueFull
 from leveret.model import Queue, Released, Succeeded
-from leveret.status import enqueued, settled
+from leveret.model.status import enqueued, settled
 from tests.unit.test_sqlite import WORK, envelope, next_batch, opened
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.sqlite import SQLiteBroker
     from leveret.model import Delivery, Outcome
-    from leveret.status import Status
+    from leveret.model.status import Status
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from leveret.admission import dead_already
 from leveret.errors import StoreError
 from leveret.model import DeadLettered, Succeeded
+from leveret.worker.intake import dead_already
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, content, counts, envelope, names, next_batch, opened
 
@@ -186,7 +186,7 @@ async def test_one_bad_row_is_one_bad_dead_letter(path: Path, case: str) -> None
         assert letter.reason == reason
         assert [status.id for status in await broker.statuses([letter.envelope.id])] == [letter.envelope.id]
         assert [status.state for status in await broker.recent(10)] == ["dead"]
-        assert await broker.discard("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert await broker.drop_dead("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (0, 0, 0)
 
 
@@ -267,12 +267,12 @@ async def test_a_bad_dead_letter_is_put_back_and_dropped_as_others_are(path: Pat
         execute(path, "UPDATE task SET state = 'dead', died_at = 1")
         execute(path, BAD_DEAD_LETTERS[case])
         (letter,) = await broker.dead_letters("work", limit=10)
-        assert await broker.revive("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert await broker.retry_dead("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (1, 0, 0)
         execute(path, "UPDATE task SET state = 'dead', died_at = 1")
         execute(path, BAD_DEAD_LETTERS[case])
         (letter,) = await broker.dead_letters("work", limit=10)
-        assert await broker.discard("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert await broker.drop_dead("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (0, 0, 0)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from leveret.errors import LeaseLost, StoreError
 from leveret.model import Queue, Succeeded
-from leveret.status import enqueued
+from leveret.model.status import enqueued
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, counts, envelope, names, next_batch, opened
 

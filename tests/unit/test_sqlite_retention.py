@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.model import Envelope, Queue, Succeeded, new_id
-from leveret.status import settled
+from leveret.model.status import settled
 
 if TYPE_CHECKING:
     from pathlib import Path

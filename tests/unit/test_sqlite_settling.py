@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers.sqlite.bells import Bell
+from leveret.brokers.sqlite.wakeup import Bell
 from leveret.brokers.sqlite.writer import Writer
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Retrying, Succeeded
-from leveret.status import settled
+from leveret.model.status import settled
 from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
 
 if TYPE_CHECKING:

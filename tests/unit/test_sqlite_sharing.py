@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.brokers.sqlite.bells import Bells
+from leveret.brokers.sqlite.wakeup import WakeUps
 from leveret.errors import StoreError
 from tests.support.waiting import wait_until
 from tests.unit.test_sqlite import WORK, counts, envelope, mode, next_batch, opened
@@ -102,7 +102,9 @@ def shared() -> Iterator[Path]:
 def as_user(user: int, do: str, path: Path, *, group: int = STAFF, umask: int = 0o022) -> str:
     """What a user's program says: ``store``, ``look`` or ``take``."""
     with started(user, do, path, group=group, umask=umask) as process:
-        said, _ = process.communicate(timeout=60)
+        # Not `communicate`, which does not see what was read ahead with the line that it began with.
+        assert process.stdout is not None
+        said = process.stdout.read()
     return said.strip()
 
 
@@ -329,7 +331,7 @@ def test_a_full_disk_says_so_and_breaks_nothing(path: Path) -> None:
 
 
 def test_bells_without_a_database_are_their_owners_alone(path: Path) -> None:
-    held = Bells(path).hang()
+    held = WakeUps(path).hang()
     assert (mode(bells(path)), mode(bells(path) / held.name)) == (0o700, 0o600)
     held.take_down()
 

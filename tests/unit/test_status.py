@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from leveret.model import Cancelled, DeadLetter, DeadLettered, Envelope, Released, Retrying, Succeeded
-from leveret.status import (
+from leveret.model.status import (
     MOST_BODY,
-    Mark,
+    CancelRequest,
     Moment,
     Progress,
     Status,
@@ -151,7 +151,7 @@ def test_what_is_said_of_a_status() -> None:
 
 
 def test_a_mark_covers_what_was_enqueued_before_it() -> None:
-    mark = Mark("1", 150.0)
+    mark = CancelRequest("1", 150.0)
     assert mark.covers(TASK)
     assert mark.covers(msgspec.structs.replace(TASK, enqueued_at=None))
     assert not mark.covers(msgspec.structs.replace(TASK, enqueued_at=151.0))

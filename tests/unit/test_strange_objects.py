@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from leveret import App, ConfigurationError
-from leveret.execution import Runner
-from leveret.executors import Finished, Job
-from leveret.executors.in_process import Crew
+from leveret.executors import Finished, RunRequest
+from leveret.executors.attempt import Runner
+from leveret.executors.in_process import JobRunner
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
-from leveret.retry import MAX_DELAY, RetryRules
+from leveret.model.retry import MAX_DELAY, RetryRules
 from leveret.testing import under_test
 from tests.support.strange_app import ENDING, FAILING, MISTAKEN, RULES, NoWords, register
 from tests.support.waiting import until
@@ -24,7 +24,7 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from leveret.executors import News
+    from leveret.executors import ExecutorEvent
 
 APP = App("memory://")
 NAMES = register(APP)
@@ -42,12 +42,12 @@ async def outcome_of(app: App, name: str) -> Outcome:
     """Through a crew, as in a child: exactly one report, which a frame can carry."""
     outcomes: list[Outcome] = []
 
-    def take(reports: Sequence[News]) -> None:
+    def take(reports: Sequence[ExecutorEvent]) -> None:
         outcomes.extend(report.outcome for report in reports if isinstance(report, Finished))
 
-    crew = Crew(Runner(app, concurrency=1), concurrency=1)
+    crew = JobRunner(Runner(app, concurrency=1), concurrency=1)
     crew.report_to(take)
-    crew.submit([Job(1, Envelope(new_id(), "default", name, b"{}"))])
+    crew.submit([RunRequest(1, Envelope(new_id(), "default", name, b"{}"))])
 
     async def told() -> bool:
         return bool(outcomes)

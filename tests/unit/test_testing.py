@@ -184,7 +184,7 @@ async def test_a_retry_that_a_task_asks_for_is_no_failure(test: AppUnderTest) ->
     failing.append(Retry(delay=30))
     await note.enqueue("a")
     (run,) = await test.drain()
-    assert run.outcome == Retrying("leveret.errors.Retry: the task asked to be tried again", run.outcome.traceback, 30)  # type: ignore[union-attr]
+    assert run.outcome == Retrying("leveret.Retry: the task asked to be tried again", run.outcome.traceback, 30)  # type: ignore[union-attr]
     test.clock.advance(29)
     assert await test.drain() == []
     test.clock.advance(1.1)

@@ -12,8 +12,8 @@ from leveret.cli.top.keys import keys_of
 from leveret.cli.top.plain import length
 from leveret.cli.top.screen import Cursor, moved
 from leveret.model import Queue, QueueStats
-from leveret.status import State, Status
-from leveret.visible import in_line
+from leveret.model.printable import in_line
+from leveret.model.status import State, Status
 from tests.support.waiting import until
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leveret.brokers.rabbitmq.topology import (
-    RUNGS,
+from leveret.brokers.rabbitmq.amqp.hosts import hosts
+from leveret.brokers.rabbitmq.queues.topology import (
+    DELAY_STEPS,
     Declaration,
     Difference,
     closer,
@@ -18,7 +19,6 @@ from leveret.brokers.rabbitmq.topology import (
     dead_queue,
     delay_declaration,
     delay_queue,
-    hosts,
     judge,
     judge_dead,
     read_difference,
@@ -79,7 +79,7 @@ def test_a_delay_queue_returns_what_it_kept_and_drops_nothing() -> None:
 
 def test_the_longest_name_has_room_for_every_ending() -> None:
     name = "x" * MAX_QUEUE_NAME
-    assert max(len(dead_queue(name)), *(len(delay_queue(name, rung)) for rung in RUNGS)) <= 255
+    assert max(len(dead_queue(name)), *(len(delay_queue(name, step)) for step in DELAY_STEPS)) <= 255
 
 
 # What a refusal says
@@ -355,7 +355,7 @@ def strict_urlsplit(url: str) -> SplitResult:
 
 
 def test_several_addresses_in_brackets_are_read_by_a_strict_parser_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.brokers.rabbitmq.topology.urlsplit", strict_urlsplit, raising=False)
+    monkeypatch.setattr("leveret.brokers.rabbitmq.amqp.hosts.urlsplit", strict_urlsplit, raising=False)
     assert hosts("amqp://u:p@one,[::1],[::2]:5673/v") == [
         "amqp://u:p@one/v",
         "amqp://u:p@[::1]/v",

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
+from leveret.client.payload import Signature
+from leveret.client.returns import Returns
 from leveret.errors import InvalidArguments, NotSerializable
-from leveret.payload import Signature
-from leveret.returns import Returns
 
 if TYPE_CHECKING:
     from leveret import Absent  # type: ignore[attr-defined]
@@ -273,7 +273,7 @@ class Order:
     next: Order | None = None
 
 
-class Parcel(msgspec.Struct, rename="camel"):
+class PublishCall(msgspec.Struct, rename="camel"):
     main_kind: Mixed
     weight: int = 1
 
@@ -331,7 +331,7 @@ def test_an_enum_of_any_values_arrives_in_a_record(travel: Any, member: Mixed) -
     order = Order(member, {"a": [member]}, Order(Mixed.TEXT))
     assert travel(Order, order) == order
     assert travel(list[Order], [order]) == [order]
-    assert travel(Parcel, Parcel(member)) == Parcel(member)
+    assert travel(PublishCall, PublishCall(member)) == PublishCall(member)
     assert travel(Line, Line(member, 2)) == Line(member, 2)
     assert travel(Form, {"kind": member}) == {"kind": member}
     assert travel(Form, {"kind": member, "note": member}) == {"kind": member, "note": member}

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from leveret import App, BrokerError, BrokerRefused, ConfigurationError, LeaseLost, Queue, prefetch
-from leveret.admission import MAX_RETURNS
+from leveret import App, BrokerError, BrokerRefused, ConfigurationError, LeaseLost, Queue
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement, Succeeded, new_id
-from leveret.worker import Worker
+from leveret.observe.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
+from leveret.worker import prefetch
+from leveret.worker.intake import MAX_RETURNS
+from leveret.worker.worker import Worker
 from tests.support.bench import Bench
 from tests.support.waiting import until
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from leveret.model import Delivery
-    from leveret.status import Status
+    from leveret.model.status import Status
 
 owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
 
@@ -149,7 +150,7 @@ async def test_a_busy_worker_keeps_nothing_from_an_idle_one() -> None:
 def patient_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task is a short one even on cores that are busy with other tests."""
     monkeypatch.setattr(prefetch, "AHEAD", 5 * prefetch.AHEAD)
-    monkeypatch.setattr("leveret.worker.TICK", 5 * prefetch.TICK)
+    monkeypatch.setattr("leveret.worker.worker.TICK", 5 * prefetch.TICK)
 
 
 async def until_it_holds(bench: Bench, more_than: int) -> None:
@@ -436,7 +437,7 @@ async def test_only_those_that_were_lost_are_told_so() -> None:
 async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("leveret.recorder._SETTLE_AGAIN", 0.01)
+    monkeypatch.setattr("leveret.worker.settler._SETTLE_AGAIN", 0.01)
 
     class Faltering(MemoryBroker):
         refusals = 3

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret import App, ConfigurationError, Dead, current_task
-from leveret.execution import Runner
-from leveret.executors import Finished, Job
-from leveret.executors.in_process import Crew
+from leveret.executors import Finished, RunRequest
+from leveret.executors.attempt import Runner
+from leveret.executors.in_process import JobRunner
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 
-    from leveret.executors import News
+    from leveret.executors import ExecutorEvent
 
 threads: list[str] = []
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="nowhere")
@@ -100,7 +100,7 @@ class Crewed:
         self.app = App("memory://")
         self.app.task(name="task", **options)(function)
         self.outcomes: list[Outcome] = []
-        self.crew = Crew(Runner(self.app, concurrency=1), concurrency=1)
+        self.crew = JobRunner(Runner(self.app, concurrency=1), concurrency=1)
         self.crew.report_to(self._take)
 
     async def outcome(self) -> Outcome:
@@ -108,7 +108,7 @@ class Crewed:
         return await self.end()
 
     def submit(self) -> None:
-        self.crew.submit([Job(1, Envelope(new_id(), "default", "task", b"{}"))])
+        self.crew.submit([RunRequest(1, Envelope(new_id(), "default", "task", b"{}"))])
 
     async def end(self) -> Outcome:
         async def told() -> bool:
@@ -119,7 +119,7 @@ class Crewed:
         (outcome,) = self.outcomes
         return outcome
 
-    def _take(self, reports: Sequence[News]) -> None:
+    def _take(self, reports: Sequence[ExecutorEvent]) -> None:
         self.outcomes += [report.outcome for report in reports if isinstance(report, Finished)]
 
 

@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers import in_use
-from leveret.brokers.following import Feed, Feeds, Following, Watch
-from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
+from leveret.brokers.base import in_use
+from leveret.brokers.feeds import Feed, Feeds, Following, Watch
+from leveret.errors import (
+    BrokerUnavailable,
+    DuplicateTask,
+    LeaseLost,
+    QueueFull,
+    QueueMismatch,
+    QueueNotFound,
+)
 from leveret.model import (
+    KEEP,
     MIDDLE_PRIORITY,
+    CancelRequest,
     DeadLetter,
     DeadLettered,
     Delivery,
@@ -31,14 +40,6 @@ from leveret.model import (
     Removed,
     Retrying,
     Settlement,
-    repeated,
-    retried,
-    revived,
-    this_process,
-)
-from leveret.status import (
-    KEEP,
-    Mark,
     Status,
     buried,
     cancelled_before,
@@ -47,14 +48,18 @@ from leveret.status import (
     newer,
     placed,
     purged,
+    repeated,
+    retried,
+    revived,
     revived_again,
+    this_process,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
-    from leveret.brokers import Consumer, Select
-    from leveret.inspection import Describe, WorkerReport
+    from leveret.brokers.base import Consumer, Select
+    from leveret.model import Describe, WorkerReport
 
 
 class Call(Protocol):
@@ -229,7 +234,7 @@ class _Taker:
     def look_up(self) -> None:
         self.consumer.look_up()
 
-    def told(self, mark: Mark) -> bool:
+    def told(self, mark: CancelRequest) -> bool:
         """Tell the consumer of a mark, if the task is one that it holds."""
         token = next((token for token, waiting in self.holding.items() if waiting.envelope.id == mark.id), None)
         if token is None:
@@ -245,7 +250,7 @@ class _MemoryConsumer:
         self._tokens = tokens
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
-        self._marks: list[Mark] = []
+        self._marks: list[CancelRequest] = []
         self._wake = asyncio.Event()
         self.stopped = False
         self.closed = False
@@ -261,11 +266,11 @@ class _MemoryConsumer:
     def look_up(self) -> None:
         self._wake.set()
 
-    def tell(self, mark: Mark) -> None:
+    def tell(self, mark: CancelRequest) -> None:
         self._marks.append(mark)
         self._wake.set()
 
-    def marks(self) -> Sequence[Mark]:
+    def marks(self) -> Sequence[CancelRequest]:
         marks, self._marks = self._marks, []
         return marks
 
@@ -447,7 +452,7 @@ class MemoryBroker:
         return [describe() for describe in self._store.describers]
 
     async def cancel(self, id_: str) -> Status | None:
-        mark = Mark(id_, self._store.clock.time())
+        mark = CancelRequest(id_, self._store.clock.time())
         queues = self._store.queues.values()
         for stored in queues:
             envelope = stored.withdraw(id_)
@@ -486,7 +491,7 @@ class MemoryBroker:
         letters = stored.dead[:limit] if stored else []
         return letters if select is None else [one for one in map(select, letters) if one is not None]
 
-    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         letters = self._take_dead(queue, ids)
         now = self._store.clock.time()
         for letter in letters:
@@ -498,7 +503,7 @@ class MemoryBroker:
         self._deal([queue] if letters else [])
         return [letter.envelope.id for letter in letters]
 
-    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         dropped = [letter.envelope.id for letter in self._take_dead(queue, ids)]
         self._store.ids.difference_update(dropped)
         return dropped

@@ -11,13 +11,13 @@ import click
 
 from leveret.cli.terminal import wants_no_style
 from leveret.errors import AppNotLoaded, LeveretError
-from leveret.guessing import did_you_mean
-from leveret.visible import in_line, visible
+from leveret.model.printable import in_line, printable
+from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.settings import Project
+    from leveret.client import Project
 
 _COMMANDS = {
     "worker": ("leveret.cli.worker", "command", "Run the tasks of an application."),
@@ -84,7 +84,7 @@ def cli(context: click.Context) -> None:
 
 def _of_project(command: str) -> dict[str, Any]:
     """The options that pyproject.toml sets, for the command."""
-    from leveret.settings import OF_AN_APPLICATION, check, project
+    from leveret.client import OF_AN_APPLICATION, check, project
 
     try:
         found = project(Path.cwd())
@@ -129,6 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli(arguments, prog_name="leveret")
     except LeveretError as error:
         if isinstance(error, AppNotLoaded) and error.traceback:
-            click.echo(visible(error.traceback.rstrip()), err=True)
+            click.echo(printable(error.traceback.rstrip()), err=True)
         click.echo(f"leveret: {in_line(str(error))}", err=True)
         sys.exit(1)

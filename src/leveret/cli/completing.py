@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from leveret.app import App
+    from leveret.client import App
 
 T = TypeVar("T")
 
@@ -69,7 +69,8 @@ def _app(context: click.Context) -> App | None:
 
 
 def _queues(context: click.Context) -> set[str]:
-    from leveret.brokers import connect, resolve_url
+    from leveret.brokers import connect
+    from leveret.client import resolve_url
 
     app = _app(context)
     known = {queue.name for queue in app.queues} if app is not None else set()

@@ -6,12 +6,12 @@ import secrets
 
 import click
 
-from leveret.app import App
 from leveret.brokers import connect, location
 from leveret.cli.completing import complete_app, complete_queue
 from leveret.cli.options import TIMEOUT, loaded, url_option
+from leveret.client import App
 from leveret.errors import ConfigurationError
-from leveret.logs import Logging
+from leveret.observe import Logging
 
 
 @click.command()

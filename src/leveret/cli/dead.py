@@ -15,8 +15,8 @@ from leveret.cli.options import Below, app_option, ask, print_json, require, tar
 from leveret.cli.terminal import console, table
 from leveret.cli.terminal import show as show_table
 from leveret.errors import QueueNotFound
-from leveret.guessing import did_you_mean
-from leveret.visible import in_line, indented
+from leveret.model.printable import in_line, indented
+from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -182,7 +182,9 @@ def retry(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead retry default --error ConnectionError
       leveret dead retry --all
     """
-    _decide(words, lambda broker, queue, ids: broker.revive(queue, ids), "put back", everything=everything, **options)
+    _decide(
+        words, lambda broker, queue, ids: broker.retry_dead(queue, ids), "put back", everything=everything, **options
+    )
 
 
 @command.command()
@@ -199,7 +201,7 @@ def drop(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead drop 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
       leveret dead drop default --older 7d
     """
-    _decide(words, lambda broker, queue, ids: broker.discard(queue, ids), "deleted", everything=everything, **options)
+    _decide(words, lambda broker, queue, ids: broker.drop_dead(queue, ids), "deleted", everything=everything, **options)
 
 
 class _Scope(msgspec.Struct, frozen=True):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from leveret.app import App
-from leveret.events import Event, WorkerReady
+from leveret.client import App
 from leveret.model import Queue
-from leveret.running import run_worker
+from leveret.observe import Event, WorkerReady
+from leveret.worker import run_worker
 
 QUEUE = "leveret-demo"
 #: The tutorial's second of work a dot, shortened (seconds).

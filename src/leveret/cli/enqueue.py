@@ -13,12 +13,11 @@ from leveret.brokers import file_of
 from leveret.cli.completing import complete_app, complete_queue, complete_task
 from leveret.cli.durations import DURATION, MOMENT
 from leveret.cli.options import loaded, url_option
-from leveret.guessing import did_you_mean
 from leveret.model import MAX_PRIORITY
+from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from leveret.app import App
-    from leveret.task import Task
+    from leveret.client import App, Task
 
 #: Nobody calls an option by a number.
 _NEGATIVE = re.compile(r"-\.?\d")

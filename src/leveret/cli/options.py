@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from leveret.app import load_app
-from leveret.brokers import Broker, absolute, connect, location, resolve_url
+from leveret.brokers import Broker, absolute, connect, location
 from leveret.cli.completing import complete_app
+from leveret.client import load_app, resolve_url
 from leveret.errors import QueueNotFound, TaskNotFound
-from leveret.guessing import did_you_mean
-from leveret.logs import quieten_connections
-from leveret.visible import in_json
+from leveret.model.printable import in_json
+from leveret.model.suggest import did_you_mean
+from leveret.observe import quieten_connections
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from leveret.app import App
+    from leveret.client import App
 
 T = TypeVar("T")
 

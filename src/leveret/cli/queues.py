@@ -11,8 +11,8 @@ import msgspec
 from leveret.cli.completing import complete_app, complete_queue
 from leveret.cli.options import app_option, ask, print_json, target, unknown_queue, url_option
 from leveret.cli.terminal import show, table
-from leveret.guessing import did_you_mean
-from leveret.visible import in_line
+from leveret.model.printable import in_line
+from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

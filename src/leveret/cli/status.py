@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from leveret.app import App
 from leveret.brokers import location
 from leveret.cli.durations import DURATION
 from leveret.cli.options import TIMEOUT, app_option, loaded, local_time, print_json, url_option, within
+from leveret.client import App
 from leveret.errors import ResultTimeout, TaskFailed, TaskNotFound
-from leveret.visible import in_line, indented
+from leveret.model.printable import in_line, indented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from leveret.handle import Handle
-    from leveret.status import Status
+    from leveret.client import Handle
+    from leveret.model import Status
 
 T = TypeVar("T")
 

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from leveret.admission import MOST_PREFETCH, Prefetch
 from leveret.cli.completing import complete_app, complete_queue
 from leveret.cli.durations import DURATION
 from leveret.cli.options import url_option
-from leveret.running import MOST_CONCURRENCY, run_worker
-from leveret.scaling import Processes
-from leveret.worker import DEFAULT_GRACE
+from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, MOST_PREFETCH, Prefetch, Processes, run_worker
 
 if TYPE_CHECKING:
-    from leveret.logs import Format
-    from leveret.loops import Loop
+    from leveret.executors import Loop
+    from leveret.observe import Format
 
 
 #: The options that pyproject.toml and ``LEVERET_*`` can set.

@@ -15,7 +15,7 @@ from leveret.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.app import App
+    from leveret.client import App
     from leveret.dashboard.pages import Dashboard
 
 __all__ = ["Redact", "by_name", "dashboard"]

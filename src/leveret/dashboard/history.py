@@ -13,7 +13,7 @@ from leveret.model import QueueStats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.inspection import WorkerReport
+    from leveret.model import WorkerReport
 
 #: How often the broker and the workers are asked (seconds), and so many answers are kept.
 STEP = 2.0

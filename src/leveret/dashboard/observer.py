@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers.heard import QueueNames
+from leveret.brokers import QueueNames
 from leveret.dashboard.history import STEP, Recent
 from leveret.errors import LeveretError
-from leveret.model import DeadLetter, shorten
-from leveret.status import NO_RESULT, Status, newer
+from leveret.model import NO_RESULT, DeadLetter, Status, newer, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leveret.app import App
     from leveret.brokers import Broker
-    from leveret.inspection import WorkerReport
-    from leveret.model import QueueStats
+    from leveret.client import App
+    from leveret.model import QueueStats, WorkerReport
 
 log = logging.getLogger("leveret.dashboard")
 
@@ -171,15 +169,15 @@ class Observer:
         async with self._at_the_letters:
             return await self._read_letters(queue)
 
-    async def revive(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.Broker.revive`."""
+    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        """See `leveret.brokers.Broker.retry_dead`."""
         async with self._at_the_letters:
-            return await self.broker.revive(queue, ids)
+            return await self.broker.retry_dead(queue, ids)
 
-    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.Broker.discard`."""
+    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        """See `leveret.brokers.Broker.drop_dead`."""
         async with self._at_the_letters:
-            return await self.broker.discard(queue, ids)
+            return await self.broker.drop_dead(queue, ids)
 
     async def letter(self, queue: str, id_: str) -> DeadLetter | None:
         """One whole, but for a body that is too large for a page. Raises BrokerError."""

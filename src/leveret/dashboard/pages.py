@@ -33,7 +33,7 @@ from leveret.dashboard.security import (
     link_without_token,
 )
 from leveret.errors import BrokerError, BrokerUnavailable
-from leveret.visible import visible
+from leveret.model.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from leveret.app import App
+    from leveret.client import App
     from leveret.dashboard.redaction import Redact
 
     Page: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -95,7 +95,7 @@ def _environment() -> Environment:
 
 
 def _written(value: object) -> object:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class Dashboard:
@@ -311,12 +311,12 @@ class Dashboard:
         if not ids:
             return RedirectResponse(f"dead?{search.query()}&said=none", 303)
         if form.get("action") == "retry":
-            changed = await self._observer.revive(search.queue, ids)
+            changed = await self._observer.retry_dead(search.queue, ids)
             said = "retried"
         elif form.get("action") == "drop" and not form.get("sure"):
             return self._page(request, "confirm.html", search=search, ids=ids)
         elif form.get("action") == "drop":
-            changed = await self._observer.discard(search.queue, ids)
+            changed = await self._observer.drop_dead(search.queue, ids)
             said = "dropped"
         else:
             raise HTTPException(400, "The form does not say what to do.")

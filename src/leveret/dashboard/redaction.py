@@ -14,9 +14,8 @@ from leveret.errors import UnknownTask
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from leveret.app import App
+    from leveret.client import App, Task
     from leveret.model import Envelope
-    from leveret.task import Task
 
 #: Called with a task's name, an argument's name and its value; returns what is shown.
 Redact: TypeAlias = "Callable[[str | None, str, Any], Any]"

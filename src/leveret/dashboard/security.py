@@ -15,8 +15,8 @@ from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
 
-from leveret.listening import Counted
-from leveret.visible import in_line
+from leveret.model.printable import in_line
+from leveret.observe import Counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

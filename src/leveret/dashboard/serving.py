@@ -15,7 +15,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from leveret.errors import ConfigurationError
-from leveret.listening import BACKLOG, Repeated, accept, most_open
+from leveret.observe import BACKLOG, Repeated, accept, most_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,18 +9,15 @@ import msgspec
 
 from leveret.dashboard import text
 from leveret.dashboard.redaction import Argument, arguments, result
-from leveret.model import DeadLetter, Envelope
-from leveret.status import Moment, Status
+from leveret.model import DeadLetter, Envelope, Moment, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from leveret.app import App
+    from leveret.client import App
     from leveret.dashboard.history import Sample
     from leveret.dashboard.redaction import Redact
-    from leveret.inspection import WorkerReport
-    from leveret.model import QueueStats
-    from leveret.status import Progress
+    from leveret.model import Progress, QueueStats, WorkerReport
 
 #: Dead letters that one page shows.
 SHOWN_LETTERS = 100

@@ -1,173 +1,51 @@
-"""Where tasks run: in child processes (`processes`), or in this process (`in_process`). One interface."""
+"""Where tasks run: child processes, or this process."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from leveret.executors.base import (
+    Awaits,
+    Blocks,
+    Died,
+    Executor,
+    ExecutorEvent,
+    Finished,
+    Manifest,
+    Overran,
+    Progressed,
+    Report,
+    RunRequest,
+    Started,
+)
+from leveret.executors.in_process import (
+    InProcessExecutor,
+)
+from leveret.executors.loops import (
+    Loop,
+)
+from leveret.executors.orphans import (
+    reaping,
+)
+from leveret.executors.processes import (
+    ProcessExecutor,
+    Recycling,
+)
 
-import msgspec
-
-from leveret.brokers import censor
-from leveret.events import ChildReplaced
-from leveret.inspection import RunningTask
-from leveret.model import Envelope, Outcome, Queue
-from leveret.retry import RetryPolicy
-from leveret.status import Progress
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Sequence
-
-    from leveret.app import App
-    from leveret.inspection import ChildReport
-
-
-class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker must know of an application without importing it."""
-
-    url: str
-    queues: list[Queue]
-    #: task -> the queue that its messages go to, unless they are told another.
-    queue_of: dict[str, str]
-    #: queue -> the task of its messages that name none.
-    default_tasks: dict[str, str]
-    #: Tasks that are acknowledged before they run.
-    at_most_once: list[str]
-    #: How often each task is tried: for a worker whose child died, and can't be asked.
-    policies: dict[str, RetryPolicy]
-    #: Seconds that an attempt at each task may run, where there is a limit.
-    timeouts: dict[str, float]
-    #: Tasks of which no results and statuses are kept.
-    silent: list[str]
-    #: How long they are kept of the others (seconds).
-    keep_results: float
-
-    def __repr__(self) -> str:
-        return f"Manifest({censor(self.url)!r}, {self.queues}, ...)"
-
-    @classmethod
-    def of(cls, app: App) -> Manifest:
-        return cls(
-            url=app.url,
-            queues=list(app.queues),
-            queue_of={task.name: task.queue for task in app.tasks},
-            default_tasks=app.default_tasks,
-            at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
-            policies={task.name: task.retry.policy for task in app.tasks},
-            timeouts={task.name: task.timeout for task in app.tasks if task.timeout is not None},
-            silent=[task.name for task in app.tasks if not task.store_result],
-            keep_results=app.keep_results,
-        )
-
-
-class Job(msgspec.Struct, frozen=True, array_like=True):
-    """An envelope to run, under the number its worker knows it by."""
-
-    key: int
-    envelope: Envelope
-    #: It is acknowledged already: whatever becomes of its process, it must not be started a second time.
-    once: bool = False
-
-
-def running(job: Job, since: float) -> RunningTask:
-    envelope = job.envelope
-    return RunningTask(envelope.id, envelope.task, envelope.queue, envelope.attempt, since)
-
-
-class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job's task is about to be called: from here on a death of its process is charged to it."""
-
-    key: int
-    #: Seconds that it may run; None: no limit.
-    timeout: float | None = None
-
-
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job's outcome."""
-
-    key: int
-    outcome: Outcome
-    #: How long it ran; None: it did not.
-    seconds: float | None = None
-
-
-class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The process that ran the job ended under it, and how."""
-
-    key: int
-    cause: str
-
-
-class Overran(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job outlasted its timeout and did not end when it was told to; its process was killed."""
-
-    key: int
-    cause: str
-
-
-class Progressed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job says how far it is."""
-
-    key: int
-    progress: Progress
-
-
-class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The event loop that runs the job does not turn, because of it as far as can be told. It runs on."""
-
-    key: int
-    #: How long it has not turned (seconds).
-    seconds: float
-    #: Where the loop's thread is.
-    stack: str
-
-
-class Awaits(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job waits for the results of other tasks, of which some have not begun; or it does not any more."""
-
-    key: int
-    is_so: bool
-
-
-Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks | Awaits
-#: What an executor tells its worker.
-News: TypeAlias = Report | ChildReplaced
-
-#: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
-OVERTIME = 5.0
-
-
-def resident(pid: int) -> int:
-    """A process's memory (bytes); 0 when it has ended, or on another system than Linux."""
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-    except (OSError, IndexError):
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Executor(Protocol):
-    """Runs jobs and reports on them through the callable it was made with, on its loop, in batches."""
-
-    @property
-    def slots(self) -> int:
-        """How many jobs run at once; more may be submitted, but they wait."""
-
-    @property
-    def broken(self) -> asyncio.Future[None]:
-        """Gets an exception when no job can ever run again (the application can't be imported any more)."""
-
-    async def start(self, report: Callable[[Sequence[News]], None], /) -> Manifest:
-        """Be ready to run. Raises AppNotLoaded when the application can't be imported."""
-
-    def submit(self, jobs: Sequence[Job], /) -> None: ...
-
-    def cancel(self, keys: Sequence[int], /) -> None:
-        """Have these jobs end: those that have not begun do not, those that run are told. Each is still reported on."""
-
-    def children(self) -> Sequence[ChildReport]:
-        """What each process that runs jobs does now; tasks by the names that their messages gave."""
-
-    async def stop(self) -> None:
-        """End at once. Jobs that still ran are given up without a report, and so are those that come later."""
+__all__ = [
+    "Awaits",
+    "Blocks",
+    "Died",
+    "Executor",
+    "ExecutorEvent",
+    "Finished",
+    "InProcessExecutor",
+    "Loop",
+    "Manifest",
+    "Overran",
+    "ProcessExecutor",
+    "Progressed",
+    "Recycling",
+    "Report",
+    "RunRequest",
+    "Started",
+    "reaping",
+]

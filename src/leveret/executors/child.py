@@ -25,13 +25,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leveret import execution, loops
-from leveret.app import App, load_app
+from leveret.client import App, load_app
 from leveret.errors import AppNotLoaded
-from leveret.execution import Runner
-from leveret.executors import Blocks, Finished, Job, Manifest, session
+from leveret.executors import attempt as execution
+from leveret.executors import loops, session
+from leveret.executors.attempt import Runner
+from leveret.executors.base import Blocks, Finished, Manifest, RunRequest
 from leveret.executors.forking import Forks
-from leveret.executors.in_process import Crew
+from leveret.executors.in_process import JobRunner
 from leveret.executors.vitals import Vitals
 from leveret.executors.wire import (
     Begin,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from typing import Any
 
-    from leveret.executors import Report
+    from leveret.executors.base import Report
 
 log = logging.getLogger("leveret.executors")
 
@@ -66,7 +67,7 @@ _STACK = 8_192
 _STACKS = 65_536
 _LEAST_STACK = 256
 #: What tasks have started on the event loop and left may take so long to end, at a stop (seconds).
-_FAREWELL = 1.0
+SHUTDOWN_TIMEOUT = 1.0
 _MOST_NAMED = 5
 _DRIVERS = (
     *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, execution.__file__)),
@@ -79,7 +80,7 @@ class Watch:
 
     def __init__(self, lifeline: socket.socket) -> None:
         self._lifeline = lifeline
-        self._crew: Crew | None = None
+        self._crew: JobRunner | None = None
         self._asked: float | None = None
         self._told = False
         self._vitals: Vitals | None = None
@@ -89,7 +90,7 @@ class Watch:
         self._unsent = b""
         threading.Thread(target=self._run, name="leveret-watch", daemon=True).start()
 
-    def over(self, crew: Crew, vitals: Vitals) -> None:
+    def over(self, crew: JobRunner, vitals: Vitals) -> None:
         """Watch the running loop, which works for that crew, too."""
         self._loop = asyncio.get_running_loop()
         self._vitals = vitals
@@ -160,7 +161,7 @@ class Watch:
             while self._unsent:
                 self._unsent = self._unsent[self._lifeline.send(self._unsent) :]
 
-    def _suspects(self) -> list[Job]:
+    def _suspects(self) -> list[RunRequest]:
         """The job that the loop is in; all that run, when it is in an asyncio task that one of them made."""
         assert self._crew is not None
         running = dict(self._crew.running)
@@ -199,7 +200,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         except BlockingIOError:
             return 0
 
-    crew = Crew(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
+    crew = JobRunner(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
     vitals = Vitals()
     watch.over(crew, vitals)
 
@@ -231,7 +232,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
 async def _see_off(left: Collection[asyncio.Task[Any]]) -> None:
     """Let the asyncio tasks that tasks have started and not awaited end; cancel what does not, and say so."""
     if left:
-        await asyncio.wait(left, timeout=_FAREWELL)
+        await asyncio.wait(left, timeout=SHUTDOWN_TIMEOUT)
     names = [shorten(repr(task.get_coro()), 200) for task in left if not task.done()]
     if names:
         log.warning(

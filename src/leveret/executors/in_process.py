@@ -14,18 +14,26 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from leveret.execution import Runner
-from leveret.executors import Awaits, Finished, Job, Manifest, News, Progressed, Report, Started, resident, running
-from leveret.inspection import ChildReport
-from leveret.model import Cancelled, Succeeded
+from leveret.executors.attempt import Runner
+from leveret.executors.base import (
+    Awaits,
+    ExecutorEvent,
+    Finished,
+    Manifest,
+    Progressed,
+    Report,
+    RunRequest,
+    Started,
+    resident,
+    running,
+)
+from leveret.model import Cancelled, ChildReport, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret.app import App
-    from leveret.inspection import RunningTask
-    from leveret.model import Outcome
-    from leveret.status import Progress
+    from leveret.client import App
+    from leveret.model import Outcome, Progress, RunningTask
 
 #: Progress within this time is told as one (seconds).
 _GATHER = 0.05
@@ -36,7 +44,7 @@ class InProcessExecutor:
 
     def __init__(self, app: App, *, concurrency: int = 10) -> None:
         self._app = app
-        self._crew = Crew(Runner(app, concurrency=concurrency), concurrency=concurrency)
+        self._crew = JobRunner(Runner(app, concurrency=concurrency), concurrency=concurrency)
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slots = concurrency
 
@@ -44,11 +52,11 @@ class InProcessExecutor:
     def broken(self) -> asyncio.Future[None]:
         return self._broken
 
-    async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
+    async def start(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> Manifest:
         self._crew.report_to(report)
         return Manifest.of(self._app)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[RunRequest]) -> None:
         self._crew.submit(jobs)
 
     def cancel(self, keys: Sequence[int]) -> None:
@@ -63,7 +71,7 @@ class InProcessExecutor:
 
 
 class _Link:
-    """Between a job and its crew; see `leveret.current.Link`."""
+    """Between a job and its crew; see `leveret.model.Runtime`."""
 
     def __init__(self, key: int, tell: Callable[[int, Progress], None], tell_awaits: Callable[[int], None]) -> None:
         self._key = key
@@ -86,7 +94,7 @@ class _Link:
         self._tell_awaits(self._key)
 
 
-class Crew:
+class JobRunner:
     """Runs jobs through a runner, ``concurrency`` at once and in order, and reports in batches.
 
     ``admit``: asked how many of the next jobs may start; those that may not are dropped, they are another's now.
@@ -99,13 +107,13 @@ class Crew:
         self._runner = runner
         self._admit = admit
         #: The jobs that run, by the asyncio task that runs each.
-        self.running: dict[asyncio.Task[Any], Job] = {}
+        self.running: dict[asyncio.Task[Any], RunRequest] = {}
         #: How many jobs have run.
         self.finished = 0
         self._stopping = False
         self._context = contextvars.copy_context()
         self._free = concurrency
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[RunRequest] = deque()
         self._reports: list[Report] = []
         self._links: dict[int, _Link] = {}
         #: Jobs that wait and shall not run.
@@ -119,7 +127,7 @@ class Crew:
     def report_to(self, report: Callable[[Sequence[Report]], None]) -> None:
         self._report = report
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[RunRequest]) -> None:
         if self._stopping:
             return
         self._waiting.extend(jobs)
@@ -164,7 +172,7 @@ class Crew:
             self._waiting.clear()  # taken back, to be run elsewhere
             self._unwanted.clear()
 
-    async def _run(self, job: Job, link: _Link) -> None:
+    async def _run(self, job: RunRequest, link: _Link) -> None:
         began = time.monotonic()
         is_unwanted = link.cancelled or job.key in self._unwanted
         try:

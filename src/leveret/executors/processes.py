@@ -23,22 +23,32 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers import absolute
-from leveret.brokers.backoff import backoff
+from leveret.brokers import absolute, backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
-from leveret.events import ChildReplaced, write
-from leveret.executors import OVERTIME, Died, Finished, Job, Manifest, News, Overran, Report, Started, resident
+from leveret.executors.base import (
+    OVERTIME,
+    Died,
+    ExecutorEvent,
+    Finished,
+    Manifest,
+    Overran,
+    Report,
+    RunRequest,
+    Started,
+    resident,
+)
+from leveret.executors.loops import check_loop
 from leveret.executors.spawn import Begun, Child
 from leveret.executors.wire import Begin
-from leveret.loops import check_loop
 from leveret.model import Cancelled
+from leveret.observe import ChildReplaced, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret.inspection import ChildReport
-    from leveret.logs import Logging
-    from leveret.loops import Loop
+    from leveret.executors.loops import Loop
+    from leveret.model import ChildReport
+    from leveret.observe import Logging
 
 log = logging.getLogger("leveret.executors")
 
@@ -119,15 +129,15 @@ class ProcessExecutor:
         self._births: dict[asyncio.Task[None], Child | None] = {}
         self._ward_births: set[asyncio.Task[None]] = set()
         self._farewells: set[asyncio.Task[None]] = set()
-        self._waiting: deque[Job] = deque()
-        self._suspects: deque[Job] = deque()
+        self._waiting: deque[RunRequest] = deque()
+        self._suspects: deque[RunRequest] = deque()
         #: Jobs that shall not run: with a child, or waiting here when it gave them back.
         self._unwanted: set[int] = set()
         #: How often each job was taken back from a child that was blocked.
         self._moves: dict[int, int] = {}
         self._killers: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
-        self._report: Callable[[Sequence[News]], None] = lambda _: None
+        self._report: Callable[[Sequence[ExecutorEvent]], None] = lambda _: None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -157,7 +167,7 @@ class ProcessExecutor:
         """The files of the application that the children had imported when they were ready."""
         return frozenset(path for child in self._serving for path in child.sources)
 
-    async def start(self, report: Callable[[Sequence[News]], None]) -> Manifest:
+    async def start(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> Manifest:
         self._report = report
         generation = self._generation
         first = await Child.start(self._begin, self)
@@ -168,7 +178,7 @@ class ProcessExecutor:
         self._restock()
         return first.manifest
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[RunRequest]) -> None:
         if self._stopping:
             return
         for job in jobs:
@@ -252,7 +262,7 @@ class ProcessExecutor:
             self._has_finished(child)
         self._assign()
 
-    def doubts(self, child: Child, job: Job) -> bool:
+    def doubts(self, child: Child, job: RunRequest) -> bool:
         """It runs again, uncharged, alone; but what fails alone is to blame, and what may not run again is not run."""
         is_alone = self._is_alone(child)
         if self._stopping or is_alone or job.once or job.key in self._unwanted:
@@ -278,7 +288,7 @@ class ProcessExecutor:
         if child in self._serving:
             self._recycle_if_due(child)
 
-    def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started]) -> None:
+    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started]) -> None:
         was_replaced, was_alone = child in self._leaving, self._is_alone(child)
         if self._stopping or not self._forget(child):
             return
@@ -303,7 +313,7 @@ class ProcessExecutor:
         """Give waiting jobs to the children with free slots, the idlest first."""
         self._withdraw()
         loads = {child: child.load() for child in self._serving} if self._waiting else {}
-        batches: dict[Child, list[Job]] = {}
+        batches: dict[Child, list[RunRequest]] = {}
         while self._waiting and loads:
             child = min(loads, key=loads.__getitem__)
             if loads[child] >= self._begin.concurrency:
@@ -404,7 +414,7 @@ class ProcessExecutor:
                 shelter.appendleft(begun.job)
         return [verdict for verdict in verdicts.values() if verdict.key in child.started]
 
-    def _remember(self, job: Job) -> None:
+    def _remember(self, job: RunRequest) -> None:
         """Its next attempt is made in a ward, if it comes here."""
         self._killers[job.envelope.id] = None
         if len(self._killers) > _KILLERS:
@@ -426,7 +436,7 @@ class ProcessExecutor:
         self._assign()
         return len(jobs)
 
-    def _count_move(self, job: Job) -> int:
+    def _count_move(self, job: RunRequest) -> int:
         moves = self._moves.get(job.key, 0) + 1
         if moves < _MOST_MOVES:
             self._moves[job.key] = moves

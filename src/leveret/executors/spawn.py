@@ -22,17 +22,26 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from leveret.errors import AppNotLoaded
-from leveret.executors import Awaits, Blocks, Finished, Job, Progressed, Report, Started, resident, running
+from leveret.executors.base import (
+    Awaits,
+    Blocks,
+    Finished,
+    Progressed,
+    Report,
+    RunRequest,
+    Started,
+    resident,
+    running,
+)
 from leveret.executors.started import StartedProcess
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit
-from leveret.inspection import ChildReport
-from leveret.model import DeadLettered, Retrying
+from leveret.model import ChildReport, DeadLettered, Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: A child that is idle ends within this time of being told to (seconds); then it is killed.
-_FAREWELL = 3.0
+SHUTDOWN_TIMEOUT = 3.0
 #: How long a child may take to import the application (seconds).
 _IMPORT = 120.0
 #: How long the last reports of a process that has ended may take to arrive (seconds).
@@ -43,24 +52,24 @@ _LOOK = 0.3
 _INCOMPLETE = 10.0
 
 
-class Keeper(Protocol):
+class ChildOwner(Protocol):
     """Who is told what happens to a child."""
 
     def reported(self, child: Child, reports: Sequence[Report], /) -> None: ...
-    def doubts(self, child: Child, job: Job, /) -> bool:
+    def doubts(self, child: Child, job: RunRequest, /) -> bool:
         """Whether that job, which failed in a child that is unfit, is not told of, as it shall run again."""
 
     def looked(self, child: Child, /) -> None:
         """A moment is over, and it has jobs or had some."""
 
-    def died(self, child: Child, unstarted: Sequence[Job], belated: Sequence[Started], /) -> None:
+    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started], /) -> None:
         """The jobs that it had not started, and the news of those of which it could not say any more that it had."""
 
 
 class Begun(NamedTuple):
     """A job that runs."""
 
-    job: Job
+    job: RunRequest
     #: On the monotonic clock (seconds).
     since: float
     #: Seconds that it may run.
@@ -91,7 +100,7 @@ class Lines(NamedTuple):
 class Child:
     """One child process."""
 
-    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, keeper: Keeper) -> None:
+    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, keeper: ChildOwner) -> None:
         self.pid = process.pid
         self.manifest = ready.manifest
         self.sources = ready.sources
@@ -109,7 +118,7 @@ class Child:
         #: Why what it runs may fail without a fault of its own, if so.
         self.unfit: str | None = None
         #: The jobs that it has not started, and when each was sent.
-        self._held: dict[int, tuple[Job, float]] = {}
+        self._held: dict[int, tuple[RunRequest, float]] = {}
         self._reading = Reading(lines.pipe)
         #: Why it was killed, if there is more to say than the signal.
         self._reason: str | None = None
@@ -123,7 +132,7 @@ class Child:
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     @classmethod
-    async def start(cls, begin: Begin, keeper: Keeper) -> Child:
+    async def start(cls, begin: Begin, keeper: ChildOwner) -> Child:
         """A child that has imported the application. Raises AppNotLoaded with the reason, and leaves nothing behind."""
         process, lines = await _spawn()
         try:
@@ -157,7 +166,7 @@ class Child:
         """How long its event loop is known not to turn (seconds); None: it turns."""
         return time.monotonic() - self._blocked_at if self.blockers else None
 
-    def send(self, jobs: Sequence[Job]) -> None:
+    def send(self, jobs: Sequence[RunRequest]) -> None:
         now = time.monotonic()
         self._held.update((job.key, (job, now)) for job in jobs)
         os.write(self._lines.tickets_in, bytes(len(jobs)))
@@ -179,7 +188,7 @@ class Child:
             return key, time.monotonic() - max(since, self._reading.moved_at)
         return None
 
-    def take_back(self) -> list[Job]:
+    def take_back(self) -> list[RunRequest]:
         """The jobs that it has not started and now never will. It must not be sent another one after this."""
         if not self._held:
             return []
@@ -384,7 +393,7 @@ async def _end(process: StartedProcess) -> None:
     """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever."""
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _FAREWELL)
+            await asyncio.wait_for(process.wait(), SHUTDOWN_TIMEOUT)
     finally:
         process.kill()
     await process.wait()

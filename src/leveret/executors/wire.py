@@ -19,10 +19,10 @@ import msgspec
 
 from leveret.brokers import censor
 from leveret.errors import LeveretError
-from leveret.executors import Awaits, Blocks, Finished, Job, Manifest, Progressed, Report, Started
-from leveret.logs import Logging
-from leveret.loops import Loop
+from leveret.executors.base import Awaits, Blocks, Finished, Manifest, Progressed, Report, RunRequest, Started
+from leveret.executors.loops import Loop
 from leveret.model import Succeeded
+from leveret.observe import Logging
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +46,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Run a job when a slot is free."""
 
-    job: Job
+    job: RunRequest
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):

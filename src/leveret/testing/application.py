@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from leveret import arguments
-from leveret.durations import show
-from leveret.errors import Dead, LeveretError, Retry
-from leveret.events import Event, TaskSettled, TaskStarted, WorkerReady
-from leveret.executors.in_process import InProcessExecutor
-from leveret.model import DeadLettered, Delivery, Envelope, Outcome, Retrying, Succeeded, brief
-from leveret.retry import leaves
+from leveret.errors import LeveretError
+from leveret.executors import InProcessExecutor
+from leveret.model import (
+    Dead,
+    DeadLettered,
+    Delivery,
+    Envelope,
+    Outcome,
+    Retry,
+    Retrying,
+    Succeeded,
+    arguments,
+    brief,
+    leaves,
+)
+from leveret.model.durations import show
+from leveret.observe import Event, TaskSettled, TaskStarted, WorkerReady
 from leveret.testing.clock import ManualClock
 from leveret.testing.faulty import FaultyBroker
 from leveret.worker import Worker
@@ -27,11 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from leveret.app import App
-    from leveret.arguments import Exceptions
-    from leveret.current import CurrentTask, Inner
-    from leveret.model import DeadLetter
-    from leveret.task import P, R, Task
+    from leveret.client import App, P, R, Task
+    from leveret.model import CurrentTask, DeadLetter, Inner
+    from leveret.model.arguments import Exceptions
     from leveret.testing.faulty import Faults
 
 _Ending: TypeAlias = Literal["idle", "died", "cut off"]

@@ -7,7 +7,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from leveret import arguments
+from leveret.model import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
 from leveret.testing import following, inspecting, pausing, removing
-from leveret.testing.bench import CHECKS, Bench, Check, Taken, becomes, check, refused, settle_all, text, text_of
+from leveret.testing.bench import (
+    CHECKS,
+    Bench,
+    Check,
+    Taken,
+    becomes,
+    check,
+    refused,
+    settle_all,
+    text,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -289,7 +300,7 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
     await settle_all(broker, [again, *first[1:]], DeadLettered("why"))
     await becomes(broker, bench.queue, dead=4)
     ids = [envelope.id for envelope in sent]
-    assert sorted(await broker.revive(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted([ids[0], ids[2]])
+    assert sorted(await broker.retry_dead(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted([ids[0], ids[2]])
     revived = await taken.next(2)
     assert {delivery.envelope.id for delivery in revived} == {ids[0], ids[2]}
     assert all(
@@ -297,7 +308,7 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
         for delivery in revived
     )
     await settle_all(broker, revived, Succeeded())
-    assert list(await broker.discard(bench.queue.name, [ids[1]])) == [ids[1]]
+    assert list(await broker.drop_dead(bench.queue.name, [ids[1]])) == [ids[1]]
     await becomes(broker, bench.queue, ready=0, running=0, dead=1)
     (left,) = await broker.dead_letters(bench.queue.name, limit=10)
     assert left.envelope.id == ids[3]
@@ -460,7 +471,7 @@ async def a_task_keeps_its_priority(bench: Bench) -> None:
     letters = await broker.dead_letters(bench.queue.name, limit=3)
     assert {text_of(letter.envelope): letter.envelope.priority for letter in letters} == wanted
     assert [letter.envelope.id for letter in letters] == [delivery.envelope.id for delivery in deliveries]
-    await broker.revive(bench.queue.name, [letter.envelope.id for letter in letters])
+    await broker.retry_dead(bench.queue.name, [letter.envelope.id for letter in letters])
     assert {text(delivery): delivery.envelope.priority for delivery in await taken.next(3)} == wanted
 
 
@@ -491,7 +502,7 @@ async def a_queue_that_is_not_there_is_an_error(bench: Bench) -> None:
     with refused(QueueNotFound) as refusal:
         await broker.publish(envelopes)
     assert set(getattr(refusal[0], "ids", ())) == {envelope.id for envelope in envelopes}
-    for decide in (broker.revive, broker.discard):
+    for decide in (broker.retry_dead, broker.drop_dead):
         with refused(QueueNotFound):
             await decide(bench.queue.name, ["a"])
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.brokers.following import Feed, Following, Watch
+from leveret.brokers import Feed, Following, Watch
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 
     from leveret.brokers import Consumer
+    from leveret.client import Task
     from leveret.errors import BrokerError
-    from leveret.inspection import Describe
-    from leveret.status import Mark, Status
-    from leveret.task import Task
+    from leveret.model import CancelRequest, Describe, Status
     from leveret.testing.clock import ManualClock
 
 T = TypeVar("T")
@@ -183,7 +182,7 @@ class FaultyBroker(MemoryBroker):
         """With its times as tasks and workers know them."""
         return _shifted(envelope, time.time() - self.clock.time())
 
-    def outward_mark(self, mark: Mark) -> Mark:
+    def outward_mark(self, mark: CancelRequest) -> CancelRequest:
         """With its time as workers know it, who compare it with an envelope's."""
         return msgspec.structs.replace(mark, at=mark.at + time.time() - self.clock.time())
 
@@ -266,7 +265,7 @@ class _FaultyConsumer:
     def losses(self) -> int:
         return self._inner.losses
 
-    def marks(self) -> Sequence[Mark]:
+    def marks(self) -> Sequence[CancelRequest]:
         return [self._broker.outward_mark(mark) for mark in self._inner.marks()]
 
     async def set_credit(self, credit: int) -> bool:

@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.errors import BrokerUnavailable
-from leveret.model import Cancelled, DeadLettered, Envelope, Released, Retrying, Succeeded
-from leveret.status import Mark, Progress, enqueued, settled, started
+from leveret.model import (
+    Cancelled,
+    CancelRequest,
+    DeadLettered,
+    Envelope,
+    Progress,
+    Released,
+    Retrying,
+    Succeeded,
+    enqueued,
+    settled,
+    started,
+)
 from leveret.testing.bench import PATIENCE, QUIET, Bench, becomes, check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from leveret.brokers import Broker, Consumer
-    from leveret.brokers.following import Feed
-    from leveret.model import Delivery, Outcome
-    from leveret.status import Status
+    from leveret.brokers import Broker, Consumer, Feed
+    from leveret.model import Delivery, Outcome, Status
 
 
 class News:
@@ -229,7 +238,7 @@ async def a_revived_task_is_queued_again(bench: Bench) -> None:
             break
     await status_of(broker, envelope.id, "dead")
     await becomes(broker, bench.queue, dead=1)
-    await broker.revive(bench.queue.name, [envelope.id])
+    await broker.retry_dead(bench.queue.name, [envelope.id])
     await status_of(broker, envelope.id, "queued")
     taken = await bench.consumer(broker)
     (delivery,) = await taken.next()
@@ -280,7 +289,7 @@ async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
         await broker.tell([started(envelope, "check", time.time())])
         await status_of(other, envelope.id, "running")
         cancelling = asyncio.ensure_future(other.cancel(envelope.id))
-        marks: list[Mark] = []
+        marks: list[CancelRequest] = []
         while not marks:
             assert list(await anext(batches)) == []
             marks = [mark for mark in consumer.marks() if mark.id == envelope.id]
@@ -343,7 +352,7 @@ async def who_takes_no_more_still_hears_of_a_cancellation(bench: Bench) -> None:
             assert [batch async for batch in batches] == []
             news = aiter(consumer)
             await other.cancel(envelope.id)
-            marks: list[Mark] = []
+            marks: list[CancelRequest] = []
             while not marks:
                 assert list(await anext(news)) == []
                 marks = [mark for mark in consumer.marks() if mark.id == envelope.id]
@@ -395,8 +404,8 @@ async def what_was_cancelled_in_vain_may_live_again(bench: Bench) -> None:
     status = await other.cancel(late.id)
     assert status is not None
     assert status.state == "dead"
-    known = [Mark(id_, time.time()) for id_ in ids]
-    assert sorted(await other.revive(bench.queue.name, ids)) == sorted(ids)
+    known = [CancelRequest(id_, time.time()) for id_ in ids]
+    assert sorted(await other.retry_dead(bench.queue.name, ids)) == sorted(ids)
     await other.cancel(again.id)
     assert sorted(await _ran(broker, bench, 1.5, known)) == ["early", "late"]
 
@@ -416,7 +425,7 @@ async def it_is_too_late_to_cancel_what_has_ended(bench: Bench) -> None:
     assert await broker.cancel("never-was") is None
 
 
-async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[Mark] = ()) -> list[str]:
+async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[CancelRequest] = ()) -> list[str]:
     """What a worker that heeds all marks, and knows some already, runs within that time."""
     ran: list[str] = []
     marks = list(known)

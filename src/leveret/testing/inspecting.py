@@ -7,9 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from leveret.inspection import ChildReport, RunningTask, WorkerReport
-from leveret.model import DeadLettered, Succeeded
-from leveret.status import newer, started
+from leveret.model import ChildReport, DeadLettered, RunningTask, Succeeded, WorkerReport, newer, started
 from leveret.testing.bench import PATIENCE, Bench, check
 from leveret.testing.following import ended, published, sent
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from leveret.brokers import Broker
-    from leveret.status import Status
+    from leveret.model import Status
 
 
 class Self:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.app import App, load_app
+from leveret.client import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.testing.application import AppUnderTest, under_test
 

@@ -13,36 +13,34 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from leveret.brokers import HoldLimit
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq import amqp
-from leveret.brokers.rabbitmq.census import CANCELLING, PAUSING, Report
-from leveret.brokers.rabbitmq.codec import Message, postponed, received
-from leveret.brokers.rabbitmq.declare import (
-    Notes,
+from leveret.brokers.base import HoldLimit
+from leveret.brokers.rabbitmq.amqp import Message, acks, nack
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.control import CANCELLING, PAUSING, CancelLog, Report
+from leveret.brokers.rabbitmq.queues import (
+    UNAPPLIED,
+    OnceLogger,
+    QueueCredit,
     consumer_arguments,
     declare,
+    delay_step,
     has_single_active_consumer,
     is_paused,
     message_count,
+    postponed,
+    received,
     tell_priorities,
 )
-from leveret.brokers.rabbitmq.lending import QueueCredit
-from leveret.brokers.rabbitmq.marks import MarkBook
-from leveret.brokers.rabbitmq.reading import acks, nack
-from leveret.brokers.rabbitmq.topology import UNAPPLIED, rung
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-    from leveret.brokers.rabbitmq.census import Census, Listening, Notice
-    from leveret.brokers.rabbitmq.hosts import Hosts
-    from leveret.brokers.rabbitmq.publisher import Publisher
-    from leveret.brokers.rabbitmq.reading import Incoming
-    from leveret.inspection import Describe
-    from leveret.model import Delivery, Queue
-    from leveret.status import Mark
+    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
+    from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
+    from leveret.brokers.rabbitmq.queues import Publisher
+    from leveret.model import CancelRequest, Delivery, Describe, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -76,8 +74,8 @@ class RabbitMQConsumer:
         hosts: Hosts,
         queues: Sequence[Queue],
         credit: int | None,
-        census: Census,
-        notes: Notes,
+        census: ControlBus,
+        notes: OnceLogger,
         postpone: Postpone,
         publisher: Publisher,
         describe: Describe | None,
@@ -93,7 +91,7 @@ class RabbitMQConsumer:
         self._batch: list[Delivery] = []
         self._told: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
-        self._marks = MarkBook(publisher, notes, self._wake.set)
+        self._marks = CancelLog(publisher, notes, self._wake.set)
         self._stopped = False
         self._closed = False
         self._session: Session | None = None
@@ -132,7 +130,7 @@ class RabbitMQConsumer:
             if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
                 self._supervisor.result()
 
-    def marks(self) -> Sequence[Mark]:
+    def marks(self) -> Sequence[CancelRequest]:
         return self._marks.take()
 
     @property
@@ -205,7 +203,7 @@ class RabbitMQConsumer:
         raise AssertionError("backoff() never ends")
 
     async def _open_session(self) -> Session:
-        line = await amqp.Line.open(self._hosts, purpose="worker", confirms=False)
+        line = await amqp.Link.open(self._hosts, purpose="worker", confirms=False)
         session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
@@ -228,7 +226,7 @@ class RabbitMQConsumer:
         self._wake.set()
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
-        if rung(seconds) is None:
+        if delay_step(seconds) is None:
             self._deliver_later(delivery, seconds)
             return
         task = asyncio.create_task(self._put_on_a_rung(delivery))
@@ -238,7 +236,7 @@ class RabbitMQConsumer:
     async def _put_on_a_rung(self, delivery: Delivery) -> None:
         if not await self._postpone(delivery, postponed(delivery)):
             # Its queue may be full, and its consumers, who make room, may all wait here: at the latest it runs when it
-            # is due. Until then a few more tries, as many as it has rungs to climb down.
+            # is due. Until then a few more tries, as many as it has steps to climb down.
             session = delivery.lease
             if isinstance(session, Session):
                 session.lend(delivery.tag)
@@ -258,12 +256,12 @@ class Session:
 
     def __init__(
         self,
-        line: amqp.Line,
+        line: amqp.Link,
         queues: Sequence[Queue],
         deliver: Callable[[Sequence[Delivery]], None],
         changed: Callable[[], None],
-        notes: Notes,
-        marks: MarkBook,
+        notes: OnceLogger,
+        marks: CancelLog,
     ) -> None:
         self._line = line
         self._marks = marks
@@ -288,7 +286,7 @@ class Session:
         self._failed = asyncio.Event()
         self._mending: set[asyncio.Task[None]] = set()
 
-    async def begin(self, credit: int, census: Census, describe: Describe | None) -> None:
+    async def begin(self, credit: int, census: ControlBus, describe: Describe | None) -> None:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         channel, connection = self._line.channel, self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
@@ -437,7 +435,7 @@ class Session:
         if queue is not None and not self._closed and not self._cancelled:
             self._mend(queue, self._replace)
 
-    def _on_notice(self, notice: Notice) -> None:
+    def _on_notice(self, notice: Signal) -> None:
         if notice.kind == CANCELLING:
             for queue in self._queues[:1]:
                 self._mend(queue, self._read_marks)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq.codec import routed
+from leveret.brokers.rabbitmq.queues import routed
 from leveret.errors import BrokerRefused, LeveretError, QueueFull, QueueNotFound, TaskTooLarge
 from leveret.model import log_fields
-from leveret.visible import in_line
+from leveret.model.printable import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from leveret.brokers.rabbitmq.codec import Message
+    from leveret.brokers.rabbitmq.amqp import Message
     from leveret.brokers.rabbitmq.consumer import Session
     from leveret.model import Delivery
 

@@ -21,11 +21,10 @@ from leveret.model import Delivery, Queue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
-    from leveret.brokers.sqlite.bells import Bells, Listener
     from leveret.brokers.sqlite.store import Claim, Dealt
+    from leveret.brokers.sqlite.wakeup import Listener, WakeUps
     from leveret.brokers.sqlite.writer import Writer
-    from leveret.inspection import Describe, WorkerReport
-    from leveret.status import Mark
+    from leveret.model import CancelRequest, Describe, WorkerReport
 
 log = logging.getLogger("leveret.sqlite")
 
@@ -50,7 +49,7 @@ class SQLiteConsumer:
     def __init__(
         self,
         writer: Writer,
-        bells: Bells,
+        bells: WakeUps,
         queues: Sequence[Queue],
         credit: int | None,
         describe: Describe | None = None,
@@ -77,8 +76,8 @@ class SQLiteConsumer:
         #: Set when there is something to do: claims have come, or it is time to look.
         self._wake = asyncio.Event()
         self._claims: list[Claim] = []
-        self._known_marks: frozenset[Mark] = frozenset()
-        self._new_marks: list[Mark] = []
+        self._known_marks: frozenset[CancelRequest] = frozenset()
+        self._new_marks: list[CancelRequest] = []
         self._shall_look = False
         self._timer: asyncio.TimerHandle | None = None
         self._next_round = 0.0
@@ -150,7 +149,7 @@ class SQLiteConsumer:
     def losses(self) -> int:
         return self._losses
 
-    def marks(self) -> Sequence[Mark]:
+    def marks(self) -> Sequence[CancelRequest]:
         marks, self._new_marks = self._new_marks, []
         return marks
 
@@ -313,7 +312,7 @@ class SQLiteConsumer:
             bell.take_down()
 
 
-async def sweep(writer: Writer, bells: Bells) -> frozenset[str]:
+async def sweep(writer: Writer, bells: WakeUps) -> frozenset[str]:
     """Give the tasks of consumers whose processes died to the others; the bells that are registered."""
     registered = await writer.do(Store.consumers)
     await bury(writer, bells, registered)
@@ -321,7 +320,7 @@ async def sweep(writer: Writer, bells: Bells) -> frozenset[str]:
     return frozenset(bell for _, bell in registered if isinstance(bell, str))
 
 
-async def bury(writer: Writer, bells: Bells, registered: Iterable[tuple[int, object]]) -> None:
+async def bury(writer: Writer, bells: WakeUps, registered: Iterable[tuple[int, object]]) -> None:
     """Remove those of the consumers, given with their bells, whose processes died."""
     try:
         dead = [(number, bell) for number, bell in registered if not bells.is_held(bell)]

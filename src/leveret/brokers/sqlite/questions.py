@@ -7,13 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from leveret.brokers.sqlite.trouble import listening
-from leveret.inspection import WorkerReport, report_of
+from leveret.model import WorkerReport, report_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
 
-    from leveret.brokers.sqlite.bells import Bells
+    from leveret.brokers.sqlite.wakeup import WakeUps
     from leveret.brokers.sqlite.writer import Writer
 
 #: How long consumers may take to answer (seconds).
@@ -61,7 +61,7 @@ class Questions:
         return self._database.execute(sql, values)
 
 
-async def ask(writer: Writer, bells: Bells) -> Sequence[WorkerReport]:
+async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
     rung = asyncio.Event()
     bell = listening(bells, rung.set, writer)

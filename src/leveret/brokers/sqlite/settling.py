@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.sqlite.consumer import Lease
     from leveret.brokers.sqlite.writer import Writer
-    from leveret.model import Settlement
-    from leveret.status import Status
+    from leveret.model import Settlement, Status
 
 
 #: After a transaction with so many outcomes more are coming: the next waits for them for a moment (seconds), or until a

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from leveret.brokers import in_use
+from leveret.brokers.base import in_use
+from leveret.brokers.sqlite.capacity import ready_about
 from leveret.brokers.sqlite.questions import Questions
-from leveret.brokers.sqlite.records import Records
-from leveret.brokers.sqlite.room import ready_about
 from leveret.brokers.sqlite.rows import (
     ENVELOPE,
     INSERT,
@@ -31,11 +30,14 @@ from leveret.brokers.sqlite.rows import (
     row,
     text,
 )
+from leveret.brokers.sqlite.statuses import Records
 from leveret.errors import DuplicateTask, QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import (
+    KEEP,
     LATEST,
     MIDDLE_PRIORITY,
     Cancelled,
+    CancelRequest,
     DeadLetter,
     DeadLettered,
     Envelope,
@@ -45,18 +47,20 @@ from leveret.model import (
     Released,
     Removed,
     Retrying,
+    Status,
     Succeeded,
+    back,
     new_id,
     repeated,
+    revived_again,
     this_process,
     unix_time,
 )
-from leveret.status import KEEP, Mark, Status, back, revived_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from leveret.brokers import Select
+    from leveret.brokers.base import Select
 
 #: Takes what a consumer was dealt, in the writer's thread.
 Receiver: TypeAlias = "Callable[[Dealt | None], None]"
@@ -88,7 +92,7 @@ class Dealt(msgspec.Struct, frozen=True):
     #: All paused queues of the file.
     paused: frozenset[str] = frozenset()
     #: Of all tasks that it has and that were cancelled.
-    marks: list[Mark] = []
+    marks: list[CancelRequest] = []
     #: Who asks what the consumer does.
     askers: frozenset[int] = frozenset()
 
@@ -509,7 +513,7 @@ class Store:
         self._database.executemany("UPDATE OR IGNORE task SET id = ? WHERE seq = ?", renamed)
         return letters
 
-    def revive(self, queue: str, ids: Sequence[str]) -> list[str]:
+    def retry_dead(self, queue: str, ids: Sequence[str]) -> list[str]:
         number, now = self._queue_id(queue), time.time()
         self._number_anew()
         found = self._each_dead(
@@ -524,7 +528,7 @@ class Store:
         self._deal([number])
         return found
 
-    def discard(self, queue: str, ids: Sequence[str]) -> list[str]:
+    def drop_dead(self, queue: str, ids: Sequence[str]) -> list[str]:
         return self._each_dead("DELETE FROM task", self._queue_id(queue), ids)
 
     def _each_dead(self, change: str, queue: int, ids: Sequence[str], *values: Any) -> list[str]:

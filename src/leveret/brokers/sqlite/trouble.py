@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from leveret.brokers.sqlite.bells import Bells, Listener
 from leveret.brokers.sqlite.problems import translate
+from leveret.brokers.sqlite.wakeup import Listener, WakeUps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Trouble:
             self._said = ""
 
 
-def listening(bells: Bells, rung: Callable[[], object], writer: Writer) -> Listener:
+def listening(bells: WakeUps, rung: Callable[[], object], writer: Writer) -> Listener:
     """A bell of one's own. Raises StoreError if this user cannot have one."""
     try:
         return Listener(bells, rung)

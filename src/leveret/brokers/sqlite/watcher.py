@@ -8,18 +8,18 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from leveret.brokers.following import F, Feed, Feeds, Following, Watch
+from leveret.brokers.feeds import F, Feed, Feeds, Following, Watch
 from leveret.brokers.sqlite.trouble import Trouble, listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.brokers.sqlite.bells import Bells, Listener
-    from leveret.brokers.sqlite.records import News
+    from leveret.brokers.sqlite.statuses import Changes
     from leveret.brokers.sqlite.store import Store
+    from leveret.brokers.sqlite.wakeup import Listener, WakeUps
     from leveret.brokers.sqlite.writer import Writer
-    from leveret.status import Status
+    from leveret.model import Status
 
 log = logging.getLogger("leveret.sqlite")
 
@@ -32,7 +32,7 @@ _LOOK = 0.2
 class Watcher:
     """One program's feeds from the file."""
 
-    def __init__(self, writer: Writer, bells: Bells) -> None:
+    def __init__(self, writer: Writer, bells: WakeUps) -> None:
         self._writer = writer
         self._bells = bells
         self._feeds = Feeds()
@@ -144,7 +144,7 @@ class Watcher:
         self._feeds.tell(await self._watch(list(self._feeds.ids)))
 
 
-def _changes(number: int, last: int, followed: int, store: Store) -> News | None:
+def _changes(number: int, last: int, followed: int, store: Store) -> Changes | None:
     return store.records.changes(number, last, followed) if store.has(number) else None
 
 

@@ -20,14 +20,14 @@ from leveret.brokers.sqlite.opening import check_there, close_as_it_is, open_dat
 from leveret.brokers.sqlite.problems import is_damage, is_locked, translate
 from leveret.brokers.sqlite.store import Store
 from leveret.errors import BrokerUnavailable, LeveretError, StoreError
-from leveret.status import KEEP
+from leveret.model import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from leveret.brokers.sqlite.bells import Bells
     from leveret.brokers.sqlite.identity import Change, Identity
+    from leveret.brokers.sqlite.wakeup import WakeUps
     from leveret.model import Queue
 
 log = logging.getLogger("leveret.sqlite")
@@ -93,7 +93,7 @@ def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> 
 class Writer:
     """Runs requests in the order they come."""
 
-    def __init__(self, path: Path, bells: Bells, *, timeout: float, keep: float = KEEP) -> None:
+    def __init__(self, path: Path, bells: WakeUps, *, timeout: float, keep: float = KEEP) -> None:
         self.path = path
         self._bells = bells
         self._timeout = timeout

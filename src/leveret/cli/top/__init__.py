@@ -181,7 +181,7 @@ class _Top:
         queue, id_ = letter.queue, letter.id
 
         async def act() -> str:
-            found = await self._broker.revive(queue, [id_])
+            found = await self._broker.retry_dead(queue, [id_])
             return f"task {id_} is {'back in its queue' if found else 'no dead letter any more'}"
 
         self._begin(act())

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers.heard import QueueNames
-from leveret.inspection import WorkerReport
-from leveret.model import QueueStats
-from leveret.status import Status, newer
+from leveret.brokers import QueueNames
+from leveret.model import QueueStats, Status, WorkerReport, newer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

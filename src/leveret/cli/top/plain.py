@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from leveret.visible import in_line
+from leveret.model.printable import in_line
 
 if TYPE_CHECKING:
     from leveret.cli.top.figures import Figures

@@ -14,8 +14,8 @@ from rich.text import Text
 from leveret.cli.terminal import wants_no_style
 from leveret.cli.top.figures import Rate
 from leveret.cli.top.plain import length
-from leveret.inspection import WorkerReport
-from leveret.visible import in_line
+from leveret.model import WorkerReport
+from leveret.model.printable import in_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
 
     from leveret.cli.top.figures import Figures
-    from leveret.model import QueueStats
-    from leveret.status import Status
+    from leveret.model import QueueStats, Status
 
 #: From this width on there is room for ids, queues and memory (columns).
 _WIDE = 100

@@ -1,0 +1,203 @@
+"""The contract of a broker: what it does for Leveret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
+
+from leveret.errors import QueueInUse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from leveret.brokers.feeds import Feed
+    from leveret.model import (
+        CancelRequest,
+        DeadLetter,
+        Delivery,
+        Describe,
+        Envelope,
+        Queue,
+        QueueStats,
+        Removed,
+        Settlement,
+        Status,
+        WorkerReport,
+    )
+
+#: How long `publish` may take before it raises (seconds).
+DEFAULT_TIMEOUT = 30.0
+
+#: A dead letter, as it is to be kept; None: not at all.
+Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
+
+
+class HoldLimit(msgspec.Struct, frozen=True):
+    """A broker takes a delivery back that is not settled in time, though its consumer lives."""
+
+    #: As far as is known: the server may be set otherwise (seconds).
+    seconds: float
+    #: Who does so, and what to set there.
+    remedy: str
+
+
+class Consumer(Protocol):
+    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it.
+
+    An empty batch says that ``paused`` has changed, or that there are new marks.
+    """
+
+    @property
+    def hold_limit(self) -> HoldLimit | None:
+        """How long a delivery may be held; None: as long as the consumer lives."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
+
+    def marks(self) -> Sequence[CancelRequest]:
+        """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether tasks can come now; False while a lost connection is mended."""
+
+    @property
+    def losses(self) -> int:
+        """How often its connection was lost since it began."""
+
+    async def set_credit(self, credit: int, /) -> bool:
+        """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
+
+        Of what it holds in excess it gets no new ones, until that is settled or handed back.
+        """
+
+    async def stop(self) -> None:
+        """Take no more. The iteration ends; what was delivered can still be settled until the context is left.
+
+        Iterated again, it gives an empty batch when there are new marks, until the context is left.
+        """
+
+
+class Broker(Protocol):
+    """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
+
+    @property
+    def fixed_credit(self) -> bool:
+        """Whether its consumers keep the credit that they begin with: their `set_credit` returns False."""
+
+    async def declare(self, queues: Sequence[Queue], /) -> None:
+        """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+
+    def consume(
+        self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
+
+        What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
+        the `workers`, from when it is iterated until the context is left; without it this one is not among them.
+        """
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
+        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done.
+
+        ``updates``: of tasks whose results are kept; durable before their deliveries are gone.
+        """
+
+    async def tell(self, updates: Sequence[Status], /) -> None:
+        """Let those who follow know, soon. What a crash loses of it is told by the next update."""
+
+    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
+        """What is known of these tasks now; nothing of those that are not known, or not any more."""
+
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[Feed]:
+        """News of these tasks: what is known now, then each change. A broken connection is mended behind it."""
+
+    async def recent(self, limit: int, /) -> Sequence[Status]:
+        """The tasks that changed last, the newest first: as many of the last hour's as are found without much reading.
+
+        For an overview; of each what its latest updates tell, which may be less than `statuses` knows.
+        """
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        """Every update of every task whose results are kept, from now on; `leveret.model.newer` adds them up.
+
+        Whoever is slow to read gets several updates of a task as one. A broken connection is mended behind it.
+        """
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """What the living workers do now. They are asked; one that does not answer within a second is left out."""
+
+    async def cancel(self, id_: str, /) -> Status | None:
+        """Have a task not run, or end; what is known of it then. "cancelled": it never runs. Not final: it runs, or it
+        waits where it cannot be reached, and whoever has it is told. None: nothing is known of it; told all the same.
+        """
+
+    async def stats(self, queues: Sequence[str] = (), /) -> Sequence[QueueStats]:
+        """Counts of the queues named, and of all the others that the broker can list by itself."""
+
+    async def ready(self, queues: Sequence[str], /) -> int:
+        """How many tasks wait in these queues, all together, cheaply enough to ask every second.
+
+        It may be a moment old, and a broker need not count more than some thousands of a queue.
+        """
+
+    async def dead_letters(self, queue: str, /, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        """The oldest dead letters of a queue; they stay where they are. ``limit`` is how many are looked through.
+
+        ``select``: called with each as it is read, perhaps more than once, and with some beyond the limit. What it
+        returns is kept in its place, and nothing for None; so what is too large for all of them at once is not held.
+        (RabbitMQ before 4.3 counts what is handed back, so there all that is looked through is held meanwhile.)
+        """
+
+    async def retry_dead(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Put dead letters back into their queue as first attempts, durably before they leave here; those found.
+
+        Raises QueueNotFound.
+        """
+
+    async def drop_dead(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Delete dead letters for good; those found. Raises QueueNotFound."""
+
+    async def pause(self, queue: str, /) -> None:
+        """Have all workers start nothing more of a queue, those too that come later, until it is resumed.
+
+        Durable when it returns. Tasks can still be enqueued. Raises QueueNotFound.
+        """
+
+    async def resume(self, queue: str, /) -> None:
+        """End the pause of a queue; one that is not paused stays so. Raises QueueNotFound."""
+
+    async def purge(self, queue: str, /, *, force: bool = False) -> Removed:
+        """Delete all tasks of a queue that are ready or delayed; they never run. Dead letters stay.
+
+        Raises QueueNotFound; QueueInUse while it has consumers or running tasks, unless ``force``: what runs is then
+        finished.
+        """
+
+    async def delete(self, queue: str, /, *, force: bool = False) -> Removed:
+        """Purge a queue, and delete its dead letters, its pause and itself. Raises as `purge` does.
+
+        With ``force`` a queue that is in use stays, or is made again by its consumers.
+        """
+
+    def abandon(self) -> None:
+        """Let go of what is open without a loop to close it on: the loop that it was opened on has ended."""
+
+    async def close(self) -> None:
+        """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
+
+
+def in_use(queue: str, *, consumers: int, running: int = 0) -> QueueInUse:
+    """Why a queue is not purged or deleted."""
+    return QueueInUse(
+        f"queue {queue!r} is in use: {consumers} consumers, {running} running tasks; stop its workers first, or say "
+        "--force (force=True)"
+    )

@@ -1,0 +1,152 @@
+"""Cancelled tasks on RabbitMQ, where a message cannot be taken out of a queue: whoever gets it must know.
+
+The marks are in a stream, which is made by the first cancellation. Workers read it from its beginning before they take
+anything, and go on reading it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.queues import make_stream, message_count
+from leveret.brokers.rabbitmq.statuses import (
+    SILENCE,
+    Batch,
+    Reading,
+    last_offset,
+    marks_declaration,
+    new_sentinel,
+    to_message,
+)
+from leveret.errors import BrokerError
+from leveret.model import FROM_THE_FUTURE
+from leveret.observe import Counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from leveret.brokers.rabbitmq.queues import OnceLogger, Publisher
+    from leveret.brokers.rabbitmq.statuses import Place
+    from leveret.model import CancelRequest
+
+log = logging.getLogger("leveret.rabbitmq")
+
+#: How long reading all marks may take before the worker begins without the rest (seconds).
+_READ_TIMEOUT = 10.0
+#: How often it is looked in that time whether what is there has come.
+_LOOKS = 50
+_LACK = "tasks that are cancelled before they run, run all the same"
+
+
+async def write(publisher: Publisher, connection: amqp.Connection, mark: CancelRequest) -> None:
+    """Durable when it returns."""
+    stream = marks_declaration()
+    await make_stream(connection, stream)
+    await publisher.publish([to_message(stream.name, Batch(marks=[mark]))])
+
+
+class CancelLog:
+    """What one consumer has read of them, over all its sessions. ``changed``: called when there are new ones."""
+
+    def __init__(self, publisher: Publisher, notes: OnceLogger, changed: Callable[[], None]) -> None:
+        self._publisher = publisher
+        self._notes = notes
+        self._changed = changed
+        self._new: list[CancelRequest] = []
+        self._offset: int | None = None
+        self._reading: tuple[amqp.Link, Reading] | None = None
+        self._beginning = asyncio.Lock()
+        #: The stream could not be read when that was tried last.
+        self._lacks = False
+        self._ignored = Counted(log, FROM_THE_FUTURE)
+
+    def __bool__(self) -> bool:
+        return bool(self._new)
+
+    def take(self) -> Sequence[CancelRequest]:
+        """Those that are new since this was called last."""
+        new, self._new = self._new, []
+        return new
+
+    async def read_on(self, line: amqp.Link) -> None:
+        """Make sure that all that are there are read, and each that comes for as long as the line and the stream live.
+
+        To be called again now and then, and when there is a new one: a reading may be over, or deaf.
+        """
+        async with self._beginning:
+            if await self._reads_on(line):
+                return
+            self._reading = None
+            try:
+                await self._begin(line)
+            except amqp.ChannelAccessRefused as error:
+                self._notes.tell_refusal(_LACK, error)
+            except (amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed) as error:
+                # It was deleted just now, or has no leader yet; or a node that came to the cluster later has no copy of
+                # it to read. That is tried again when this is called again.
+                if not self._lacks:
+                    log.warning("%s: %s", _LACK, error)
+                self._lacks = True
+            else:
+                self._lacks = False
+
+    async def _reads_on(self, line: amqp.Link) -> bool:
+        if self._reading is None:
+            return False
+        begun_on, reading = self._reading
+        if reading.was_cancelled:
+            self._offset = None
+        if begun_on is not line or reading.is_over:
+            return False
+        with suppress(amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed):
+            end = await last_offset(line.connection, marks_declaration().name)
+            if end is None or await self._comes_to(end):
+                return True
+            log.warning("RabbitMQ has stored cancellations that it does not tell this worker of; reading them anew")
+        await reading.end()
+        return False
+
+    async def _comes_to(self, end: int) -> bool:
+        """Whether what is there has come, or comes in a moment."""
+        for _ in range(_LOOKS):
+            if self._offset is not None and self._offset >= end:
+                return True
+            await asyncio.sleep(SILENCE / _LOOKS)
+        return False
+
+    async def _begin(self, line: amqp.Link) -> None:
+        stream = marks_declaration().name
+        if await message_count(line.connection, stream) is None:
+            self._offset = None
+            return
+        reading = Reading(line.connection, stream, self._note)
+        sentinel = new_sentinel()
+        came = reading.expect(sentinel)
+        place: Place = "first" if self._offset is None else self._offset + 1
+        await reading.begin(place)
+        self._reading = line, reading
+        # An alarm lets nobody publish, and only workers that take what is there can end it.
+        with suppress(TimeoutError, BrokerError, amqp.LinkLost):
+            async with asyncio.timeout(_READ_TIMEOUT):
+                await self._publisher.publish([to_message(stream, Batch(sentinel=sentinel))])
+                if isinstance(place, int) and await came < place:
+                    self._offset = None  # it is another stream by now, and is read from its beginning the next time
+                    await reading.end()
+                await came
+            return
+        log.warning("the cancelled tasks could not all be read within %g s; some may run", _READ_TIMEOUT)
+
+    def _note(self, offset: int, batch: Batch) -> None:
+        self._offset = offset
+        now = time.time()
+        marks = [mark for mark in batch.marks if not mark.is_from_the_future(now)]
+        if len(marks) < len(batch.marks):
+            self._ignored.warn()
+        if marks:
+            self._new.extend(marks)
+            self._changed()

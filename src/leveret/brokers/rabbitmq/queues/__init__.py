@@ -1,0 +1,101 @@
+"""Queues on RabbitMQ: declare, encode, publish, count, look at dead letters."""
+
+from __future__ import annotations
+
+from leveret.brokers.rabbitmq.queues.codec import (
+    buried,
+    dead_letter_id,
+    postponed,
+    received,
+    retry_message,
+    revived_message,
+    routed,
+    to_dead_letter,
+    to_message,
+    unranked,
+)
+from leveret.brokers.rabbitmq.queues.counting import (
+    ReadyCounter,
+)
+from leveret.brokers.rabbitmq.queues.credit import (
+    QueueCredit,
+)
+from leveret.brokers.rabbitmq.queues.dead import (
+    Fetched,
+)
+from leveret.brokers.rabbitmq.queues.declare import (
+    OnceLogger,
+    consumer_arguments,
+    declare,
+    declare_delay,
+    delete_queue,
+    has_single_active_consumer,
+    is_paused,
+    make_control_exchange,
+    make_stream,
+    mark_paused,
+    message_count,
+    pause_marks,
+    purge_queue,
+    require_queue,
+    tell_priorities,
+    unmark_paused,
+)
+from leveret.brokers.rabbitmq.queues.priorities import (
+    expires_in_order,
+)
+from leveret.brokers.rabbitmq.queues.publisher import (
+    Publisher,
+)
+from leveret.brokers.rabbitmq.queues.topology import (
+    CONTROL_EXCHANGE,
+    DELAY_STEPS,
+    UNAPPLIED,
+    Declaration,
+    dead_queue,
+    delay_queue,
+    delay_step,
+    pause_marker,
+)
+
+__all__ = [
+    "CONTROL_EXCHANGE",
+    "DELAY_STEPS",
+    "UNAPPLIED",
+    "Declaration",
+    "Fetched",
+    "OnceLogger",
+    "Publisher",
+    "QueueCredit",
+    "ReadyCounter",
+    "buried",
+    "consumer_arguments",
+    "dead_letter_id",
+    "dead_queue",
+    "declare",
+    "declare_delay",
+    "delay_queue",
+    "delay_step",
+    "delete_queue",
+    "expires_in_order",
+    "has_single_active_consumer",
+    "is_paused",
+    "make_control_exchange",
+    "make_stream",
+    "mark_paused",
+    "message_count",
+    "pause_marker",
+    "pause_marks",
+    "postponed",
+    "purge_queue",
+    "received",
+    "require_queue",
+    "retry_message",
+    "revived_message",
+    "routed",
+    "tell_priorities",
+    "to_dead_letter",
+    "to_message",
+    "unmark_paused",
+    "unranked",
+]

@@ -1,0 +1,446 @@
+"""Envelopes as AMQP messages and back: the wire format of docs/wire-format.md. Nothing here may raise on bad input."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import math
+import re
+from copy import copy
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leveret.brokers.rabbitmq.amqp import (
+    PERSISTENT,
+    UNREADABLE,
+    Content,
+    Message,
+    Properties,
+    content_of,
+    field,
+    marshal,
+)
+from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue, delay_step
+from leveret.model import (
+    DeadLetter,
+    DeadLettered,
+    Delivery,
+    Envelope,
+    Retrying,
+    new_id,
+    retried,
+    shorten,
+    this_process,
+)
+
+if TYPE_CHECKING:
+    from leveret.brokers.rabbitmq.amqp import Incoming
+    from leveret.model import Lease
+
+ATTEMPT = "leveret-attempt"
+ERROR = "leveret-error"
+#: Unix time in whole milliseconds: not before, and not after. (pamqp packs a float into 32 bits, a minute's precision.)
+DUE = "leveret-due"
+EXPIRES_AT = "leveret-expires-at"
+REASON = "leveret-reason"
+TRACEBACK = "leveret-traceback"
+DIED_AT = "leveret-died-at"
+WORKER = "leveret-worker"
+#: When a dead letter was put back: the property `timestamp` is of whole seconds, and a cancellation may be as recent.
+REVIVED_AT = "leveret-revived-at"
+#: The priority of a message that waits where its property would change the order.
+PRIORITY = "leveret-priority"
+#: The names of headers that did not fit a copy.
+LEFT_OUT = "leveret-left-out"
+_OURS = frozenset(
+    {ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, REVIVED_AT, PRIORITY, UNREADABLE, LEFT_OUT}
+)
+#: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
+_BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Where else the broker shall deliver what is published: that was done with the first copy.
+_ROUTES = ("CC", "BCC")
+#: A header may claim any attempt; the next one must fit an AMQP integer.
+_MOST_ATTEMPTS = 2**62
+#: The year 3000, in milliseconds: a header that names a later moment is not one.
+_LAST_MOMENT = 32_503_680_000_000
+#: As milliseconds, these are days in 1970 to 1973; as seconds, they begin in 2001.
+_LIKELY_SECONDS = range(1_000_000_000, 100_000_000_000)
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+#: How much of a wrong value a reason shows (characters).
+_MAX_SHOWN = 100
+_MAX_ERROR = 1_000
+#: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
+_CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
+_MAX_LEFT_OUT = 200
+#: Of a content header, without its properties: the frame's head and end, class, weight and size of the body (bytes).
+_FRAME_OVERHEAD = 8 + 12
+#: AMQP's priority is an octet.
+_MOST_PRIORITY = 255
+#: The flags of the properties in a content header. A message that has others is decoded by pamqp.
+_CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 << bit for bit in (15, 12, 11, 7, 6, 5))
+_COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
+#: Where the flags of a content header are, and where its properties begin.
+_FLAGS, _FIRST = 12, 14
+_NO_PROPERTIES = b"\x00\x3c" + bytes(_FIRST - 2)
+
+
+class RabbitMQDelivery(Delivery, frozen=True, eq=False):
+    """A delivery that remembers its message's properties, so that a copy of it keeps them."""
+
+    #: What is in its content header frame. Few deliveries are copied, so it is kept as it came.
+    header: bytes = _NO_PROPERTIES
+
+    @property
+    def content(self) -> Content:
+        return content_of(self.header)
+
+
+def to_message(envelope: Envelope) -> Message:
+    headers = dict(envelope.headers)
+    if envelope.attempt > 1:
+        headers[ATTEMPT] = envelope.attempt
+    if envelope.last_error is not None:
+        headers[ERROR] = shorten(envelope.last_error, _MAX_ERROR)
+    if envelope.due is not None:
+        headers[DUE] = _milliseconds(envelope.due)
+    if envelope.expires_at is not None:
+        headers[EXPIRES_AT] = _milliseconds(envelope.expires_at)
+    properties = Properties(
+        content_type=envelope.content_type,
+        delivery_mode=PERSISTENT,
+        priority=envelope.priority,
+        headers=headers or None,
+        message_id=envelope.id,
+        message_type=envelope.task,
+        timestamp=_timestamp(envelope.enqueued_at),
+    )
+    return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)
+
+
+def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
+    envelope = _common_envelope(message.header, message.body, queue)
+    if envelope is None:
+        return _delivery(message, queue, lease)
+    return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), header=message.header)
+
+
+def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
+    envelope = _envelope(properties, ours, message.body, queue, properties.message_id or new_id())
+    if ours.defect:
+        envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
+    count = (properties.headers or {}).get("x-delivery-count")
+    returns = count if type(count) is int else int(message.redelivered)
+    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header)
+
+
+def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
+    """The message again, one attempt older."""
+    again = retried(delivery.envelope, outcome, now)
+    changed = {ATTEMPT: again.attempt, ERROR: shorten(outcome.error, _MAX_ERROR), DUE: _milliseconds(again.due)}
+    return msgspec.structs.replace(_copy(delivery, again.queue, changed), due=again.due)
+
+
+def postponed(delivery: Delivery) -> Message:
+    """The message, to go on its next step."""
+    envelope = delivery.envelope
+    return msgspec.structs.replace(_copy(delivery, envelope.queue, {}), due=envelope.due)
+
+
+def routed(message: Message, now: float) -> tuple[Message, int | None]:
+    """The message for where it waits until it is due: a step (milliseconds), or none in the last eighth of a second."""
+    milliseconds = None if message.due is None else delay_step(message.due - now)
+    if milliseconds is None:
+        return message, None
+    return msgspec.structs.replace(message, queue=delay_queue(message.home, milliseconds)), milliseconds
+
+
+def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message:
+    """The message for the dead-letter queue. It never expires there, and the oldest is first."""
+    changed = {
+        ATTEMPT: delivery.envelope.attempt,
+        REASON: shorten(outcome.reason, _MAX_ERROR * 4),
+        TRACEBACK: shorten(outcome.traceback),
+        DIED_AT: _milliseconds(died_at),
+        WORKER: this_process(),
+        UNREADABLE: None,
+    }
+    message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
+    message.properties.expiration = None
+    return unranked(message)
+
+
+def unranked(message: Message) -> Message:
+    """The message with its priority in a header, where it changes no order."""
+    properties = message.properties
+    if properties.priority is None:
+        return message
+    changed = copy(properties)
+    changed.headers = {**(properties.headers or {}), PRIORITY: properties.priority}
+    changed.priority = None
+    return msgspec.structs.replace(message, properties=changed)
+
+
+def stored_anew(message: Incoming, queue: str) -> Message:
+    """A dead letter's message, for the same queue: the server counts its returns from 0."""
+    content = content_of(message.header)
+    properties = _with_headers(content.properties, _kept(content))
+    properties.message_id = dead_letter_id(message)
+    properties.delivery_mode = PERSISTENT
+    properties.expiration = None
+    return Message(queue, message.body, properties, queue)
+
+
+def revived_message(message: Incoming, queue: str, now: float) -> Message:
+    """A dead letter's message for another life, as it first came, but enqueued now."""
+    delivery = _delivery(message, queue, _NoLease())
+    again = _copy(delivery, queue, {**dict.fromkeys(_OURS), REVIVED_AT: _milliseconds(now)})
+    again.properties.timestamp = _timestamp(now)
+    return again
+
+
+class _NoLease:
+    """Of a message that was fetched, not consumed."""
+
+    held = False
+
+
+def to_dead_letter(message: Incoming, queue: str) -> DeadLetter:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
+    return DeadLetter(
+        _envelope(properties, ours, message.body, queue, dead_letter_id(message)),
+        reason=ours.text(REASON) or ours.text(UNREADABLE) or "(its reason is not recorded)",
+        traceback=ours.text(TRACEBACK) or "",
+        died_at=ours.moment(DIED_AT),
+        worker=ours.text(WORKER),
+    )
+
+
+def dead_letter_id(message: Incoming) -> str:
+    """A dead letter's id. One that came without is known by its content: at every look, and in any program, the same.
+
+    (A task that runs is not: two messages of the same content are two tasks.)
+    """
+    content = content_of(message.header)
+    if content.properties.message_id:
+        return content.properties.message_id
+    described = marshal(_with_headers(content.properties, _kept(content)))
+    return hashlib.sha256(b"%d:%b%b" % (len(described), described, message.body)).hexdigest()[:32]
+
+
+def fitted(message: Message, frame_max: int) -> Message:
+    """The message with headers that fit the one frame that AMQP has for them; what is left out is named in `LEFT_OUT`.
+
+    A server closes the connection of whoever sends a larger frame (``frame_max``: bytes; 0: no limit).
+    """
+    room = frame_max - _FRAME_OVERHEAD
+    headers = message.properties.headers
+    if not headers or not frame_max or len(marshal(message.properties)) <= room:
+        return message
+    headers = dict(headers)
+    message = msgspec.structs.replace(message, properties=_with_headers(message.properties, headers))
+    for name, limit in _CUTS:
+        if text := _text(headers.get(name)):
+            headers[name] = shorten(text, limit)
+        if len(marshal(message.properties)) <= room:
+            return message
+    headers.pop(LEFT_OUT, None)
+    sizes = {name: len(field(name, value)) for name, value in headers.items()}
+    rest = len(marshal(message.properties))
+    left_out: list[str] = []
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        del headers[name]
+        rest -= sizes[name]
+        left_out.append(name)
+        headers[LEFT_OUT] = shorten(", ".join(left_out), _MAX_LEFT_OUT)
+        if rest + len(field(LEFT_OUT, headers[LEFT_OUT])) <= room:
+            break
+    return message
+
+
+def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties:
+    changed = copy(properties)
+    changed.headers = headers
+    return changed
+
+
+def _kept(content: Content) -> dict[str, Any]:
+    """The headers that a copy keeps: not the broker's own record, nor where else the first one was to go."""
+    # Texts of ours are decoded: they are cut where the headers do not fit their frame.
+    texts = {name: value for name, value in (content.properties.headers or {}).items() if isinstance(value, str)}
+    return {
+        name: texts.get(name, value) if name in _OURS else value
+        for name, value in content.headers.items()
+        if name not in _ROUTES and not name.startswith(_BROKERS)
+    }
+
+
+def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
+    """The message as it came, but for some headers, the broker's own record and what a copy may not carry."""
+    envelope = delivery.envelope
+    content = delivery.content if isinstance(delivery, RabbitMQDelivery) else Content(Properties(), {})
+    original = content.properties
+    kept = {name: value for name, value in _kept(content).items() if name not in headers and name != PRIORITY}
+    properties = Properties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=kept | {name: value for name, value in headers.items() if value is not None},
+        delivery_mode=PERSISTENT,
+        priority=envelope.priority,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        expiration=original.expiration,
+        message_id=envelope.id,
+        timestamp=original.timestamp,
+        message_type=original.message_type,
+        app_id=original.app_id,
+    )
+    return Message(queue, envelope.body, properties, envelope.queue)
+
+
+def _envelope(properties: Properties, ours: _OwnHeaders, body: bytes, queue: str, id_: str) -> Envelope:
+    return Envelope(
+        id=id_,
+        queue=queue,
+        task=properties.message_type or None,
+        body=body,
+        content_type=properties.content_type,
+        attempt=min(max(1, ours.number(ATTEMPT, 1)), _MOST_ATTEMPTS),
+        enqueued_at=_enqueued_at(properties, ours),
+        last_error=ours.text(ERROR),
+        due=ours.moment(DUE),
+        expires_at=ours.moment(EXPIRES_AT),
+        headers=ours.others(),
+        priority=ours.priority() if properties.priority is None else properties.priority,
+        content_encoding=properties.content_encoding or None,
+    )
+
+
+class _OwnHeaders:
+    """Leveret's own headers, as a producer in any language may have written them, and what is wrong with them."""
+
+    def __init__(self, headers: dict[str, Any]) -> None:
+        self._headers = headers
+        self._wrong: list[str] = []
+
+    @property
+    def defect(self) -> str:
+        """Why the message cannot run; empty if it can."""
+        unreadable = self.text(UNREADABLE)
+        return "; ".join([unreadable, *self._wrong] if unreadable else self._wrong)
+
+    def others(self) -> dict[str, Any]:
+        """The headers that are the producer's."""
+        return {
+            name: value for name, value in self._headers.items() if name not in _OURS and not name.startswith(_BROKERS)
+        }
+
+    def text(self, name: str) -> str | None:
+        return _text(self._headers.get(name))
+
+    def number(self, name: str, otherwise: int) -> int:
+        number = self._whole(name)
+        return otherwise if number is None else number
+
+    def priority(self) -> int | None:
+        priority = self._whole(PRIORITY)
+        if priority is None or 0 <= priority <= _MOST_PRIORITY:
+            return priority
+        self._complain(PRIORITY, priority, f"0 to {_MOST_PRIORITY}")
+        return None
+
+    def _whole(self, name: str) -> int | None:
+        value = self._headers.get(name)
+        number = _number(value)
+        if number is not None and number == int(number):
+            return int(number)
+        self._complain(name, value, "a whole number (an AMQP integer, or decimal text)")
+        return None
+
+    def moment(self, name: str) -> float | None:
+        """Unix time (seconds) of a header in milliseconds."""
+        value = self._headers.get(name)
+        if isinstance(value, dt.datetime):
+            return value.timestamp()
+        number = _number(value)
+        if number is None or not 0 <= number <= _LAST_MOMENT:
+            self._complain(
+                name, value, "Unix time in milliseconds, until the year 3000 (an AMQP integer, or decimal text)"
+            )
+            return None
+        if int(number) in _LIKELY_SECONDS:
+            self._complain(name, value, "Unix time in milliseconds, and is one in seconds by its size")
+            return None
+        return float(number) / 1000
+
+    def _complain(self, name: str, value: object, wanted: str) -> None:
+        if value is not None:
+            self._wrong.append(f"its header {name} is {shorten(repr(value), _MAX_SHOWN)}: it must be {wanted}")
+
+
+def _number(value: object) -> int | float | Decimal | None:
+    """What is a number, or decimal text; None: it is neither."""
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and _DECIMAL_TEXT.fullmatch(value.strip()):
+        return Decimal(value.strip())
+    return None
+
+
+def _enqueued_at(properties: Properties, ours: _OwnHeaders) -> float | None:
+    revived_at = ours.moment(REVIVED_AT)
+    if revived_at is not None:
+        return revived_at
+    return properties.timestamp.timestamp() if properties.timestamp else None
+
+
+def _common_envelope(header: bytes, body: bytes, queue: str) -> Envelope | None:
+    """What `_envelope` makes of a content header, for the properties that nearly every task has; None for others."""
+    flags = header[_FLAGS] << 8 | header[_FLAGS + 1]
+    if flags & ~_COMMON:
+        return None
+    at = _FIRST
+    content_type = task = priority = enqueued_at = None
+    id_ = ""
+    try:
+        if flags & _CONTENT_TYPE:
+            content_type, at = _short(header, at)
+        if flags & _DELIVERY_MODE:
+            at += 1
+        if flags & _PRIORITY:
+            priority, at = header[at], at + 1
+        if flags & _MESSAGE_ID:
+            id_, at = _short(header, at)
+        if flags & _TIMESTAMP:
+            enqueued_at, at = int.from_bytes(header[at : at + 8], "big"), at + 8
+        if flags & _TYPE:
+            task, at = _short(header, at)
+    except (UnicodeDecodeError, IndexError):
+        return None
+    if at != len(header) or (enqueued_at or 0) >> 32:
+        return None  # nonsense, or a time that is not in seconds
+    since = None if enqueued_at is None else float(enqueued_at)
+    return Envelope(id_ or new_id(), queue, task or None, body, content_type, 1, since, priority=priority)
+
+
+def _short(data: bytes, at: int) -> tuple[str, int]:
+    """An AMQP short string, and where it ends."""
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end
+
+
+def _timestamp(seconds: float | None) -> dt.datetime | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
+def _milliseconds(moment: float | None) -> int | None:
+    """A moment for the wire, rounded up: a task may be a millisecond late, not early."""
+    return None if moment is None else math.ceil(moment * 1000)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,350 @@
+"""Making queues, or adopting those that exist. Every question uses a channel of its own: a refusal closes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from leveret.brokers.flights import Flights
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.queues.priorities import Given, given
+from leveret.brokers.rabbitmq.queues.topology import (
+    CONTROL_EXCHANGE,
+    DELAY_STEPS,
+    Declaration,
+    closer,
+    dead_declaration,
+    dead_queue,
+    delay_declaration,
+    delay_queue,
+    judge,
+    judge_dead,
+    pause_marker,
+    read_difference,
+    refuses,
+    task_declaration,
+)
+from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
+from leveret.model import Removed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.brokers.rabbitmq.amqp import Limits
+    from leveret.model import Queue
+
+log = logging.getLogger("leveret.rabbitmq")
+
+#: A queue has at most about twenty known arguments; each answer tells one of them.
+_MOST_QUESTIONS = 24
+#: RabbitMQ writes down the name of a new quorum queue up to a second later (ra's names.dets: its auto_save of 500 ms
+#: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
+#: just made is not used for so long (seconds).
+_REMEMBERED = 2.0
+#: How long a stream that was just made is left alone (seconds).
+_NEW_STREAM = 1.0
+#: A year: a worker that lives has a reason to hold its tasks, however long they run (milliseconds).
+_NEVER = 366 * 86_400 * 1_000
+
+
+#: See `_flights`.
+_making: WeakKeyDictionary[amqp.Connection, Flights[str]] = WeakKeyDictionary()
+
+
+class OnceLogger:
+    """What was found out about queues; each is logged once, however often they are declared."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._told: set[tuple[str, str]] = set()
+        self._limits = limits
+
+    def found(self, queue: Declaration) -> None:
+        if self._limits is not None and refuses(queue):
+            self._limits.add(queue.name)
+
+    def tell(self, queue: str, lack: str) -> None:
+        if self._is_new(queue, lack):
+            log.warning("queue %r is used as it is: %s", queue, lack)
+
+    def tell_priorities(self, queue: str, priorities: Given) -> None:
+        if self._is_new(queue, priorities.text):
+            level = logging.INFO if priorities.complete else logging.WARNING
+            log.log(level, "queue %r: %s", queue, priorities.text)
+
+    def tell_refusal(self, lack: str, error: amqp.ChannelAccessRefused) -> None:
+        if self._is_new("", lack):
+            log.warning("%s, for want of a permission: %s", lack, error)
+
+    def _is_new(self, queue: str, text: str) -> bool:
+        known = (queue, text) in self._told
+        self._told.add((queue, text))
+        return not known
+
+
+async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger, *, dead: bool) -> float:
+    """Make or adopt task queues, and their dead-letter queues (``dead``); how long not to use them yet (seconds).
+
+    All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
+    """
+    missing = await _missing_tasks(connection, queues, notes)
+    if dead:
+        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
+    for declaration in missing:
+        await _make(connection, declaration)
+    return _REMEMBERED if missing else 0.0
+
+
+async def tell_priorities(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> None:
+    """Log what becomes of priorities in those of the queues whose tasks have some."""
+    version = amqp.server_version(connection)
+    for queue in queues:
+        if queue.priorities or queue.kind == "classic":
+            found = await _examine(connection, task_declaration(queue))
+            notes.tell_priorities(queue.name, given(queue, found, version))
+
+
+async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:
+    """What to consume a queue with. A quorum queue of RabbitMQ 4.3 lets a consumer choose a timeout, others refuse."""
+    if amqp.server_version(connection) < (4, 3):
+        return {}
+    try:
+        found = await _examine(connection, task_declaration(queue))
+    except amqp.ChannelAccessRefused:
+        return {}
+    return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
+
+
+async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
+    """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
+    try:
+        found = await _examine(connection, task_declaration(queue))
+    except amqp.ChannelAccessRefused:
+        return False
+    return bool(found.arguments.get("x-single-active-consumer"))
+
+
+async def declare_delay(connection: amqp.Connection, home: str, steps: Sequence[int]) -> float:
+    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
+
+    Raises QueueNotFound when there is no task queue.
+    """
+    wanted = [delay_declaration(home, step) for step in steps]
+    missing = [one for one in wanted if await message_count(connection, one.name) is None]
+    if missing and await message_count(connection, home) is None:
+        raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
+    for declaration in missing:
+        await _make(connection, declaration)
+    return _REMEMBERED if missing else 0.0
+
+
+async def require_queue(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound."""
+    if await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist")
+
+
+async def is_paused(connection: amqp.Connection, queue: str) -> bool:
+    """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
+    return any(await pause_marks(connection, queue))
+
+
+async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
+    """Whether the exchange, and the queue, are there that mark a pause."""
+    marker = pause_marker(queue).name
+    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
+
+
+async def mark_paused(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound: a pause of a queue that is not there is a misspelt one."""
+    if await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused")
+    marker = pause_marker(queue)
+    if await message_count(connection, marker.name) is None:
+        await _make(connection, marker)
+    await _make_exchange(connection, marker.name)
+
+
+async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
+    """Raises QueueNotFound when there is neither such a queue nor a pause that it left behind."""
+    if await is_paused(connection, queue):
+        marker = pause_marker(queue).name
+        channel = await amqp.open_channel(connection, confirms=False)
+        await channel.queue_delete(marker)
+        await channel.exchange_delete(marker)
+        await channel.close()
+    elif await message_count(connection, queue) is None:
+        raise QueueNotFound(f"queue {queue!r} does not exist, so there is nothing to resume")
+
+
+async def purge_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete what waits in a task queue and in its delay queues, which come first: what is due goes to the queue."""
+    delayed = [
+        await _emptied(connection, name)
+        for name in [delay_queue(queue, milliseconds) for milliseconds in DELAY_STEPS]
+        if await message_count(connection, name) is not None
+    ]
+    return Removed(await _emptied(connection, queue), sum(delayed))
+
+
+async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
+    """Delete a task queue and what belongs to it; the queue last, so that it can be asked for again until then."""
+    delayed = [await _deleted(connection, delay_queue(queue, milliseconds)) for milliseconds in DELAY_STEPS]
+    dead = await _deleted(connection, dead_queue(queue))
+    if await is_paused(connection, queue):
+        await unmark_paused(connection, queue)
+    return Removed(await _deleted(connection, queue), sum(delayed), dead)
+
+
+async def _emptied(connection: amqp.Connection, name: str) -> int:
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_purge(name)
+    await channel.close()
+    return answer.message_count or 0
+
+
+async def _deleted(connection: amqp.Connection, name: str) -> int:
+    """How many messages were in it; 0 as well for a queue that is not there."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    answer = await channel.queue_delete(name)
+    await channel.close()
+    return answer.message_count or 0
+
+
+async def make_control_exchange(connection: amqp.Connection) -> bool:
+    """Make the exchange, or find it: a user who may not make one may still use it. Whether it was made."""
+    was_made = False
+
+    async def make(_: Sequence[str]) -> None:
+        nonlocal was_made
+        was_made = await _make_exchange(connection, CONTROL_EXCHANGE)
+
+    await _flights(connection).join((CONTROL_EXCHANGE,), make)
+    return was_made
+
+
+async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
+    if await _exchange_exists(connection, name):
+        return False
+    channel = await amqp.open_channel(connection, confirms=False)
+    await channel.exchange_declare(name, exchange_type="fanout", durable=True)
+    await channel.close()
+    return True
+
+
+async def _exchange_exists(connection: amqp.Connection, name: str) -> bool:
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        await channel.exchange_declare(name, exchange_type="fanout", passive=True)
+    except amqp.ChannelNotFoundEntity:
+        return False
+    await channel.close()
+    return True
+
+
+async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
+    """Make a stream, or find it: a user who may not make one may still use it, and an operator's limits stay.
+
+    RabbitMQ 3.10 closes the connection of whoever publishes to a stream that was just made (506, "Stream not found").
+    """
+
+    async def make(_: Sequence[str]) -> None:
+        if await message_count(connection, stream.name) is None:
+            await _make(connection, stream)
+            await asyncio.sleep(_NEW_STREAM)
+
+    await _flights(connection).join((stream.name,), make)
+
+
+def _flights(connection: amqp.Connection) -> Flights[str]:
+    """What is being made on a connection, by name: once for all who want it."""
+    return _making.setdefault(connection, Flights())
+
+
+async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
+    missing: list[Declaration] = []
+    for queue in queues:
+        wanted = task_declaration(queue)
+        if await message_count(connection, queue.name) is None:
+            if not queue.create:
+                raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
+            missing.append(wanted)
+        else:
+            found = await _examine(connection, wanted)
+            for lack in judge(queue, found):
+                notes.tell(queue.name, lack)
+            notes.found(found)
+    return missing
+
+
+async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
+    missing: list[Declaration] = []
+    for wanted in map(dead_declaration, names):
+        if await message_count(connection, wanted.name) is None:
+            missing.append(wanted)
+            continue
+        with suppress(amqp.ChannelAccessRefused):
+            for lack in judge_dead(await _examine(connection, wanted)):
+                notes.tell(wanted.name, lack)
+    return missing
+
+
+async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
+    """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        answer = await channel.queue_declare(name, passive=True)
+    except amqp.ChannelNotFoundEntity:
+        return None
+    except amqp.ChannelLockedResource:
+        raise QueueMismatch(
+            name,
+            found={"exclusive": True},
+            wanted={"exclusive": False},
+            remedy="it belongs to another connection alone: use another name",
+        ) from None
+    await channel.close()
+    return answer.message_count or 0, answer.consumer_count or 0
+
+
+async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
+    """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
+    guess = wanted
+    for _ in range(_MOST_QUESTIONS):
+        refusal = await _refusal(connection, guess)
+        if refusal is None:
+            return guess
+        difference = read_difference(refusal)
+        if difference is None:
+            raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
+        guess = closer(guess, difference)
+        if difference.name in ("durable", "auto_delete") or difference.current == "stream":
+            return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
+    return guess
+
+
+async def _refusal(connection: amqp.Connection, declaration: Declaration) -> str | None:
+    channel = await amqp.open_channel(connection, confirms=False)
+    try:
+        await _send(channel, declaration)
+    except amqp.ChannelPreconditionFailed as error:
+        return str(error.args[0] if error.args else error)
+    await channel.close()
+    return None
+
+
+async def _make(connection: amqp.Connection, declaration: Declaration) -> None:
+    channel = await amqp.open_channel(connection, confirms=False)
+    await _send(channel, declaration)
+    await channel.close()
+
+
+async def _send(channel: amqp.Channel, declaration: Declaration) -> None:
+    await channel.queue_declare(
+        declaration.name,
+        durable=declaration.durable,
+        auto_delete=declaration.auto_delete,
+        arguments=declaration.arguments or None,
+    )

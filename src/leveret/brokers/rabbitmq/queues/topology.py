@@ -1,0 +1,206 @@
+"""What is declared on RabbitMQ, and what an existing queue is good for. Pure: no I/O.
+
+A task queue is durable, of type quorum, and nothing else: what most of RabbitMQ's own tutorials declare, so that
+producers and consumers in other languages share it without a PRECONDITION_FAILED. docs/wire-format.md lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from leveret.errors import QueueMismatch
+from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, PAUSED_SUFFIX, Queue
+
+#: Workers and `leveret queues` talk through it.
+CONTROL_EXCHANGE = "leveret.control"
+_QUORUM = {"x-queue-type": "quorum"}
+_KINDS: dict[str, dict[str, Any]] = {
+    "quorum": _QUORUM,
+    "classic": {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY},
+}
+#: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
+_DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
+#: Arguments that let the broker drop tasks by itself.
+_LOSSY = ("x-delivery-limit", "x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
+
+
+class Declaration(msgspec.Struct, frozen=True):
+    """A queue's properties, as `queue.declare` takes them."""
+
+    name: str
+    durable: bool = True
+    auto_delete: bool = False
+    arguments: dict[str, Any] = {}
+
+    def described(self) -> dict[str, Any]:
+        return {"durable": self.durable, "auto_delete": self.auto_delete, **self.arguments}
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """The one property by which RabbitMQ refused a declaration: its name and the value the queue has."""
+
+    name: str
+    current: Any
+
+
+#: How long each delay queue keeps a message (milliseconds): an eighth of a second, doubled up to 194 days.
+DELAY_STEPS = tuple(125 * 2**power for power in range(28))
+
+#: Settlements of a queue that may be on their way to it when their channel closes. A channel sends a quorum queue 32
+#: commands ahead of what the queue has applied; it keeps the rest to itself, and takes it along when it closes
+#: (rabbit_fifo_client, RabbitMQ 3.10 to 4.3): those messages are delivered again.
+UNAPPLIED = 16
+
+
+def delay_step(remaining: float) -> int | None:
+    """The longest step that is not too long for a task due in so many seconds; None when it is due within the shortest.
+
+    A task climbs down: the longest step that fits, then the longest that fits what remains. So it is never early, takes
+    one hop for each binary digit of its delay, and no short delay ever waits behind a long one.
+    """
+    fitting = [milliseconds for milliseconds in DELAY_STEPS if milliseconds <= remaining * 1000]
+    return fitting[-1] if fitting else None
+
+
+def delay_queue(name: str, milliseconds: int) -> str:
+    return f"{name}{DELAY_INFIX}{milliseconds}"
+
+
+def delay_declaration(name: str, milliseconds: int) -> Declaration:
+    """A queue that keeps messages for one time and returns them to their task queue, at least once.
+
+    At-least-once dead-lettering (RabbitMQ 3.10 and later, quorum queues) wants the last two arguments.
+    """
+    return Declaration(
+        delay_queue(name, milliseconds),
+        arguments={
+            **_QUORUM,
+            "x-message-ttl": milliseconds,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": name,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
+
+
+def dead_queue(name: str) -> str:
+    return f"{name}{DEAD_SUFFIX}"
+
+
+def pause_marker(name: str) -> Declaration:
+    """An empty queue that says by being there that another one is paused; a quorum queue, to outlive a lost node."""
+    return Declaration(f"{name}{PAUSED_SUFFIX}", arguments=dict(_QUORUM))
+
+
+def task_declaration(queue: Queue) -> Declaration:
+    """What a queue is declared as when it does not exist."""
+    kind = _KINDS[queue.kind]
+    if queue.max_length is None:
+        return Declaration(queue.name, arguments=dict(kind))
+    limit = {"x-max-length": queue.max_length, "x-overflow": "reject-publish"}
+    return Declaration(queue.name, arguments={**kind, **limit})
+
+
+def dead_declaration(name: str) -> Declaration:
+    return Declaration(dead_queue(name), arguments=dict(_DEAD_ARGUMENTS))
+
+
+_INEQUIVALENT = re.compile(r"inequivalent arg '(?P<name>[^']+)' .*? but current is (?P<current>.+)$", re.DOTALL)
+_TYPED = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'$", re.DOTALL)
+_INTEGERS = frozenset({"byte", "unsignedbyte", "short", "unsignedshort", "signedint", "unsignedint", "long"})
+
+
+def read_difference(text: str) -> Difference | None:
+    """The difference in a PRECONDITION_FAILED reply (the texts of RabbitMQ 3.10 to 4.3); None for another text."""
+    found = _INEQUIVALENT.search(text)
+    return None if found is None else Difference(found["name"], _read_value(found["current"]))
+
+
+def _read_value(text: str) -> Any:
+    if text == "none":
+        return None
+    typed = _TYPED.match(text)
+    if typed is None:
+        value = text.strip("'")
+        if value in ("true", "false"):
+            return value == "true"
+        return int(value) if value.lstrip("-").isdigit() else value
+    if typed["type"] in _INTEGERS:
+        return int(typed["value"])
+    return typed["value"] == "true" if typed["type"] == "bool" else typed["value"]
+
+
+def closer(guess: Declaration, difference: Difference) -> Declaration:
+    """The guess, mended by what the broker said about the queue that is there."""
+    if difference.name == "durable":
+        return Declaration(guess.name, durable=bool(difference.current))
+    if difference.name == "auto_delete":
+        return Declaration(guess.name, auto_delete=bool(difference.current))
+    arguments = {name: value for name, value in guess.arguments.items() if name != difference.name}
+    if difference.current is not None:
+        arguments[difference.name] = difference.current
+    return msgspec.structs.replace(guess, arguments=arguments)
+
+
+def judge(queue: Queue, found: Declaration) -> list[str]:
+    """What an existing queue lacks, for the log. Raises QueueMismatch when it cannot do what is wanted."""
+    wanted = task_declaration(queue)
+    kind = found.arguments.get("x-queue-type", "classic")
+    problem = None
+    if not found.durable:
+        problem = "tasks in it would not survive a restart: declare it durable, or use another name"
+    elif found.auto_delete:
+        problem = "it is deleted with its tasks when the last consumer leaves: use another name"
+    elif kind == "stream":
+        problem = "a stream is no work queue: use another name"
+    elif queue.max_length is not None and not _limits(found, queue.max_length):
+        problem = "RabbitMQ cannot change a queue's length limit: delete the empty queue, or use another name"
+    if problem is not None:
+        raise QueueMismatch(queue.name, found=found.described(), wanted=wanted.described(), remedy=problem)
+    return _shortcomings(queue, found, kind)
+
+
+def refuses(found: Declaration) -> bool:
+    """Whether a queue refuses what is over a limit of its arguments."""
+    limits = found.arguments.keys() & {"x-max-length", "x-max-length-bytes"}
+    return bool(limits) and str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+
+
+def _limits(found: Declaration, max_length: int) -> bool:
+    return refuses(found) and found.arguments.get("x-max-length") == max_length
+
+
+def _shortcomings(queue: Queue, found: Declaration, kind: str) -> list[str]:
+    lacks = []
+    if kind == "classic" and queue.kind == "quorum":
+        lacks.append("it is a classic queue: not replicated, and returns of a task are not counted")
+    if kind == "quorum" and queue.kind == "classic":
+        lacks.append("it is a quorum queue, and a classic one was asked for")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop tasks" for argument in _lossy(found))]
+
+
+def judge_dead(found: Declaration) -> list[str]:
+    """What an existing dead-letter queue lacks, for the log."""
+    lacks = []
+    if not found.durable or found.auto_delete:
+        lacks.append("dead letters in it do not survive a restart, or its last reader; delete it, and it is made anew")
+    elif found.arguments.get("x-queue-type", "classic") == "classic":
+        lacks.append("it is a classic queue: its dead letters are not replicated")
+    return [*lacks, *(f"{argument} lets RabbitMQ drop dead letters" for argument in _lossy(found))]
+
+
+def _lossy(found: Declaration) -> list[str]:
+    """The arguments of a queue that let RabbitMQ drop messages."""
+    rejects = str(found.arguments.get("x-overflow", "")).startswith("reject-publish")
+    limits = {name: found.arguments[name] for name in _LOSSY if name in found.arguments}
+    # A negative delivery limit is none (RabbitMQ 4.0 and later), and our own is as good as none.
+    return [
+        f"{name}={limit!r}"
+        for name, limit in limits.items()
+        if not (rejects and name.startswith("x-max-length"))
+        and not (isinstance(limit, int) and (limit < 0 or limit == _DEAD_ARGUMENTS["x-delivery-limit"]))
+    ]

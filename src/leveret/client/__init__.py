@@ -1,0 +1,41 @@
+"""What an application uses: `App`, tasks, handles, and how a call becomes a body."""
+
+from __future__ import annotations
+
+from leveret.client.app import (
+    App,
+    load_app,
+)
+from leveret.client.handle import (
+    Handle,
+    as_finished,
+    gather_results,
+)
+from leveret.client.settings import (
+    OF_AN_APPLICATION,
+    Project,
+    check,
+    project,
+    resolve_url,
+)
+from leveret.client.task import (
+    P,
+    R,
+    Task,
+)
+
+__all__ = [
+    "OF_AN_APPLICATION",
+    "App",
+    "Handle",
+    "P",
+    "Project",
+    "R",
+    "Task",
+    "as_finished",
+    "check",
+    "gather_results",
+    "load_app",
+    "project",
+    "resolve_url",
+]

@@ -1,0 +1,308 @@
+"""``Handle[R]``: one task that was enqueued, and what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from leveret.errors import (
+    ConfigurationError,
+    NoResult,
+    ResultTimeout,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+)
+from leveret.model import arguments
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
+
+    import msgspec
+
+    from leveret.model import Status
+
+R = TypeVar("R")
+
+#: How long `Handle.cancel` waits for a running task to end (seconds).
+CANCEL_TIMEOUT = 5.0
+#: For so long a task may be unknown because its enqueue, perhaps in another program, is on its way (seconds).
+UNKNOWN = 3.0
+
+
+class Source(Protocol):
+    """Where a handle asks: its application."""
+
+    @property
+    def keep_results(self) -> float: ...
+
+    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]: ...
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]: ...
+    def on_their_way(self, ids: Collection[str], /) -> frozenset[str]: ...
+    async def cancel(self, id_: str, /) -> Status | None: ...
+    def restore(self, task: str | None, queue: str, result: msgspec.Raw, /) -> Any: ...
+
+
+class Handle(Generic[R]):
+    """A task that is safely stored: its ``id``, and where it was put as far as this program knows."""
+
+    def __init__(
+        self,
+        id_: str,
+        source: Source,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        stored: bool = True,
+        stored_at: float | None = None,
+    ) -> None:
+        self.id = id_
+        self.task = task
+        self.queue = queue
+        self._source = source
+        self._stored = stored
+        #: When this program stored the task itself (Unix time).
+        self._stored_at = stored_at
+        #: The broker was asked, and knew nothing of it.
+        self._is_unknown = False
+        self._last: Status | None = None
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.id} of {self.task or 'a task'}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def status(self) -> Status:
+        """What is known of the task now. Raises TaskNotFound, or BrokerError when it cannot be asked."""
+        known = self._last
+        # A dead letter may have been put back.
+        if known is None or not known.is_final or known.state == "dead":
+            found = await self._source.statuses([self.id])
+            if not found and (known is None or not known.is_final):
+                raise TaskNotFound(_unknown([self.id]))
+            known = self._last = found[0] if found else known
+        assert known is not None
+        return known
+
+    async def result(self, timeout: float | timedelta | None = None) -> R:
+        """What the task returned, once it has. ``timeout``: seconds, or a timedelta; None waits as long as it takes.
+
+        Raises TaskFailed, TaskCancelled, NoResult (it succeeded, but what it returned could not be kept),
+        ResultTimeout, TaskNotFound when nothing is known of the task, or BrokerError when the broker cannot be asked.
+        Ask within the application's ``keep_results``.
+        """
+        seconds = arguments.timeout(timeout)
+        self._check_stored()
+        try:
+            async with asyncio.timeout(seconds) as limit, aclosing(self.updates()) as updates:
+                async for status in updates:
+                    if status.is_final:
+                        return self.result_in(status)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            if self._is_unknown and not self._source.on_their_way([self.id]):
+                raise TaskNotFound(_unknown([self.id])) from error
+            raise ResultTimeout(f"task {self.id} had not ended after {seconds:.15g} s; it goes on") from error
+        raise AssertionError("a feed ends with a final status")
+
+    async def updates(self) -> AsyncGenerator[Status]:
+        """What is known now, and then each change, to the final one. Quick changes may come as one.
+
+        Raises TaskNotFound when nothing is known of the task and nothing comes within `UNKNOWN` seconds, in which its
+        enqueue may be on its way; BrokerError when the broker cannot be asked.
+        """
+        self._check_stored()
+        if self._last is not None and self._last.is_final:
+            known = await self.status()
+            if known.is_final:
+                yield known
+                return
+        async with self._source.follow([self.id]) as feed:
+            news = _News(self._source, feed, self._doubtful_ids())
+            while True:
+                self._is_unknown = news.lacks_some
+                for status in await news.next():
+                    self._last = status
+                    self._is_unknown = False
+                    yield status
+                    if status.is_final:
+                        return
+
+    async def cancel(self, *, timeout: float | timedelta = CANCEL_TIMEOUT) -> Status:
+        """Have the task not run, or end if it runs; the status then tells what came of it.
+
+        ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
+        other: after ``timeout`` (seconds, or a timedelta) it still runs. An ``async def`` task is cancelled where it
+        awaits. A plain ``def`` one ends at its next ``current_task().check()``, or is killed a while after its
+        ``timeout``; nothing else ends it. A cancelled task is no dead letter, and is not tried again. Raises
+        BrokerError, or TaskNotFound when nothing is known of the task: it is told all the same.
+        """
+        seconds = arguments.seconds("timeout", timeout)
+        status = await self._source.cancel(self.id)
+        if status is not None and (status.is_final or not self._stored):
+            self._last = status
+            return status
+        if not self._stored:
+            raise TaskNotFound(
+                f"nothing is known of task {self.id!r}, whose result is not stored (store_result=False); "
+                "if it waits, it will not run, and if it runs, it is told to end"
+            )
+        try:
+            async with asyncio.timeout(seconds), aclosing(self.updates()) as updates:
+                async for update in updates:
+                    status = update
+        except (TimeoutError, TaskNotFound):
+            if status is None:
+                raise TaskNotFound(f"nothing is known of task {self.id!r}; if it waits, it will not run") from None
+        assert status is not None
+        return status
+
+    def result_in(self, status: Status) -> R:
+        """The result in a final status. Raises TaskFailed, TaskCancelled or NoResult."""
+        if status.state == "dead":
+            raise TaskFailed(self.id, status.task, status.error or "", status.traceback)
+        if status.state == "cancelled":
+            raise TaskCancelled(f"task {status.task or '(default task)'} {self.id} was cancelled: {status.error}")
+        if not status.has_result:
+            raise NoResult(status.problem or f"task {self.id} succeeded, and its result is not stored")
+        result: R = self._source.restore(status.task, status.queue, status.encoded_result)
+        return result
+
+    def _doubtful_ids(self) -> Sequence[str]:
+        """Its id, unless this program knows that there is such a task."""
+        is_certain = self._stored_at is not None and time.time() - self._stored_at < self._source.keep_results
+        return [] if is_certain else [self.id]
+
+    def _check_stored(self) -> None:
+        if not self._stored:
+            raise ConfigurationError(f"task {self.task!r} has store_result=False: nobody can ask what became of it")
+
+
+async def as_finished(
+    handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None
+) -> AsyncGenerator[Handle[R]]:
+    """The handles in the order in which their tasks end; each one's ``result()`` is there then.
+
+    ``timeout``: for all of them (seconds, or a timedelta). Raises ResultTimeout, TaskNotFound when nothing is known of
+    one of them, ConfigurationError or BrokerError.
+    """
+    seconds = arguments.timeout(timeout)
+    waiting: dict[str, list[Handle[R]]] = {}
+    by_source: dict[Source, list[str]] = {}
+    doubtful: list[str] = []
+    for handle in handles:
+        handle._check_stored()  # noqa: SLF001 - one class in two parts
+        if handle.id not in waiting:
+            by_source.setdefault(handle._source, []).append(handle.id)  # noqa: SLF001
+            doubtful += handle._doubtful_ids()  # noqa: SLF001
+        waiting.setdefault(handle.id, []).append(handle)
+    news: asyncio.Queue[Status | BaseException] = asyncio.Queue()
+    following = [asyncio.ensure_future(_follow(source, ids, doubtful, news)) for source, ids in by_source.items()]
+    clock = asyncio.get_running_loop().time
+    deadline = None if seconds is None else clock() + seconds
+    try:
+        while waiting:
+            status = await _next(news, deadline, len(waiting))
+            for handle in waiting.pop(status.id, []):
+                handle._last = status  # noqa: SLF001
+                yield handle
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+
+async def gather_results(handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None) -> list[R]:
+    """What all the tasks returned, in the order of the handles; raises what the first one that failed raises.
+
+    ``timeout``: for all of them together (seconds, or a timedelta). The others go on when one has failed.
+    Raises as `Handle.result`.
+    """
+    every = list(handles)
+    results: dict[str, R] = {}
+    async with aclosing(as_finished(every, timeout=timeout)) as finished:
+        async for handle in finished:
+            results[handle.id] = await handle.result()
+    return [results[handle.id] for handle in every]
+
+
+class _News:
+    """A feed that is read until nothing is known of a doubtful task though its enqueue has had the time to come."""
+
+    def __init__(self, source: Source, feed: AsyncIterator[Sequence[Status]], doubtful: Iterable[str]) -> None:
+        self._source = source
+        self._feed = feed
+        self._unknown = set(doubtful)
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + UNKNOWN
+
+    @property
+    def lacks_some(self) -> bool:
+        """Whether nothing has come yet of some of the tasks."""
+        return bool(self._unknown)
+
+    async def next(self) -> Sequence[Status]:
+        """What comes next. Raises TaskNotFound."""
+        while True:
+            try:
+                async with asyncio.timeout_at(self._deadline if self._unknown else None) as limit:
+                    batch = await anext(self._feed)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                await self._look()
+            else:
+                self._unknown.difference_update(status.id for status in batch)
+                return batch
+
+    async def _look(self) -> None:
+        known = {status.id for status in await self._source.statuses(list(self._unknown))}
+        lost = self._unknown - known - self._source.on_their_way(self._unknown)
+        if lost:
+            raise TaskNotFound(_unknown(sorted(lost)))
+        self._deadline = self._clock() + UNKNOWN
+
+
+def _unknown(ids: Sequence[str]) -> str:
+    named = f"task {ids[0]!r}" if len(ids) == 1 else f"{len(ids)} tasks, {ids[0]!r} among them"
+    return (
+        f"nothing is known of {named}: not enqueued here, its result is not stored (store_result=False), or was kept "
+        "long enough (App(keep_results=...))"
+    )
+
+
+async def _next(news: asyncio.Queue[Status | BaseException], deadline: float | None, left: int) -> Status:
+    try:
+        async with asyncio.timeout_at(deadline):
+            status = await news.get()
+    except TimeoutError as error:
+        raise ResultTimeout(f"{left} tasks had not ended in time; they go on") from error
+    if isinstance(status, BaseException):
+        raise status
+    return status
+
+
+async def _follow(
+    source: Source, ids: Sequence[str], doubtful: Sequence[str], news: asyncio.Queue[Status | BaseException]
+) -> None:
+    """Until all of these have ended. ``doubtful``: those that may not exist."""
+    left = set(ids)
+    try:
+        async with source.follow(ids) as feed:
+            fresh = _News(source, feed, left.intersection(doubtful))
+            while left:
+                for status in await fresh.next():
+                    if status.is_final and status.id in left:
+                        left.discard(status.id)
+                        news.put_nowait(status)
+    except Exception as error:  # noqa: BLE001 - it is raised where the news are read
+        news.put_nowait(error)

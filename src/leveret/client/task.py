@@ -1,0 +1,305 @@
+"""``Task[P, R]``: a function that can be enqueued."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from leveret.client.handle import Handle, Source
+from leveret.client.payload import Signature, makes_coroutines
+from leveret.client.returns import Returns
+from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
+from leveret.model import Envelope, Queue, RetryRules, check_id, check_priority, new_ids, repeated
+from leveret.model.arguments import moment, seconds, seconds_or_none
+from leveret.model.durations import MAX_DELAY, show
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from datetime import datetime, timedelta
+    from typing import Self
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Acknowledge: TypeAlias = Literal["after", "before"]
+
+
+class Producer(Source, Protocol):
+    """What a task needs of its application in order to be enqueued."""
+
+    @property
+    def max_message_size(self) -> int: ...
+    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool) -> None: ...
+    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+
+
+#: No task is kept for a hundred years (seconds).
+_MAX_EXPIRES = 100 * MAX_DELAY
+
+
+class TaskOptions(msgspec.Struct, frozen=True):
+    """How a task is enqueued and acknowledged."""
+
+    queue: str
+    #: "after": at least once, the default. "before": at most once; a worker that dies loses the task.
+    acknowledge: Acknowledge = "after"
+    retry: RetryRules = RetryRules()
+    #: Seconds that an attempt may run; None: no limit.
+    timeout: float | None = None
+    #: Seconds from the enqueueing, or a Unix time, before which it must not run.
+    delay: float = 0.0
+    at: float | None = None
+    #: Seconds from the enqueueing after which it must not start any more.
+    expires: float | None = None
+    #: 0 to 9, the higher first; None is like 4.
+    priority: int | None = None
+    #: Of the next task; None: a new one.
+    id: str | None = None
+    #: Whether what becomes of it, and what it returns, is kept for those who ask.
+    store_result: bool = True
+
+    def __post_init__(self) -> None:
+        Queue(self.queue)  # whose name is checked there
+        limit = seconds_or_none("timeout", self.timeout, above_zero=True, none="no limit")
+        msgspec.structs.force_setattr(self, "timeout", limit)
+        check_priority(self.priority)
+        if self.id is not None:
+            check_id(self.id)
+        if self.acknowledge not in ("after", "before"):
+            raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
+        if not isinstance(self.store_result, bool):
+            raise ConfigurationError(f"store_result is {self.store_result!r}; it must be True or False")
+
+
+#: What tasks of other queues are asked to do, and how it is done here.
+_ENQUEUE = "'await {task}.enqueue(...)' enqueues it, '{task}.enqueue_sync(...)' does without an event loop"
+_LATER = "'await {task}.options(delay=60).enqueue(...)' enqueues it for later (also: at=, expires=, priority=, queue=)"
+_ELSEWHERE = {
+    **dict.fromkeys(("delay", "kiq", "send", "submit", "defer", "defer_async", "push", "enqueue_async"), _ENQUEUE),
+    **dict.fromkeys(
+        ("apply_async", "send_with_options", "schedule", "configure", "kicker", "enqueue_in", "enqueue_at"), _LATER
+    ),
+    **dict.fromkeys(("apply", "run", "call_local"), "calling it, '{task}(...)', runs it here and now"),
+    **dict.fromkeys(("map", "starmap", "chunks"), "'await {task}.enqueue_many([(1,), (2,)])' enqueues many"),
+    "AsyncResult": "'{task}.handle(id)' is the handle of a task by its id",
+    "request": "leveret.current_task() tells a running task about itself",
+}
+
+
+class Call(Generic[P]):
+    """The arguments of one call of a task; made by `Task.call`."""
+
+    __slots__ = ("args", "kwargs", "task")
+
+    def __init__(self, task: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.task = task
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        arguments = [*map(show, self.args), *(f"{name}={show(value)}" for name, value in self.kwargs.items())]
+        return f"<Call {self.task}({', '.join(arguments)})>"
+
+
+class Task(Generic[P, R]):
+    """A function registered with an application. Calling it runs it here and now; ``enqueue`` sends it to a worker."""
+
+    def __init__(
+        self, function: Callable[P, Awaitable[R] | R], name: str, options: TaskOptions, producer: Producer
+    ) -> None:
+        self.function = function
+        self.name = name
+        self._is_async = makes_coroutines(function)
+        self.signature = Signature(function, name)
+        self.returns = Returns(function, name)
+        self._options = options
+        self._producer = producer
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function itself, without any queue (an ``async def`` one gives its coroutine)."""
+        return self.function(*args, **kwargs)
+
+    if not TYPE_CHECKING:  # which would take any name
+
+        def __getattr__(self, name: str) -> Any:
+            hint = _ELSEWHERE.get(name, "").format(task=self.__dict__.get("name", "task"))
+            raise AttributeError(f"a Leveret task has no {name!r}{hint and ': '}{hint}", name=name, obj=self)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} on {self._options.queue}>"
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calling the function only makes a coroutine, so that it is called on the event loop."""
+        return self._is_async
+
+    @property
+    def queue(self) -> str:
+        return self._options.queue
+
+    @property
+    def acknowledge(self) -> Acknowledge:
+        return self._options.acknowledge
+
+    @property
+    def retry(self) -> RetryRules:
+        return self._options.retry
+
+    @property
+    def timeout(self) -> float | None:
+        return self._options.timeout
+
+    @property
+    def store_result(self) -> bool:
+        return self._options.store_result
+
+    def options(
+        self,
+        *,
+        queue: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        expires: float | timedelta | None = None,
+        priority: int | None = None,
+        id: str | None = None,  # noqa: A002 - the user's word for it
+    ) -> Self:
+        """The same task, enqueued differently. Options never mix with the task's own arguments.
+
+        ``delay`` (seconds or a timedelta) and ``at`` (an aware datetime): not before then; the broker keeps it
+        until, durably. ``expires`` (seconds or a timedelta): a task that has not started by then is dead.
+        ``priority``: 0 to 9, the higher first; a task without one is like 4. RabbitMQ keeps it strictly since 4.3, or
+        with ``Queue(kind="classic")``; see docs/guarantees.md. ``id``: the task's own, for one enqueue, as
+        "invoice-42". The SQLite and memory brokers refuse it (DuplicateTask) while a task with that id is ready,
+        delayed, running or dead; RabbitMQ cannot know, and stores both.
+        Raises ConfigurationError for a delay that is no duration, negative or over a year, both kinds at once, a naive
+        datetime, another priority, or an id that is empty, not printable or over 255 bytes.
+        """
+        changed: dict[str, Any] = {}
+        if queue is not None:
+            changed["queue"] = queue
+        if delay is not None and at is not None:
+            raise ConfigurationError("delay and at are two ways to say the same: give one of them")
+        if delay is not None:
+            changed |= {"delay": seconds("delay", delay, most=MAX_DELAY), "at": None}
+        if at is not None:
+            changed |= {"at": moment("at", at), "delay": 0.0}
+        if expires is not None:
+            changed["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
+        changed |= {name: value for name, value in (("priority", priority), ("id", id)) if value is not None}
+        options = msgspec.structs.replace(self._options, **changed)
+        return type(self)(self.function, self.name, options, self._producer)
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[P]:
+        """One call for `enqueue_many`, with any arguments, checked as those of ``enqueue`` are."""
+        return Call(self.name, args, kwargs)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Store the task durably, to be run by a worker.
+
+        Returns when it is safe. Raises InvalidArguments, NotSerializable or TaskTooLarge before anything is sent;
+        DuplicateTask for a chosen id that is taken (not on RabbitMQ); another EnqueueError or a BrokerError when the
+        task is not known to be stored, at most the application's ``enqueue_timeout`` (seconds) later.
+        """
+        envelope = self._envelope(self._new_ids(1)[0], args, kwargs)
+        await self._producer.publish([envelope], told=self.store_result)
+        return self._handle(envelope)
+
+    async def enqueue_many(
+        self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
+    ) -> list[Handle[R]]:
+        """Store many calls in one round trip. ``ids``: one chosen for each.
+
+        A call is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments, which are
+        checked here alone: ``enqueue_many([task.call(5, text="a"), (6,)])``.
+
+        On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that
+        are not known to be. An id that is given twice raises DuplicateTask before anything is sent.
+        """
+        every = [self._arguments(call) for call in calls]
+        chosen = self._new_ids(len(every)) if ids is None else list(ids)
+        if len(chosen) != len(every):
+            raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
+        for id_ in () if ids is None else chosen:
+            check_id(id_)
+        envelopes = [self._envelope(id_, args, kwargs) for id_, (args, kwargs) in zip(chosen, every, strict=True)]
+        twice = repeated(chosen)
+        if twice:
+            raise DuplicateTask(twice)
+        if envelopes:
+            await self._producer.publish(envelopes, told=self.store_result)
+        return [self._handle(envelope) for envelope in envelopes]
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``."""
+        return self._producer.wait(self.enqueue(*args, **kwargs))
+
+    def handle(self, id_: str, /) -> Handle[R]:
+        """The handle of a task of this kind that any program enqueued, by its id."""
+        return Handle(id_, self._producer, task=self.name, stored=self.store_result)
+
+    def _arguments(self, call: Call[P] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(call, Call):
+            if call.task != self.name:
+                raise InvalidArguments(f"a call of task {call.task!r} was given to {self.name!r}.enqueue_many")
+            return call.args, call.kwargs
+        if not isinstance(call, (tuple, list)):
+            raise InvalidArguments(
+                f"{show(call)} is no call of task {self.name!r}: give enqueue_many a tuple of arguments for each, "
+                f"as [(1,), (2,)], or {self.name}.call(...)"
+            )
+        return tuple(call), {}
+
+    def _handle(self, envelope: Envelope) -> Handle[R]:
+        return Handle(
+            envelope.id,
+            self._producer,
+            task=self.name,
+            queue=envelope.queue,
+            stored=self.store_result,
+            stored_at=envelope.enqueued_at,
+        )
+
+    def _new_ids(self, count: int) -> list[str]:
+        return new_ids(count) if self._options.id is None else [self._options.id] * count
+
+    def _envelope(self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
+        body, content_type = self.signature.encode(args, kwargs)
+        if len(body) > self._producer.max_message_size:
+            raise TaskTooLarge(
+                f"the arguments of task {self.name!r} are {len(body)} bytes, over the limit of "
+                f"{self._producer.max_message_size}; store the data elsewhere and pass a reference, "
+                "or raise App(max_message_size=...)"
+            )
+        now, options = time.time(), self._options
+        due = options.at if options.at is not None else now + options.delay if options.delay else None
+        return Envelope(
+            id_,
+            options.queue,
+            self.name,
+            body,
+            content_type,
+            enqueued_at=now,
+            due=due,
+            expires_at=None if options.expires is None else now + options.expires,
+            priority=options.priority,
+        )
+
+
+if TYPE_CHECKING:
+
+    class AsyncTask(Task[P, R]):
+        """A task of an ``async def`` function. For type checkers: a call gives its coroutine."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+    class PlainTask(Task[P, R]):
+        """A task of a plain ``def`` function. For type checkers: a call gives what it returns."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+else:
+    AsyncTask = PlainTask = Task

@@ -1,0 +1,414 @@
+"""From an envelope to an outcome: find the task, read its arguments, run it, classify how it ended.
+
+Nothing here knows a broker or a process; both executors run tasks through this module alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import os
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from leveret.errors import InvalidArguments, NoResult, NotSerializable, TimedOut, UnknownTask, UnreadableBody
+from leveret.model import (
+    NO_RUNTIME,
+    Cancelled,
+    CurrentTask,
+    Dead,
+    DeadLettered,
+    Envelope,
+    Outcome,
+    Released,
+    Retrying,
+    RetryRules,
+    Succeeded,
+    leaves,
+    log_fields,
+    run_within,
+    shorten,
+    within_thread,
+)
+from leveret.model.printable import in_line
+from leveret.observe import LimitedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from leveret.client import App, Task
+    from leveret.errors import LeveretError
+    from leveret.model import Runtime
+    from leveret.observe import Ended, Telemetry
+
+log = logging.getLogger("leveret.execution")
+
+#: Why a message may name a task that is not registered here.
+_FOREIGN = "; if another application uses this queue, give each one queues of its own"
+_CANCELLED = Cancelled("cancelled while it ran")
+
+
+class Runner:
+    """Runs envelopes: ``async def`` tasks on the running loop, plain ``def`` tasks on its own threads."""
+
+    def __init__(self, app: App, *, concurrency: int) -> None:
+        self._app = app
+        self._warnings = LimitedLog(log)
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
+
+    async def run(self, envelope: Envelope, link: Runtime = NO_RUNTIME) -> Outcome:
+        """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
+        telemetry = self._app.telemetry
+        if telemetry is None:
+            return (await self._attempt(envelope, link))[0]
+        with _observed(telemetry, envelope, self._app.url) as ended:
+            try:
+                outcome, error = await self._attempt(envelope, link)
+            except BaseException as interruption:
+                ended(_CANCELLED if link.cancelled else Released(), interruption)
+                raise
+            ended(_CANCELLED if link.cancelled and not isinstance(outcome, Succeeded) else outcome, error)
+            return outcome
+
+    async def _attempt(self, envelope: Envelope, link: Runtime) -> tuple[Outcome, BaseException | None]:
+        """The outcome, and the exception that it comes from."""
+        try:
+            task = self._app.find(envelope.task, envelope.queue)
+        except UnknownTask as error:
+            return _unfit(error, "" if envelope.task is None else _FOREIGN), error
+        try:
+            args, kwargs = task.signature.decode(envelope.body, envelope.content_encoding)
+        except (UnreadableBody, InvalidArguments) as error:
+            return _unfit(error), error
+        except BaseException as error:  # noqa: BLE001 - the types of the arguments are the user's; see below
+            return classify(error, envelope.attempt, task.retry), error
+        try:
+            current = _current(task, envelope, link)
+            link.interruptible = task.is_async
+            value = await run_within(
+                current, self._app.middleware, partial(self._call_here, task, args, kwargs, current)
+            )
+        except asyncio.CancelledError as error:
+            running = asyncio.current_task()
+            if running is not None and running.cancelling():
+                raise
+            return classify(error, envelope.attempt, task.retry), error
+        except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
+            return classify(error, envelope.attempt, task.retry), error
+        finally:
+            link.interruptible = False
+        return self._succeeded(task, envelope, value) if task.store_result else Succeeded(), None
+
+    def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
+        """What an error that left `run` means for its task, by the task's own rules."""
+        try:
+            rules = self._app.find(envelope.task, envelope.queue).retry
+        except UnknownTask:
+            rules = RetryRules()
+        return classify(error, envelope.attempt, rules)
+
+    def timeout(self, envelope: Envelope) -> float | None:
+        """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
+        try:
+            return self._app.find(envelope.task, envelope.queue).timeout
+        except UnknownTask:
+            return None
+
+    def _succeeded(self, task: Task[..., Any], envelope: Envelope, value: Any) -> Succeeded:
+        try:
+            return Succeeded(task.returns.encode(value, self._app.max_result_size))
+        except (NotSerializable, NoResult) as error:
+            problem = str(error)
+        except BaseException as error:  # noqa: BLE001 - what was returned runs the user's code when it is looked at
+            problem = f"looking at the result of task {task.name!r} raised {_summary(error)}"
+        with suppress(Exception):  # a log's handler is the user's too
+            self._warnings.warning(
+                "%s %s succeeded, and its result is not kept: %s",
+                task.name,
+                in_line(envelope.id),
+                problem,
+                extra=log_fields(envelope),
+            )
+        return Succeeded(problem=shorten(problem, 1_000))
+
+    def close(self) -> None:
+        """Let go of the threads; one that still runs a task is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call_here(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
+    ) -> Any:
+        pid = os.getpid()
+        try:
+            return await self._call(task, args, kwargs, current)
+        finally:
+            _end_fork(pid, sys.exc_info()[1])
+
+    async def _call(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
+    ) -> Any:
+        """Call the function, and await what it returns for as long as that is awaitable."""
+        until = None if task.timeout is None else asyncio.get_running_loop().time() + task.timeout
+        value = task.function(*args, **kwargs) if task.is_async else await self._in_thread(task, args, kwargs, current)
+        link = current.link
+        while value is not None and inspect.isawaitable(value):
+            if link.cancelled and not task.is_async:
+                _close(value)
+                raise asyncio.CancelledError  # while its thread ran, which nothing could interrupt
+            link.interruptible = True
+            value = await (value if until is None else _within(task, value, until))
+            link.interruptible = task.is_async
+        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+            _close(value)
+            raise Dead(
+                f"task {task.name!r} returned a generator, and none of its code has run: a task has no 'yield'; "
+                "return a value instead, or have its decorator go through the generator"
+            )
+        return value
+
+    async def _in_thread(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
+    ) -> Any:
+        context = contextvars.copy_context()
+        call = within_thread(current, self._app.thread_middleware, partial(task.function, *args, **kwargs))
+        value, error = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, _guarded, call)
+        if error is not None:
+            try:
+                raise _carried(error)
+            finally:
+                del error
+        if inspect.isawaitable(value):
+            # The rest runs here, and is to see what the first part has set.
+            for variable, content in context.items():
+                if variable.get(_UNSET) is not content:
+                    variable.set(content)
+        return value
+
+
+_UNSET = object()
+
+
+def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
+    """A message that no attempt can make run."""
+    return DeadLettered(shorten(f"{type(error).__name__}: {error}") + more)
+
+
+def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> CurrentTask:
+    return CurrentTask(
+        id=envelope.id,
+        task=task.name,
+        queue=envelope.queue,
+        attempt=envelope.attempt,
+        max_attempts=task.retry.policy.max_attempts,
+        enqueued_at=envelope.enqueued_at,
+        headers=envelope.headers,
+        deadline=None if task.timeout is None else time.time() + task.timeout,
+        _link=link,
+    )
+
+
+@contextmanager
+def _observed(telemetry: Telemetry, envelope: Envelope, url: str) -> Iterator[Ended]:
+    """A telemetry's span around a run; what it raises is logged, and is not the task's."""
+
+    def attempt(step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except BaseException as mistake:  # noqa: BLE001 - it is the user's code
+            _log_mistake("the application's telemetry failed; the task goes on", mistake, log_fields(envelope))
+            return None
+
+    span = attempt(lambda: telemetry.processing(envelope, url))
+    ended = attempt(lambda: span.__enter__()) if span is not None else None
+    error: BaseException | None = None
+    try:
+        yield lambda outcome, cause: attempt(lambda: ended and ended(outcome, cause))
+    except BaseException as interruption:
+        error = interruption
+        raise
+    finally:
+        if ended is not None:
+            attempt(lambda: span.__exit__(type(error) if error else None, error, error and error.__traceback__))
+
+
+async def _within(task: Task[..., Any], running: Awaitable[Any], until: float) -> Any:
+    """Await what runs, within its task's timeout: until that time of the loop."""
+    own: TimeoutError | None = None
+    try:
+        async with asyncio.timeout_at(until):
+            try:
+                return await running
+            except TimeoutError as error:
+                own = error
+                raise
+    except TimeoutError as error:
+        if error is own:
+            raise
+        raise TimedOut(f"task {task.name!r} ran longer than its timeout of {task.timeout or 0.0:.15g} s") from error
+
+
+def _guarded(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What it returned, or what it raised: not every exception can be handed from a thread through a future."""
+    pid = os.getpid()
+    try:
+        value = call()
+    except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+        _end_fork(pid, error)
+        return None, error
+    _end_fork(pid, None)
+    return value, None
+
+
+def _end_fork(pid: int, error: BaseException | None) -> None:
+    """In a process that a task forked and that comes back from the task: end, as a program that has come to its end.
+
+    The task is the other process's, and so are the event loop and the threads that this one would go on with.
+    """
+    if os.getpid() != pid:
+        _exit_with(error)
+
+
+def _exit_with(error: BaseException | None) -> NoReturn:
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+def _carried(error: BaseException) -> BaseException:
+    """The exception as a coroutine can raise it."""
+    if not isinstance(error, (StopIteration, GeneratorExit)):
+        return error
+    carrier = RuntimeError(f"the task raised {type(error).__name__}")
+    carrier.__cause__ = error
+    return carrier
+
+
+def _close(value: Any) -> None:
+    """Let go of a coroutine or a generator that is not to run: nobody warns of it then."""
+    with suppress(Exception):
+        if not inspect.isasyncgen(value):
+            value.close()
+
+
+def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
+    """What an exception means for its task. Total: whatever the exception and the rules do, there is an outcome."""
+    mistakes: list[BaseException] = []
+    try:
+        outcome = _judged(error, attempt, rules, mistakes)
+    except BaseException as mistake:  # noqa: BLE001 - an exception's own code ran, and may raise anything
+        mistakes.append(mistake)
+        outcome = _charged(_summary(error), _traceback(error), rules.policy.next_try(attempt))
+    for one in mistakes:
+        _log_mistake("the retry rule of a task failed; its policy decides", one)
+    return outcome
+
+
+def _judged(error: BaseException, attempt: int, rules: RetryRules, mistakes: list[BaseException]) -> Outcome:
+    dead = [_words(one) for one in leaves(error) if isinstance(one, Dead)]
+    if dead:
+        return DeadLettered(shorten("; ".join(filter(None, dead))) or "the task gave up", _traceback(error))
+    return _charged(_summary(error), _traceback(error), rules.next_try(attempt, error, mistakes))
+
+
+def _charged(summary: str, traceback_: str, verdict: float | str) -> Outcome:
+    if isinstance(verdict, str):
+        return DeadLettered(f"{summary}; {verdict}", traceback_)
+    return Retrying(summary, traceback_, verdict)
+
+
+def _words(error: BaseException) -> str:
+    words = _text(lambda: str(error))
+    return _described(error) if words is None else words
+
+
+def _summary(error: BaseException) -> str:
+    text = _text(lambda: "".join(traceback.format_exception_only(error)).strip()) if _is_formattable(error) else None
+    return shorten(_described(error) if text is None else text, 1_000)
+
+
+def _traceback(error: BaseException) -> str:
+    """From the task's own function on: what called it is the same each time, and nobody's mistake."""
+    whole = start = at = _own(error, "__traceback__")
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == __file__:
+            start = at.tb_next
+        at = at.tb_next
+    start = start or whole
+    text = None
+    if _is_formattable(error):
+        text = _text(lambda: "".join(traceback.format_exception(type(error), error, start)))
+    if text is None:
+        text = f"{_text(lambda: ''.join(traceback.format_tb(start))) or ''}{_described(error)}\n"
+    return shorten(text)
+
+
+#: What the traceback module asks an exception for. A class that answers in its own way may never come to an end.
+_ASKED = ("__traceback__", "__cause__", "__context__", "__suppress_context__", "__notes__", "exceptions")
+#: Of a class that was made by a class statement, and not in C.
+_HEAP_TYPE = 1 << 9
+
+
+#: Python makes the whole traceback of an exception that brings along more, though it is cut short, and blocks the loop.
+_MOST_EXCEPTIONS = 200
+
+
+def _is_formattable(error: BaseException) -> bool:
+    """Whether an exception, and each one that it brings along, is as Python made it, and they are not too many."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if len(seen) > _MOST_EXCEPTIONS:
+            return False
+        users = [kind for kind in type(one).__mro__ if kind.__flags__ & _HEAP_TYPE]
+        if any(name in vars(kind) for kind in users for name in _ASKED):
+            return False
+        others = [_own(one, "__cause__"), _own(one, "__context__")]
+        waiting += [other for other in others if other is not None]
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += _own(one, "exceptions")
+    return True
+
+
+def _own(error: BaseException, name: str) -> Any:
+    """An attribute that every exception has, whatever its class makes of the name."""
+    kind = BaseExceptionGroup if name == "exceptions" else BaseException
+    return vars(kind)[name].__get__(error)
+
+
+def _text(spell: Callable[[], str]) -> str | None:
+    """What the user's own code makes of an exception; None when it raises, or gives no text."""
+    try:
+        return str.__str__(spell())
+    except BaseException:  # noqa: BLE001 - an exception's own __str__ may raise anything
+        return None
+
+
+def _described(error: BaseException) -> str:
+    """By hand: its class, and what it says if that can be had."""
+    name = vars(type)["__name__"].__get__(type(error))
+    words = _text(lambda: str(error))
+    return f"{name} (its message cannot be shown)" if words is None else f"{name}: {words}"
+
+
+def _log_mistake(text: str, mistake: BaseException, extra: dict[str, Any] | None = None) -> None:
+    """With the traceback, made here: a handler that formatted it would run the user's code again."""
+    with suppress(BaseException):  # a handler is the user's too, and there is nowhere else to say it
+        log.error("%s:\n%s", text, _traceback(mistake).rstrip(), extra=extra)

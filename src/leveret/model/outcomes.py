@@ -1,0 +1,65 @@
+"""How a run ended, and what becomes of the task then."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from leveret.model.messages import Delivery, Envelope
+
+
+class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The task ran to its end."""
+
+    #: What it returned, as JSON; None when that is not to be kept, or cannot be.
+    result: bytes | None = None
+    #: Why the result cannot be kept.
+    problem: str = ""
+
+
+class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The attempt failed and is charged; the task goes to the end of its queue, ``delay`` seconds from now."""
+
+    error: str
+    traceback: str = ""
+    delay: float = 0.0
+
+
+class DeadLettered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The task can't or shall not run again; it is kept with the reason."""
+
+    reason: str
+    traceback: str = ""
+
+
+class Released(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Not run, or interrupted by a stop: handed back, uncharged, for another worker."""
+
+
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Somebody wanted it to end: it leaves its queue, and is no dead letter."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled
+Settlement: TypeAlias = tuple[Delivery, Outcome]
+
+
+def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
+    """The task for its next attempt."""
+    return msgspec.structs.replace(
+        envelope,
+        attempt=envelope.attempt + 1,
+        last_error=outcome.error,
+        due=now + outcome.delay if outcome.delay else None,
+    )
+
+
+def revived(envelope: Envelope, now: float) -> Envelope:
+    """A dead task for another life, enqueued now: its first attempt, at once, and it does not expire.
+
+    Who cancelled it before, when it was dead or about to be, came too late: that must not end its new life.
+    """
+    return msgspec.structs.replace(envelope, attempt=1, enqueued_at=now, due=None, expires_at=None)

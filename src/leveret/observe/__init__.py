@@ -1,0 +1,61 @@
+"""What a worker does, for people and programs: events, logs, telemetry, metrics."""
+
+from __future__ import annotations
+
+from leveret.observe.events import (
+    ChildReplaced,
+    Event,
+    Listener,
+    TaskBlocks,
+    TaskFinished,
+    TaskSettled,
+    TaskStarted,
+    WorkerReady,
+    WorkerStopping,
+    write,
+    write_log,
+)
+from leveret.observe.limited_log import (
+    LimitedLog,
+)
+from leveret.observe.listening import (
+    BACKLOG,
+    Counted,
+    Repeated,
+    accept,
+    most_open,
+)
+from leveret.observe.logs import (
+    Format,
+    Logging,
+    quieten_connections,
+)
+from leveret.observe.telemetry import (
+    Ended,
+    Telemetry,
+)
+
+__all__ = [
+    "BACKLOG",
+    "ChildReplaced",
+    "Counted",
+    "Ended",
+    "Event",
+    "Format",
+    "LimitedLog",
+    "Listener",
+    "Logging",
+    "Repeated",
+    "TaskBlocks",
+    "TaskFinished",
+    "TaskSettled",
+    "TaskStarted",
+    "Telemetry",
+    "WorkerReady",
+    "WorkerStopping",
+    "accept",
+    "most_open",
+    "quieten_connections",
+    "write",
+    "write_log",
+]

@@ -1,0 +1,61 @@
+"""What a worker answers when it is asked what it does."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.model import ChildReport, DeadLettered, Retrying, WorkerReport, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from leveret.model import Outcome
+
+
+class WorkerReporter:
+    """Counts what has ended; the rest is looked up when somebody asks.
+
+    ``held``: how many deliveries the worker has. ``default_tasks``: by queue, of messages that name none.
+    """
+
+    def __init__(
+        self,
+        queues: Sequence[str],
+        default_tasks: Mapping[str, str],
+        children: Callable[[], Sequence[ChildReport]],
+        held: Callable[[], int],
+    ) -> None:
+        self._queues = list(queues)
+        self._default_tasks = default_tasks
+        self._children = children
+        self._held = held
+        self._started_at = time.time()
+        self._finished = 0
+        self._failed = 0
+
+    def ended(self, outcome: Outcome) -> None:
+        self._finished += 1
+        if isinstance(outcome, (Retrying, DeadLettered)):
+            self._failed += 1
+
+    def __call__(self) -> WorkerReport:
+        children = [self._named(child) for child in self._children()]
+        running = sum(len(child.running) for child in children)
+        return WorkerReport(
+            name=this_process(),
+            started_at=self._started_at,
+            queues=self._queues,
+            children=children,
+            waiting=max(0, self._held() - running),
+            finished=self._finished,
+            failed=self._failed,
+        )
+
+    def _named(self, child: ChildReport) -> ChildReport:
+        running = [
+            msgspec.structs.replace(one, task=one.task or self._default_tasks.get(one.queue)) for one in child.running
+        ]
+        return msgspec.structs.replace(child, running=sorted(running, key=lambda one: one.since))
