@@ -86,7 +86,7 @@ async def wait_for(handle: Handle[Any]) -> None:
 async def main(url: str, seed: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    app.connect_to(url)
+    app.client.connect_to(url)
     waiting: set[asyncio.Task[None]] = set()
     await asyncio.gather(*(produce(random.Random(seed + number), stop, waiting) for number in range(_CALLS)))
     if waiting:

@@ -217,7 +217,7 @@ class Stage:
         """Enqueue from here; safe."""
 
         async def run() -> list[str]:
-            app.connect_to(self.url)
+            app.client.connect_to(self.url)
             try:
                 return [handle.id for handle in await task.enqueue_many(calls)]
             finally:

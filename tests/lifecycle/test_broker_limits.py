@@ -141,6 +141,6 @@ async def test_an_alarm_is_named_by_whoever_asks(node: Node) -> None:
             with pytest.raises(TimeoutError):
                 await app.tasks[0].enqueue("during")
             with pytest.raises(BrokerUnavailable, match=r"takes nothing on this connection now .*alarm"):
-                await app.broker.declare([Queue("other")])
+                await app.client.broker.declare([Queue("other")])
         finally:
             await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")

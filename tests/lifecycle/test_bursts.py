@@ -59,7 +59,7 @@ async def test_first_enqueues_declare_once(node: Node, declared: Declared, caplo
     assert declared.times("work") <= 3
     assert declared.times("leveret.events") <= 3
     assert caplog.text == ""
-    (stats,) = await app.broker.stats(["work"])
+    (stats,) = await app.client.broker.stats(["work"])
     assert stats.ready == MANY
     await app.close()
 
@@ -79,7 +79,7 @@ async def test_many_cancellations_make_the_stream_once(node: Node, declared: Dec
     app, say = app_on(node.url)
     handles = await asyncio.gather(*(say.enqueue("x") for _ in range(50)))
     declared.names.clear()
-    await asyncio.gather(*(app.cancel(handle.id) for handle in handles))
+    await asyncio.gather(*(app.client.cancel(handle.id) for handle in handles))
     assert declared.times("leveret.cancelled") <= 2 * len(handles) / 5
     await app.close()
 
@@ -95,7 +95,7 @@ async def test_enqueue_many_to_many_queues(place: Place) -> None:
         await say.options(queue=queue).enqueue_many([("a",), ("b",)])
 
     await asyncio.gather(*(to(queue) for _ in range(20) for queue in ("work", "other", "raw", "default")))
-    stats = await app.broker.stats(["work", "other", "raw", "default"])
+    stats = await app.client.broker.stats(["work", "other", "raw", "default"])
     assert [one.ready for one in stats] == [40] * 4
     await app.close()
 
@@ -109,13 +109,13 @@ async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node) -> Non
         one.cancel()
     results = await asyncio.gather(*enqueuing, return_exceptions=True)
     assert not any(isinstance(result, BaseException) for result in results[50:])
-    (stats,) = await app.broker.stats(["work"])
+    (stats,) = await app.client.broker.stats(["work"])
     assert stats.ready == 50
     await app.close()
 
 
 async def is_declaring(app: App) -> bool:
-    return bool(app._producer()._declaring._running)
+    return bool(app.client._producer()._declaring._running)
 
 
 async def test_a_queue_that_cannot_be_is_an_error_for_all(node: Node) -> None:

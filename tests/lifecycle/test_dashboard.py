@@ -127,7 +127,7 @@ async def test_a_task_is_followed_from_its_start_to_its_retry(
         worker.ready()
         async with browsing() as browser, tab(browser, dashboard.address) as page:
             await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-            shop.app.connect_to(place.url)
+            shop.app.client.connect_to(place.url)
             async with shop.app:
                 handle = await shop.import_orders.enqueue("orders.csv", rows=40)
                 await _follow_a_run(page, handle.id, tmp_path, place.kind)
@@ -224,7 +224,7 @@ async def test_dead_letters_are_dropped_in_bulk_after_a_question(
     place: Place, dashboard: Dashboard, ledger: Ledger
 ) -> None:
     expect.set_options(timeout=PATIENCE * 1000)
-    shop.app.connect_to(place.url)
+    shop.app.client.connect_to(place.url)
     with Worker(place.url, ledger, app=SHOP) as worker:
         worker.ready()
         async with shop.app:

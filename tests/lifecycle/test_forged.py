@@ -106,7 +106,7 @@ async def forging(place: Place) -> AsyncIterator[None]:
 
 
 async def test_nobodys_view_suffers_from_what_somebody_forged(place: Place, ledger: Ledger) -> None:
-    ledger_app.app.connect_to(place.url)
+    ledger_app.app.client.connect_to(place.url)
     with Worker(place.url, ledger) as worker:
         worker.ready()
         async with ledger_app.app:

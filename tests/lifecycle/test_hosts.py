@@ -69,8 +69,8 @@ async def test_a_silent_host_costs_a_moment(node: Node, stack: ExitStack, shape:
     app = app_on(arranged(stack, node, shape))
     (say,) = app.tasks
     await say.enqueue("a")
-    assert await app.broker.dead_letters("work", limit=1) == []
-    (stats,) = await app.broker.stats(["work"])
+    assert await app.client.broker.dead_letters("work", limit=1) == []
+    (stats,) = await app.client.broker.stats(["work"])
     assert stats.ready == 1
     await app.close()
 
@@ -110,7 +110,7 @@ async def test_a_host_that_falls_silent_in_mid_life(node: Node) -> None:
         for silent in (one, other, one):
             silent.swallow()
             await asyncio.gather(*(say.enqueue(str(number)) for number in range(20)))
-            await app.broker.stats(["work"])
+            await app.client.broker.stats(["work"])
             silent.resume()
             silent.cut()
         await app.close()

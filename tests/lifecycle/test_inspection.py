@@ -30,7 +30,7 @@ async def test_children_are_seen(place: Place, ledger: Ledger) -> None:
     """Each with its process id, its memory and what it runs since when; a stopping worker too, until it has ended."""
     began = time.time()
     with Worker(place.url, ledger, "--processes", "2", "--concurrency", "1").ready() as worker:
-        ledger_app.app.connect_to(place.url)
+        ledger_app.app.client.connect_to(place.url)
         texts = ["a", "b"]
         handles = [await ledger_app.pause.enqueue(text, 60.0) for text in texts]
         broker = connect(place.url)

@@ -32,9 +32,9 @@ LARGE = 900_000
 @pytest.fixture(autouse=True)
 def connected(place: Place) -> Iterator[None]:
     before = loop_app.app.url
-    loop_app.app.connect_to(place.url)
+    loop_app.app.client.connect_to(place.url)
     yield
-    loop_app.app.connect_to(before)
+    loop_app.app.client.connect_to(before)
 
 
 async def all_that_tasks_do() -> str:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def producing(place: Place | Node) -> AsyncGenerator[App]:
-    ledger_app.app.connect_to(place.url)
+    ledger_app.app.client.connect_to(place.url)
     try:
         yield ledger_app.app
     finally:
@@ -265,7 +265,7 @@ async def test_a_task_is_known_at_once(place: Place) -> None:
 
 
 def test_without_an_event_loop(place: Place, ledger: Ledger) -> None:
-    ledger_app.app.connect_to(place.url)
+    ledger_app.app.client.connect_to(place.url)
     try:
         with Worker(place.url, ledger).ready():
             handle = ledger_app.measure.enqueue_sync(1, 2)
@@ -313,4 +313,4 @@ async def test_a_dead_letter_that_dies_again_at_once_is_dead(place: Place, ledge
         status = await handle.status()
         assert (status.state, status.error) == ("dead", "gave up: x")
         assert [moment.state for moment in status.history if moment.state != "running"][-2:] == ["dead", "queued"]
-        assert await app.statuses([handle.id]) == [status]
+        assert await app.client.statuses([handle.id]) == [status]

@@ -32,7 +32,7 @@ import asyncio, itertools, os, sys
 from tests.support.ledger_app import app, say
 
 async def main():
-    app.connect_to(sys.argv[1])
+    app.client.connect_to(sys.argv[1])
     async def produce(lane):
         for number in itertools.count():
             text = f"{sys.argv[2]}-{lane}-{number}"

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leveret.client.app import load_app
+from leveret.client import load_app
 from tests.support import strange_app
 from tests.support.waiting import until
 from tests.support.workers import Worker
@@ -23,7 +23,7 @@ _ENDED = ("succeeded", "dead", "retrying", "delayed")
 def test_each_ends_in_one_outcome_and_the_child_lives(place: Place, ledger: Ledger) -> None:
     """With all of them at once, and a neighbour before and after them."""
     app = load_app(REFERENCE)
-    app.connect_to(place.url)
+    app.client.connect_to(place.url)
 
     async def run() -> tuple[int, list[Status], int]:
         async with app:

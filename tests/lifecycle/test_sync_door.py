@@ -16,7 +16,7 @@ FORKS = """
 import os, sys, threading
 from tests.support.ledger_app import app, say
 
-app.connect_to(sys.argv[1])
+app.client.connect_to(sys.argv[1])
 say.enqueue_sync("before")
 
 def from_threads(name):
@@ -48,7 +48,7 @@ PLAIN = """
 import asyncio, sys
 from tests.support.ledger_app import app, say
 
-app.connect_to(sys.argv[1])
+app.client.connect_to(sys.argv[1])
 say.enqueue_sync("plain")
 
 async def inside():

@@ -31,7 +31,7 @@ async def test_it_is_steered_by_keys(place: Place, ledger: Ledger) -> None:
         Worker(place.url, ledger).ready(),
         Terminal("top", "--app", LEDGER_APP, "--url", place.url, "--interval", "0.2", width=160, height=40) as top,
     ):
-        ledger_app.app.connect_to(place.url)
+        ledger_app.app.client.connect_to(place.url)
         await ledger_app.pause.enqueue("long", 600.0)
         dead = await ledger_app.give_up.enqueue(HOSTILE)
         frame = top.shows(rf"dead +{dead.id}")
@@ -65,7 +65,7 @@ async def test_it_fits(width: int, any_size_url: str, ledger: Ledger) -> None:
     """No line is wider than the terminal, no picture higher, whatever there is; and SIGTERM ends it well."""
     broker = connect(any_size_url)
     await broker.declare([Queue(f"queue-{'x' * 70}-{number}") for number in range(30)])
-    ledger_app.app.connect_to(any_size_url)
+    ledger_app.app.client.connect_to(any_size_url)
     with (
         Worker(any_size_url, ledger, "--concurrency", "30").ready(),
         Terminal("top", "--url", any_size_url, "--interval", "0.2", width=width, height=20) as top,
@@ -94,7 +94,7 @@ def any_size_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def test_plain_lines(place: Place, ledger: Ledger) -> None:
     """One block, without escapes, when it is asked for once."""
     with Worker(place.url, ledger).ready():
-        ledger_app.app.connect_to(place.url)
+        ledger_app.app.client.connect_to(place.url)
         running = await ledger_app.pause.enqueue("long", 600.0)
         dead = await ledger_app.give_up.enqueue(HOSTILE)
         ledger.wait_for("start long")

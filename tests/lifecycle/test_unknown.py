@@ -49,7 +49,7 @@ async def test_a_task_that_does_not_exist(any_place: Place, id_: str) -> None:
     broker = any_place.open()
     app = application()
     (double,) = app.tasks
-    with app.enqueuing_to(broker):
+    with app.client.enqueuing_to(broker):
         waits = [
             app.handle(id_).result(),
             app.handle(id_).result(0.5),
@@ -69,7 +69,7 @@ async def test_a_task_that_is_stored_while_others_wait_for_it(any_place: Place) 
     producer, asker = any_place.open(), any_place.open()
     app, other = application(), application()
     (double,) = app.tasks
-    with app.enqueuing_to(producer), other.enqueuing_to(asker):
+    with app.client.enqueuing_to(producer), other.client.enqueuing_to(asker):
         worker = Worker(InProcessExecutor(app, concurrency=2), broker=producer)
         working = asyncio.create_task(worker.run())
         waiting = [asyncio.create_task(one.handle("order-1").result(LIMIT)) for one in (app, other)]
@@ -103,7 +103,7 @@ async def test_a_task_that_this_program_takes_long_to_store(any_place: Place, mo
     monkeypatch.setattr(broker, "statuses", ask)
     app = application()
     (double,) = app.tasks
-    with app.enqueuing_to(broker):
+    with app.client.enqueuing_to(broker):
         worker = Worker(InProcessExecutor(app, concurrency=2), broker=broker)
         working = asyncio.create_task(worker.run())
         enqueuing = asyncio.create_task(double.options(id="order-2").enqueue(21))
@@ -143,7 +143,7 @@ BODIES = {
     from leveret import as_finished
     async for one in as_finished([handle, await loop.enqueue()]): break""",
     "a watch": """
-    async with app.broker.watch() as watch:
+    async with app.client.broker.watch() as watch:
         await loop.enqueue()
         async for batch in watch: break""",
 }

@@ -34,7 +34,7 @@ class Client:
 
     def enqueue_many(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[str]:
         async def run() -> list[str]:
-            self._app.connect_to(self.url)
+            self._app.client.connect_to(self.url)
             try:
                 return [handle.id for handle in await task.enqueue_many(calls)]
             finally:

@@ -52,5 +52,5 @@ async def fail_once(text: str) -> None:
 
 
 if __name__ == "__main__":
-    app.connect_to(sys.argv[1])
+    app.client.connect_to(sys.argv[1])
     asyncio.run(fail_once.enqueue("a"))

@@ -26,26 +26,13 @@ from leveret.brokers import censor, connect
 from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.client.app import load_app
+from leveret.client import load_app
 from leveret.model import MAX_QUEUE_NAME
+from tests.support.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from leveret.model import Envelope
-
-
-class Outbox(App):
-    """Keeps what it is given to send."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__("memory://", **options)
-        self.sent: list[Envelope] = []
-
-    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> None:
-        del told
-        self.sent.extend(envelopes)
 
 
 # The registry
@@ -157,20 +144,20 @@ def test_a_message_finds_its_task_by_name_from_any_queue() -> None:
     app = App("memory://")
     work = app.task(name="work", queue="a")(lambda: None)
     fallback = app.task(name="fallback", queue="a", default=True)(lambda: None)
-    assert app.find("work", "b") is work
-    assert app.find(None, "a") is fallback
+    assert app.registry.find("work", "b") is work
+    assert app.registry.find(None, "a") is fallback
 
 
 def test_a_message_that_finds_no_task_hears_what_there_is() -> None:
     app = App("memory://")
     with pytest.raises(UnknownTask, match=r"no task is registered as 'work'; known: none"):
-        app.find("work", "default")
+        app.registry.find("work", "default")
     app.task(name="b")(lambda: None)
     app.task(name="a")(lambda: None)
     with pytest.raises(UnknownTask, match=r"no task is registered as 'work'; known: a, b"):
-        app.find("work", "default")
+        app.registry.find("work", "default")
     with pytest.raises(UnknownTask, match=r"names no task .* and queue 'default' has no default task"):
-        app.find(None, "default")
+        app.registry.find(None, "default")
 
 
 def test_a_task_can_be_called_here_and_now() -> None:
@@ -336,7 +323,7 @@ def test_the_url_is_the_one_given_else_the_environments_else_a_file(monkeypatch:
     monkeypatch.setenv("LEVERET_URL", "amqp://there/")
     assert app.url == "amqp://there/"
     assert App("memory://").url == "memory://"
-    app.connect_to("sqlite:///elsewhere.db")
+    app.client.connect_to("sqlite:///elsewhere.db")
     assert app.url == "sqlite:////var/elsewhere.db"
     monkeypatch.setenv("LEVERET_URL", "")
     assert App().url == "sqlite:////var/leveret.db"

@@ -208,7 +208,7 @@ def test_a_shell_completes_the_queues_of_a_file(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
     async def declare() -> None:
-        broker = leveret.App().broker
+        broker = leveret.App().client.broker
         await broker.declare([leveret.Queue("mail"), leveret.Queue("work")])
         await broker.close()
 

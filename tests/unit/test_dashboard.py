@@ -50,7 +50,7 @@ def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[App]:
 
     with ExitStack() as stack:
         if request.param == "memory":
-            stack.enter_context(application.enqueuing_to(MemoryBroker()))
+            stack.enter_context(application.client.enqueuing_to(MemoryBroker()))
         yield application
 
 
@@ -63,7 +63,7 @@ def dead(number: int = 1, task: str = "resize", **more: Any) -> Envelope:
 async def test_the_overview_shows_the_queues(app: App) -> None:
     async with visiting(app) as visitor:
         await app.tasks[0].enqueue("cat.png", 80)
-        await bury(app.broker, [dead()], "ValueError: no such file")
+        await bury(app.client.broker, [dead()], "ValueError: no such file")
         page = Page(await until(lambda: _source_with(visitor, "./", "no such file"), "the failure is on the overview"))
         assert "work" in page.text
         assert any(one.get("href") == "queue?name=work" for one in page.all("a"))
@@ -79,15 +79,15 @@ async def _source_with(visitor: Visitor, path: str, words: str) -> str:
 
 async def test_a_failure_is_shown_though_much_has_succeeded_since(app: App) -> None:
     async with visiting(app) as visitor:
-        await bury(app.broker, [dead()], "ValueError: no such file")
+        await bury(app.client.broker, [dead()], "ValueError: no such file")
         await until(lambda: _source_with(visitor, "/", "no such file"), "the failure is known")
         now = time.time()
         others = [Status(str(number), "succeeded", now, "work", "other") for number in range(1_500)]
-        await app.broker.tell(others)
+        await app.client.broker.tell(others)
         await until(lambda: _source_with(visitor, "/", ">1499</bdi>"), "the others are known")
         assert "no such file" in await visitor.get("/")
         assert "no such file" not in await visitor.get("/tasks")
-        await app.broker.retry_dead("work", [dead().id])
+        await app.client.broker.retry_dead("work", [dead().id])
         await until(lambda: _source_without(visitor, "/", "no such file"), "it waits again, and is no failure")
 
 
@@ -98,14 +98,14 @@ async def _source_without(visitor: Visitor, path: str, words: str) -> str:
 
 async def test_a_queue_is_paused_and_resumed(app: App) -> None:
     async with visiting(app) as visitor:
-        await app.broker.declare([Queue("work")])
+        await app.client.broker.declare([Queue("work")])
         answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "pause")])
         assert answer.status_code == 200
         assert "The queue is paused" in answer.text
-        assert [one.paused for one in await app.broker.stats()] == [True]
+        assert [one.paused for one in await app.client.broker.stats()] == [True]
         answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "resume")])
         assert "The queue goes on" in answer.text
-        assert [one.paused for one in await app.broker.stats()] == [False]
+        assert [one.paused for one in await app.client.broker.stats()] == [False]
 
 
 async def test_a_queue_that_is_not_there(app: App) -> None:
@@ -120,7 +120,7 @@ async def test_a_queue_that_is_not_there(app: App) -> None:
 
 async def test_a_task_that_failed(app: App) -> None:
     async with visiting(app) as visitor:
-        await bury(app.broker, [dead()], "ValueError: no such file", "Traceback ...\n  File tasks.py, line 3")
+        await bury(app.client.broker, [dead()], "ValueError: no such file", "Traceback ...\n  File tasks.py, line 3")
         page = await visitor.get(f"/task?id={dead().id}")
         for shown in ("resize", "ValueError: no such file", "File tasks.py, line 3", "cat.png", "width", "80"):
             assert shown in page
@@ -138,14 +138,14 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
             progress=Progress(30, 120, "row 30"),
             body=b'{"args": ["photo.jpg"], "kwargs": {"width": 80}}',
         )
-        await app.broker.declare([Queue("work")])
-        await app.broker.tell([running])
+        await app.client.broker.declare([Queue("work")])
+        await app.client.broker.tell([running])
         page = await visitor.get("/task?id=one")
         assert '<progress max="100" value="25"' in page
         assert "row 30" in page
         assert "Running for" in page
         assert "photo.jpg" in page
-        await app.broker.tell(
+        await app.client.broker.tell(
             [Status("one", "succeeded", now + 1, "work", "resize", 2, encoded_result=msgspec.Raw(b'{"w": 80}'))]
         )
         page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
@@ -172,8 +172,8 @@ async def test_a_waiting_task_is_cancelled(app: App) -> None:
 async def test_dead_letters_are_searched(app: App) -> None:
     letters = [dead(1), dead(2, "mail"), dead(3, "mail")]
     async with visiting(app) as visitor:
-        await bury(app.broker, letters[:2], "TimeoutError: too slow")
-        await bury(app.broker, letters[2:], "ValueError: bad address")
+        await bury(app.client.broker, letters[:2], "TimeoutError: too slow")
+        await bury(app.client.broker, letters[2:], "ValueError: bad address")
         assert await _ids(visitor, "/dead") == {one.id for one in letters}
         assert await _ids(visitor, "/dead?queue=work&task=MAIL") == {letters[1].id, letters[2].id}
         assert await _ids(visitor, "/dead?queue=work&error=timeout") == {letters[0].id, letters[1].id}
@@ -189,38 +189,38 @@ async def _ids(visitor: Visitor, path: str) -> set[str | None]:
 async def test_dead_letters_are_put_back(app: App) -> None:
     letters = [dead(number) for number in range(1, 6)]
     async with visiting(app) as visitor:
-        await bury(app.broker, letters, "ValueError")
+        await bury(app.client.broker, letters, "ValueError")
         chosen = [("id", letters[0].id), ("id", letters[3].id)]
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), *chosen])
         assert "2 dead letters put back" in answer.text
         assert await _ids(visitor, "/dead?queue=work") == {letters[number].id for number in (1, 2, 4)}
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
         assert "3 dead letters put back" in answer.text
-        assert [(one.ready, one.dead) for one in await app.broker.stats()] == [(5, 0)]
+        assert [(one.ready, one.dead) for one in await app.client.broker.stats()] == [(5, 0)]
 
 
 async def test_readers_at_the_same_time_see_all_dead_letters(app: App) -> None:
     letters = [dead(number) for number in range(1, 6)]
     async with visiting(app) as visitor:
-        await bury(app.broker, letters, "ValueError")
+        await bury(app.client.broker, letters, "ValueError")
         seen = await asyncio.gather(*(_ids(visitor, "/dead?queue=work") for _ in range(5)))
         assert seen == [{one.id for one in letters}] * 5
 
 
 async def test_all_that_match_are_dropped_after_a_question(app: App) -> None:
     async with visiting(app) as visitor:
-        await bury(app.broker, [dead(1), dead(2)], "TimeoutError")
-        await bury(app.broker, [dead(3)], "ValueError")
+        await bury(app.client.broker, [dead(1), dead(2)], "TimeoutError")
+        await bury(app.client.broker, [dead(3)], "ValueError")
         fields = [("queue", "work"), ("action", "drop"), ("error", "timeout"), ("all", "yes")]
         answer = await visitor.post("/dead", fields)
         assert "Drop 2 dead letters for good?" in answer.text
-        assert (await app.broker.stats())[0].dead == 3
+        assert (await app.client.broker.stats())[0].dead == 3
         ids = {one.get("value") or "" for one in Page(answer.text).all("input") if one.get("name") == "id"}
         assert ids == {dead(1).id, dead(2).id}
         fields = [("queue", "work"), ("action", "drop"), ("sure", "yes"), *(("id", one) for one in sorted(ids))]
         answer = await visitor.post("/dead", fields)
         assert "2 dead letters deleted for good" in answer.text
-        assert [one.envelope.id for one in await app.broker.dead_letters("work", limit=9)] == [dead(3).id]
+        assert [one.envelope.id for one in await app.client.broker.dead_letters("work", limit=9)] == [dead(3).id]
 
 
 @pytest.mark.parametrize("evil", HOSTILE)
@@ -231,9 +231,9 @@ async def test_whatever_is_shown_is_escaped(app: App, evil: str) -> None:
     huge = evil * 20_000
     good = Envelope(f"{evil}2", "work", task, body)
     async with visiting(app) as visitor:
-        await bury(app.broker, [envelope], evil, huge)
-        await take(app.broker, [good], lambda _: Succeeded(msgspec.json.encode([evil, {evil: huge[:50_000]}])))
-        await app.broker.tell(
+        await bury(app.client.broker, [envelope], evil, huge)
+        await take(app.client.broker, [good], lambda _: Succeeded(msgspec.json.encode([evil, {evil: huge[:50_000]}])))
+        await app.client.broker.tell(
             [Status(f"{evil}3", "running", time.time(), "work", task, worker=evil, progress=Progress(1, 2, evil))]
         )
         await until(lambda: _source_with(visitor, "/tasks", "running</span>"), "the tasks are known")
@@ -270,8 +270,8 @@ def _check_harmless(source: str, path: str) -> None:
 
 async def test_arguments_and_results_are_redacted(app: App) -> None:
     async with visiting(app, redact=by_name(["path", "return"])) as visitor:
-        await bury(app.broker, [dead(1)], "ValueError")
-        await take(app.broker, [dead(2)], lambda _: Succeeded(b'"secret"'))
+        await bury(app.client.broker, [dead(1)], "ValueError")
+        await take(app.client.broker, [dead(2)], lambda _: Succeeded(b'"secret"'))
         page = await visitor.get(f"/task?id={dead(1).id}")
         assert "cat.png" not in page
         assert "(hidden)" in page
@@ -293,7 +293,7 @@ async def test_a_change_from_elsewhere_is_refused(
     app: App, headers: dict[str, str], fields: list[tuple[str, str]]
 ) -> None:
     async with visiting(app) as visitor:
-        await bury(app.broker, [dead()], "ValueError")
+        await bury(app.client.broker, [dead()], "ValueError")
         for path, change in (
             ("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")]),
             ("/queue", [("queue", "work"), ("action", "pause")]),
@@ -302,7 +302,7 @@ async def test_a_change_from_elsewhere_is_refused(
             answer = await visitor.post(path, [*change, *fields], **headers)
             assert answer.status_code == 403
             assert "Nothing was done" in answer.text
-        (stats,) = await app.broker.stats()
+        (stats,) = await app.client.broker.stats()
         assert (stats.dead, stats.ready, stats.paused) == (1, 0, False)
 
 
@@ -387,7 +387,7 @@ async def test_another_hosts_name_is_not_answered(app: App) -> None:
 async def test_it_is_mounted_in_another_application(app: App) -> None:
     served = dashboard(app, token=None)
     web = Starlette(routes=[Mount("/leveret", served)])
-    await app.broker.declare([Queue("work")])
+    await app.client.broker.declare([Queue("work")])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=web), base_url=ADDRESS) as client:
         answer = await client.get("/leveret", follow_redirects=True)
         assert "Overview" in answer.text
@@ -405,7 +405,7 @@ async def test_it_is_mounted_in_another_application(app: App) -> None:
 
 async def test_news_are_streamed(app: App) -> None:
     served = dashboard(app, token=None)
-    await app.broker.declare([Queue("work")])
+    await app.client.broker.declare([Queue("work")])
     sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     gone = asyncio.Event()
 
@@ -452,12 +452,12 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
     async def rests() -> bool:
         return not observer.asking
 
-    await bury(app.broker, [dead(1)], "ValueError")
+    await bury(app.client.broker, [dead(1)], "ValueError")
     observer.look()
     await until(knows, "the failure is known")
     monkeypatch.setattr("leveret.dashboard.observer.IDLE", 0.0)
     await until(rests, "nothing is asked any more")
-    await app.broker.drop_dead("work", [dead(1).id])
+    await app.client.broker.drop_dead("work", [dead(1).id])
     monkeypatch.undo()
     observer.look()
     assert (observer.stats, observer.latest(), observer.failures()) == ((), [], [])
@@ -472,7 +472,7 @@ async def test_whatever_goes_wrong_is_told_and_asked_again(app: App, caplog: pyt
         async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
             raise RuntimeError(f"no {queues}")
 
-    with app.enqueuing_to(Broken()):
+    with app.client.enqueuing_to(Broken()):
         observer = Observer(app)
         observer.look()
         await observer.first_answer()
@@ -590,7 +590,7 @@ async def test_bodies_of_dead_letters_are_not_held_for_a_list(app: App) -> None:
     async with visiting(app) as visitor:
         large = Envelope(new_id(), "work", "resize", b'{"args": ["%s"]}' % (b"x" * 400_000))
         small = Envelope(new_id(), "work", "resize", b'{"args": ["cat.png", 1]}')
-        await bury(app.broker, [large, small], "ValueError: " + "long " * 3_000, "Traceback " * 1_000)
+        await bury(app.client.broker, [large, small], "ValueError: " + "long " * 3_000, "Traceback " * 1_000)
         assert large.id in await visitor.get("/dead?queue=work")
         observer = Observer(app)
         for letter in await observer.letters("work"):

@@ -22,7 +22,7 @@ async def test_a_dead_letter_that_was_put_back_is_alive_to_its_handle() -> None:
         await bench.gate.wait()
         return "mended"
 
-    with bench.app.enqueuing_to(bench.broker):
+    with bench.app.client.enqueuing_to(bench.broker):
         first, second = await mend.enqueue("a"), await mend.enqueue("b")
         async with bench.working():
             for handle in (first, second):

@@ -9,31 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret import App, ConfigurationError, DuplicateTask, StoreError
+from leveret import ConfigurationError, DuplicateTask, StoreError
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.model import DeadLettered, Released, Retrying, Succeeded, new_ids
 from leveret.testing.bench import Bench, becomes, settle_all
+from tests.support.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from leveret.brokers import Broker
     from leveret.brokers.sqlite.store import Store
     from leveret.model import Envelope
-
-
-class Outbox(App):
-    """Keeps what it is given to send."""
-
-    def __init__(self) -> None:
-        super().__init__("memory://")
-        self.sent: list[Envelope] = []
-
-    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> None:
-        del told
-        self.sent.extend(envelopes)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Traced(Bench):
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = provider.get_tracer("test")
-        self.app.telemetry = OpenTelemetry(
+        self.app.client.telemetry = OpenTelemetry(
             tracer_provider=provider, meter_provider=MeterProvider(metric_readers=[self._reader])
         )
 
@@ -67,7 +67,7 @@ class Traced(Bench):
             current_task().check()
 
     def enqueue(self, name: str, *args: Any) -> Any:
-        return self.app.find(name, "work").enqueue(*args)
+        return self.app.registry.find(name, "work").enqueue(*args)
 
     def spans(self, name: str) -> list[ReadableSpan]:
         return [span for span in self._exporter.get_finished_spans() if span.name == name]
@@ -91,7 +91,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 @pytest.mark.parametrize("task", ["succeed", "succeed_in_thread"])
 async def test_one_trace_from_the_request_to_inside_the_task(task: str) -> None:
     bench = Traced()
-    with bench.app.enqueuing_to(bench.broker):
+    with bench.app.client.enqueuing_to(bench.broker):
         async with bench.working():
             with bench.tracer.start_as_current_span("request"):
                 handle = await bench.enqueue(task, 1)
@@ -134,9 +134,9 @@ async def test_one_trace_from_the_request_to_inside_the_task(task: str) -> None:
 
 async def test_a_batch_is_one_span() -> None:
     bench = Traced()
-    with bench.app.enqueuing_to(bench.broker):
+    with bench.app.client.enqueuing_to(bench.broker):
         async with bench.working():
-            await bench.app.find("succeed", "work").enqueue_many([(1,), (2,), (3,)])
+            await bench.app.registry.find("succeed", "work").enqueue_many([(1,), (2,), (3,)])
             await bench.wait_until_settled(3)
     (sent,) = bench.spans("send work")
     assert attributes(sent)["messaging.batch.message_count"] == 3
@@ -152,7 +152,7 @@ async def test_the_outcomes_are_told_apart() -> None:
     async with bench.working():
         await bench.put("succeed", "no number")
         await bench.put("missing", "a")
-        with bench.app.enqueuing_to(bench.broker):
+        with bench.app.client.enqueuing_to(bench.broker):
             await bench.enqueue("fail")
             await bench.enqueue("ask_again")
         await bench.wait_until_settled(6)
@@ -192,11 +192,11 @@ async def test_the_outcomes_are_told_apart() -> None:
 @pytest.mark.parametrize("task", ["wait", "check"])
 async def test_a_cancelled_run_is_no_error(task: str) -> None:
     bench = Traced()
-    with bench.app.enqueuing_to(bench.broker):
+    with bench.app.client.enqueuing_to(bench.broker):
         async with bench.working():
             handle = await bench.enqueue(task, *(["a"] if task == "wait" else []))
             await bench.wait_for(lambda: bench.done, "it runs")
-            await bench.app.cancel(handle.id)
+            await bench.app.client.cancel(handle.id)
             bench.gate.set()
             await bench.wait_until_settled(1)
             with pytest.raises(TaskCancelled):
@@ -224,7 +224,7 @@ class Away(MemoryBroker):
 
 async def test_an_enqueue_that_fails_is_an_error() -> None:
     bench = Traced()
-    with bench.app.enqueuing_to(Away()), pytest.raises(BrokerUnavailable):
+    with bench.app.client.enqueuing_to(Away()), pytest.raises(BrokerUnavailable):
         await bench.enqueue("succeed", 1)
     (sent,) = bench.spans("send work")
     assert sent.status.status_code is StatusCode.ERROR
@@ -249,7 +249,7 @@ async def test_headers_that_are_no_trace_begin_a_new_one(header: object) -> None
 
 async def test_the_brokers_address_is_told_and_no_password() -> None:
     bench = Traced()
-    telemetry = bench.app.telemetry
+    telemetry = bench.app.client.telemetry
     assert telemetry is not None
     envelope = Envelope("a", "work", "succeed", b"")
     for url in ("amqps://me:secret@mq.example/v", "amqp://me:secret@a:1,b:2/", "sqlite:////tmp/a.db"):

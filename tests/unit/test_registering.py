@@ -137,7 +137,7 @@ def test_a_class_may_hold_functions() -> None:
 
     assert [task.name for task in app.tasks] == ["send", "read", "delete"]
     assert Mail.send("a") == Mail.read("a") == Mail.delete("a") == "a"
-    assert app.find("send", "default").signature.encode(("a",), {})[0] == b'{"args":["a"],"kwargs":{}}'
+    assert app.registry.find("send", "default").signature.encode(("a",), {})[0] == b'{"args":["a"],"kwargs":{}}'
 
 
 def test_a_function_with_a_parameter_called_self_is_one() -> None:
@@ -268,7 +268,7 @@ def test_a_module_is_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file.write_text("\n\n" + source.format(queue="a", factor=30))
         importlib.reload(module)
         assert [task.name for task in shop.app.tasks] == ["work", "later"]
-        assert (module.work(5), shop.app.find("work", "a")(5), module.later()) == (150, 150, 30)
+        assert (module.work(5), shop.app.registry.find("work", "a")(5), module.later()) == (150, 150, 30)
         file.write_text(source.format(queue="a", factor=2) + CELL.format(queue="a", factor=400))
         with pytest.raises(ConfigurationError, match="two tasks are called 'work'"):
             importlib.reload(module)
@@ -296,4 +296,4 @@ async def test_a_handle_of_the_task_before_goes_on() -> None:
     before: Any = names["work"]
     run_cell(CELL.format(queue="a", factor=3), names)
     assert before.handle("id").task == "work"
-    assert app.restore("work", "a", msgspec.Raw(b"6")) == 6
+    assert app.client.restore("work", "a", msgspec.Raw(b"6")) == 6

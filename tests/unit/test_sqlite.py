@@ -484,7 +484,7 @@ async def test_a_stored_task_is_no_error(path: Path, timeout: float, caplog: pyt
     async def task() -> None: ...
 
     broker = LockedAfterwards(path, timeout=timeout)
-    with app.enqueuing_to(broker):
+    with app.client.enqueuing_to(broker):
         async with opened(path, WORK) as other, other.watch():
             async with broker.lock:
                 await task.enqueue()

@@ -163,7 +163,7 @@ async def test_arguments_whose_type_ends_the_process() -> None:
     app = App("memory://")
     app.task(work)
     with pytest.raises(SystemExit):
-        app.find("work", "default").signature.decode(b'{"args":[{}]}')
+        app.registry.find("work", "default").signature.decode(b'{"args":[{}]}')
     outcome = await Runner(app, concurrency=1).run(Envelope(new_id(), "default", "work", b'{"args":[{}]}'))
     assert isinstance(outcome, Retrying)
 

@@ -250,7 +250,7 @@ async def test_a_task_sees_its_age_and_not_the_clock(test: AppUnderTest) -> None
         test.clock.skip()
         await test.drain()
     finally:
-        del test.app._tasks["aged"]
+        del test.app.registry.tasks["aged"]
     assert seen == [pytest.approx(500, abs=5)]
 
 
@@ -419,7 +419,7 @@ async def test_a_queue_that_comes_later_is_drained(test: AppUnderTest) -> None:
         await spreads.enqueue()
         await test.drain()
     finally:
-        del test.app._tasks["spreads"]
+        del test.app.registry.tasks["spreads"]
     assert seen == ["in a new queue"]
 
 

@@ -43,7 +43,7 @@ def command(url: str | None) -> None:
 
 
 async def _demo(url: str) -> None:
-    app.connect_to(url)
+    app.client.connect_to(url)
     lines: asyncio.Queue[tuple[_Worker, str]] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(_Worker(name, url, lines)) for name in ("worker 1", "worker 2")]

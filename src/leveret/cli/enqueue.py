@@ -80,7 +80,7 @@ def command(app: str, task: str, arguments: tuple[str, ...], kwargs: str, url: s
       leveret enqueue tasks:app remind --delay 2h -- --all
     """
     application = loaded(app, url)
-    found = application.find(task, options["queue"] or "").options(**options)
+    found = application.registry.find(task, options["queue"] or "").options(**options)
     literal = [argument.removeprefix(_LITERAL) for argument in arguments]
     values = [argument.encode() for argument in literal] if found.signature.raw else [*map(_value, literal)]
     file = file_of(application.url)

@@ -74,7 +74,7 @@ def app_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def loaded(reference: str, url: str | None) -> App:
     app = load_app(reference)
     if url is not None:
-        app.connect_to(url)
+        app.client.connect_to(url)
     return app
 
 

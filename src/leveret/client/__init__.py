@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from leveret.client.app import (
-    App,
-    load_app,
-)
+from leveret.client.app import App
+from leveret.client.client import Client
 from leveret.client.handle import (
     Handle,
     as_finished,
     gather_results,
 )
+from leveret.client.loading import load_app
 from leveret.client.settings import (
     OF_AN_APPLICATION,
     Project,
@@ -27,6 +26,7 @@ from leveret.client.task import (
 __all__ = [
     "OF_AN_APPLICATION",
     "App",
+    "Client",
     "Handle",
     "P",
     "Project",

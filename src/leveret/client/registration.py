@@ -1,4 +1,4 @@
-"""What ``@app.task`` is given: the function, what it is called, and whether it takes another one's place."""
+"""What ``@app.task`` registers: the function, its name, and the tasks and queues of an application."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import msgspec
 
 from leveret.client.payload import entry_point
 from leveret.client.task import Task
-from leveret.errors import ConfigurationError
-from leveret.model import check_task_name
+from leveret.errors import ConfigurationError, UnknownTask
+from leveret.model import Queue, check_task_name
 from leveret.model.durations import show
+from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
+
+    from leveret.client.task import Producer, TaskOptions
 
 
 class TaskFunction(msgspec.Struct, frozen=True):
@@ -114,3 +118,63 @@ def module_run() -> object:
             return frame.f_code
         frame = frame.f_back
     return None
+
+
+class Registry:
+    """The tasks and queues of an application."""
+
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        self.queues = {queue.name: queue for queue in queues}
+        self._own_queues = frozenset(self.queues)
+        self.tasks: dict[str, Task[..., Any]] = {}
+        #: The run of a module, or of a notebook's cell, that registered each of them.
+        self._runs: dict[str, object] = {}
+        #: The task of each queue that takes the messages without a task's name.
+        self.default_tasks: dict[str, str] = {}
+
+    def find(self, name: str | None, queue: str) -> Task[..., Any]:
+        """The task for a message. Raises UnknownTask with what is known."""
+        wanted = name if name is not None else self.default_tasks.get(queue)
+        if wanted is None:
+            raise UnknownTask(
+                f"the message names no task (AMQP property 'type') and queue {queue!r} has no default task; "
+                "register one with @app.task(queue=..., default=True)"
+            )
+        task = self.tasks.get(wanted)
+        if task is None:
+            known = ", ".join(sorted(self.tasks)) or "none"
+            hint = did_you_mean(wanted, self.tasks)
+            raise UnknownTask(f"no task is registered as {wanted!r}{hint}{'' if hint else ';'} known: {known}")
+        return task
+
+    def register(
+        self, function: TaskFunction, options: TaskOptions, run: object, producer: Producer, *, default: bool
+    ) -> Task[..., Any]:
+        """Raises ConfigurationError for another function of the same name, or a second default task of a queue."""
+        name = function.name
+        before = self.tasks.get(name)
+        if before is not None and not function.replaces(before.function, self._runs.get(name), run):
+            raise ConfigurationError(f"two tasks are called {name!r}; give one another name with @app.task(name=...)")
+        holder = self.default_tasks.get(options.queue)
+        if default and holder not in (None, name):
+            raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
+        task: Task[..., Any] = Task(function.function, name, options, producer)
+        declared = self.queues.get(options.queue, Queue(options.queue))
+        if options.priority is not None:
+            declared = msgspec.structs.replace(declared, priorities=True)
+        if before is not None:
+            self._forget(before)
+        self.queues[options.queue] = declared
+        self.tasks[name] = task
+        self._runs[name] = run
+        if default:
+            self.default_tasks[options.queue] = name
+        return task
+
+    def _forget(self, task: Task[..., Any]) -> None:
+        """A task that another one replaces."""
+        del self.tasks[task.name]
+        for queue in [queue for queue, name in self.default_tasks.items() if name == task.name]:
+            del self.default_tasks[queue]
+        if task.queue not in self._own_queues and all(other.queue != task.queue for other in self.tasks.values()):
+            self.queues.pop(task.queue, None)

@@ -90,7 +90,7 @@ class Observer:
 
     @property
     def broker(self) -> Broker:
-        return self._app.broker
+        return self._app.client.broker
 
     @property
     def asking(self) -> bool:

@@ -121,7 +121,7 @@ def _call(body: bytes, form: type[_Call]) -> _Call | None:
 
 def _task(app: App, envelope: Envelope) -> Task[..., Any] | None:
     try:
-        return app.find(envelope.task, envelope.queue)
+        return app.registry.find(envelope.task, envelope.queue)
     except UnknownTask:
         return None
 

@@ -65,7 +65,7 @@ class Runner:
 
     async def run(self, envelope: Envelope, link: Runtime = NO_RUNTIME) -> Outcome:
         """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
-        telemetry = self._app.telemetry
+        telemetry = self._app.client.telemetry
         if telemetry is None:
             return (await self._attempt(envelope, link))[0]
         with _observed(telemetry, envelope, self._app.url) as ended:
@@ -80,7 +80,7 @@ class Runner:
     async def _attempt(self, envelope: Envelope, link: Runtime) -> tuple[Outcome, BaseException | None]:
         """The outcome, and the exception that it comes from."""
         try:
-            task = self._app.find(envelope.task, envelope.queue)
+            task = self._app.registry.find(envelope.task, envelope.queue)
         except UnknownTask as error:
             return _unfit(error, "" if envelope.task is None else _FOREIGN), error
         try:
@@ -109,7 +109,7 @@ class Runner:
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
         try:
-            rules = self._app.find(envelope.task, envelope.queue).retry
+            rules = self._app.registry.find(envelope.task, envelope.queue).retry
         except UnknownTask:
             rules = RetryRules()
         return classify(error, envelope.attempt, rules)
@@ -117,7 +117,7 @@ class Runner:
     def timeout(self, envelope: Envelope) -> float | None:
         """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
         try:
-            return self._app.find(envelope.task, envelope.queue).timeout
+            return self._app.registry.find(envelope.task, envelope.queue).timeout
         except UnknownTask:
             return None
 

@@ -295,7 +295,7 @@ def main() -> None:
     if begin.logs is not None:
         begin.logs.set_up()
     if begin.url is not None:
-        app.connect_to(begin.url)
+        app.client.connect_to(begin.url)
     loops.run(serve(connection, app, begin, watch, tickets, forks), begin.loop)
     watch.end_if_alone()
 

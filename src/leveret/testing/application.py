@@ -217,7 +217,7 @@ class AppUnderTest:
 
     def _arguments(self, envelope: Envelope) -> dict[str, Any] | bytes:
         try:
-            task = self.app.find(envelope.task, envelope.queue)
+            task = self.app.registry.find(envelope.task, envelope.queue)
             return _arguments(task, envelope.body)
         except LeveretError:
             return envelope.body
@@ -236,7 +236,7 @@ class AppUnderTest:
         value = self._values.pop((envelope.id, envelope.attempt), None)
         if isinstance(outcome, Succeeded) and outcome.result is not None:
             # As it arrives: a tuple is a list then, unless the task's annotation says otherwise.
-            value = self.app.restore(envelope.task, envelope.queue, msgspec.Raw(outcome.result))
+            value = self.app.client.restore(envelope.task, envelope.queue, msgspec.Raw(outcome.result))
         name = envelope.task or ""
         self._runs.append(Run(name, envelope.id, envelope.queue, envelope.attempt, outcome, error, kept, value))
 
@@ -371,7 +371,7 @@ def under_test(app: App) -> Iterator[AppUnderTest]:
     middleware = app.middleware
     app.middleware = (test._note_errors, *middleware)  # noqa: SLF001 - one thing in two parts
     try:
-        with app.enqueuing_to(test._broker):  # noqa: SLF001
+        with app.client.enqueuing_to(test._broker):  # noqa: SLF001
             yield test
     finally:
         app.middleware = middleware

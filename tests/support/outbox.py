@@ -1,0 +1,39 @@
+"""An application that enqueues into memory, and what it enqueued."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from leveret import App
+from leveret.brokers.memory import MemoryBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.model import Envelope
+
+
+class KeepingBroker(MemoryBroker):
+    """Keeps what it was given to store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Envelope] = []
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        await super().publish(envelopes)
+        self.sent.extend(envelopes)
+
+
+class Outbox(App):
+    """Enqueues to a `KeepingBroker` as long as it lives."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("memory://", **options)
+        self._kept = KeepingBroker()
+        self._enqueuing = self.client.enqueuing_to(self._kept)
+        self._enqueuing.__enter__()
+
+    @property
+    def sent(self) -> list[Envelope]:
+        return self._kept.sent
