@@ -102,8 +102,9 @@ def shared() -> Iterator[Path]:
 def as_user(user: int, do: str, path: Path, *, group: int = STAFF, umask: int = 0o022) -> str:
     """What a user's program says: ``store``, ``look`` or ``take``."""
     with started(user, do, path, group=group, umask=umask) as process:
-        said, _ = process.communicate(timeout=60)
-    return said.strip()
+        # Not communicate(), which misses what has come together with the line that was waited for.
+        assert process.stdout is not None
+        return process.stdout.read().strip()
 
 
 @contextmanager
