@@ -1,7 +1,12 @@
-"""Decoding what anybody may have written. It has bounds: see `UnixTime`, `Name` and their like in `leveret.model`."""
+"""Decoding what anybody may have written. It has bounds: see `UnixTime`, `Name` and their like in `leveret.model`.
+
+How deep it may be nested is said here. Where Python itself gives up depends on its version, on the thread and on who
+calls; and what was decoded in one place may be too deep for another, to print it or to send it on.
+"""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -11,10 +16,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: JSON may be nested so deep. Leveret's own has less: see `leveret.values.MAX_DEPTH`, and what is around the values.
+MAX_DEPTH = 200
+#: A message's headers may be nested so deep, themselves included: decoders, encoders and copies all go down by calling
+#: themselves.
+MAX_HEADERS_DEPTH = 32
+#: What opens as 1, and what closes as -1.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_MARKS = bytes(set(range(256)) - set(b'[{]}"'))
+
 
 def decoded(decode: Callable[[Any], T], encoded: object) -> T | None:
     """What it is; None for what makes no sense, is out of bounds, or is nested too deep."""
     try:
-        return decode(encoded)
+        if isinstance(encoded, str):
+            encoded = encoded.encode()
+        return decode(shallow(encoded) if isinstance(encoded, bytes) else encoded)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
         return None
+
+
+def shallow(encoded: bytes) -> bytes:
+    """The JSON as it is. Raises RecursionError when it is nested more than `MAX_DEPTH` deep."""
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and _depth(encoded) > MAX_DEPTH:
+        raise RecursionError(f"it is nested more than {MAX_DEPTH} deep")
+    return encoded
+
+
+def is_flat(value: object, depth: int) -> bool:
+    """Whether a value is nested no deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(is_flat(item, depth - 1) for item in inner if isinstance(item, (dict, list)))
+
+
+def _depth(encoded: bytes) -> int:
+    """How deep JSON is nested, in one pass that calls nothing: it may be long, and made to take long."""
+    # Brackets in strings do not count. Without what is escaped, each quotation mark begins or ends a string.
+    marks = encoded.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
+    outside = b"".join(marks.replace(b'""', b"").split(b'"')[::2])
+    return max(accumulate(memoryview(outside.translate(_STEPS)).cast("b")), default=0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.decoding import shallow
 from leveret.errors import InvalidArguments, NotSerializable, UnreadableBody
 from leveret.values import ANY, Hint, hint, is_text, sent
 
@@ -117,7 +118,7 @@ class Signature:
             return (body,), {}
         text = decompressed(body, encoding)
         try:
-            call = _decode_body(text)
+            call = _decode_body(shallow(text))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             why = f"the body is not JSON of the form {_FORM}: {_why_unreadable(text, encoding, error)}"
             raise UnreadableBody(why) from error

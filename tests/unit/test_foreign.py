@@ -14,8 +14,9 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
-from leveret.brokers.rabbitmq.foreign import MAX_DEPTH, UNREADABLE, readable, sendable
+from leveret.brokers.rabbitmq.foreign import UNREADABLE, readable, sendable
 from leveret.brokers.rabbitmq.reading import Frames
+from leveret.decoding import MAX_HEADERS_DEPTH as MAX_DEPTH
 from tests.support.foreign import Raw, nested_arrays, nested_tables, number, short, table, text, time
 
 if TYPE_CHECKING:
