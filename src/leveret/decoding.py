@@ -52,6 +52,8 @@ def is_flat(value: object, depth: int) -> bool:
 def _depth(encoded: bytes) -> int:
     """How deep JSON is nested, in one pass that calls nothing: it may be long, and made to take long."""
     # Brackets in strings do not count. Without what is escaped, each quotation mark begins or ends a string.
-    marks = encoded.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
-    outside = b"".join(marks.replace(b'""', b"").split(b'"')[::2])
+    if b"\\" in encoded:
+        encoded = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = encoded.translate(None, _NO_MARKS).replace(b'""', b"")
+    outside = b"".join(marks.split(b'"')[::2])
     return max(accumulate(memoryview(outside.translate(_STEPS)).cast("b")), default=0)
