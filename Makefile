@@ -9,6 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON ?= python3
 # Most tests wait for a broker or a process: more of them at once than there are cores.
 TESTS_AT_ONCE ?= 4
+NEWEST = UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
 # Compiled once, or each of the thousands of processes that the tests start compiles what it imports.
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,14 +22,15 @@ help: ## This list
 demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, nothing is lost
 	$(BIN)/leveret demo
 
-test: check docs servers browser ## Everything CI runs: linters, types, and all tests on real brokers
+test: check docs servers browser ## Everything CI runs: linters, types, all tests on real brokers, some on the newest Python
+	$(NEWEST) -q -n $(TESTS_AT_ONCE) tests/unit tests/conformance
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-test-newest: $(VENV)/dev ## The tests that need no RabbitMQ, on the newest Python
-	UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-newest
+test-newest: $(VENV)/dev ## All tests that need no RabbitMQ, on the newest Python
+	$(NEWEST)
 
 check: $(VENV)/dev ## Linters, types and the import rule
 	$(BIN)/ruff check

@@ -191,7 +191,7 @@ def _needs_a_node(item: pytest.Function) -> bool:
     """Whether it needs a RabbitMQ node."""
     params = item.callspec.params.values() if hasattr(item, "callspec") else ()
     on_rabbitmq = any(isinstance(one, str) and one.startswith("rabbitmq") for one in params)
-    return on_rabbitmq or bool(NODES & set(item.fixturenames))
+    return on_rabbitmq or bool(NODES & set(item.fixturenames)) or item.get_closest_marker("rabbitmq") is not None
 
 
 def _nature(item: pytest.Function) -> str:

@@ -172,6 +172,7 @@ async def test_a_limit_of_a_policy_is_found_out(node: Node) -> None:
     await broker.close()
 
 
+@pytest.mark.rabbitmq
 @pytest.mark.timeout(400)
 def test_an_election_is_no_limit() -> None:
     """RabbitMQ 3.10 refuses what is published while a queue elects its leader: nobody is told that it is full."""

@@ -60,6 +60,7 @@ class Hearer:
             self.marked |= {mark.id for mark in consumer.marks()}
 
 
+@pytest.mark.rabbitmq
 @pytest.mark.timeout(400)  # three nodes start on two busy cores
 @pytest.mark.parametrize("version", ["3.10", "4"])
 async def test_who_reads_a_stream_hears_again_after_a_partition(version: str) -> None:

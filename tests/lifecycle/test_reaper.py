@@ -18,6 +18,7 @@ from tests.support.workers import Program
 HOLD = Path(__file__).parents[1] / "support" / "hold.py"
 
 
+@pytest.mark.rabbitmq
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGKILL, ()), (signal.SIGTERM, ("-n", "1"))], ids=["SIGKILL", "SIGTERM to xdist"]
 )
@@ -65,6 +66,7 @@ def test_what_a_killed_reaper_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert living.exists()
 
 
+@pytest.mark.rabbitmq
 def test_a_nodes_port_stays_its_own() -> None:
     """Nobody else is given it, not even while the node is down."""
     node = Node("3.10")

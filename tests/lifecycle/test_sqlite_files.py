@@ -37,7 +37,8 @@ class Probed:
             with urllib.request.urlopen(f"http://{self._address}{page}", timeout=10) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
-            return error.code
+            with error:
+                return error.code
 
     def wait_until_ready(self, *, ready: bool = True) -> None:
         wanted = 200 if ready else 503

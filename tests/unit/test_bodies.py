@@ -104,6 +104,9 @@ def test_a_body_that_is_not_compressed_as_it_says(body: bytes, told: str) -> Non
         (pickle.dumps({"args": []}), "it is a Python pickle, which is never loaded"),
         (b"hello", "JSON is malformed"),
         (b'["a"]', "Expected `object`, got `array`"),
+        (b'{"args":[%b]}' % (b"[" * 199 + b"]" * 199), "it is nested more than 200 deep"),
+        (b'{"args":[%b]}' % (b"[" * 50_000 + b"]" * 50_000), "it is nested more than 200 deep"),
+        (b'{"args":[' + b"{}," * 300, "it ends too soon, after 909 bytes"),
     ],
 )
 def test_what_cannot_be_read_is_called_by_its_name(body: bytes, told: str) -> None:
@@ -112,6 +115,10 @@ def test_what_cannot_be_read_is_called_by_its_name(body: bytes, told: str) -> No
 
 def test_an_encoding_that_is_not_decoded_is_named() -> None:
     assert "its content_encoding is 'br'; only gzip and deflate are decoded" in why(b"\x0b\x06\x80", "br")
+
+
+def test_a_body_may_be_nested_that_deep() -> None:
+    assert SIGNATURE.decode(b'{"args":["a"],"other":%b}' % (b"[" * 199 + b"]" * 199)) == (("a",), {})
 
 
 @pytest.mark.parametrize("body", [rb'{"args":["\ud83d\ude00"]}', rb'{"args":["\\ud83d"]}'])

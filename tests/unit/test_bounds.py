@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +16,7 @@ from leveret.brokers.queue_names import QueueNames
 from leveret.brokers.rabbitmq.statuses.streams import read
 from leveret.errors import QueueMismatch
 from leveret.model import LATEST, Envelope, Queue, QueueStats, unix_time
+from leveret.model.bounds import MAX_DEPTH, shallow
 from leveret.model.reports import ChildReport, RunningTask, WorkerReport, report_of
 from leveret.model.status import Status, status_of
 from tests.support.waiting import until
@@ -36,7 +37,10 @@ BAD = (
     *('"at": 1, "history": [[1e308, "queued", 1]]', '"at": 1, "history": [[1, "queued", -1]]'),
     '"at": 1, "history": [' + ",".join(['[1, "queued", 1]'] * 1_001) + "]",
     *(f'"at": 1, "other": {"[" * 50_000}{"]" * 50_000}', f'"at": 1, "result": {"[" * 50_000}{"]" * 50_000}'),
+    f'"at": 1, "result": {"[" * MAX_DEPTH}{"]" * MAX_DEPTH}',
 )
+#: So many of these no reader takes apart.
+TOO_DEEP = 3
 
 
 def bad(members: str) -> bytes:
@@ -48,7 +52,7 @@ def test_a_bad_update_is_none(members: str) -> None:
     assert status_of(bad(members)) is None
 
 
-@pytest.mark.parametrize("members", BAD[:-2], ids=range(len(BAD) - 2))
+@pytest.mark.parametrize("members", BAD[:-TOO_DEEP], ids=range(len(BAD) - TOO_DEEP))
 def test_a_bad_update_costs_no_other(members: str) -> None:
     batch = read(b'{"v": 1, "updates": [%b, %b, 5], "sentinel": "s"}' % (bad(members), GOOD))
     # What is no JSON at all is none of it.
@@ -67,6 +71,45 @@ def test_a_bad_mark_costs_no_other(mark: str) -> None:
 def test_what_is_within_its_bounds_is_read() -> None:
     status = Status("1", "dead", LATEST, "work", "é" * 100, 2**62 + 1, 0.0, error="e" * 20_000, body=b"b" * 2_048)
     assert status_of(msgspec.json.encode(status)) == status
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        ("%s", 0),
+        ('"%s"', 0),
+        ('[%s, "]]"]', 1),
+        (r'["\\", %s, "]"]', 1),
+        (r'{"\"]": [{"a\\\"": [[]], "}": %s}, 5], "": "[\\"}', 3),
+        ('[[], {"a": {}}, "\u00e9[", %s]', 1),
+        (f'[{"[], {}, " * 500}"{"[" * 500}", %s]', 1),
+    ],
+    ids=range(7),
+)
+@pytest.mark.parametrize(("opening", "closing"), ["[]", ('{"a": ', "}"), ('[{"]\\\\": ', "}]")])
+def test_depth_is_bounded_and_nothing_else(text: str, depth: int, opening: str, closing: str) -> None:
+    """The same on each Python, in each thread, and however deep the caller is: brackets in strings are no depth."""
+    most = (MAX_DEPTH - depth) // (2 if "[{" in opening else 1)
+    for count in (0, 1, most, most + 1, most + 50):
+        middle = f"{opening * count}5{closing * count}"
+        encoded = (text % middle).encode()
+        if text == '"%s"':
+            encoded = msgspec.json.encode(middle)
+            msgspec.json.decode(shallow(encoded))
+        elif count <= most:
+            msgspec.json.decode(shallow(encoded))
+        else:
+            with pytest.raises(RecursionError, match="it is nested more than 200 deep"):
+                shallow(encoded)
+
+
+@pytest.mark.parametrize("one", ['"', "\\", '\\"', "[", "[]", '["', '"[', "]"])
+def test_the_depth_of_what_is_made_to_take_long_is_known_soon(one: str) -> None:
+    encoded = one.encode() * (1_000_000 // len(one))
+    began = time.process_time()
+    with suppress(RecursionError):
+        shallow(b"[" * MAX_DEPTH + encoded)
+    assert time.process_time() - began < 2.0  # a twentieth of it, as a rule
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader
-from leveret.brokers.rabbitmq.amqp.sanitize import MAX_DEPTH, UNREADABLE, readable, sendable
+from leveret.brokers.rabbitmq.amqp.sanitize import UNREADABLE, readable, sendable
+from leveret.model.bounds import MAX_HEADERS_DEPTH as MAX_DEPTH
 from tests.support.foreign import Raw, nested_arrays, nested_tables, number, short, table, text, time
 
 if TYPE_CHECKING:

@@ -133,6 +133,14 @@ BAD_ROWS = {
     "body as a number": ("UPDATE task SET body = 7 WHERE seq = 1", "body is an INTEGER"),
     "headers that are none": ("UPDATE task SET headers = x'c1ff00' WHERE seq = 1", "headers are no msgpack map"),
     "headers as text": ("UPDATE task SET headers = 'a' WHERE seq = 1", "headers is TEXT"),
+    "deep headers": (
+        f"UPDATE task SET headers = x'81a161{'91' * 32}c0' WHERE seq = 1",
+        "headers are nested more than 32 deep",
+    ),
+    "deeper headers": (
+        f"UPDATE task SET headers = x'81a161{'91' * 50_000}c0' WHERE seq = 1",
+        "headers are n",  # whether they are decoded at all depends on the Python
+    ),
     "headers of a list": ("UPDATE task SET headers = x'93010203' WHERE seq = 1", "headers are no msgpack map"),
     "headers without end": ("UPDATE task SET headers = zeroblob(3000) WHERE seq = 1", "headers are no msgpack map"),
     "name as a blob": ("UPDATE task SET name = x'ff00' WHERE seq = 1", "name is a BLOB"),

@@ -15,6 +15,7 @@ import msgspec
 
 from leveret.client.values import ANY, Hint, hint, is_text, sent
 from leveret.errors import InvalidArguments, NotSerializable, UnreadableBody
+from leveret.model import shallow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,7 +118,7 @@ class Signature:
             return (body,), {}
         text = decompressed(body, encoding)
         try:
-            call = _decode_body(text)
+            call = _decode_body(shallow(text))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             why = f"the body is not JSON of the form {_FORM}: {_why_unreadable(text, encoding, error)}"
             raise UnreadableBody(why) from error

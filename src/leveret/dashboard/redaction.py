@@ -10,6 +10,7 @@ import msgspec
 
 from leveret.dashboard.text import LONGEST_TEXT
 from leveret.errors import UnknownTask
+from leveret.model import decoded, shallow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -83,7 +84,7 @@ def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argum
 def result(task: str | None, encoded: bytes, redact: Redact | None) -> str:
     """A task's result as it is shown."""
     try:
-        value = msgspec.json.decode(encoded)
+        value = msgspec.json.decode(shallow(encoded))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return HIDDEN if redact else encoded.decode(errors="backslashreplace")
     return shown(task, RESULT, value, redact)
@@ -113,10 +114,7 @@ def _is_deep(value: Any, limit: int) -> bool:
 
 
 def _call(body: bytes, form: type[_Call]) -> _Call | None:
-    try:
-        return msgspec.json.decode(body, type=form)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+    return decoded(lambda one: msgspec.json.decode(one, type=form), body)
 
 
 def _task(app: App, envelope: Envelope) -> Task[..., Any] | None:

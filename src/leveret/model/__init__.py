@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from leveret.model.bounds import (
-    LATEST,
-    Count,
-    Name,
-    decoded,
-    unix_time,
-)
+from leveret.model.bounds import LATEST, MAX_HEADERS_DEPTH, Count, Name, decoded, is_flat, shallow, unix_time
 from leveret.model.current import (
     NO_RUNTIME,
     CurrentTask,
@@ -118,6 +112,7 @@ __all__ = [
     "KEEP",
     "LATEST",
     "LOG_FIELDS",
+    "MAX_HEADERS_DEPTH",
     "MAX_PRIORITY",
     "MAX_QUEUE_NAME",
     "MAX_TRACEBACK",
@@ -174,6 +169,7 @@ __all__ = [
     "current_task",
     "decoded",
     "enqueued",
+    "is_flat",
     "is_name",
     "is_plausible",
     "kept_body",
@@ -191,6 +187,7 @@ __all__ = [
     "revived_again",
     "run_within",
     "settled",
+    "shallow",
     "shorten",
     "started",
     "status_of",

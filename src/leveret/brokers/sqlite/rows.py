@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import LATEST, Envelope, unix_time
+from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, is_flat, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,9 +135,12 @@ def _headers(packed: object) -> tuple[dict[str, Any], str]:
     if not packed:
         return {}, ""
     try:
-        return _unpack(packed), ""  # type: ignore[arg-type]
+        headers = _unpack(packed)  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - bytes that anybody may have written
         return {}, f"headers are no msgpack map with text keys ({type(error).__name__})"
+    if not is_flat(headers, MAX_HEADERS_DEPTH):
+        return {}, f"headers are nested more than {MAX_HEADERS_DEPTH} deep"
+    return headers, ""
 
 
 def text(value: object) -> str:

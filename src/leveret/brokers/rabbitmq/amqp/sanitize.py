@@ -15,10 +15,10 @@ import msgspec
 from pamqp import commands, constants, decode, encode, frame
 from pamqp.header import ContentHeader
 
+from leveret.model import MAX_HEADERS_DEPTH, is_flat
+
 #: What was wrong with a message's properties; it cannot run.
 UNREADABLE = "leveret-unreadable"
-#: Headers nested deeper are kept as bytes: decoders, encoders and copies all go down by calling themselves.
-MAX_DEPTH = 32
 #: An AMQP short string, in bytes.
 _MAX_SHORT = 255
 #: Enough to see what is wrong (characters).
@@ -171,13 +171,7 @@ def _read(payload: bytes) -> ContentHeader | None:
         content.unmarshal(payload)
     except Exception:  # noqa: BLE001 - struct.error, ValueError, OverflowError, RecursionError: whatever a decoder raises
         return None
-    return content if _is_flat(content.properties.headers, MAX_DEPTH) else None
-
-
-def _is_flat(value: object, depth: int) -> bool:
-    """Whether a value is nested no deeper than that."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_is_flat(item, depth - 1) for item in inner if isinstance(item, (dict, list)))
+    return content if is_flat(content.properties.headers, MAX_HEADERS_DEPTH) else None
 
 
 def _mended(reader: _Reader) -> commands.Basic.Properties:
@@ -226,7 +220,7 @@ class _Reader:
         while self._at < end:
             name = _cut(self._text("header"))
             start, wrong = self._at, len(self._wrong)
-            values[name] = self._value(name, MAX_DEPTH - 1, end)
+            values[name] = self._value(name, MAX_HEADERS_DEPTH - 1, end)
             is_read = len(self._wrong) == wrong
             self.headers[name] = WireValue(self._data[start : self._at]) if is_read else values[name]
         return values
@@ -281,7 +275,8 @@ class _Reader:
         if kind == b"S":
             return sendable(decode.long_str(length + raw)[1])
         if kind != b"x":
-            self._wrong.append(f"header {_shown(name)!r} is nested more than {MAX_DEPTH} deep, and was read as bytes")
+            problem = f"is nested more than {MAX_HEADERS_DEPTH} deep, and was read as bytes"
+            self._wrong.append(f"header {_shown(name)!r} {problem}")
         return bytearray(raw)
 
     def _fixed(self, what: str, kind: bytes, raw: bytes) -> Any:

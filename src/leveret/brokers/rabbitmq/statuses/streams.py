@@ -270,7 +270,7 @@ def _read_each(body: bytes) -> Batch | None:
     if parts is None:
         return None
     updates = [status_of(bytes(one)) for one in parts.updates]
-    marks = [decoded(_decode_mark, one) for one in parts.marks]
+    marks = [decoded(_decode_mark, bytes(one)) for one in parts.marks]
     return Batch(
         parts.v,
         [update for update in updates if update is not None],
