@@ -46,6 +46,8 @@ _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?
 _REFUSALS = 3
 #: How long a channel that was refused stays in use (seconds): many may be refused at once.
 _DOUBTED = 0.5
+#: How many reasons why it cannot be reached are told, until it is reached again.
+_MOST_REASONS = 5
 #: How long a limit is remembered that only showed (seconds): a policy's, which may change.
 _REMEMBERED = 60.0
 
@@ -105,8 +107,8 @@ class Publisher:
         #: Pipes that send and confirm what they have, and get no more.
         self._retiring: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        #: It could not be opened when that was tried last.
-        self._is_away = False
+        #: Why it could not be opened since it was open last, as far as that was told.
+        self._reasons: set[str] = set()
         #: When a refusal was last doubted (the loop's time).
         self._doubted_at = float("-inf")
 
@@ -193,11 +195,12 @@ class Publisher:
         try:
             pipe = await Pipe.open(self._hosts, self.limits)
         except BrokerUnavailable as error:
-            if not self._is_away:
+            # Why may change: from no answer in time to a limit that an operator has set.
+            if str(error) not in self._reasons and len(self._reasons) < _MOST_REASONS:
+                self._reasons.add(str(error))
                 log.warning("RabbitMQ cannot be reached; it is tried again as long as somebody waits for it: %s", error)
-            self._is_away = True
             raise
-        self._is_away = False
+        self._reasons.clear()
         return pipe
 
     async def _send(self, pipe: Pipe, effort: _Effort) -> bool:
