@@ -297,8 +297,24 @@ class App:
         return self._publish_within(self.telemetry, envelopes, told=told)
 
     async def _publish_within(self, telemetry: Telemetry, envelopes: Sequence[Envelope], *, told: bool) -> None:
-        with telemetry.sending(envelopes, self.url) as marked:
-            await self._publish(marked, told=told)
+        is_over, failure = False, None
+        try:
+            with telemetry.sending(envelopes, self.url) as marked:
+                try:
+                    await self._publish(marked, told=told)
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    is_over = True
+        except Exception as mistake:
+            if not is_over:
+                raise
+            # Who got it would enqueue again what is stored, and it would run twice.
+            if mistake is not failure:
+                log.exception("the application's telemetry failed; what became of the enqueue is as it was")
+        if failure is not None:
+            raise failure
 
     async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         try:
