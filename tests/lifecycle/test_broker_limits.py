@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -145,3 +147,24 @@ async def test_an_alarm_is_named_by_whoever_asks(node: Node) -> None:
                 await app.broker.declare([Queue("other")])
         finally:
             await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")
+
+
+async def test_a_question_during_an_alarm_takes_as_long_as_it_says(node: Node) -> None:
+    """``leveret queues`` said that it was not possible within 2 s, after 12."""
+    broker = connect(node.url, timeout=30.0)
+    await broker.declare([Queue("work")])
+    await broker.stats(["work"])
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailable, match=r"within \d+(\.\d)? s: .*alarm") as caught:
+                await broker.stats(["work"])
+            took = time.monotonic() - began
+            told = re.search(r"within ([\d.]+) s", str(caught.value))
+            assert told is not None
+            assert abs(took - float(told[1])) < 1.0
+            assert took < 15.0
+    finally:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")
+    await broker.close()

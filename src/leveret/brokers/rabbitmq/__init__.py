@@ -85,6 +85,8 @@ _CANCELLERS = 200
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
+#: How often it is seen whether an alarm keeps an answer back that takes longer (seconds).
+_LOOK = 0.2
 #: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
 _LOOKING = 600.0
 #: How many dead letters are put back at once.
@@ -530,22 +532,44 @@ class RabbitMQBroker:
         """
         loop = asyncio.get_running_loop()
         seconds = self._timeout if patience is None else min(patience, self._timeout)
-        deadline = loop.time() + seconds
+        began = loop.time()
+        deadline = began + seconds
         for pause in backoff():
             try:
                 return await self._ask(
-                    doing, question, (limit or self._timeout) if patience else deadline - loop.time()
+                    doing, question, (limit or self._timeout) if patience else deadline - loop.time(), deadline
                 )
             except BrokerUnavailable as error:
                 if loop.time() + pause > deadline:
-                    raise BrokerUnavailable(f"not possible within {seconds:g} s: {error}") from error
+                    # One answer may take longer than it is asked for again.
+                    waited = max(seconds, loop.time() - began)
+                    raise BrokerUnavailable(f"not possible within {waited:.2g} s: {error}") from error
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
-    async def _ask(self, doing: str, question: Callable[[], Awaitable[T]], limit: float) -> T:
+    async def _ask(
+        self, doing: str, question: Callable[[], Awaitable[T]], limit: float, deadline: float | None = None
+    ) -> T:
+        """``deadline``: until when an answer is waited for during an alarm, when none comes (the loop's time)."""
+        loop = asyncio.get_running_loop()
+        watch: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal watch
+            if self._publisher.is_blocked:
+                within.reschedule(loop.time())
+            else:
+                watch = loop.call_later(_LOOK, look)
+
         try:
-            async with asyncio.timeout(limit):
-                return await amqp.told(question())
+            async with asyncio.timeout(limit) as within:
+                if deadline is not None:
+                    watch = loop.call_at(deadline, look)
+                try:
+                    return await amqp.told(question())
+                finally:
+                    if watch is not None:
+                        watch.cancel()
         except asyncio.CancelledError as error:
             if amqp.is_cancelled():
                 raise

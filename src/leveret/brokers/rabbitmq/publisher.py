@@ -138,11 +138,16 @@ class Publisher:
             raise self._why_late(effort) from effort.trouble
         raise self._why_closed(effort) from effort.trouble
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether RabbitMQ takes nothing on this connection, and so answers nothing (a memory or disk alarm)."""
+        return self._pipe is not None and self._pipe.is_open and self._pipe.outbox.is_blocked
+
     def why_silent(self) -> str:
         """What a question that was not answered in time ran into."""
         if self._pipe is None or not self._pipe.is_open:
             return f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
-        if self._pipe.outbox.is_blocked:
+        if self.is_blocked:
             return "RabbitMQ takes nothing on this connection now (a memory or disk alarm)"
         return "RabbitMQ did not answer"
 
