@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
@@ -76,9 +77,9 @@ T = TypeVar("T")
 #: A queue to be declared, and whether its dead letters' too.
 _Wanted: TypeAlias = tuple[Queue, bool]
 
-#: How many declare, and how many cancel at once: each uses a channel, of which a connection has some 2,000 and may have
-#: few.
+#: How many declare at once: each uses a channel, of which a connection has some 2,000 and may have few.
 _DECLARERS = 4
+#: How many cancellations are written in one.
 _CANCELLERS = 200
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
@@ -116,7 +117,9 @@ class RabbitMQBroker:
         self._declaring: Flights[_Wanted] = Flights()
         self._delaying: Flights[tuple[str, int]] = Flights()
         self._declarers = asyncio.Semaphore(_DECLARERS)
-        self._cancellers = asyncio.Semaphore(_CANCELLERS)
+        self._marking = asyncio.Lock()
+        #: Cancellations that are not written yet, by any key.
+        self._unmarked: dict[object, Mark] = {}
         self._census = Census(self._publisher)
         self._ready = ReadyCounter()
         self._events = Events(self._hosts, self._publisher, keep=keep, timeout=timeout)
@@ -418,10 +421,22 @@ class RabbitMQBroker:
         return msgspec.structs.replace(removed, kept=whole and bool(consumers))
 
     async def _mark(self, mark: Mark) -> None:
-        async with self._cancellers:
-            connection = await self._publisher.connection()
-            await marks.write(self._publisher, connection, mark)
-            await self._census.announce(connection, Notice(kind=CANCELLING))
+        """Write the mark, and tell the workers: in one with all that came while others were being written."""
+        key = object()
+        self._unmarked[key] = mark
+        try:
+            async with self._marking:
+                if key not in self._unmarked:
+                    return  # it went with another's
+                batch = {key: mark, **dict(islice(self._unmarked.items(), _CANCELLERS))}
+                connection = await self._publisher.connection()
+                await marks.write(self._publisher, connection, list(batch.values()))
+                await self._census.announce(connection, Notice(kind=CANCELLING))
+                for one in batch:
+                    self._unmarked.pop(one, None)
+        finally:
+            # Who gives up has nothing cancelled later.
+            self._unmarked.pop(key, None)
 
     async def _dead_letters(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
         def keep(message: Incoming) -> tuple[float, DeadLetter | None]:
