@@ -17,6 +17,7 @@ from leveret.model import Envelope, new_id
 from leveret.testing.bench import Taken
 from tests.support import ledger_app
 from tests.support.client import Client
+from tests.support.nodes import free_ports
 from tests.support.proxy import Proxy
 from tests.support.silent import ELSEWHERE, accepting, dropping
 from tests.support.waiting import until
@@ -186,3 +187,21 @@ def test_a_worker_and_the_command_line(node: Node, stack: ExitStack, ledger: Led
     assert "no dead letters" in leveret("dead", "list", "work", "--url", url)
     assert "is paused" in leveret("queues", "pause", "work", "--url", url)
     assert "goes on" in leveret("queues", "resume", "work", "--url", url)
+
+
+async def test_another_reason_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    """The first one may be what passes by itself, and the next one what somebody has to do something about."""
+    (port,) = free_ports(1)
+    app = app_on(f"{url_of([port])}?timeout=0.3", 60.0)
+    enqueuing = asyncio.create_task(app.tasks[0].enqueue("x"))
+    await until(lambda: said(caplog, "nothing listens there"), "it says that nothing listens")
+    with accepting(port):
+        await until(lambda: said(caplog, "no answer within 0.3 s"), "it says that nothing answers", 10.0)
+    enqueuing.cancel()
+    await asyncio.gather(enqueuing, return_exceptions=True)
+    await app.close()
+    assert len(caplog.records) == 2
+
+
+async def said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text

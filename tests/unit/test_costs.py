@@ -16,6 +16,7 @@ from leveret.executors import RunRequest
 from leveret.executors.attempt import Runner
 from leveret.executors.in_process import JobRunner
 from leveret.model import Envelope
+from leveret.model.printable import in_json, printable
 from tests.unit.test_codec import LEASE
 from tests.unit.test_reading import FAREWELL, TAKEN, message
 
@@ -102,6 +103,24 @@ def test_arguments_by_position_need_no_binding() -> None:
         except leveret.InvalidArguments:
             continue
         raise AssertionError(f"{function.__name__} took {body!r}")
+
+
+def test_text_is_made_harmless_by_its_characters_and_not_by_its_length() -> None:
+    """`leveret dead list --json` of 150 large letters took a second and a half for it, on a quiet machine."""
+    text = '{\n"body": "é\u202e\x9b\\n"}\n' * 10_000
+    harmless = text.replace("\u202e", "\\u202e")
+    for function, expected in (
+        (in_json, harmless.replace("\x9b", "\\u009b")),
+        (printable, harmless.replace("\x9b", "\\x9b")),
+    ):
+        said: list[str] = []
+
+        def work(function: Callable[[str], str] = function, said: list[str] = said) -> None:
+            said.append(function(text))
+
+        # One for each that is rewritten.
+        assert calls(work) < 1_000
+        assert said == [expected]
 
 
 def test_the_package_imports_what_is_used() -> None:

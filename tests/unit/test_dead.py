@@ -11,13 +11,17 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from leveret import App
 from leveret.brokers.memory import MemoryBroker
 from leveret.cli.dead import command
 from leveret.cli.options import Target
-from leveret.model import DeadLetter, Envelope, QueueStats
+from leveret.cli.status import status
+from leveret.model import DeadLetter, Envelope, QueueStats, buried
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from leveret.status import Status
 
     from leveret.brokers import Select
 
@@ -53,6 +57,21 @@ def run(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, *arguments: str) 
 
 def letter(id_: str, died_at: float | None, reason: str = "ValueError") -> DeadLetter:
     return DeadLetter(Envelope(id_, "work", "say", b"{}"), reason, "", died_at)
+
+
+def test_a_time_of_death_that_is_unknown_is_not_1970(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found(Letters):
+        async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
+            return [buried(one) for one in self.letters if one.envelope.id in ids]
+
+    def app(*_: object, **__: object) -> App:
+        app = App("memory://")
+        monkeypatch.setattr(app, "statuses", Found(letter("a", None), letter("b", 1e9)).statuses)
+        return app
+
+    monkeypatch.setattr("leveret.cli.status.App", app)
+    assert "since when is unknown" in CliRunner().invoke(status, ["a"], catch_exceptions=False).output
+    assert "since 2001-09-09" in CliRunner().invoke(status, ["b"], catch_exceptions=False).output
 
 
 def test_an_age_that_is_unknown_is_not_old(monkeypatch: pytest.MonkeyPatch) -> None:

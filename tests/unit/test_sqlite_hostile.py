@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from leveret.brokers.sqlite.problems import translate
 from leveret.errors import StoreError
 from leveret.model import DeadLettered, Succeeded
 from leveret.worker.intake import dead_already
@@ -294,6 +295,33 @@ async def test_a_task_of_no_consumer_runs(path: Path) -> None:
             while len(found) < 2:
                 found += [delivery.envelope.id for delivery in await next_batch(batches)]
             assert sorted(found) == ["odd", "odder"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "UPDATE sqlite_sequence SET seq = 9223372036854775807",
+        "INSERT INTO consumer VALUES (9223372036854775807, 'x', 0)",
+    ],
+    ids=["the last number is given", "a consumer has it"],
+)
+async def test_consumers_go_on_when_their_numbers_are_used_up(path: Path, odd: str) -> None:
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as first:
+        execute(path, odd)
+        await broker.publish([envelope("work"), envelope("work")])
+        found = {delivery.envelope.id for delivery in await next_batch(aiter(first))}
+        async with opened(path, WORK) as other, other.consume([WORK], credit=1) as second:
+            found |= {delivery.envelope.id for delivery in await next_batch(aiter(second))}
+        assert len(found) == 2
+
+
+async def test_a_file_that_is_full_on_a_disk_that_is_not_says_so(path: Path) -> None:
+    async with opened(path, WORK):
+        execute(path, "CREATE TABLE odd (id INTEGER PRIMARY KEY AUTOINCREMENT)")
+        execute(path, "INSERT INTO odd VALUES (9223372036854775807)")
+        with closing(sqlite3.connect(path)) as database, pytest.raises(sqlite3.OperationalError) as caught:
+            database.execute("INSERT INTO odd DEFAULT VALUES")
+        assert "its disk is not full" in str(translate(caught.value, path))
 
 
 # The schema

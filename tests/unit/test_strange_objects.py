@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from leveret import App, ConfigurationError
+from leveret import App, BrokerUnavailable, ConfigurationError, LeveretError
+from leveret.brokers.memory import MemoryBroker
 from leveret.executors import Finished, RunRequest
 from leveret.executors.attempt import Runner
 from leveret.executors.in_process import JobRunner
@@ -135,6 +136,61 @@ async def test_a_telemetry_that_fails_is_not_the_tasks_failure(step: str, caplog
     app.task(name="work")(lambda: 5)
     assert await outcome_of(app, "work") == Succeeded(b"5")
     assert "the application's telemetry failed; the task goes on" in caplog.text
+
+
+class Sending:
+    """A telemetry that raises around an enqueue, or swallows its error."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    @contextmanager
+    def sending(self, envelopes: Sequence[Envelope], _url: str) -> Iterator[Sequence[Envelope]]:
+        if self._step == "before":
+            raise LookupError("its own mistake")
+        try:
+            yield envelopes
+        except LeveretError:
+            if self._step == "swallows":
+                return
+            raise
+        finally:
+            if self._step == "after":
+                raise LookupError("its own mistake")
+
+
+async def test_a_telemetry_that_fails_does_not_hide_that_a_task_is_stored(caplog: pytest.LogCaptureFixture) -> None:
+    async with App("memory://", telemetry=Sending("after")) as app:  # type: ignore[arg-type]
+        task = app.task(name="work")(lambda: 5)
+        handle = await task.enqueue()
+        assert [one.id for one in await task.enqueue_many([(), ()])]
+        assert (await handle.status()).state == "queued"
+        (stats,) = await app.client.broker.stats(["default"])
+        assert stats.ready == 3
+    assert caplog.text.count("LookupError: its own mistake") == 2
+
+
+@pytest.mark.parametrize("step", ["after", "swallows"])
+async def test_a_telemetry_does_not_hide_why_a_task_is_not_stored(step: str) -> None:
+    app = App("memory://", telemetry=Sending(step))  # type: ignore[arg-type]
+    task = app.task(name="work", queue="elsewhere")(lambda: 5)
+    error = BrokerUnavailable("gone")
+
+    class Gone(MemoryBroker):
+        async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+            raise error
+
+    with app.client.enqueuing_to(Gone()), pytest.raises(BrokerUnavailable) as caught:
+        await task.enqueue()
+    assert caught.value is error
+
+
+async def test_a_telemetry_that_fails_before_a_task_is_stored_fails_the_enqueue() -> None:
+    async with App("memory://", telemetry=Sending("before")) as app:  # type: ignore[arg-type]
+        task = app.task(name="work")(lambda: 5)
+        with pytest.raises(LookupError):
+            await task.enqueue()
+        assert [one.ready for one in await app.client.broker.stats(["default"])] in ([], [0])
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def _show(status: Status) -> None:
         parts.append(f"{status.progress.done:g}{total} {in_line(status.progress.note)}".rstrip())
     if status.worker is not None:
         parts.append(f"by {in_line(status.worker)}")
-    parts.append(f"since {local_time(status.at)}")
+    # Nobody tells when a foreign dead letter died.
+    parts.append(f"since {local_time(status.at)}" if status.at else "since when is unknown")
     click.echo("  ".join(parts))
     if status.error:
         click.echo(f"  {in_line(status.error)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import weakref
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from leveret.observe import Telemetry
 
 T = TypeVar("T")
+
+log = logging.getLogger("leveret.app")
 
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopProducer]"
 
@@ -105,8 +108,24 @@ class Client:
         return self._publish_within(self.telemetry, envelopes, told=told)
 
     async def _publish_within(self, telemetry: Telemetry, envelopes: Sequence[Envelope], *, told: bool) -> None:
-        with telemetry.sending(envelopes, self.url) as marked:
-            await self._publish(marked, told=told)
+        is_over, failure = False, None
+        try:
+            with telemetry.sending(envelopes, self.url) as marked:
+                try:
+                    await self._publish(marked, told=told)
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    is_over = True
+        except Exception as mistake:
+            if not is_over:
+                raise
+            # Who got it would enqueue again what is stored, and it would run twice.
+            if mistake is not failure:
+                log.exception("the application's telemetry failed; what became of the enqueue is as it was")
+        if failure is not None:
+            raise failure
 
     async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         try:

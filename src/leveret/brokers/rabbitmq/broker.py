@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
@@ -98,15 +99,17 @@ T = TypeVar("T")
 #: A queue to be declared, and whether its dead letters' too.
 _Wanted: TypeAlias = tuple[Queue, bool]
 
-#: How many declare, and how many cancel at once: each uses a channel, of which a connection has some 2,000 and may have
-#: few.
+#: How many declare at once: each uses a channel, of which a connection has some 2,000 and may have few.
 _DECLARERS = 4
+#: How many cancellations are written in one.
 _CANCELLERS = 200
 #: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
 #: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
 _AFTER_DELETION = 0.5
 #: For how long a question is asked again: a queue that was just made may have no leader yet (seconds).
 _QUESTION = 2.0
+#: How often it is seen whether an alarm keeps an answer back that takes longer (seconds).
+_LOOK = 0.2
 #: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
 _LOOKING = 600.0
 #: How many dead letters are put back at once.
@@ -136,7 +139,9 @@ class RabbitMQBroker:
         self._declaring: Flights[_Wanted] = Flights()
         self._delaying: Flights[tuple[str, int]] = Flights()
         self._declarers = asyncio.Semaphore(_DECLARERS)
-        self._cancellers = asyncio.Semaphore(_CANCELLERS)
+        self._marking = asyncio.Lock()
+        #: Cancellations that are not written yet, by any key.
+        self._unmarked: dict[object, CancelRequest] = {}
         self._census = ControlBus(self._publisher)
         self._ready = ReadyCounter()
         self._events = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
@@ -438,10 +443,22 @@ class RabbitMQBroker:
         return msgspec.structs.replace(removed, kept=whole and bool(consumers))
 
     async def _mark(self, mark: CancelRequest) -> None:
-        async with self._cancellers:
-            connection = await self._publisher.connection()
-            await marks.write(self._publisher, connection, mark)
-            await self._census.announce(connection, Signal(kind=CANCELLING))
+        """Write the mark, and tell the workers: in one with all that came while others were being written."""
+        key = object()
+        self._unmarked[key] = mark
+        try:
+            async with self._marking:
+                if key not in self._unmarked:
+                    return  # it went with another's
+                batch = {key: mark, **dict(islice(self._unmarked.items(), _CANCELLERS))}
+                connection = await self._publisher.connection()
+                await marks.write(self._publisher, connection, list(batch.values()))
+                await self._census.announce(connection, Signal(kind=CANCELLING))
+                for one in batch:
+                    self._unmarked.pop(one, None)
+        finally:
+            # Who gives up has nothing cancelled later.
+            self._unmarked.pop(key, None)
 
     async def _dead_letters(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
         def keep(message: Incoming) -> tuple[float, DeadLetter | None]:
@@ -552,22 +569,44 @@ class RabbitMQBroker:
         """
         loop = asyncio.get_running_loop()
         seconds = self._timeout if patience is None else min(patience, self._timeout)
-        deadline = loop.time() + seconds
+        began = loop.time()
+        deadline = began + seconds
         for pause in backoff():
             try:
                 return await self._ask(
-                    doing, question, (limit or self._timeout) if patience else deadline - loop.time()
+                    doing, question, (limit or self._timeout) if patience else deadline - loop.time(), deadline
                 )
             except BrokerUnavailable as error:
                 if loop.time() + pause > deadline:
-                    raise BrokerUnavailable(f"not possible within {seconds:g} s: {error}") from error
+                    # One answer may take longer than it is asked for again.
+                    waited = max(seconds, loop.time() - began)
+                    raise BrokerUnavailable(f"not possible within {waited:.2g} s: {error}") from error
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
-    async def _ask(self, doing: str, question: Callable[[], Awaitable[T]], limit: float) -> T:
+    async def _ask(
+        self, doing: str, question: Callable[[], Awaitable[T]], limit: float, deadline: float | None = None
+    ) -> T:
+        """``deadline``: until when an answer is waited for during an alarm, when none comes (the loop's time)."""
+        loop = asyncio.get_running_loop()
+        watch: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal watch
+            if self._publisher.is_blocked:
+                within.reschedule(loop.time())
+            else:
+                watch = loop.call_later(_LOOK, look)
+
         try:
-            async with asyncio.timeout(limit):
-                return await amqp.told(question())
+            async with asyncio.timeout(limit) as within:
+                if deadline is not None:
+                    watch = loop.call_at(deadline, look)
+                try:
+                    return await amqp.told(question())
+                finally:
+                    if watch is not None:
+                        watch.cancel()
         except asyncio.CancelledError as error:
             if amqp.is_cancelled():
                 raise

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: A disk with so much left is not full: what is written at once is less (bytes).
+_ROOM = 64 * 1024 * 1024
+
+
 def is_locked(error: BaseException) -> bool:
     """Whether another process held the file for all of the time that it was waited for."""
     text = str(error)
@@ -46,6 +50,11 @@ def _text(error: BaseException, path: Path) -> str:
         return forbidden(path) or missing
     if "readonly" in text:
         return forbidden(path) or f"{path} is read-only for this user; make the file and its folder writable"
+    if name == "SQLITE_FULL" and _has_room(path):
+        return (
+            f"{path} takes nothing more, though its disk is not full ({text}): a quota, PRAGMA max_page_count, or a "
+            "last row number that another program wrote; nothing was stored"
+        )
     if "full" in text or (name.startswith("SQLITE_IOERR") and _is_full(path)):
         return f"the disk of {path} is full; nothing was stored"
     if is_damage(error):
@@ -80,6 +89,14 @@ def _os_text(error: OSError, path: Path) -> str:
     if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
         return f"the file system of {path} cannot have named pipes, which wake workers: put the file on a local disk"
     return f"{path} cannot be used: {error.strerror or error}" + (f" ({file})" if file != os.fspath(path) else "")
+
+
+def _has_room(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize > _ROOM
 
 
 def _is_full(path: Path) -> bool:

@@ -72,6 +72,8 @@ CLAIM = (
 )
 #: So many ready tasks of a queue are counted for a worker that asks whether it is too small: it takes the file's time.
 _COUNTED = 10_000
+#: More consumers than a file ever had.
+_FAR = 2**32
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -228,6 +230,7 @@ class Store:
 
     def register_watcher(self, bell: str) -> tuple[int, int]:
         """A consumer that takes nothing, and wants to know: its number, and that of the last change."""
+        self._number_consumers_anew()
         number = int(self._execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid or 0)
         self._registering.add(number)
         (last,) = self._execute("SELECT tick FROM clock").fetchone()
@@ -242,6 +245,7 @@ class Store:
     ) -> int:
         """A new consumer of the queues, in this process; its number. ``describes``: it tells what it does if asked."""
         self.declare(queues)
+        self._number_consumers_anew()
         inserted = self._execute("INSERT INTO consumer (bell, describes) VALUES (?, ?)", bell, describes)
         consumer = int(inserted.lastrowid or 0)
         self._joining[consumer] = receiver
@@ -279,6 +283,14 @@ class Store:
                     "UPDATE task SET seq = coalesce((SELECT max(seq) FROM task WHERE seq < ?), 0) + 1 WHERE seq = ?",
                     *(MOST_NUMBER, seq),
                 )
+
+    def _number_consumers_anew(self) -> None:
+        """The same for consumers, whose last number SQLite keeps: it would say that the disk is full."""
+        if self._execute("SELECT 1 FROM sqlite_sequence WHERE name = 'consumer' AND seq >= ?", MOST_NUMBER).fetchone():
+            # Far above all that there were: a number is never given again.
+            self.remove([id_ for (id_,) in self._execute("SELECT id FROM consumer WHERE id >= ?", MOST_NUMBER)])
+            (last,) = self._execute("SELECT coalesce(max(id), 0) FROM consumer").fetchone()
+            self._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'consumer'", last + _FAR)
 
     def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
         """What the consumer was dealt since it was last told; None when it is not registered."""

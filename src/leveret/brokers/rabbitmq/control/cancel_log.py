@@ -43,11 +43,11 @@ _LOOKS = 50
 _LACK = "tasks that are cancelled before they run, run all the same"
 
 
-async def write(publisher: Publisher, connection: amqp.Connection, mark: CancelRequest) -> None:
+async def write(publisher: Publisher, connection: amqp.Connection, new: Sequence[CancelRequest]) -> None:
     """Durable when it returns."""
     stream = marks_declaration()
     await make_stream(connection, stream)
-    await publisher.publish([to_message(stream.name, Batch(marks=[mark]))])
+    await publisher.publish([to_message(stream.name, Batch(marks=list(new)))])
 
 
 class CancelLog:

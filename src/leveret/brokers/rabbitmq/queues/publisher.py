@@ -44,6 +44,8 @@ _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?
 _REFUSALS = 3
 #: How long a channel that was refused stays in use (seconds): many may be refused at once.
 _DOUBTED = 0.5
+#: How many reasons why it cannot be reached are told, until it is reached again.
+_MOST_REASONS = 5
 #: How long a limit is remembered that only showed (seconds): a policy's, which may change.
 _REMEMBERED = 60.0
 
@@ -103,8 +105,8 @@ class Publisher:
         #: Pipes that send and confirm what they have, and get no more.
         self._retiring: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        #: It could not be opened when that was tried last.
-        self._is_away = False
+        #: Why it could not be opened since it was open last, as far as that was told.
+        self._reasons: set[str] = set()
         #: When a refusal was last doubted (the loop's time).
         self._doubted_at = float("-inf")
 
@@ -134,11 +136,16 @@ class Publisher:
             raise self._why_late(effort) from effort.trouble
         raise self._why_closed(effort) from effort.trouble
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether RabbitMQ takes nothing on this connection, and so answers nothing (a memory or disk alarm)."""
+        return self._pipe is not None and self._pipe.is_open and self._pipe.outbox.is_blocked
+
     def why_silent(self) -> str:
         """What a question that was not answered in time ran into."""
         if self._pipe is None or not self._pipe.is_open:
             return f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
-        if self._pipe.outbox.is_blocked:
+        if self.is_blocked:
             return "RabbitMQ takes nothing on this connection now (a memory or disk alarm)"
         return "RabbitMQ did not answer"
 
@@ -191,11 +198,12 @@ class Publisher:
         try:
             pipe = await ConfirmChannel.open(self._hosts, self.limits, fitted)
         except BrokerUnavailable as error:
-            if not self._is_away:
+            # Why may change: from no answer in time to a limit that an operator has set.
+            if str(error) not in self._reasons and len(self._reasons) < _MOST_REASONS:
+                self._reasons.add(str(error))
                 log.warning("RabbitMQ cannot be reached; it is tried again as long as somebody waits for it: %s", error)
-            self._is_away = True
             raise
-        self._is_away = False
+        self._reasons.clear()
         return pipe
 
     async def _send(self, pipe: ConfirmChannel, effort: _Effort) -> bool:
