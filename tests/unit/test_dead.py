@@ -21,9 +21,8 @@ from leveret.model import DeadLetter, Envelope, QueueStats, buried
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.status import Status
-
     from leveret.brokers import Select
+    from leveret.model import Status
 
 
 class Letters(MemoryBroker):
@@ -43,7 +42,7 @@ class Letters(MemoryBroker):
         names = dict.fromkeys(one.envelope.queue for one in self.letters)
         return [QueueStats(name, 0, 0, 1, 0) for name in names]
 
-    async def discard(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         self.discarded += [(queue, id_) for id_ in ids]
         return ids
 
@@ -66,7 +65,7 @@ def test_a_time_of_death_that_is_unknown_is_not_1970(monkeypatch: pytest.MonkeyP
 
     def app(*_: object, **__: object) -> App:
         app = App("memory://")
-        monkeypatch.setattr(app, "statuses", Found(letter("a", None), letter("b", 1e9)).statuses)
+        monkeypatch.setattr(app.client, "statuses", Found(letter("a", None), letter("b", 1e9)).statuses)
         return app
 
     monkeypatch.setattr("leveret.cli.status.App", app)

@@ -178,6 +178,7 @@ async def test_a_telemetry_does_not_hide_why_a_task_is_not_stored(step: str) -> 
 
     class Gone(MemoryBroker):
         async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+            del envelopes
             raise error
 
     with app.client.enqueuing_to(Gone()), pytest.raises(BrokerUnavailable) as caught:
