@@ -8,6 +8,7 @@ from leveret.brokers.backoff import (
 from leveret.brokers.base import (
     DEFAULT_TIMEOUT,
     Broker,
+    Capabilities,
     Consumer,
     HoldLimit,
     Select,
@@ -39,6 +40,7 @@ from leveret.brokers.urls import (
 __all__ = [
     "DEFAULT_TIMEOUT",
     "Broker",
+    "Capabilities",
     "Consumer",
     "Deadlines",
     "Feed",

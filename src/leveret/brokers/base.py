@@ -34,6 +34,18 @@ DEFAULT_TIMEOUT = 30.0
 Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
 
 
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What one broker can do and another cannot. It is known before anything is connected, and never changes."""
+
+    #: `Consumer.set_credit` works. Otherwise a consumer keeps the credit that it begins with.
+    adjustable_credit: bool
+    #: `Broker.publish` raises DuplicateTask while a task with the same id is ready, delayed, running or dead.
+    #: Otherwise both are stored.
+    unique_ids: bool
+    #: Other processes reach the same queues by the same URL.
+    shared: bool
+
+
 class HoldLimit(msgspec.Struct, frozen=True):
     """A broker takes a delivery back that is not settled in time, though its consumer lives."""
 
@@ -70,10 +82,11 @@ class Consumer(Protocol):
     def losses(self) -> int:
         """How often its connection was lost since it began."""
 
-    async def set_credit(self, credit: int, /) -> bool:
-        """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
+    async def set_credit(self, credit: int, /) -> None:
+        """Hold at most so many unsettled deliveries of each queue from now on.
 
-        Of what it holds in excess it gets no new ones, until that is settled or handed back.
+        Of what it holds in excess it gets no new ones, until that is settled or handed back. Only where
+        `Capabilities.adjustable_credit` says so; elsewhere it raises NotImplementedError.
         """
 
     async def stop(self) -> None:
@@ -87,8 +100,8 @@ class Broker(Protocol):
     """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
 
     @property
-    def fixed_credit(self) -> bool:
-        """Whether its consumers keep the credit that they begin with: their `set_credit` returns False."""
+    def capabilities(self) -> Capabilities:
+        """What it can do that not every broker can."""
 
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""

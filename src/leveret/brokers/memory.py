@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.base import in_use
+from leveret.brokers.base import Capabilities, in_use
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
 from leveret.errors import (
     BrokerUnavailable,
@@ -298,12 +298,11 @@ class _MemoryConsumer:
     def losses(self) -> int:
         return 0
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         for stored in self._queues:
             for taker in stored.takers:
                 taker.set_credit(self, credit)
             stored.deal(self._tokens)
-        return True
 
     async def stop(self) -> None:
         self.stopped = True
@@ -316,6 +315,8 @@ class _MemoryConsumer:
 
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
+
+    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=False)
 
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
@@ -360,10 +361,6 @@ class MemoryBroker:
         for envelope in envelopes:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._deal({envelope.queue for envelope in envelopes})
-
-    @property
-    def fixed_credit(self) -> bool:
-        return False
 
     @asynccontextmanager
     async def consume(

@@ -268,8 +268,8 @@ class _FaultyConsumer:
     def marks(self) -> Sequence[CancelRequest]:
         return [self._broker.outward_mark(mark) for mark in self._inner.marks()]
 
-    async def set_credit(self, credit: int) -> bool:
-        return await self._inner.set_credit(credit)
+    async def set_credit(self, credit: int) -> None:
+        await self._inner.set_credit(credit)
 
     async def stop(self) -> None:
         self._stopped.set()

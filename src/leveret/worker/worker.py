@@ -175,8 +175,10 @@ class Worker:
             )
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
-            if self._scaler is not None and self._pace is not None and self._broker.fixed_credit:
-                self._credit = min(admission.MOST_PREFETCH, self._scaler.most_slots)
+            if self._pace is not None and not self._broker.capabilities.adjustable_credit:
+                self._pace = None
+                if self._scaler is not None:
+                    self._credit = min(admission.MOST_PREFETCH, self._scaler.most_slots)
             opening = stack.enter_async_context(
                 self._broker.consume(queues, credit=self._credit, describe=self._describer)
             )
@@ -342,9 +344,7 @@ class Worker:
     async def _change_credit(self, wanted: int) -> None:
         assert self._consumer is not None
         try:
-            if not await self._consumer.set_credit(wanted):
-                self._pace = None
-                return
+            await self._consumer.set_credit(wanted)
         except BrokerError as error:
             log.info("still holding %d deliveries of each queue, not %d: %s", self._credit, wanted, error)
         else:

@@ -137,10 +137,9 @@ class RabbitMQConsumer:
     def paused(self) -> frozenset[str]:
         return self._told if self._session is None else self._session.paused
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         """A prefetch is for good (ADR 0017); and what would be handed back counts as a return before 4.3."""
-        del credit
-        return False
+        raise NotImplementedError(f"a RabbitMQ consumer keeps its prefetch, which is {self._credit}, not {credit}")
 
     async def stop(self) -> None:
         if self._stopped:

@@ -166,10 +166,9 @@ class SQLiteConsumer:
             except BrokerError as error:
                 log.warning("this consumer may be dealt tasks until it has ended: %s", error)
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         await self._writer.do(partial(Store.set_credit, consumer=self._lease.consumer, credit=credit))
         self._credit = credit
-        return True
 
     async def close(self) -> None:
         """Give back what is unsettled."""
