@@ -28,7 +28,9 @@ from leveret.brokers.queue_names import (
     QueueNames,
 )
 from leveret.brokers.registry import (
+    Opener,
     connect,
+    schemes,
 )
 from leveret.brokers.urls import (
     absolute,
@@ -47,6 +49,7 @@ __all__ = [
     "Flights",
     "Following",
     "HoldLimit",
+    "Opener",
     "QueueNames",
     "Select",
     "Watch",
@@ -56,4 +59,5 @@ __all__ = [
     "connect",
     "file_of",
     "location",
+    "schemes",
 ]

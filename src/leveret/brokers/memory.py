@@ -17,8 +17,10 @@ import msgspec
 
 from leveret.brokers.base import Capabilities, in_use
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
+from leveret.brokers.urls import censor
 from leveret.errors import (
     BrokerUnavailable,
+    ConfigurationError,
     DuplicateTask,
     LeaseLost,
     QueueFull,
@@ -57,6 +59,7 @@ from leveret.model import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from typing import Self
 
     from leveret.brokers.base import Consumer, Select
     from leveret.model import Describe, WorkerReport
@@ -324,6 +327,15 @@ class MemoryBroker:
         self._feeds = Feeds()
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
+
+    @classmethod
+    def from_url(cls, url: str, *, keep: float = KEEP) -> Self:
+        """``memory://``."""
+        if url.partition(":")[2] not in ("", "//"):
+            raise ConfigurationError(
+                f"{censor(url)!r}: the memory broker takes neither a name nor parameters; write memory://"
+            )
+        return cls(keep=keep)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
