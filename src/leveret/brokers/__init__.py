@@ -24,6 +24,13 @@ from leveret.brokers.feeds import (
 from leveret.brokers.flights import (
     Flights,
 )
+from leveret.brokers.inbox import (
+    Arrival,
+    CancelRequests,
+    Deliveries,
+    Inbox,
+    Paused,
+)
 from leveret.brokers.queue_names import (
     QueueNames,
 )
@@ -41,15 +48,20 @@ from leveret.brokers.urls import (
 
 __all__ = [
     "DEFAULT_TIMEOUT",
+    "Arrival",
     "Broker",
+    "CancelRequests",
     "Capabilities",
     "Consumer",
     "Deadlines",
+    "Deliveries",
     "Feed",
     "Flights",
     "Following",
     "HoldLimit",
+    "Inbox",
     "Opener",
+    "Paused",
     "QueueNames",
     "Select",
     "Watch",

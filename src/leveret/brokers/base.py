@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.feeds import Feed
+    from leveret.brokers.inbox import Arrival
     from leveret.model import (
-        CancelRequest,
         DeadLetter,
-        Delivery,
         Describe,
         Envelope,
         Queue,
@@ -56,23 +55,20 @@ class HoldLimit(msgspec.Struct, frozen=True):
 
 
 class Consumer(Protocol):
-    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it.
+    """What arrives, until its context is left. A broken connection is mended behind it.
 
-    An empty batch says that ``paused`` has changed, or that there are new marks.
+    There is one iteration, however often it is begun: what one reader was given no other gets.
     """
 
     @property
     def hold_limit(self) -> HoldLimit | None:
         """How long a delivery may be held; None: as long as the consumer lives."""
 
-    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
+    def __aiter__(self) -> AsyncIterator[Arrival]: ...
 
     @property
     def paused(self) -> frozenset[str]:
-        """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
-
-    def marks(self) -> Sequence[CancelRequest]:
-        """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
+        """Which of its queues are paused: nothing is taken from them. `Paused` arrives when this has changed."""
 
     @property
     def connected(self) -> bool:
@@ -90,9 +86,9 @@ class Consumer(Protocol):
         """
 
     async def stop(self) -> None:
-        """Take no more. The iteration ends; what was delivered can still be settled until the context is left.
+        """Take no more. What was delivered can still be settled, and cancellations arrive, until the context is left.
 
-        Iterated again, it gives an empty batch when there are new marks, until the context is left.
+        Deliveries that were on their way may arrive once more, to be handed back.
         """
 
 

@@ -23,6 +23,7 @@ from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
 from leveret.testing import following, inspecting, pausing, removing
 from leveret.testing.bench import (
     CHECKS,
+    PATIENCE,
     Bench,
     Check,
     Taken,
@@ -389,15 +390,17 @@ async def settling_twice_settles_once(bench: Bench) -> None:
 
 @check
 async def stopping_ends_the_deliveries(bench: Bench) -> None:
-    """Stopped, a consumer gets nothing more and its iteration ends; what it has it can still settle."""
+    """Stopped, a consumer gets nothing more; what it has it can still settle. Left, its iteration ends."""
     broker = await bench.declared()
     await broker.publish(bench.envelopes("a", "b", "c"))
-    taken = await bench.consumer(broker, credit=1)
-    (first,) = await taken.next()
-    await taken.consumer.stop()
-    await taken.end()
-    await broker.settle([(first, Succeeded())])
-    await becomes(broker, bench.queue, ready=2, running=0)
+    async with asyncio.timeout(PATIENCE), bench.broker().consume([bench.queue], credit=1) as consumer:
+        taken = Taken(consumer)
+        (first,) = await taken.next()
+        await consumer.stop()
+        await broker.settle([(first, Succeeded())])
+        await taken.nothing()
+        await becomes(broker, bench.queue, ready=2, running=0)
+    assert [arrival async for arrival in consumer] == []
 
 
 @check

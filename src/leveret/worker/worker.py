@@ -15,7 +15,7 @@ from collections import Counter, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
-from leveret.brokers import location
+from leveret.brokers import CancelRequests, Deliveries, Paused, location
 from leveret.errors import BrokerError
 from leveret.executors import (
     Awaits,
@@ -255,16 +255,19 @@ class Worker:
 
     async def _take(self, consumer: Consumer) -> None:
         paused: frozenset[str] = frozenset()
-        # Once more when it is stopped: nothing comes any more, but what still runs may be cancelled.
-        for _ in range(2):
-            async for batch in consumer:
-                if paused != consumer.paused:
-                    paused = consumer.paused
+        async for arrival in consumer:
+            match arrival:
+                case Deliveries(deliveries):
+                    self._admit(deliveries, paused)
+                case CancelRequests(requests):
+                    for request in requests:
+                        self._cancel(request)
+                    self._fill()
+                case Paused(paused):
                     names = ", ".join(sorted(paused)) or "none any more"
                     log.info("paused queues, of which nothing is started: %s", names)
-                for mark in consumer.marks():
-                    self._cancel(mark)
-                self._admit(batch, paused)
+                    self._hand_back_backlog(paused)
+                    self._fill()
 
     def _cancel(self, mark: CancelRequest) -> None:
         """Somebody wants the task to end, or not to run if it comes."""
