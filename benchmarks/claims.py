@@ -13,6 +13,7 @@ from benchmarks.ours import app, noop
 from benchmarks.peers.producing import queue, url
 from leveret.brokers import Broker, connect
 from leveret.model import Delivery, Queue, Succeeded
+from leveret.testing.bench import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -44,7 +45,7 @@ async def main(*, fill: int, windows: int) -> None:
     async with app:
         await _add(fill)
         async with broker.consume([Queue(queue())], credit=_CREDIT) as consumer:
-            batches = aiter(consumer)
+            batches = batches_of(consumer)
             await _claim(broker, batches, _WINDOW)
             costs = []
             for _ in range(windows):

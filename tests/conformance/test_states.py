@@ -36,6 +36,7 @@ from leveret.model import (
     Settlement,
     Succeeded,
 )
+from leveret.testing.bench import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -115,7 +116,7 @@ class Taker:
         self.reading = asyncio.create_task(self._read(self.consumer))
 
     async def _read(self, consumer: Consumer) -> None:
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             self.came.extend(batch)
 
     def has_credit(self, queue: str) -> bool:
@@ -248,8 +249,10 @@ class Machine(RuleBasedStateMachine):
 
     async def leave(self, taker: Taker) -> None:
         await taker.consumer.stop()
-        await taker.reading
+        for _ in range(5):  # what was on its way is read
+            await asyncio.sleep(0)
         await taker.leaving.aclose()
+        await taker.reading
         await taker.broker.close()
 
     def take_back(self, taker: Taker) -> None:
@@ -375,6 +378,7 @@ class SQLiteMachine(Machine):
     async def die(self, taker: Taker) -> None:
         """The kernel closes the bell; nobody takes it down, and nobody says good-bye."""
         await taker.hang_up()
+        taker.consumer._looking.cancel()  # type: ignore[attr-defined]
         bell, taker.consumer._bell = taker.consumer._bell, None  # type: ignore[attr-defined]
         bell.let_go()
         self.gone.append(taker)

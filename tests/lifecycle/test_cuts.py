@@ -16,6 +16,7 @@ from leveret.brokers.rabbitmq.amqp import confirm_tracker as outbox
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.errors import BrokerRefused, LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
+from leveret.testing.bench import batches_of
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
@@ -42,7 +43,7 @@ class Reader:
         self.task = asyncio.create_task(self._read(consumer))
 
     async def _read(self, consumer: Consumer) -> None:
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             self.deliveries.extend(batch)
 
     async def has(self, count: int) -> Sequence[Delivery]:
@@ -354,13 +355,12 @@ async def test_a_queue_that_is_made_again_is_not_consumed_after_a_stop(
         channel = await operator.channel()
         await channel.queue_delete(QUEUE.name)
         await until(lambda: _is("making it again" in caplog.text), "the deletion is seen")
-        batches = aiter(consumer)
         await consumer.stop()
-        assert [batch async for batch in batches if batch] == []
         await until(lambda: _is(len(session._mending) <= always), "the queue is there again")
         await broker.publish(envelopes(3))
         await counts(broker, ready=3, running=0)
         assert (await channel.declare_queue(QUEUE.name, passive=True)).declaration_result.consumer_count == 0
+    assert [arrival async for arrival in consumer] == []
     await broker.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.model import Envelope, Queue, Succeeded, new_id
 from leveret.model.status import enqueued, settled
+from leveret.testing.bench import cancel_requests
 from tests.support.cluster import Cluster
 from tests.support.waiting import until
 
@@ -56,8 +57,8 @@ class Hearer:
             self.followed += [status.state for status in batch]
 
     async def _take(self, consumer: Consumer) -> None:
-        async for _ in consumer:
-            self.marked |= {mark.id for mark in consumer.marks()}
+        async for request in cancel_requests(consumer):
+            self.marked.add(request.id)
 
 
 @pytest.mark.rabbitmq

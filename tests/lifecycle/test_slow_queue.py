@@ -12,6 +12,7 @@ from leveret.brokers.rabbitmq import broker as rabbitmq
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
+from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ async def buried(broker: Broker) -> list[str]:
 
 async def taken(consumer: Consumer, count: int = COUNT) -> list[Delivery]:
     deliveries: list[Delivery] = []
-    async for batch in consumer:
+    async for batch in batches_of(consumer):
         deliveries += batch
         if len(deliveries) >= count:
             break

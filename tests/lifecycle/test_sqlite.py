@@ -18,6 +18,7 @@ import pytest
 from leveret.brokers import connect
 from leveret.brokers.sqlite.store import CLAIM
 from leveret.model import Queue, Succeeded
+from leveret.testing.bench import batches_of
 from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.workers import Ledger, Worker
@@ -88,7 +89,7 @@ async def test_a_million_ready_tasks_claim_as_a_thousand(tmp_path: Path) -> None
         fill(path, count)
         times = []
         async with broker.consume([Queue("work")], credit=1) as consumer:
-            async for batch in consumer:
+            async for batch in batches_of(consumer):
                 started = time.perf_counter()
                 await broker.settle([(delivery, Succeeded()) for delivery in batch])
                 times.append(time.perf_counter() - started)

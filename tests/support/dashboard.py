@@ -13,6 +13,7 @@ import httpx
 from leveret.dashboard import dashboard
 from leveret.model import DeadLettered, Envelope, Queue
 from leveret.model.status import settled
+from leveret.testing.bench import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -68,7 +69,7 @@ async def take(broker: Broker, envelopes: Sequence[Envelope], decide: Any) -> No
     await broker.publish(envelopes)
     async with broker.consume(queues, credit=None) as consumer:
         left = len(envelopes)
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             settlements = [(delivery, decide(delivery.envelope)) for delivery in batch]
             now = time.time()
             told = [settled(one.envelope, one.envelope.task, outcome, now) for one, outcome in settlements]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from leveret.brokers import connect
+from leveret.brokers import CancelRequests, connect
 from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.queue_names import QueueNames
 from leveret.brokers.rabbitmq.statuses.streams import read
@@ -19,6 +19,7 @@ from leveret.model import LATEST, Envelope, Queue, QueueStats, unix_time
 from leveret.model.bounds import MAX_DEPTH, shallow
 from leveret.model.reports import ChildReport, RunningTask, WorkerReport, report_of
 from leveret.model.status import Status, status_of
+from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -199,19 +200,17 @@ async def test_a_mark_from_the_future_is_forgotten(tmp_path: Path, caplog: pytes
         queue = Queue("work")
         await broker.declare([queue])
         async with broker.consume([queue], credit=5) as consumer:
-            batches = aiter(consumer)
+            batches = batches_of(consumer)
             await broker.publish([Envelope("1", "work", "say", b"{}")])
-            while not await anext(batches):
-                pass
+            assert await anext(batches)
             with closing(sqlite3.connect(path)) as file, file:
                 for id_, ahead in (("1", 3_600), ("2", 10)):
                     file.execute("INSERT INTO mark SELECT id, ?, ? FROM consumer", (id_, time.time() + ahead))
             await broker.publish([Envelope("3", "work", "say", b"{}")])
-            marks = list(consumer.marks())
-            while not marks:
-                await anext(batches)
-                marks = list(consumer.marks())
-            assert [mark.id for mark in marks] == ["2"]
+            async for arrival in consumer:
+                if isinstance(arrival, CancelRequests):
+                    assert [request.id for request in arrival.requests] == ["2"]
+                    break
     finally:
         await broker.close()
     assert "a cancellation from more than 30 s in the future is ignored" in caplog.text

@@ -11,7 +11,7 @@ import pytest
 from leveret.errors import LeaseLost, QueueFull, QueueNotFound
 from leveret.model import DeadLettered, Retrying, Succeeded
 from leveret.model.status import settled, started
-from leveret.testing.bench import Bench, becomes, text
+from leveret.testing.bench import Bench, batches_of, becomes, text
 from leveret.testing.following import ended, published, sent, status_of
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ async def test_who_lost_a_task_changes_nothing_of_what_is_known(any_place: Place
         first, second, early = (sent(bench, text) for text in ("first", "second", "early"))
         await broker.publish([first])
         async with bench.broker().consume([bench.queue], credit=1) as consumer:
-            (stale,) = await anext(aiter(consumer))
+            (stale,) = await anext(batches_of(consumer))
         taken = await bench.consumer(broker)
         (delivery,) = await taken.next()
         await ended(broker, delivery, Succeeded(b"1"))

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from leveret import BrokerUnavailable, LeaseLost, Queue
+from leveret.brokers import Deliveries
 from leveret.brokers.memory import MemoryBroker
 from leveret.model import Succeeded
 from leveret.observe.events import TaskSettled
+from leveret.testing.bench import batches_of
 from leveret.worker import settler as recorder
 from tests.support.bench import Bench
 
@@ -52,12 +54,11 @@ class Forgetful(MemoryBroker):
                 stop = consumer.stop
                 set_credit = consumer.set_credit
                 hold_limit = None
-                marks = consumer.marks
                 paused: frozenset[str] = frozenset()
 
-                async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
-                    async for batch in consumer:
-                        yield [
+                async def __aiter__(self) -> AsyncGenerator[Deliveries]:
+                    async for batch in batches_of(consumer):
+                        changed = [
                             msgspec.structs.replace(
                                 delivery,
                                 returns=again(delivery.envelope)[1] if lost else 0,
@@ -65,6 +66,7 @@ class Forgetful(MemoryBroker):
                             )
                             for delivery in batch
                         ]
+                        yield Deliveries(tuple(changed))
 
             yield Counting()
 

@@ -27,6 +27,7 @@ from leveret.errors import (
     StoreError,
 )
 from leveret.model import Envelope, Queue, Retrying, Succeeded, new_id
+from leveret.testing.bench import batches_of
 from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
@@ -540,7 +541,7 @@ async def test_a_published_task_rings(path: Path, monkeypatch: pytest.MonkeyPatc
     """A consumer that does not look by itself is told, from another connection too."""
     monkeypatch.setattr(consumer_module, "ROUND", 3_600.0)
     async with opened(path, WORK) as broker, opened(path) as producer, broker.consume([WORK], credit=9) as consumer:
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         for _ in range(10):
             await producer.publish([envelope()])
             (delivery,) = await next_batch(batches)
@@ -550,7 +551,7 @@ async def test_a_published_task_rings(path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_an_outcome_is_recorded_once(path: Path) -> None:
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=2) as consumer:
         await broker.publish([envelope(), envelope()])
-        first, second = await next_batch(aiter(consumer))
+        first, second = await next_batch(batches_of(consumer))
         await broker.settle([(first, Succeeded())])
         with pytest.raises(LeaseLost) as caught:
             await broker.settle([(first, Retrying("late")), (second, Succeeded())])

@@ -19,6 +19,7 @@ from leveret.brokers.sqlite.wakeup import Bell, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
 from leveret.model.status import enqueued
+from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, counts, envelope, locked, names, next_batch, opened, remove
 
@@ -48,7 +49,7 @@ def registered(path: Path) -> list[str]:
 
 async def all_come(broker: SQLiteBroker, consumer: Consumer, count: int) -> None:
     """Nobody else has any of them: this consumer gets all, one after the other."""
-    batches = aiter(consumer)
+    batches = batches_of(consumer)
     for _ in range(count):
         (delivery,) = await next_batch(batches)
         await broker.settle([(delivery, Succeeded())])
@@ -57,7 +58,7 @@ async def all_come(broker: SQLiteBroker, consumer: Consumer, count: int) -> None
 
 async def taken(consumer: Consumer, count: int) -> Sequence[Delivery]:
     deliveries: list[Delivery] = []
-    batches: AsyncIterator[Sequence[Delivery]] = aiter(consumer)
+    batches: AsyncIterator[Sequence[Delivery]] = batches_of(consumer)
     while len(deliveries) < count:
         deliveries += await next_batch(batches)
     return deliveries
@@ -153,7 +154,7 @@ async def test_a_broker_that_is_closed_hands_back_what_its_consumers_have(path: 
     async with opened(path, WORK) as broker, opened(path) as other:
         await broker.publish([envelope() for _ in range(3)])
         async with other.consume([WORK], credit=3) as leaving:
-            batches = aiter(leaving)
+            batches = batches_of(leaving)
             deliveries = await next_batch(batches)
             await other.close()
             assert registered(path) == []
@@ -171,7 +172,7 @@ async def test_a_consumer_whose_bell_was_deleted_hangs_it_again(path: Path) -> N
         await broker.publish([envelope()])
         (delivery,) = await taken(consumer, 1)
         bells_before = names(folder(path))
-        reading = asyncio.ensure_future(anext(aiter(consumer)))  # its rounds are made by who reads it
+        reading = asyncio.ensure_future(anext(batches_of(consumer)))
         remove(folder(path))
 
         async def hangs() -> bool:
@@ -195,7 +196,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_consumer_whose_bell_was_deleted_registers_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody tidied up. The others take it for dead and have its tasks; it gets a new bell and goes on."""
     async with opened(path, WORK) as broker, opened(path) as other, broker.consume([WORK], credit=1) as consumer:
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         await broker.publish([envelope(body=b"1")])
         (lost,) = await next_batch(batches)
         remove(folder(path))
@@ -229,7 +230,7 @@ async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
         remove(folder(path))
         await broker.stats()
         await broker.publish([envelope()])
-        assert len(await next_batch(aiter(consumer))) == 1
+        assert len(await next_batch(batches_of(consumer))) == 1
     assert refusals == []
 
 
@@ -257,7 +258,7 @@ async def test_a_consumer_that_is_left_while_it_registers_again_is_gone(
             await broker.stats()
             monkeypatch.setattr(Store, "register", register)
             with pytest.raises(StopAsyncIteration):
-                await next_batch(aiter(consumer))
+                await next_batch(batches_of(consumer))
             await asyncio.gather(*leaving)
         assert registered(path) == []
         assert names(folder(path)) == []
@@ -268,7 +269,7 @@ async def test_a_consumer_without_its_bell_still_looks_by_itself(path: Path) -> 
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         remove(folder(path))
         await broker.publish([envelope()])
-        assert len(await next_batch(aiter(consumer))) == 1
+        assert len(await next_batch(batches_of(consumer))) == 1
 
 
 async def test_a_watch_goes_on_when_its_bell_was_deleted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from leveret.brokers.sqlite.store import Settled, Store
 from leveret.errors import QueueFull
 from leveret.model import Queue, Released, Succeeded
 from leveret.model.status import enqueued, settled
+from leveret.testing.bench import batches_of
 from tests.unit.test_sqlite import WORK, envelope, next_batch, opened
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome
         async with opened(path.with_name(f"{held}-{marked}.db"), WORK) as broker:
             await broker.publish([envelope() for _ in range(held)])
             async with broker.consume([WORK], credit=None) as consumer:
-                batches = aiter(consumer)
+                batches = batches_of(consumer)
                 deliveries: list[Delivery] = []
                 while len(deliveries) < held:
                     deliveries += await next_batch(batches)

@@ -17,6 +17,7 @@ import pytest
 from leveret.brokers.sqlite.problems import translate
 from leveret.errors import StoreError
 from leveret.model import DeadLettered, Succeeded
+from leveret.testing.bench import batches_of
 from leveret.worker.intake import dead_already
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, content, counts, envelope, names, next_batch, opened
@@ -94,7 +95,7 @@ async def test_a_bell_is_no_way_to_another_file(
         await broker.workers()
         assert is_bell or state(target) == before
         async with broker.consume([WORK], credit=1) as consumer:
-            (delivery,) = await next_batch(aiter(consumer))
+            (delivery,) = await next_batch(batches_of(consumer))
             await broker.settle([(delivery, Succeeded())])
         assert is_bell or state(target) == before
         assert await counts(broker) == (0, 0, 0)
@@ -124,7 +125,7 @@ async def test_a_bell_that_others_hold_and_do_not_read_stops_nobody(path: Path) 
             await broker.publish([envelope() for _ in range(1_000)])
         os.close(reader)
         async with broker.consume([WORK], credit=1) as consumer:
-            assert len(await next_batch(aiter(consumer))) == 1
+            assert len(await next_batch(batches_of(consumer))) == 1
 
 
 # Rows
@@ -177,7 +178,7 @@ async def test_one_bad_row_is_one_bad_dead_letter(path: Path, case: str) -> None
         assert len(await broker.recent(10)) == 2
         async with broker.consume([WORK], credit=None) as consumer:
             found: dict[bytes, str] = {}
-            async for batch in consumer:
+            async for batch in batches_of(consumer):
                 for delivery in batch:
                     # As a worker does, whose children read it.
                     msgspec.msgpack.decode(msgspec.msgpack.encode(delivery.envelope), type=type(delivery.envelope))
@@ -241,7 +242,7 @@ async def test_a_bad_row_anywhere_stops_nobody(path: Path, case: str) -> None:
     """What can be looked at is, tasks run, and tasks are stored."""
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         execute(path, BAD_STATES[case])
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         mine = [envelope(body=b"mine") for _ in range(3)]
         await broker.publish(mine)
         assert "work" in [one.name for one in await broker.stats()]
@@ -290,7 +291,7 @@ async def test_a_task_of_no_consumer_runs(path: Path) -> None:
         execute(path, BAD_STATES["a task of no consumer"])
         execute(path, BAD_STATES["a task that nobody runs"].replace("odd", "odder"))
         async with broker.consume([WORK], credit=2) as consumer:
-            batches = aiter(consumer)
+            batches = batches_of(consumer)
             found: list[str] = []
             while len(found) < 2:
                 found += [delivery.envelope.id for delivery in await next_batch(batches)]
@@ -364,7 +365,7 @@ async def test_a_changed_schema_is_a_clear_error(path: Path, case: str) -> None:
 async def test_a_schema_that_is_changed_under_a_program_is_seen(path: Path, case: str) -> None:
     sql, told = CHANGED[case]
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        reading = asyncio.ensure_future(next_batch(aiter(consumer)))
+        reading = asyncio.ensure_future(next_batch(batches_of(consumer)))
         execute(path, sql)
         if case == "a later version":
             execute(path, "CREATE TABLE later (x)")

@@ -16,6 +16,7 @@ import pytest
 from leveret.errors import LeaseLost, StoreError
 from leveret.model import Queue, Succeeded
 from leveret.model.status import enqueued
+from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 from tests.unit.test_sqlite import WORK, counts, envelope, names, next_batch, opened
 
@@ -106,7 +107,7 @@ async def test_a_symbolic_link_is_the_file_that_it_leads_to(path: Path, tmp_path
     async with opened(path, WORK) as broker, opened(real) as other:
         await broker.publish([envelope()])
         async with other.consume([WORK], credit=1) as consumer:
-            assert len(await next_batch(aiter(consumer))) == 1
+            assert len(await next_batch(batches_of(consumer))) == 1
             assert await counts(broker) == (0, 1, 0)
         assert exists(beside(real, "-wal"))
         assert names(tmp_path) == ["data", "leveret.db"]
@@ -120,7 +121,7 @@ async def test_a_symbolic_link_that_leads_elsewhere_is_followed(path: Path, tmp_
             pass
     link(path, tmp_path / "1" / "real.db")
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         link(path, tmp_path / "2" / "real.db")
         async with opened(tmp_path / "2" / "real.db", WORK) as second:
             await second.publish([envelope(body=b"second")])
@@ -215,7 +216,7 @@ async def test_nothing_is_said_to_be_stored_in_a_file_that_is_gone(
     path = tmp_path / "folder" / "leveret.db"
     folders(path.parent)
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        reading = asyncio.ensure_future(next_batch(aiter(consumer)))
+        reading = asyncio.ensure_future(next_batch(batches_of(consumer)))
         take(path)
         for _ in range(3):
             with pytest.raises(StoreError, match=r"was removed or moved away while this program used it"):
@@ -237,7 +238,7 @@ async def test_a_file_that_is_back_goes_on_as_if_nothing_had_been(tmp_path: Path
     path = tmp_path / "folder" / "leveret.db"
     folders(path.parent)
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         await broker.publish([envelope(body=b"1"), envelope(body=b"2")])
         (running,) = await next_batch(batches)
         reading = asyncio.ensure_future(next_batch(batches))
@@ -268,7 +269,7 @@ async def test_a_file_that_is_back_goes_on_as_if_nothing_had_been(tmp_path: Path
 async def test_a_broker_is_closed_though_its_file_is_away(path: Path) -> None:
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([envelope()])
-        (running,) = await next_batch(aiter(consumer))
+        (running,) = await next_batch(batches_of(consumer))
         unlink(path)
         settling = asyncio.ensure_future(broker.settle([(running, Succeeded())]))
         await asyncio.sleep(0.1)  # it waits for the file by now, or will: both must end
@@ -284,9 +285,9 @@ async def test_a_program_that_begins_makes_a_new_file_and_the_others_use_it(path
         unlink(path)
         async with opened(path, Queue("first"), WORK) as beginner:
             await beginner.publish([envelope(body=b"new")])
-            assert await bodies_of(aiter(consumer), broker, 1) == [b"new"]
+            assert await bodies_of(batches_of(consumer), broker, 1) == [b"new"]
             await broker.publish([envelope(body=b"newer")])
-            assert await bodies_of(aiter(consumer), broker, 1) == [b"newer"]
+            assert await bodies_of(batches_of(consumer), broker, 1) == [b"newer"]
         assert consumer.losses == 1
 
 
@@ -314,7 +315,7 @@ async def test_a_backup_that_replaces_the_file_is_used(
         opened(path, WORK) as producer,
         broker.consume([WORK], credit=1) as consumer,
     ):
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         await producer.publish([envelope(body=b"old" * 1000) for _ in range(50)])
         (old,) = await next_batch(batches)
         copy.replace(path)
@@ -339,17 +340,17 @@ async def test_an_old_lease_settles_nothing_in_another_file(path: Path, tmp_path
         await other.publish([envelope(body=b"theirs")])
         leaving = other.consume([WORK], credit=1)
         theirs = await leaving.__aenter__()
-        assert len(await next_batch(aiter(theirs))) == 1
+        assert len(await next_batch(batches_of(theirs))) == 1
         with closing(sqlite3.connect(copy)) as database:
             database.execute(f"VACUUM INTO '{tmp_path / 'third.db'}'")
         await leaving.__aexit__(None, None, None)
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([envelope(body=b"ours")])
-        (ours,) = await next_batch(aiter(consumer))
+        (ours,) = await next_batch(batches_of(consumer))
         (tmp_path / "third.db").replace(path)
         with pytest.raises(LeaseLost):
             await broker.settle([(ours, Succeeded())])
-        assert await bodies_of(aiter(consumer), broker, 1) == [b"theirs"]
+        assert await bodies_of(batches_of(consumer), broker, 1) == [b"theirs"]
 
 
 async def test_a_backup_that_is_restored_into_the_file_is_read_anew(path: Path, tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ async def test_a_backup_that_is_restored_into_the_file_is_read_anew(path: Path, 
     copy = tmp_path / "copy.db"
     await backed_up(copy, b"a")
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         await broker.publish([envelope(body=b"old")])
         (old,) = await next_batch(batches)
         with closing(sqlite3.connect(copy)) as source, closing(sqlite3.connect(path)) as target:
@@ -410,7 +411,7 @@ async def test_a_log_that_was_deleted_costs_nothing(
         async with opened(path) as third:
             assert await counts(third) == (4, 0, 0)
         async with broker.consume([WORK], credit=1) as consumer:
-            assert sorted(await bodies_of(aiter(consumer), broker, 4)) == [b"1", b"2", b"3", b"4"]
+            assert sorted(await bodies_of(batches_of(consumer), broker, 4)) == [b"1", b"2", b"3", b"4"]
     assert integrity(path) == "ok"
     assert "has lost its -wal or -shm file" in caplog.text
     assert "nothing was lost" in caplog.text
@@ -450,7 +451,7 @@ async def test_a_log_that_another_program_has_begun_anew_is_used(path: Path) -> 
         process.stdin.close()
         assert await process.wait() == 0
         async with broker.consume([WORK], credit=1) as consumer:
-            assert {b"2", b"3"} <= set(await bodies_of(aiter(consumer), broker, 2))
+            assert {b"2", b"3"} <= set(await bodies_of(batches_of(consumer), broker, 2))
     assert integrity(path) == "ok"
 
 
@@ -464,7 +465,7 @@ async def test_a_damaged_file_is_said_once_and_is_used_when_it_is_mended(
     copy = tmp_path / "copy.db"
     await backed_up(copy, b"a")
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        reading = asyncio.ensure_future(next_batch(aiter(consumer)))
+        reading = asyncio.ensure_future(next_batch(batches_of(consumer)))
         damaged = tmp_path / "damaged.db"
         shutil.copy(copy, damaged)
         with damaged.open("r+b") as file:
@@ -481,7 +482,7 @@ async def test_a_damaged_file_is_said_once_and_is_used_when_it_is_mended(
         copy.replace(path)
         (delivery,) = await reading
         assert delivery.envelope.body == b"a"
-        reading = asyncio.ensure_future(next_batch(aiter(consumer)))
+        reading = asyncio.ensure_future(next_batch(batches_of(consumer)))
         await until(lambda: connected(consumer), "it looks again, and sees that it works")
         await broker.settle([(delivery, Succeeded())])
         reading.cancel()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.model import Envelope, Queue, Succeeded, new_id
 from leveret.model.status import settled
+from leveret.testing.bench import batches_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ async def run(broker: SQLiteBroker, envelope: Envelope, ago: float) -> None:
     """As a worker does, whose clock was that of ``ago`` seconds."""
     await broker.publish([envelope])
     async with broker.consume([WORK], credit=1) as consumer:
-        (delivery,) = await anext(aiter(consumer))
+        (delivery,) = await anext(batches_of(consumer))
         outcome = Succeeded(b"1")
         await broker.settle([(delivery, outcome)], [settled(envelope, "say", outcome, time.time() - ago)])
 

@@ -13,6 +13,7 @@ from leveret.brokers.sqlite.writer import Writer
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Retrying, Succeeded
 from leveret.model.status import settled
+from leveret.testing.bench import batches_of
 from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ async def test_one_transaction_settles_and_claims(
     monkeypatch.setattr("leveret.brokers.sqlite.consumer.ROUND", 60.0)
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([envelope(), envelope()])
-        batches = aiter(consumer)
+        batches = batches_of(consumer)
         (first,) = await next_batch(batches)
         transactions.clear()
         await broker.settle([(first, Succeeded())])
@@ -59,7 +60,7 @@ async def test_one_transaction_settles_and_claims(
 async def test_outcomes_that_wait_together_are_one_request(path: Path, transactions: list[int]) -> None:
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=9) as consumer:
         await broker.publish([envelope() for _ in range(9)])
-        batch = await next_batch(aiter(consumer))
+        batch = await next_batch(batches_of(consumer))
         await broker.stats()
         transactions.clear()
         async with busy(broker):
@@ -78,10 +79,10 @@ async def test_who_does_not_know_yet_that_it_lost_a_task_changes_nothing(
     task = envelope()
     async with opened(path, WORK) as broker, opened(path) as other, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([task])
-        (stale,) = await next_batch(aiter(consumer))
+        (stale,) = await next_batch(batches_of(consumer))
         remove(path.with_name("leveret.db-consumers"))
         async with other.consume([WORK], credit=1) as living:
-            (delivery,) = await next_batch(aiter(living))
+            (delivery,) = await next_batch(batches_of(living))
             await other.settle([(delivery, Succeeded(b"1"))], [settled(task, "task", Succeeded(b"1"), time.time())])
             assert stale.lease.held
             with pytest.raises(LeaseLost):
@@ -95,7 +96,7 @@ async def test_who_does_not_know_yet_that_it_lost_a_task_changes_nothing(
 async def test_an_outcome_that_cannot_be_stored_keeps_no_other_from_it(path: Path) -> None:
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=3) as consumer:
         await broker.publish([envelope() for _ in range(3)])
-        batch = await next_batch(aiter(consumer))
+        batch = await next_batch(batches_of(consumer))
         outcomes: list[Outcome] = [Succeeded(), Retrying("\ud800"), Succeeded()]
         async with busy(broker):
             calls = [broker.settle([pair]) for pair in zip(batch, outcomes, strict=True)]

@@ -14,6 +14,7 @@ import pytest
 
 from leveret.brokers.sqlite.wakeup import WakeUps
 from leveret.errors import StoreError
+from leveret.testing.bench import batches_of
 from tests.support.waiting import wait_until
 from tests.unit.test_sqlite import WORK, counts, envelope, mode, next_batch, opened
 
@@ -31,6 +32,7 @@ from pathlib import Path
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.errors import BrokerError
 from leveret.model import Envelope, Queue, Succeeded, new_id
+from leveret.testing.bench import batches_of
 
 WORK = Queue("work")
 
@@ -49,14 +51,14 @@ async def look(broker):
 async def take(broker):
     async with broker.consume([WORK], credit=1) as consumer:
         print("takes", flush=True)
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             await broker.settle([(delivery, Succeeded()) for delivery in batch])
             break
 
 async def stay(broker):
     async with broker.consume([WORK], credit=1) as consumer:
         print("stays", flush=True)
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             await broker.settle([(delivery, Succeeded()) for delivery in batch])
 
 async def run(path, *does):
@@ -341,5 +343,5 @@ async def test_a_shared_file_counts_each_users_tasks(path: Path) -> None:
     assert as_user(BERT, "store", path) == "done"
     async with opened(path) as broker, broker.consume([WORK], credit=2) as consumer:
         await broker.publish([envelope()])
-        assert len(await next_batch(aiter(consumer))) == 2
+        assert len(await next_batch(batches_of(consumer))) == 2
         assert await counts(broker) == (1, 2, 0)

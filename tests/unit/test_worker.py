@@ -12,10 +12,12 @@ import msgspec
 import pytest
 
 from leveret import App, BrokerError, BrokerRefused, ConfigurationError, LeaseLost, Queue
+from leveret.brokers import Deliveries
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.executors.in_process import InProcessExecutor
 from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement, Succeeded, new_id
 from leveret.observe.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
+from leveret.testing.bench import batches_of
 from leveret.worker import prefetch
 from leveret.worker.intake import MAX_RETURNS
 from leveret.worker.worker import Worker
@@ -324,7 +326,7 @@ async def test_what_expired_is_dead_and_what_has_not_is_run() -> None:
 async def peek(bench: Bench) -> Sequence[Delivery]:
     """What a next worker would get."""
     async with bench.broker.consume([Queue("work")], credit=None) as consumer, asyncio.timeout(60):
-        return await anext(aiter(consumer))
+        return await anext(batches_of(consumer))
 
 
 async def test_a_stopped_worker_finishes_what_runs_and_hands_the_rest_back() -> None:
@@ -477,12 +479,11 @@ async def test_a_delivery_whose_lease_ended_while_it_waited_is_not_run() -> None
                 class Wrapped:
                     stop = consumer.stop
                     hold_limit = None
-                    marks = consumer.marks
                     paused: frozenset[str] = frozenset()
 
-                    async def __aiter__(self) -> AsyncGenerator[Sequence[Delivery]]:
-                        async for batch in consumer:
-                            yield [msgspec.structs.replace(delivery, lease=Lease()) for delivery in batch]
+                    async def __aiter__(self) -> AsyncGenerator[Deliveries]:
+                        async for batch in batches_of(consumer):
+                            yield Deliveries(tuple(msgspec.structs.replace(one, lease=Lease()) for one in batch))
 
                 yield Wrapped()
 

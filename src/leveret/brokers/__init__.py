@@ -8,6 +8,7 @@ from leveret.brokers.backoff import (
 from leveret.brokers.base import (
     DEFAULT_TIMEOUT,
     Broker,
+    Capabilities,
     Consumer,
     HoldLimit,
     Select,
@@ -23,11 +24,20 @@ from leveret.brokers.feeds import (
 from leveret.brokers.flights import (
     Flights,
 )
+from leveret.brokers.inbox import (
+    Arrival,
+    CancelRequests,
+    Deliveries,
+    Inbox,
+    Paused,
+)
 from leveret.brokers.queue_names import (
     QueueNames,
 )
 from leveret.brokers.registry import (
+    Opener,
     connect,
+    schemes,
 )
 from leveret.brokers.urls import (
     absolute,
@@ -38,13 +48,20 @@ from leveret.brokers.urls import (
 
 __all__ = [
     "DEFAULT_TIMEOUT",
+    "Arrival",
     "Broker",
+    "CancelRequests",
+    "Capabilities",
     "Consumer",
     "Deadlines",
+    "Deliveries",
     "Feed",
     "Flights",
     "Following",
     "HoldLimit",
+    "Inbox",
+    "Opener",
+    "Paused",
     "QueueNames",
     "Select",
     "Watch",
@@ -54,4 +71,5 @@ __all__ = [
     "connect",
     "file_of",
     "location",
+    "schemes",
 ]

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.feeds import Feed
+    from leveret.brokers.inbox import Arrival
     from leveret.model import (
-        CancelRequest,
         DeadLetter,
-        Delivery,
         Describe,
         Envelope,
         Queue,
@@ -34,6 +33,18 @@ DEFAULT_TIMEOUT = 30.0
 Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
 
 
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What one broker can do and another cannot. It is known before anything is connected, and never changes."""
+
+    #: `Consumer.set_credit` works. Otherwise a consumer keeps the credit that it begins with.
+    adjustable_credit: bool
+    #: `Broker.publish` raises DuplicateTask while a task with the same id is ready, delayed, running or dead.
+    #: Otherwise both are stored.
+    unique_ids: bool
+    #: Other processes reach the same queues by the same URL.
+    shared: bool
+
+
 class HoldLimit(msgspec.Struct, frozen=True):
     """A broker takes a delivery back that is not settled in time, though its consumer lives."""
 
@@ -44,23 +55,20 @@ class HoldLimit(msgspec.Struct, frozen=True):
 
 
 class Consumer(Protocol):
-    """Deliveries, in batches, until it is stopped. A broken connection is mended behind it.
+    """What arrives, until its context is left. A broken connection is mended behind it.
 
-    An empty batch says that ``paused`` has changed, or that there are new marks.
+    There is one iteration, however often it is begun: what one reader was given no other gets.
     """
 
     @property
     def hold_limit(self) -> HoldLimit | None:
         """How long a delivery may be held; None: as long as the consumer lives."""
 
-    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]: ...
+    def __aiter__(self) -> AsyncIterator[Arrival]: ...
 
     @property
     def paused(self) -> frozenset[str]:
-        """Which of its queues are paused: nothing is taken from them, and what was taken should be handed back."""
-
-    def marks(self) -> Sequence[CancelRequest]:
-        """What was cancelled since this was asked last: tasks that it was dealt, and perhaps any other."""
+        """Which of its queues are paused: nothing is taken from them. `Paused` arrives when this has changed."""
 
     @property
     def connected(self) -> bool:
@@ -70,16 +78,17 @@ class Consumer(Protocol):
     def losses(self) -> int:
         """How often its connection was lost since it began."""
 
-    async def set_credit(self, credit: int, /) -> bool:
-        """Hold at most so many unsettled deliveries of each queue from now on; False: it can't, all is as it was.
+    async def set_credit(self, credit: int, /) -> None:
+        """Hold at most so many unsettled deliveries of each queue from now on.
 
-        Of what it holds in excess it gets no new ones, until that is settled or handed back.
+        Of what it holds in excess it gets no new ones, until that is settled or handed back. Only where
+        `Capabilities.adjustable_credit` says so; elsewhere it raises NotImplementedError.
         """
 
     async def stop(self) -> None:
-        """Take no more. The iteration ends; what was delivered can still be settled until the context is left.
+        """Take no more. What was delivered can still be settled, and cancellations arrive, until the context is left.
 
-        Iterated again, it gives an empty batch when there are new marks, until the context is left.
+        Deliveries that were on their way may arrive once more, to be handed back.
         """
 
 
@@ -87,8 +96,8 @@ class Broker(Protocol):
     """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
 
     @property
-    def fixed_credit(self) -> bool:
-        """Whether its consumers keep the credit that they begin with: their `set_credit` returns False."""
+    def capabilities(self) -> Capabilities:
+        """What it can do that not every broker can."""
 
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""

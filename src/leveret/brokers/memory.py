@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.base import in_use
+from leveret.brokers.base import Capabilities, in_use
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
+from leveret.brokers.inbox import Inbox
+from leveret.brokers.urls import censor
 from leveret.errors import (
     BrokerUnavailable,
+    ConfigurationError,
     DuplicateTask,
     LeaseLost,
     QueueFull,
@@ -57,8 +60,10 @@ from leveret.model import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from typing import Self
 
     from leveret.brokers.base import Consumer, Select
+    from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, WorkerReport
 
 
@@ -225,7 +230,7 @@ class _Taker:
 
     def give(self, token: int, waiting: _Waiting) -> None:
         self.holding[token] = waiting
-        self.consumer.give(Delivery(waiting.envelope, self, token, waiting.returns))
+        self.consumer.inbox.deliver([Delivery(waiting.envelope, self, token, waiting.returns)])
 
     def release(self, token: int) -> _Waiting | None:
         """What was given under the token; None when it is not this taker's any more."""
@@ -240,7 +245,7 @@ class _Taker:
         if token is None:
             return False
         self.holding[token] = msgspec.structs.replace(self.holding[token], cancelled=True)
-        self.consumer.tell(mark)
+        self.consumer.inbox.cancel([mark])
         return True
 
 
@@ -248,43 +253,19 @@ class _MemoryConsumer:
     def __init__(self, queues: Sequence[_Stored], tokens: itertools.count[int]) -> None:
         self._queues = queues
         self._tokens = tokens
-        self._batch: list[Delivery] = []
-        self._told: frozenset[str] = frozenset()
-        self._marks: list[CancelRequest] = []
-        self._wake = asyncio.Event()
+        self.inbox = Inbox()
         self.stopped = False
-        self.closed = False
+        self.look_up()
+
+    def __aiter__(self) -> AsyncIterator[Arrival]:
+        return self.inbox
 
     @property
     def paused(self) -> frozenset[str]:
-        return frozenset(stored.queue.name for stored in self._queues if stored.paused)
-
-    def give(self, delivery: Delivery) -> None:
-        self._batch.append(delivery)
-        self._wake.set()
+        return self.inbox.paused
 
     def look_up(self) -> None:
-        self._wake.set()
-
-    def tell(self, mark: CancelRequest) -> None:
-        self._marks.append(mark)
-        self._wake.set()
-
-    def marks(self) -> Sequence[CancelRequest]:
-        marks, self._marks = self._marks, []
-        return marks
-
-    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        return self._batches(is_again=self.stopped)
-
-    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
-        while not (self.closed if is_again else self.stopped and not self._batch):
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._batch = self._batch, []
-            before, self._told = self._told, self.paused
-            if batch or before != self._told or self._marks:
-                yield batch
+        self.inbox.pause(frozenset(stored.queue.name for stored in self._queues if stored.paused))
 
     @property
     def hold_limit(self) -> None:
@@ -298,24 +279,24 @@ class _MemoryConsumer:
     def losses(self) -> int:
         return 0
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         for stored in self._queues:
             for taker in stored.takers:
                 taker.set_credit(self, credit)
             stored.deal(self._tokens)
-        return True
 
     async def stop(self) -> None:
         self.stopped = True
-        self._wake.set()
 
     def close(self) -> None:
-        self.closed = self.stopped = True
-        self._wake.set()
+        self.stopped = True
+        self.inbox.close()
 
 
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
+
+    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=False)
 
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
@@ -323,6 +304,15 @@ class MemoryBroker:
         self._feeds = Feeds()
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
+
+    @classmethod
+    def from_url(cls, url: str, *, keep: float = KEEP) -> Self:
+        """``memory://``."""
+        if url.partition(":")[2] not in ("", "//"):
+            raise ConfigurationError(
+                f"{censor(url)!r}: the memory broker takes neither a name nor parameters; write memory://"
+            )
+        return cls(keep=keep)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         for queue in queues:
@@ -361,17 +351,12 @@ class MemoryBroker:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._deal({envelope.queue for envelope in envelopes})
 
-    @property
-    def fixed_credit(self) -> bool:
-        return False
-
     @asynccontextmanager
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
     ) -> AsyncGenerator[Consumer]:
         await self.declare(queues)
         consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues], self._store.tokens)
-        consumer.look_up()
         takers = {queue.name: _Taker(consumer, credit) for queue in queues}
         for name, taker in takers.items():
             self._store.queues[name].takers.append(taker)
@@ -465,7 +450,7 @@ class MemoryBroker:
         if id_ not in self._store.ids and (known is None or not known.is_final):
             # Acknowledged before it ran: whoever has it hears of it, as everybody does.
             for consumer in {taker.consumer for stored in queues for taker in stored.takers}:
-                consumer.tell(mark)
+                consumer.inbox.cancel([mark])
         return known
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
@@ -523,6 +508,8 @@ class MemoryBroker:
         dead = [letter.envelope.id for letter in stored.dead]
         stored.dead.clear()
         stored.paused = False
+        for taker in stored.takers:
+            taker.look_up()
         self._store.ids.difference_update(dead)
         if not stored.takers:
             del self._store.queues[queue]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
+from leveret.brokers import CancelRequests, Deliveries
 from leveret.model import Delivery, Envelope, Outcome, Queue, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from leveret.brokers import Broker, Consumer
-    from leveret.model import QueueStats
+    from leveret.model import CancelRequest, QueueStats
 
 Open: TypeAlias = Callable[[], "Broker"]
 Check: TypeAlias = Callable[[Open], Awaitable[None]]
@@ -66,7 +67,7 @@ class Taken:
 
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
-        self._batches: AsyncIterator[Sequence[Delivery]] = aiter(consumer)
+        self._batches = batches_of(consumer)
         self._pending: asyncio.Task[Sequence[Delivery]] | None = None
         self._waiting: list[Delivery] = []
 
@@ -93,12 +94,6 @@ class Taken:
         await self._batch(QUIET)
         assert not self._waiting, f"nothing was due, but {[text(delivery) for delivery in self._waiting]} came"
 
-    async def end(self) -> None:
-        """Fails when the iteration does not end."""
-        while await self._batch(PATIENCE):
-            pass
-        assert self._pending is None, "the consumer was stopped, and its iteration did not end"
-
     async def _batch(self, within: float) -> bool:
         """Wait for a batch, without cancelling the iterator when it does not come."""
         if self._pending is None:
@@ -112,15 +107,28 @@ class Taken:
 
     async def _advance(self) -> Sequence[Delivery]:
         try:
-            while not (batch := await anext(self._batches)):
-                pass  # what is paused has changed
-            return batch
+            return await anext(self._batches)
         except StopAsyncIteration:
             return ()
 
     def abandon(self) -> None:
         if self._pending is not None:
             self._pending.cancel()
+
+
+async def batches_of(consumer: Consumer) -> AsyncGenerator[Sequence[Delivery]]:
+    """Of what arrives, the deliveries."""
+    async for arrival in consumer:
+        if isinstance(arrival, Deliveries):
+            yield arrival.deliveries
+
+
+async def cancel_requests(consumer: Consumer) -> AsyncGenerator[CancelRequest]:
+    """Of what arrives, the cancellations, one by one; fails when a delivery arrives."""
+    async for arrival in consumer:
+        assert not isinstance(arrival, Deliveries), f"nothing was due, but {arrival} came"
+        for request in arrival.requests if isinstance(arrival, CancelRequests) else ():
+            yield request
 
 
 def text(delivery: Delivery) -> str:

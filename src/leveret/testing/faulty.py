@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.brokers import Feed, Following, Watch
+from leveret.brokers import CancelRequests, Deliveries, Feed, Following, Paused, Watch
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
@@ -19,7 +19,7 @@ from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settleme
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 
-    from leveret.brokers import Consumer
+    from leveret.brokers import Arrival, Consumer
     from leveret.client import Task
     from leveret.errors import BrokerError
     from leveret.model import CancelRequest, Describe, Status
@@ -240,10 +240,17 @@ class _FaultyConsumer:
         self._connection = connection
         self._stopped = asyncio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        async for batch in self._inner:
-            yield [self._handed_out(delivery) for delivery in batch]
-            if [one for one in batch if self._broker.faults.happens("lost_connection", one.envelope.task)]:
+    async def __aiter__(self) -> AsyncIterator[Arrival]:
+        async for arrival in self._inner:
+            match arrival:
+                case CancelRequests(requests):
+                    yield CancelRequests(tuple(map(self._broker.outward_mark, requests)))
+                case Deliveries(deliveries):
+                    yield Deliveries(tuple(map(self._handed_out, deliveries)))
+                case Paused():
+                    yield arrival
+            came = arrival.deliveries if isinstance(arrival, Deliveries) else ()
+            if [one for one in came if self._broker.faults.happens("lost_connection", one.envelope.task)]:
                 await self._connection.aclose()
                 self._broker.cut()
                 await self._stopped.wait()
@@ -265,11 +272,8 @@ class _FaultyConsumer:
     def losses(self) -> int:
         return self._inner.losses
 
-    def marks(self) -> Sequence[CancelRequest]:
-        return [self._broker.outward_mark(mark) for mark in self._inner.marks()]
-
-    async def set_credit(self, credit: int) -> bool:
-        return await self._inner.set_credit(credit)
+    async def set_credit(self, credit: int) -> None:
+        await self._inner.set_credit(credit)
 
     async def stop(self) -> None:
         self._stopped.set()

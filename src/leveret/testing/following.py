@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers import CancelRequests, Deliveries
 from leveret.errors import BrokerUnavailable
 from leveret.model import (
     Cancelled,
@@ -22,13 +23,13 @@ from leveret.model import (
     settled,
     started,
 )
-from leveret.testing.bench import PATIENCE, QUIET, Bench, becomes, check
+from leveret.testing.bench import PATIENCE, QUIET, Bench, batches_of, becomes, cancel_requests, check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from leveret.brokers import Broker, Consumer, Feed
+    from leveret.brokers import Arrival, Broker, Consumer, Feed
     from leveret.model import Delivery, Outcome, Status
 
 
@@ -233,7 +234,7 @@ async def a_revived_task_is_queued_again(bench: Bench) -> None:
     envelope = sent(bench, "a")
     await published(broker, envelope)
     async with broker.consume([bench.queue], credit=1) as consumer:
-        async for (delivery,) in consumer:
+        async for (delivery,) in batches_of(consumer):
             await ended(broker, delivery, DeadLettered("broken"))
             break
     await status_of(broker, envelope.id, "dead")
@@ -264,9 +265,10 @@ async def a_cancelled_task_that_waits_never_runs(bench: Bench) -> None:
         marked: set[str] = set()
         ran: list[str] = []
         deadline = time.time() + 2.0
-        async for batch in _ticking(consumer, deadline):
-            marked |= {mark.id for mark in consumer.marks()}
-            for delivery in batch:
+        async for arrival in _ticking(consumer, deadline):
+            if isinstance(arrival, CancelRequests):
+                marked |= {mark.id for mark in arrival.requests}
+            for delivery in arrival.deliveries if isinstance(arrival, Deliveries) else ():
                 if delivery.envelope.id in marked:
                     await ended(broker, delivery, Cancelled("cancelled before it ran"))
                 else:
@@ -279,22 +281,18 @@ async def a_cancelled_task_that_waits_never_runs(bench: Bench) -> None:
 
 @check
 async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
-    """Its consumer gets a mark, by an empty batch if there is no other; the worker's word is the last."""
+    """The request arrives at its consumer; the worker's word is the last."""
     broker, other = await bench.declared(), bench.broker()
     envelope = sent(bench, "a")
     await published(broker, envelope)
     async with broker.consume([bench.queue], credit=1) as consumer, asyncio.timeout(PATIENCE):
-        batches = aiter(consumer)
-        (delivery,) = await anext(batches)
+        (delivery,) = await anext(batches_of(consumer))
         await broker.tell([started(envelope, "check", time.time())])
         await status_of(other, envelope.id, "running")
         cancelling = asyncio.ensure_future(other.cancel(envelope.id))
-        marks: list[CancelRequest] = []
-        while not marks:
-            assert list(await anext(batches)) == []
-            marks = [mark for mark in consumer.marks() if mark.id == envelope.id]
-        assert marks[0].covers(envelope)
-        assert not marks[0].covers(msgspec.structs.replace(envelope, enqueued_at=marks[0].at + 1))
+        request = await _request(consumer, envelope)
+        assert request.covers(envelope)
+        assert not request.covers(msgspec.structs.replace(envelope, enqueued_at=request.at + 1))
         status = await cancelling
         assert status is not None
         assert status.state == "running"
@@ -312,10 +310,10 @@ async def who_runs_a_cancelled_task_that_is_acknowledged_is_told(bench: Bench) -
     await published(broker, neighbour)
     await broker.publish([unrecorded])
     async with broker.consume([bench.queue], credit=3) as consumer, asyncio.timeout(PATIENCE):
-        batches = aiter(consumer)
+        coming = batches_of(consumer)
         deliveries: dict[str, Delivery] = {}
         while len(deliveries) < 3:
-            deliveries |= {delivery.envelope.id: delivery for delivery in await anext(batches)}
+            deliveries |= {delivery.envelope.id: delivery for delivery in await anext(coming)}
         for envelope in (acknowledged, unrecorded):
             await broker.settle([(deliveries[envelope.id], Succeeded())])
         await broker.tell([started(acknowledged, "check", time.time())])
@@ -326,10 +324,11 @@ async def who_runs_a_cancelled_task_that_is_acknowledged_is_told(bench: Bench) -
         await other.cancel(unrecorded.id)
         # An outcome of another task, before the marks are read, does not hide them.
         await ended(broker, deliveries[neighbour.id], Succeeded(b"1"))
-        marks = {mark.id: mark for mark in consumer.marks()}
+        marks: dict[str, CancelRequest] = {}
+        requests = cancel_requests(consumer)
         while not marks.keys() >= {acknowledged.id, unrecorded.id}:
-            await anext(batches)
-            marks |= {mark.id: mark for mark in consumer.marks()}
+            request = await anext(requests)
+            marks[request.id] = request
         assert marks[acknowledged.id].covers(acknowledged)
         assert neighbour.id not in marks
         await broker.settle((), [settled(acknowledged, "check", Cancelled("cancelled while it ran"), time.time())])
@@ -338,26 +337,20 @@ async def who_runs_a_cancelled_task_that_is_acknowledged_is_told(bench: Bench) -
 
 @check
 async def who_takes_no_more_still_hears_of_a_cancellation(bench: Bench) -> None:
-    """What it runs may take long. Its iteration has ended; iterated again, it gives news until it is left."""
+    """What it runs may take long: its iteration goes on until it is left."""
     broker, other = await bench.declared(), bench.broker()
     envelope = sent(bench, "a")
     await published(broker, envelope)
     async with asyncio.timeout(PATIENCE):
         async with broker.consume([bench.queue], credit=1) as consumer:
-            batches = aiter(consumer)
-            (delivery,) = await anext(batches)
+            (delivery,) = await anext(batches_of(consumer))
             await broker.tell([started(envelope, "check", time.time())])
             await status_of(other, envelope.id, "running")
             await consumer.stop()
-            assert [batch async for batch in batches] == []
-            news = aiter(consumer)
             await other.cancel(envelope.id)
-            marks: list[CancelRequest] = []
-            while not marks:
-                assert list(await anext(news)) == []
-                marks = [mark for mark in consumer.marks() if mark.id == envelope.id]
+            assert (await _request(consumer, envelope)).covers(envelope)
             await ended(broker, delivery, Cancelled("cancelled while it ran"))
-        assert [batch async for batch in news] == []
+        assert [arrival async for arrival in consumer] == []
 
 
 @check
@@ -368,7 +361,7 @@ async def what_is_cancelled_and_comes_back_does_not_run(bench: Bench) -> None:
         envelope, neighbour = sent(bench, "a"), sent(bench, "next")
         await published(broker, envelope)
         async with broker.consume([bench.queue], credit=1) as consumer:
-            (delivery,) = await anext(aiter(consumer))
+            (delivery,) = await anext(batches_of(consumer))
             await consumer.stop()
             await broker.tell([started(envelope, "check", time.time())])
             await status_of(other, envelope.id, "running")
@@ -390,7 +383,7 @@ async def what_was_cancelled_in_vain_may_live_again(bench: Bench) -> None:
         await published(broker, envelope)
     async with broker.consume([bench.queue], credit=3) as consumer:
         deliveries: list[Delivery] = []
-        async for batch in consumer:
+        async for batch in batches_of(consumer):
             deliveries += batch
             if len(deliveries) == 3:
                 break
@@ -430,9 +423,10 @@ async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[Can
     ran: list[str] = []
     marks = list(known)
     async with asyncio.timeout(PATIENCE), broker.consume([bench.queue], credit=5) as consumer:
-        async for batch in _ticking(consumer, time.time() + seconds):
-            marks += consumer.marks()
-            for delivery in batch:
+        async for arrival in _ticking(consumer, time.time() + seconds):
+            if isinstance(arrival, CancelRequests):
+                marks += arrival.requests
+            for delivery in arrival.deliveries if isinstance(arrival, Deliveries) else ():
                 if any(mark.id == delivery.envelope.id and mark.covers(delivery.envelope) for mark in marks):
                     await ended(broker, delivery, Cancelled("cancelled before it ran"))
                 else:
@@ -441,11 +435,19 @@ async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[Can
     return ran
 
 
-async def _ticking(consumer: Consumer, deadline: float) -> AsyncIterator[Sequence[Delivery]]:
-    """What a consumer gives until that time."""
-    batches = aiter(consumer)
+async def _request(consumer: Consumer, envelope: Envelope) -> CancelRequest:
+    """That it is cancelled."""
+    async for request in cancel_requests(consumer):
+        if request.id == envelope.id:
+            return request
+    raise AssertionError("the iteration has ended")
+
+
+async def _ticking(consumer: Consumer, deadline: float) -> AsyncIterator[Arrival]:
+    """What arrives at a consumer until that time."""
+    arriving = aiter(consumer)
     while (left := deadline - time.time()) > 0:
-        waiting = asyncio.ensure_future(anext(batches))
+        waiting = asyncio.ensure_future(anext(arriving))
         done, _ = await asyncio.wait([waiting], timeout=max(left, QUIET))
         if not done:
             waiting.cancel()

@@ -67,9 +67,9 @@ async def a_worker_that_stops_still_says_what_it_does(bench: Bench) -> None:
     async with broker.consume([bench.queue], credit=1, describe=one) as consumer:
         reading = asyncio.ensure_future(_read_out(aiter(consumer)))
         await consumer.stop()
-        await reading
         (report,) = await workers_of(other, bench)
         assert report == one.told(report.finished)
+    await reading
 
 
 @check
@@ -164,6 +164,6 @@ async def _working(bench: Bench, describe: Self) -> AsyncGenerator[None]:
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read_out(batches: AsyncIterator[object]) -> None:
-    async for _ in batches:
+async def _read_out(arriving: AsyncIterator[object]) -> None:
+    async for _ in arriving:
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from leveret.brokers import Broker, Consumer, connect
+from leveret.brokers import Broker, Consumer, censor, connect
 from leveret.errors import ConfigurationError
 from leveret.model import DeadLettered, Delivery, Outcome, Queue
 from leveret.model.printable import in_line
@@ -36,12 +36,13 @@ def first_credit(prefetch: object, slots: int) -> int | None:
 
 
 def connected(url: str, keep: float) -> Broker:
-    if url.startswith("memory:"):
+    broker = connect(url, keep=keep)
+    if not broker.capabilities.shared:
         raise ConfigurationError(
-            f"{url!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
+            f"{censor(url)!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
             "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
         )
-    return connect(url, keep=keep)
+    return broker
 
 
 def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:

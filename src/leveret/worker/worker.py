@@ -15,7 +15,7 @@ from collections import Counter, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
-from leveret.brokers import location
+from leveret.brokers import CancelRequests, Deliveries, Paused, location
 from leveret.errors import BrokerError
 from leveret.executors import (
     Awaits,
@@ -175,8 +175,10 @@ class Worker:
             )
             if self._given_broker is None:
                 stack.push_async_callback(self._broker.close)
-            if self._scaler is not None and self._pace is not None and self._broker.fixed_credit:
-                self._credit = min(admission.MOST_PREFETCH, self._scaler.most_slots)
+            if self._pace is not None and not self._broker.capabilities.adjustable_credit:
+                self._pace = None
+                if self._scaler is not None:
+                    self._credit = min(admission.MOST_PREFETCH, self._scaler.most_slots)
             opening = stack.enter_async_context(
                 self._broker.consume(queues, credit=self._credit, describe=self._describer)
             )
@@ -253,16 +255,19 @@ class Worker:
 
     async def _take(self, consumer: Consumer) -> None:
         paused: frozenset[str] = frozenset()
-        # Once more when it is stopped: nothing comes any more, but what still runs may be cancelled.
-        for _ in range(2):
-            async for batch in consumer:
-                if paused != consumer.paused:
-                    paused = consumer.paused
+        async for arrival in consumer:
+            match arrival:
+                case Deliveries(deliveries):
+                    self._admit(deliveries, paused)
+                case CancelRequests(requests):
+                    for request in requests:
+                        self._cancel(request)
+                    self._fill()
+                case Paused(paused):
                     names = ", ".join(sorted(paused)) or "none any more"
                     log.info("paused queues, of which nothing is started: %s", names)
-                for mark in consumer.marks():
-                    self._cancel(mark)
-                self._admit(batch, paused)
+                    self._hand_back_backlog(paused)
+                    self._fill()
 
     def _cancel(self, mark: CancelRequest) -> None:
         """Somebody wants the task to end, or not to run if it comes."""
@@ -342,9 +347,7 @@ class Worker:
     async def _change_credit(self, wanted: int) -> None:
         assert self._consumer is not None
         try:
-            if not await self._consumer.set_credit(wanted):
-                self._pace = None
-                return
+            await self._consumer.set_credit(wanted)
         except BrokerError as error:
             log.info("still holding %d deliveries of each queue, not %d: %s", self._credit, wanted, error)
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.base import in_use
+from leveret.brokers.base import Capabilities, in_use
 from leveret.brokers.flights import Flights
 from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
@@ -125,6 +125,8 @@ log = logging.getLogger("leveret.rabbitmq")
 class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
+    capabilities = Capabilities(adjustable_credit=False, unique_ids=False, shared=True)
+
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
         amqp.quieten_drivers()
         self._hosts = Hosts(url, timeout=timeout)
@@ -170,10 +172,6 @@ class RabbitMQBroker:
                 raise
             await self._make_again(ours, dead=False)
             await self._store(missing)
-
-    @property
-    def fixed_credit(self) -> bool:
-        return True
 
     @asynccontextmanager
     async def consume(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.base import HoldLimit
+from leveret.brokers.inbox import Inbox
 from leveret.brokers.rabbitmq.amqp import Message, acks, nack
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control import CANCELLING, PAUSING, CancelLog, Report
@@ -37,10 +38,11 @@ from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, Config
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+    from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
     from leveret.brokers.rabbitmq.queues import Publisher
-    from leveret.model import CancelRequest, Delivery, Describe, Queue
+    from leveret.model import Delivery, Describe, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -88,12 +90,9 @@ class RabbitMQConsumer:
         self._postpone = postpone
         self._describe = describe
         self._postponing: set[asyncio.Task[None]] = set()
-        self._batch: list[Delivery] = []
-        self._told: frozenset[str] = frozenset()
-        self._wake = asyncio.Event()
-        self._marks = CancelLog(publisher, notes, self._wake.set)
+        self._inbox = Inbox()
+        self._marks = CancelLog(publisher, notes, self._inbox.cancel)
         self._stopped = False
-        self._closed = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._losses = 0
@@ -114,33 +113,17 @@ class RabbitMQConsumer:
         """Take from now on. A broker that is away is waited for; one that refuses raises."""
         self._session = await self._open(refusals=_REFUSALS)
         self._supervisor = asyncio.create_task(self._supervise(self._session))
-        self._wake.set()
 
-    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        return self._batches(is_again=self._stopped)
-
-    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
-        while not (self._closed if is_again else self._stopped and not self._batch):
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._batch = self._batch, []
-            before, self._told = self._told, self.paused
-            if batch or before != self._told or self._marks:
-                yield batch
-            if self._supervisor is not None and self._supervisor.done() and not self._supervisor.cancelled():
-                self._supervisor.result()
-
-    def marks(self) -> Sequence[CancelRequest]:
-        return self._marks.take()
+    def __aiter__(self) -> AsyncIterator[Arrival]:
+        return self._inbox
 
     @property
     def paused(self) -> frozenset[str]:
-        return self._told if self._session is None else self._session.paused
+        return self._inbox.paused
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         """A prefetch is for good (ADR 0017); and what would be handed back counts as a return before 4.3."""
-        del credit
-        return False
+        raise NotImplementedError(f"a RabbitMQ consumer keeps its prefetch, which is {self._credit}, not {credit}")
 
     async def stop(self) -> None:
         if self._stopped:
@@ -152,12 +135,11 @@ class RabbitMQConsumer:
                 self._supervisor.cancel()
         else:
             await self._session.cancel()
-        self._wake.set()
 
     async def close(self) -> None:
         """Close the connection; what is unsettled goes back to its queue."""
-        self._closed = self._stopped = True
-        self._wake.set()
+        self._stopped = True
+        self._inbox.close()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -183,10 +165,10 @@ class RabbitMQConsumer:
                 )
                 await session.close()
                 session = self._session = await self._open(refusals=None)
-                self._wake.set()
                 log.info("connected to RabbitMQ again")
-        finally:
-            self._wake.set()
+        except Exception as error:
+            self._inbox.fail(error)
+            raise
 
     async def _open(self, *, refusals: int | None) -> Session:
         """The next session, however long that takes; raises the last of so many refusals (None: of any number)."""
@@ -204,7 +186,7 @@ class RabbitMQConsumer:
 
     async def _open_session(self) -> Session:
         line = await amqp.Link.open(self._hosts, purpose="worker", confirms=False)
-        session = Session(line, self._queues, self._deliver, self._wake.set, self._notes, self._marks)
+        session = Session(line, self._queues, self._deliver, self._inbox.pause, self._notes, self._marks)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
                 await line.run(session.begin(self._credit, self._census, self._describe))
@@ -217,13 +199,15 @@ class RabbitMQConsumer:
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> None:
         now = time.time()
+        ready = []
         for delivery in deliveries:
             due = delivery.envelope.due
             if due is None or due <= now:
-                self._batch.append(delivery)
+                ready.append(delivery)
             else:
                 self._put_off(delivery, due - now)
-        self._wake.set()
+        if ready:
+            self._inbox.deliver(ready)
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
         if delay_step(seconds) is None:
@@ -259,7 +243,7 @@ class Session:
         line: amqp.Link,
         queues: Sequence[Queue],
         deliver: Callable[[Sequence[Delivery]], None],
-        changed: Callable[[], None],
+        pausing: Callable[[frozenset[str]], None],
         notes: OnceLogger,
         marks: CancelLog,
     ) -> None:
@@ -268,8 +252,8 @@ class Session:
         self._notes = notes
         self._queues = queues
         self._deliver = deliver
-        #: Told when ``paused`` has changed.
-        self._changed = changed
+        #: Told which queues are paused.
+        self._tell_paused = pausing
         self.paused: frozenset[str] = frozenset()
         self._pausing = asyncio.Lock()
         #: In the order of the tags, and with every delivery of the channel: `acks` rests on both.
@@ -307,6 +291,7 @@ class Session:
                     self.paused |= {queue.name}
                 else:
                     await self._consume(queue, credit)
+            self._tell_paused(self.paused)
         self._background(self._look_around(listening))
 
     @property
@@ -488,7 +473,7 @@ class Session:
                 paused = await self._is_paused(queue)
                 if paused != (queue.name in self.paused):
                     await (self._pause(queue) if paused else self._resume(queue))
-                    self._changed()
+                    self._tell_paused(self.paused)
 
     async def _is_paused(self, queue: Queue) -> bool:
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from leveret.brokers.backoff import backoff
+from leveret.brokers.base import Capabilities
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
 from leveret.brokers.sqlite.identity import FileAway
@@ -51,6 +52,8 @@ log = logging.getLogger("leveret.sqlite")
 
 class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
+
+    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=True)
 
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.absolute()
@@ -115,10 +118,6 @@ class SQLiteBroker:
                 raise
             await self._writer.do(lambda store: store.declare(ours))
             return await self._writer.do(lambda store: store.insert(envelopes))
-
-    @property
-    def fixed_credit(self) -> bool:
-        return False
 
     @asynccontextmanager
     async def consume(

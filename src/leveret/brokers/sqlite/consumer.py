@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.inbox import Inbox
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.trouble import Trouble, listening
@@ -21,6 +22,7 @@ from leveret.model import Delivery, Queue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
+    from leveret.brokers.inbox import Arrival
     from leveret.brokers.sqlite.store import Claim, Dealt
     from leveret.brokers.sqlite.wakeup import Listener, WakeUps
     from leveret.brokers.sqlite.writer import Writer
@@ -62,8 +64,7 @@ class SQLiteConsumer:
         #: Who asks what it does, and was told.
         self._askers: frozenset[int] = frozenset()
         self._answering: set[asyncio.Task[None]] = set()
-        self._paused: frozenset[str] = frozenset()
-        self._told: frozenset[str] = frozenset()
+        self._inbox = Inbox()
         self._stopped = False
         self._closed = False
         self._lease = Lease(0)
@@ -73,12 +74,12 @@ class SQLiteConsumer:
         self._losses = 0
         self._trouble = Trouble("no tasks can be taken")
         self._loop = asyncio.get_running_loop()
-        #: Set when there is something to do: claims have come, or it is time to look.
-        self._wake = asyncio.Event()
+        #: What was dealt before it knew its number.
         self._claims: list[Claim] = []
         self._known_marks: frozenset[CancelRequest] = frozenset()
-        self._new_marks: list[CancelRequest] = []
-        self._shall_look = False
+        self._looking: asyncio.Task[None] | None = None
+        #: It is time to look.
+        self._shall_look = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._next_round = 0.0
 
@@ -86,7 +87,7 @@ class SQLiteConsumer:
         """Register; from now on tasks are dealt to this consumer."""
         registered = await sweep(self._writer, self._bells)
         self._bells.clear(registered)
-        bell = listening(self._bells, self._rung, self._writer)
+        bell = listening(self._bells, self._look_soon, self._writer)
         try:
             number = await self._writer.do(
                 partial(
@@ -105,11 +106,11 @@ class SQLiteConsumer:
         except BaseException:
             bell.take_down()
             raise
-        if self._closed:  # while it registered again
-            await self._take_back(bell)
-        else:
-            self._bell, self._lease = bell, Lease(number, bell.name)
-            self._look_soon()
+        self._bell, self._lease = bell, Lease(number, bell.name)
+        self._hand_over()
+        self._look_soon()
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._keep_looking())
 
     async def _take_back(self, bell: Listener) -> None:
         try:
@@ -118,24 +119,8 @@ class SQLiteConsumer:
         finally:
             bell.take_down()
 
-    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
-        return self._batches(is_again=self._stopped)
-
-    async def _batches(self, *, is_again: bool) -> AsyncIterator[Sequence[Delivery]]:
-        while not (self._closed if is_again else self._stopped):
-            await self._wake.wait()
-            self._wake.clear()
-            if self._shall_look:
-                await self._look()
-            batch = self._taken()
-            before, self._told = self._told, self._paused
-            if batch or before != self._told or self._new_marks:
-                yield batch
-        if not is_again:
-            await self._look()
-            batch = self._taken()
-            if batch:
-                yield batch
+    def __aiter__(self) -> AsyncIterator[Arrival]:
+        return self._inbox
 
     @property
     def hold_limit(self) -> None:
@@ -149,27 +134,21 @@ class SQLiteConsumer:
     def losses(self) -> int:
         return self._losses
 
-    def marks(self) -> Sequence[CancelRequest]:
-        marks, self._new_marks = self._new_marks, []
-        return marks
-
     @property
     def paused(self) -> frozenset[str]:
-        return self._paused
+        return self._inbox.paused
 
     async def stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            self._wake.set()
             try:
                 await self._writer.do(partial(Store.stop_taking, consumer=self._lease.consumer))
             except BrokerError as error:
                 log.warning("this consumer may be dealt tasks until it has ended: %s", error)
 
-    async def set_credit(self, credit: int) -> bool:
+    async def set_credit(self, credit: int) -> None:
         await self._writer.do(partial(Store.set_credit, consumer=self._lease.consumer, credit=credit))
         self._credit = credit
-        return True
 
     async def close(self) -> None:
         """Give back what is unsettled."""
@@ -177,10 +156,12 @@ class SQLiteConsumer:
             return
         self._closed = self._stopped = True
         self._lease.held = False
-        self._claims.clear()
-        self._wake.set()
-        for task in self._answering:
+        self._inbox.close()
+        ending = [*self._answering, *([] if self._looking is None else [self._looking])]
+        for task in ending:
             task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        # Left while it registered again, it takes that back.
         await asyncio.gather(*self._answering, return_exceptions=True)
         try:
             await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
@@ -199,27 +180,37 @@ class SQLiteConsumer:
             self._gone = True
             self._look_soon()
             return
-        self._claims += dealt.claims
-        self._paused = dealt.paused.intersection(queue.name for queue in self._queues)
-        self._new_marks.extend(mark for mark in dealt.marks if mark not in self._known_marks)
+        self._inbox.pause(dealt.paused.intersection(queue.name for queue in self._queues))
+        self._inbox.cancel(mark for mark in dealt.marks if mark not in self._known_marks)
         self._known_marks = frozenset(dealt.marks)
+        self._claims += dealt.claims
+        if self._bell is not None:
+            self._hand_over()
         askers, self._askers = dealt.askers - self._askers, dealt.askers
         if askers and self._describe is not None:
             self._in_background(self._answer(sorted(askers), self._describe()))
-        if not self._shall_look:
+        if not self._shall_look.is_set():
             self._look_at(dealt.next_due)
-        self._wake.set()
 
-    def _taken(self) -> Sequence[Delivery]:
+    def _hand_over(self) -> None:
         claims, self._claims = self._claims, []
         self._lease.unsettled += len(claims)
-        return [Delivery(claim.envelope, self._lease, claim.token, claim.returns, claim.defect) for claim in claims]
+        self._inbox.deliver(
+            Delivery(claim.envelope, self._lease, claim.token, claim.returns, claim.defect) for claim in claims
+        )
+
+    async def _keep_looking(self) -> None:
+        try:
+            while True:
+                await self._shall_look.wait()
+                await self._look()
+        except Exception as error:
+            self._inbox.fail(error)
+            raise
 
     async def _look(self) -> None:
         """Ask for what was dealt by others, or has become due."""
-        self._shall_look = False
-        if self._closed:
-            return
+        self._shall_look.clear()
         if self._gone:
             await self._renew()
             return
@@ -251,8 +242,7 @@ class SQLiteConsumer:
 
     def _look_soon(self) -> None:
         self._stop_timer()
-        self._shall_look = True
-        self._wake.set()
+        self._shall_look.set()
 
     async def _look_around(self) -> None:
         """Look as ever, and at the others. By what is registered: of a dead one the bell's file may be gone too."""
@@ -274,9 +264,10 @@ class SQLiteConsumer:
         self._let_go_of_bell()
         if self._stopped:
             return
-        self._claims.clear()
         try:
             await self._writer.do(partial(Store.leave, consumer=self._lease.consumer))
+            self._claims.clear()
+            self._inbox.drop_deliveries()
             await self.start()
         except (BrokerError, OSError) as error:
             self._trouble.begin(translate(error, self._writer.path))
@@ -284,11 +275,6 @@ class SQLiteConsumer:
             self._look_soon()
         else:
             self._gone = False
-
-    def _rung(self) -> None:
-        self._look_soon()
-        if self._stopped and self._describe is not None:
-            self._in_background(self._look())  # nobody waits for deliveries any more, but somebody may ask
 
     async def _answer(self, askers: Sequence[int], report: WorkerReport) -> None:
         answer = msgspec.json.encode(report)

@@ -51,27 +51,20 @@ async def write(publisher: Publisher, connection: amqp.Connection, new: Sequence
 
 
 class CancelLog:
-    """What one consumer has read of them, over all its sessions. ``changed``: called when there are new ones."""
+    """Reads them for one consumer, over all its sessions. ``heard``: called with those that are new."""
 
-    def __init__(self, publisher: Publisher, notes: OnceLogger, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, publisher: Publisher, notes: OnceLogger, heard: Callable[[Sequence[CancelRequest]], None]
+    ) -> None:
         self._publisher = publisher
         self._notes = notes
-        self._changed = changed
-        self._new: list[CancelRequest] = []
+        self._heard = heard
         self._offset: int | None = None
         self._reading: tuple[amqp.Link, Reading] | None = None
         self._beginning = asyncio.Lock()
         #: The stream could not be read when that was tried last.
         self._lacks = False
         self._ignored = Counted(log, FROM_THE_FUTURE)
-
-    def __bool__(self) -> bool:
-        return bool(self._new)
-
-    def take(self) -> Sequence[CancelRequest]:
-        """Those that are new since this was called last."""
-        new, self._new = self._new, []
-        return new
 
     async def read_on(self, line: amqp.Link) -> None:
         """Make sure that all that are there are read, and each that comes for as long as the line and the stream live.
@@ -148,5 +141,4 @@ class CancelLog:
         if len(marks) < len(batch.marks):
             self._ignored.warn()
         if marks:
-            self._new.extend(marks)
-            self._changed()
+            self._heard(marks)
