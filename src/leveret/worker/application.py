@@ -58,7 +58,7 @@ class Application:
 
     def is_at_most_once(self, envelope: Envelope) -> bool:
         """Whether it is acknowledged before it runs."""
-        return self.name(envelope) in self._at_most_once
+        return bool(self._at_most_once) and self.name(envelope) in self._at_most_once
 
     def is_silent(self, envelope: Envelope) -> bool:
         """Whether no result and no status of it is kept."""

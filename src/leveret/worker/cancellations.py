@@ -26,6 +26,9 @@ class Cancellations:
         if len(self._marks) > _MOST:
             self._marks.popitem(last=False)
 
+    def __bool__(self) -> bool:
+        return bool(self._marks)
+
     def cover(self, envelope: Envelope) -> bool:
         """Whether the task must not run."""
         mark = self._marks.get(envelope.id)

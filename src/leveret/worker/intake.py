@@ -37,7 +37,7 @@ class Intake:
     def admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
         """Have the deliveries of a batch wait for slots, but for those that must not run, or not here."""
         fresh = [self._jobs.new(delivery) for delivery in batch if not self._is_known(delivery)]
-        cancelled = [job for job in fresh if self._is_cancelled(job)]
+        cancelled = [job for job in fresh if self._is_cancelled(job)] if self._cancellations else []
         if cancelled:
             self._settler.settle_as(NOT_RUN, cancelled)
             fresh = [job for job in fresh if job not in cancelled]

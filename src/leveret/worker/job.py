@@ -15,8 +15,6 @@ from leveret.model import Cancelled, Delivery, Outcome, Released, Status, Succee
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from leveret.model import Settlement
-
 Attempt: TypeAlias = tuple[str, str, int, "float | None", int]
 
 _CANCELLED = Cancelled("cancelled while it ran")
@@ -97,10 +95,6 @@ class Job(msgspec.Struct, eq=False):
         self.step(State.RUNNING)
         self.is_acknowledged = True
 
-    def settle(self, outcome: Outcome) -> None:
-        self.step(State.SETTLING)
-        self.outcome = outcome
-
     def cancel(self) -> bool:
         """Whether the executor is to be told now: it is told once."""
         is_first = not self.is_cancelled
@@ -117,10 +111,6 @@ class Job(msgspec.Struct, eq=False):
     def is_ours(self) -> bool:
         """Whether no other worker can have it by now."""
         return self.is_acknowledged or self.delivery.lease.held
-
-    @property
-    def settlement(self) -> Settlement:
-        return self.delivery, self.outcome
 
 
 class Jobs:
@@ -181,7 +171,8 @@ class Jobs:
 
     def settle(self, job: Job, outcome: Outcome) -> None:
         """A job has its outcome: it waits no more, and its slot is free."""
-        job.settle(outcome)
+        job.step(State.SETTLING)
+        job.outcome = outcome
         self._free_slot(job)
         if not (job.is_acknowledged or isinstance(outcome, Released)):
             job.attempt = attempt_of(job.delivery)
@@ -190,8 +181,9 @@ class Jobs:
     def end(self, job: Job) -> None:
         """The worker is done with a job: its outcome is recorded, or it is another worker's."""
         job.step(State.ENDED)
-        self._free_slot(job)
-        if job.attempt is not None and self._settling.get(job.attempt) is job:
+        if job.attempt is None:
+            self._free_slot(job)
+        elif self._settling.get(job.attempt) is job:
             del self._settling[job.attempt]
 
     async def until_none_begun(self) -> None:

@@ -10,10 +10,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from leveret.model import Released
 from leveret.worker.job import attempt_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from leveret.model import Delivery, Lease, Outcome
     from leveret.worker.job import Attempt, Job
 
@@ -43,18 +44,24 @@ class RedeliveryCache:
     def __init__(self) -> None:
         self._ended: OrderedDict[Attempt, _Ended] = OrderedDict()
 
-    def settled(self, job: Job, *, is_lost: bool) -> Redelivery | None:
-        """A job's outcome is recorded, or its lease was lost; its delivery that came again meanwhile, if it did."""
-        if isinstance(job.outcome, Released):
-            return None
-        # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
-        outcome = job.outcome if is_lost else None
-        self._remember(job, None if is_lost else job.delivery.lease, outcome)
-        return None if job.again is None else Redelivery(job.again, outcome)
+    def settled(self, jobs: Iterable[Job], lost: frozenset[str]) -> Sequence[Redelivery]:
+        """Outcomes are recorded, but for the ids whose lease was lost; the deliveries that came again meanwhile."""
+        until = time.monotonic() + _REMEMBERED
+        again: list[Redelivery] = []
+        for job in jobs:
+            if job.attempt is None:
+                continue  # it was handed back
+            # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
+            is_lost = job.delivery.envelope.id in lost
+            ended = _Ended(None, job.outcome, until) if is_lost else _Ended(job.delivery.lease, None, until)
+            self._remember(job.attempt, ended)
+            if job.again is not None:
+                again.append(Redelivery(job.again, ended.outcome))
+        return again
 
-    def acknowledged(self, job: Job) -> None:
-        """A job is acknowledged, and runs only then."""
-        self._remember(job, job.delivery.lease, None)
+    def acknowledged(self, delivery: Delivery) -> None:
+        """It is acknowledged, and runs only then."""
+        self._remember(attempt_of(delivery), _Ended(delivery.lease, None, time.monotonic() + _REMEMBERED))
 
     def find(self, delivery: Delivery) -> Redelivery | None:
         """What is to be done about a delivery that came again; None: it is to be run."""
@@ -63,8 +70,7 @@ class RedeliveryCache:
             return None
         return Redelivery(delivery, ended.outcome)
 
-    def _remember(self, job: Job, lease: Lease | None, outcome: Outcome | None) -> None:
-        key = job.attempt or attempt_of(job.delivery)
-        self._ended[key] = _Ended(lease, outcome, time.monotonic() + _REMEMBERED)
+    def _remember(self, key: Attempt, ended: _Ended) -> None:
+        self._ended[key] = ended
         if len(self._ended) > _MOST_REMEMBERED:
             self._ended.popitem(last=False)

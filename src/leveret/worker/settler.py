@@ -15,7 +15,7 @@ from leveret.model import DeadLettered, Progress, Released, Retrying, Status, Su
 from leveret.observe import LimitedLog, TaskSettled
 from leveret.worker.background import Background
 from leveret.worker.job import State
-from leveret.worker.redelivery import Redelivery, RedeliveryCache
+from leveret.worker.redelivery import RedeliveryCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from leveret.worker.application import Application
     from leveret.worker.job import Job, Jobs
     from leveret.worker.listeners import Listeners
+    from leveret.worker.redelivery import Redelivery
 
 log = logging.getLogger("leveret.worker")
 
@@ -201,7 +202,7 @@ class Settler:
         if job.state is not State.ACKNOWLEDGING:
             await self._tell_of_acknowledged(job, Released())
             return False
-        self._redeliveries.acknowledged(job)
+        self._redeliveries.acknowledged(delivery)
         job.acknowledged()
         return True
 
@@ -233,14 +234,10 @@ class Settler:
         updates = self._updates.settled(held)
         if len(held) < len(jobs):
             self._updates.forget([job for job in jobs if not job.delivery.lease.held])
-        lost = await self._record([job.settlement for job in jobs], updates)
-        again: list[Redelivery] = []
+        lost = await self._record([(job.delivery, job.outcome) for job in jobs], updates)
         for job in jobs:
             self._jobs.end(job)
-            redelivery = self._redeliveries.settled(job, is_lost=job.delivery.envelope.id in lost)
-            if redelivery is not None:
-                again.append(redelivery)
-        for redelivery in again:
+        for redelivery in self._redeliveries.settled(jobs, lost):
             self.settle_again(redelivery)
         self._notify(jobs, lost)
 
