@@ -16,20 +16,20 @@ NOT_RUN = Cancelled("cancelled before it ran")
 
 
 class Cancellations:
-    """The marks of late, by task id. A mark may be read before its task, or together with it."""
+    """The latest requests, by task id. One may be read before its task, or together with it."""
 
     def __init__(self) -> None:
-        self._marks: OrderedDict[str, CancelRequest] = OrderedDict()
+        self._requests: OrderedDict[str, CancelRequest] = OrderedDict()
 
-    def note(self, mark: CancelRequest) -> None:
-        self._marks[mark.id] = mark
-        if len(self._marks) > _MOST:
-            self._marks.popitem(last=False)
+    def note(self, request: CancelRequest) -> None:
+        self._requests[request.id] = request
+        if len(self._requests) > _MOST:
+            self._requests.popitem(last=False)
 
     def __bool__(self) -> bool:
-        return bool(self._marks)
+        return bool(self._requests)
 
     def cover(self, envelope: Envelope) -> bool:
         """Whether the task must not run."""
-        mark = self._marks.get(envelope.id)
-        return mark is not None and mark.covers(envelope)
+        request = self._requests.get(envelope.id)
+        return request is not None and request.covers(envelope)

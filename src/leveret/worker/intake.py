@@ -47,10 +47,10 @@ class Intake:
         elif paused:
             self.hand_back(paused)
 
-    def cancel(self, mark: CancelRequest) -> None:
+    def cancel(self, request: CancelRequest) -> None:
         """Somebody wants a task to end, or not to run if it comes."""
-        self._cancellations.note(mark)
-        running = [job for job in self._jobs.begun.values() if self._is_meant(job, mark) and job.cancel()]
+        self._cancellations.note(request)
+        running = [job for job in self._jobs.begun.values() if self._is_meant(job, request) and job.cancel()]
         if running:
             self._executor.cancel([job.key for job in running])
         self._settler.settle_as(NOT_RUN, self._jobs.take_waiting(self._is_cancelled))
@@ -73,8 +73,8 @@ class Intake:
     def _is_cancelled(self, job: Job) -> bool:
         return self._cancellations.cover(job.delivery.envelope)
 
-    def _is_meant(self, job: Job, mark: CancelRequest) -> bool:
-        return job.delivery.envelope.id == mark.id and mark.covers(job.delivery.envelope)
+    def _is_meant(self, job: Job, request: CancelRequest) -> bool:
+        return job.delivery.envelope.id == request.id and request.covers(job.delivery.envelope)
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Whether it is one that came before and was lost with its connection: it runs still, or it has run.

@@ -23,35 +23,27 @@ if TYPE_CHECKING:
     from leveret.worker.settler import Settler
 
 
-class Session:
+class NoSession:
     """Before it is connected: no queues, and nothing comes."""
 
+    is_connected = False
     queues: Sequence[str] = ()
+    #: How often the connection was lost.
+    losses = 0
 
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
 
-    @property
-    def is_connected(self) -> bool:
-        return False
-
-    @property
-    def losses(self) -> int:
-        """How often the connection was lost."""
-        return 0
-
     async def stats(self) -> Sequence[QueueStats]:
-        """What is in its queues. Raises BrokerError."""
         return ()
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
-        """The executor tells something."""
         for event in events:
             if isinstance(event, ChildReplaced):
                 self._listeners.notify(event)
 
 
-class OpenSession(Session):
+class Session:
     """The broker, its consumer, and what works on the jobs that come."""
 
     def __init__(
@@ -87,9 +79,11 @@ class OpenSession(Session):
 
     @property
     def losses(self) -> int:
+        """How often the connection was lost."""
         return self.consumer.losses
 
     async def stats(self) -> Sequence[QueueStats]:
+        """What is in its queues. Raises BrokerError."""
         return await self.broker.stats(self.queues)
 
     async def ready(self) -> int:
@@ -98,6 +92,7 @@ class OpenSession(Session):
         return await self.broker.ready([name for name in self.queues if name not in paused])
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
+        """The executor tells something."""
         self._runs.on_events(events)
 
     def close(self) -> None:

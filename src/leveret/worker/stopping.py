@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from leveret.executors import Executor
-    from leveret.worker.session import OpenSession
+    from leveret.worker.session import Session
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ async def until_stopped(beginning: Coroutine[Any, Any, T], stop: Stop, executor:
     return None
 
 
-async def finish_running(session: OpenSession, stop: Stop, grace: float) -> None:
+async def finish_running(session: Session, stop: Stop, grace: float) -> None:
     """Wait until nothing runs that can end, the grace is over, or a second stop."""
     session.settler.flush()
     ends = (_all_settled(session), stop.wait_for_second(), session.awaiting.until_stuck())
@@ -69,13 +69,13 @@ async def finish_running(session: OpenSession, stop: Stop, grace: float) -> None
         wait.cancel()
 
 
-async def _all_settled(session: OpenSession) -> None:
+async def _all_settled(session: Session) -> None:
     # After a stop no job begins, so nothing runs any more once nothing does.
     await session.jobs.until_none_begun()
     await session.background.until_done()
 
 
-async def give_up(session: OpenSession, executor: Executor) -> None:
+async def give_up(session: Session, executor: Executor) -> None:
     """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
     await executor.stop()
     session.settler.flush()

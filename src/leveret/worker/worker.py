@@ -26,7 +26,7 @@ from leveret.worker.listeners import Listeners
 from leveret.worker.prefetch import MOST_PREFETCH, AdaptiveCredit, first_credit
 from leveret.worker.reporter import WorkerReporter
 from leveret.worker.runs import Runs
-from leveret.worker.session import OpenSession, Session
+from leveret.worker.session import NoSession, Session
 from leveret.worker.settler import Settler, StatusUpdates
 from leveret.worker.stopping import Stop, finish_running, first_of, give_up, until_stopped
 
@@ -79,7 +79,7 @@ class Worker:
         self._application = Application()
         self._jobs = Jobs()
         self._stop = Stop()
-        self._session = Session(self._listeners)
+        self._session: Session | NoSession = NoSession(self._listeners)
 
     def stop(self) -> None:
         """Stop taking and finish what runs, within the grace. Called again: stop at once. Nothing is lost."""
@@ -126,7 +126,7 @@ class Worker:
             warn_of_long_tasks(session.consumer, manifest)
             await self._work(session)
 
-    async def _connect(self, manifest: Manifest, stack: AsyncExitStack) -> OpenSession | None:
+    async def _connect(self, manifest: Manifest, stack: AsyncExitStack) -> Session | None:
         """Begin to consume, until the stack is left; None: the worker was stopped first."""
         queues = select(self._names, manifest)
         names = [queue.name for queue in queues]
@@ -158,7 +158,7 @@ class Worker:
         credit: int | None,
         updates: StatusUpdates,
         reporter: WorkerReporter,
-    ) -> OpenSession:
+    ) -> Session:
         """Make what works on the jobs of this run."""
         executor, jobs, stop, application = self._executor, self._jobs, self._stop, self._application
         background = Background()
@@ -178,7 +178,7 @@ class Worker:
         dispatcher = Dispatcher(executor, application, jobs, settler, adaptive, background, stop)
         awaiting = Awaiting(self._slots, jobs)
         runs = Runs(application, jobs, dispatcher, settler, updates, adaptive, awaiting, reporter, self._listeners)
-        return OpenSession(
+        return Session(
             broker,
             consumer,
             queues,
@@ -198,7 +198,7 @@ class Worker:
     def _work_here(self) -> Work:
         return Work(len(self._jobs.begun), len(self._jobs.waiting), self._jobs.left)
 
-    async def _work(self, session: OpenSession) -> None:
+    async def _work(self, session: Session) -> None:
         taking = asyncio.create_task(self._take(session.consumer, session))
         stopped = asyncio.create_task(self._stop.wait())
         broken = self._executor.broken
@@ -219,7 +219,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(taking, stopped, *scaling, return_exceptions=True)
 
-    async def _end(self, session: OpenSession) -> None:
+    async def _end(self, session: Session) -> None:
         """Let go of all jobs: at once, unless the end is a stop."""
         self._listeners.notify(WorkerStopping(len(self._jobs.begun), self._grace))
         await session.consumer.stop()
@@ -228,7 +228,7 @@ class Worker:
             await finish_running(session, self._stop, self._grace)
         await give_up(session, self._executor)
 
-    async def _take(self, consumer: Consumer, session: OpenSession) -> None:
+    async def _take(self, consumer: Consumer, session: Session) -> None:
         paused: frozenset[str] = frozenset()
         # Once more when it is stopped: nothing comes any more, but what still runs may be cancelled.
         for _ in range(2):
