@@ -57,11 +57,11 @@ async def test_another_package_adds_a_broker(site: Path) -> None:
         done.append(text)
         worker.stop()
 
-    worker = Worker(InProcessExecutor(app), broker=app.broker)
+    worker = Worker(InProcessExecutor(app), broker=app.client.broker)
     await note.enqueue("a")
     await worker.run()
     await app.close()
-    assert type(app.broker).__name__ == "ShelfBroker"
+    assert type(app.client.broker).__name__ == "ShelfBroker"
     assert done == ["a"]
     assert sys.modules["shelf_broker"].opened[0][:2] == ("Shelf://user:secret@host/", 3.0)
     assert "shelf" in schemes()

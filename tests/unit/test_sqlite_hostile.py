@@ -310,9 +310,9 @@ async def test_consumers_go_on_when_their_numbers_are_used_up(path: Path, odd: s
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as first:
         execute(path, odd)
         await broker.publish([envelope("work"), envelope("work")])
-        found = {delivery.envelope.id for delivery in await next_batch(aiter(first))}
+        found = {delivery.envelope.id for delivery in await next_batch(batches_of(first))}
         async with opened(path, WORK) as other, other.consume([WORK], credit=1) as second:
-            found |= {delivery.envelope.id for delivery in await next_batch(aiter(second))}
+            found |= {delivery.envelope.id for delivery in await next_batch(batches_of(second))}
         assert len(found) == 2
 
 

@@ -7,7 +7,7 @@ from leveret.worker.autoscale import (
     Processes,
     Scaler,
 )
-from leveret.worker.intake import (
+from leveret.worker.prefetch import (
     MOST_PREFETCH,
     Prefetch,
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    from leveret.worker.job import Job, Jobs
 
 log = logging.getLogger("leveret.worker")
 
@@ -22,25 +23,18 @@ _LOOK = 0.1
 
 
 class Awaiting:
-    """Which jobs wait for the results of tasks that have not begun. ``slots``: how many there are."""
+    """Notices when jobs that wait for the results of tasks which have not begun hold all ``slots``."""
 
-    def __init__(self, slots: Callable[[], int]) -> None:
+    def __init__(self, slots: Callable[[], int], jobs: Jobs) -> None:
         self._slots = slots
-        self._since: dict[int, float] = {}
+        self._jobs = jobs
         self._hinting: asyncio.TimerHandle | None = None
         self._is_said = False
 
-    def note(self, key: int, *, awaits: bool) -> None:
-        if not awaits:
-            self.forget(key)
-            return
-        self._since[key] = time.monotonic()
-        if self._hinting is None and not self._is_said:
+    def note(self, job: Job, *, awaits: bool) -> None:
+        job.awaits_since = time.monotonic() if awaits else None
+        if awaits and self._hinting is None and not self._is_said:
             self._hinting = asyncio.get_running_loop().call_later(HINT_AFTER, self._hint)
-
-    def forget(self, key: int) -> None:
-        """It has ended, or gets on."""
-        self._since.pop(key, None)
 
     def stop(self) -> None:
         """Say nothing any more."""
@@ -48,24 +42,21 @@ class Awaiting:
         if self._hinting is not None:
             self._hinting.cancel()
 
-    async def until_stuck(self, running: Callable[[], Collection[int]]) -> None:
+    async def until_stuck(self) -> None:
         """While a worker is stopping: until nothing runs but jobs that wait for tasks which nobody begins."""
         begun = time.monotonic()
-        while not self._is_stuck(running(), begun):  # noqa: ASYNC110 - it is for a time that nothing happens
+        while not _are_stuck(self._jobs.begun.values(), begun):  # noqa: ASYNC110 - it is for a time that nothing happens
             await asyncio.sleep(_LOOK)
         log.warning(
             "not waiting for %d tasks, which wait for the results of tasks that have not begun: they are handed back",
-            len(running()),
+            len(self._jobs.begun),
         )
-
-    def _is_stuck(self, running: Collection[int], begun: float) -> bool:
-        now = time.monotonic()
-        return bool(running) and all(now - max(begun, self._since.get(key, math.inf)) > STOP_AFTER for key in running)
 
     def _hint(self) -> None:
         self._hinting = None
         now = time.monotonic()
-        long = sum(now - since >= HINT_AFTER * 0.9 for since in self._since.values())
+        since = [job.awaits_since for job in self._jobs.begun.values() if job.awaits_since is not None]
+        long = sum(now - moment >= HINT_AFTER * 0.9 for moment in since)
         if long >= self._slots():
             self._is_said = True
             log.warning(
@@ -74,5 +65,13 @@ class Awaiting:
                 "and a worker of their own, or have them enqueue what follows instead of waiting for them",
                 self._slots(),
             )
-        elif self._since:
+        elif since:
             self._hinting = asyncio.get_running_loop().call_later(HINT_AFTER / 2, self._hint)
+
+
+def _are_stuck(running: Collection[Job], begun: float) -> bool:
+    """Whether there are any, and each has waited since the stop ``begun``, for long."""
+    latest = time.monotonic() - STOP_AFTER
+    return bool(running) and all(
+        job.awaits_since is not None and max(begun, job.awaits_since) < latest for job in running
+    )

@@ -1,86 +1,103 @@
-"""What a worker decides before its tasks run: from which broker and queues, how many at once, and which must not."""
+"""What a worker admits of the deliveries that come, and what of those that wait it gives back."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from leveret.brokers import Broker, Consumer, censor, connect
-from leveret.errors import ConfigurationError
-from leveret.model import DeadLettered, Delivery, Outcome, Queue
-from leveret.model.printable import in_line
-from leveret.model.suggest import did_you_mean
+from leveret.model import DeadLettered, Delivery, Outcome, Released
+from leveret.worker.cancellations import NOT_RUN, Cancellations
+from leveret.worker.job import attempt_of
+from leveret.worker.redelivery import Redelivery
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.executors import Manifest
+    from leveret.executors import Executor
+    from leveret.model import CancelRequest
+    from leveret.worker.job import Job, Jobs
+    from leveret.worker.settler import Settler
+    from leveret.worker.stopping import Stop
 
-log = logging.getLogger("leveret.worker")
-
-Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
-#: AMQP carries it in 16 bits.
-MOST_PREFETCH = 65_535
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
 #: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
 MAX_RETURNS = 15
 
 
-def first_credit(prefetch: object, slots: int) -> int | None:
-    if prefetch == "unlimited":
-        return None
-    credit = slots if prefetch == "auto" else prefetch
-    if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
-        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
-    return credit
+class Intake:
+    """Decides on deliveries and on jobs that wait: each waits for a slot, is settled, or goes back to its queue."""
+
+    def __init__(self, executor: Executor, jobs: Jobs, settler: Settler, stop: Stop) -> None:
+        self._executor = executor
+        self._jobs = jobs
+        self._settler = settler
+        self._stop = stop
+        self._cancellations = Cancellations()
+
+    def admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
+        """Have the deliveries of a batch wait for slots, but for those that must not run, or not here."""
+        fresh = [self._jobs.new(delivery) for delivery in batch if not self._is_known(delivery)]
+        cancelled = [job for job in fresh if self._is_cancelled(job)] if self._cancellations else []
+        if cancelled:
+            self._settler.settle_as(NOT_RUN, cancelled)
+            fresh = [job for job in fresh if job not in cancelled]
+        self._jobs.wait(fresh)
+        if self._stop.is_set():
+            self.hand_back()  # dealt in the moment of the stop
+        elif paused:
+            self.hand_back(paused)
+
+    def cancel(self, request: CancelRequest) -> None:
+        """Somebody wants a task to end, or not to run if it comes."""
+        self._cancellations.note(request)
+        running = [job for job in self._jobs.begun.values() if self._is_meant(job, request) and job.cancel()]
+        if running:
+            self._executor.cancel([job.key for job in running])
+        self._settler.settle_as(NOT_RUN, self._jobs.take_waiting(self._is_cancelled))
+
+    def hand_back(self, queues: frozenset[str] | None = None) -> None:
+        """What waits here goes back to its queue; with ``queues``, only what is from those."""
+        back = self._jobs.take_waiting(lambda job: queues is None or job.delivery.envelope.queue in queues)
+        self._settler.settle_as(Released(), back)
+
+    def hand_back_excess(self, most: int) -> None:
+        """What waits beyond the credit may be run by another worker: the newest of it."""
+        held = Counter(job.delivery.envelope.queue for job in self._jobs.begun.values())
+
+        def is_excess(job: Job) -> bool:
+            held[job.delivery.envelope.queue] += 1
+            return held[job.delivery.envelope.queue] > most
+
+        self._settler.settle_as(Released(), self._jobs.take_waiting(is_excess))
+
+    def _is_cancelled(self, job: Job) -> bool:
+        return self._cancellations.cover(job.delivery.envelope)
+
+    def _is_meant(self, job: Job, request: CancelRequest) -> bool:
+        return job.delivery.envelope.id == request.id and request.covers(job.delivery.envelope)
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Whether it is one that came before and was lost with its connection: it runs still, or it has run.
+
+        Then that run is this delivery's, and nothing is started again.
+        """
+        job = self._jobs.begun_as(delivery)
+        if job is not None and is_again(delivery, job):
+            if job.is_acknowledged:
+                self._settler.settle_again(Redelivery(delivery, None))
+            else:
+                job.delivery = delivery
+            return True
+        return bool(delivery.returns) and self._settler.is_settled(delivery)
 
 
-def connected(url: str, keep: float) -> Broker:
-    broker = connect(url, keep=keep)
-    if not broker.capabilities.shared:
-        raise ConfigurationError(
-            f"{censor(url)!r} is a store inside one process, where only that can put tasks; use an SQLite file, "
-            "or give the worker the producer's broker: Worker(InProcessExecutor(app), broker=...)"
-        )
-    return broker
-
-
-def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
-    known = {queue.name: queue for queue in manifest.queues}
-    if not manifest.policies:
-        raise ConfigurationError(
-            "the application has no tasks, and would make a dead letter of each message that comes: "
-            "import the modules that register them with @app.task where the application is made"
-        )
-    unknown = [name for name in dict.fromkeys(names) if name not in known]
-    if unknown:
-        log.warning(
-            "no task of the application goes to %s by itself; its queues: %s%s",
-            ", ".join(unknown),
-            ", ".join(sorted(known)) or "none",
-            "".join(did_you_mean(name, known) for name in unknown),
-        )
-    return [known.get(name, Queue(name)) for name in dict.fromkeys(names or known)]
-
-
-def tell_of_tasks(manifest: Manifest) -> None:
-    """What is run here, since another application's worker on the same queue would be sent these messages too."""
-    log.info(
-        "it runs %s; a message of its queues for any other task becomes a dead letter",
-        in_line(", ".join(sorted(manifest.policies))),
+def is_again(delivery: Delivery, job: Job) -> bool:
+    """Whether a delivery is what a job that has begun has lost."""
+    return (
+        not job.delivery.lease.held
+        and attempt_of(job.delivery) == attempt_of(delivery)
+        and delivery.returns < MAX_RETURNS
     )
-
-
-def warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
-    limit = consumer.hold_limit
-    if limit is None:
-        return
-    minutes = limit.seconds / 60
-    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
-    if long:
-        log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
-    else:
-        log.info("a task that runs %g minutes or longer may run twice: %s", minutes, limit.remedy)
 
 
 def dead_already(delivery: Delivery, now: float) -> Outcome | None:

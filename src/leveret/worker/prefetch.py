@@ -1,13 +1,43 @@
-"""How many deliveries a worker holds with ``prefetch="auto"``: what it can run, and a moment's work ahead."""
+"""How many deliveries a worker holds; with ``prefetch="auto"``: what it can run, and a moment's work ahead."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from leveret.errors import BrokerError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from leveret.brokers import Consumer
+    from leveret.worker.background import Background
+    from leveret.worker.job import Job, Jobs
+    from leveret.worker.stopping import Stop
+
+log = logging.getLogger("leveret.worker")
+
+Prefetch: TypeAlias = int | Literal["auto", "unlimited"]
+#: AMQP carries it in 16 bits.
+MOST_PREFETCH = 65_535
 #: What waits in a worker is worth at most so much work: it hides the way to the broker and back (seconds).
 AHEAD = 0.04
 #: However short the tasks are.
 MOST_AHEAD = 256
 #: How often it is decided while tasks run: a slow one is noticed after so long (seconds).
 TICK = 0.05
+
+
+def first_credit(prefetch: object, slots: int) -> int | None:
+    """The credit to begin with; None: no limit. Raises ConfigurationError."""
+    if prefetch == "unlimited":
+        return None
+    credit = slots if prefetch == "auto" else prefetch
+    if not isinstance(credit, int) or not 1 <= credit <= MOST_PREFETCH:
+        raise ConfigurationError(f"prefetch is {prefetch!r}; it must be 1 to {MOST_PREFETCH}, 'auto' or 'unlimited'")
+    return credit
 
 
 def credit(run_time: float, *, slots: int, queues: int, present: int) -> int:
@@ -27,25 +57,93 @@ class Pace:
 
     def __init__(self, now: float) -> None:
         self._since = now
-        self._began: dict[int, float] = {}
         self._used = 0.0
         self._ended = 0
 
-    def began(self, job: int, now: float) -> None:
-        self._began[job] = now
+    def ended(self, began: float, now: float) -> None:
+        """A task has given its slot back, that it got then."""
+        self._used += now - max(began, self._since)
+        self._ended += 1
 
-    def ended(self, job: int, now: float) -> None:
-        began = self._began.pop(job, None)
-        if began is not None:
-            self._used += now - max(began, self._since)
-            self._ended += 1
-
-    def run_time(self, now: float) -> float | None:
-        """Of the time since it was asked last. None: nothing ran.
+    def run_time(self, now: float, running: Iterable[float]) -> float | None:
+        """Since this was asked last. None: nothing ran. ``running``: when each task that runs still got its slot.
 
         While none has ended it is all that they have used: at least so long does one take.
         """
-        used = self._used + sum(now - max(began, self._since) for began in self._began.values())
+        used = self._used + sum(now - max(began, self._since) for began in running)
         ended = self._ended
         self._since, self._used, self._ended = now, 0.0, 0
         return used / max(1, ended) if used or ended else None
+
+
+class AdaptiveCredit:
+    """Has a consumer's credit follow the pace of the tasks. ``is_on=False``: it stays what it is.
+
+    ``queues``: their number. ``shrunk``: called with a new credit, since more than that may be held.
+    """
+
+    def __init__(
+        self,
+        present: int | None,
+        *,
+        is_on: bool,
+        consumer: Consumer,
+        queues: int,
+        slots: Callable[[], int],
+        jobs: Jobs,
+        background: Background,
+        stop: Stop,
+        shrunk: Callable[[int], None],
+    ) -> None:
+        self._present = present
+        self._is_on = is_on
+        self._consumer = consumer
+        self._queues = queues
+        self._slots = slots
+        self._jobs = jobs
+        self._background = background
+        self._stop = stop
+        self._shrunk = shrunk
+        self._pace = Pace(time.monotonic())
+        self._deciding: asyncio.TimerHandle | None = None
+
+    def ended(self, jobs: Iterable[Job], now: float) -> None:
+        """These have given their slots back."""
+        if self._is_on:
+            for job in jobs:
+                self._pace.ended(job.began_at, now)
+
+    def decide_soon(self) -> None:
+        """Decide on the credit in a moment, and again as long as anything runs."""
+        if self._is_on and self._deciding is None:
+            self._deciding = asyncio.get_running_loop().call_later(TICK, self._decide)
+
+    def stop(self) -> None:
+        if self._deciding is not None:
+            self._deciding.cancel()
+
+    def _decide(self) -> None:
+        now = time.monotonic()
+        run_time = self._pace.run_time(now, [job.began_at for job in self._jobs.begun.values()])
+        present = self._present
+        if run_time is not None and present is not None and not self._stop.is_set():
+            wanted = credit(run_time, slots=self._slots(), queues=self._queues, present=present)
+            if wanted != present:
+                self._background.start(self._change(wanted))
+                return
+        self._decide_again()
+
+    def _decide_again(self) -> None:
+        self._deciding = None
+        if self._jobs.begun:
+            self.decide_soon()
+
+    async def _change(self, wanted: int) -> None:
+        try:
+            await self._consumer.set_credit(wanted)
+        except BrokerError as error:
+            log.info("still holding %d deliveries of each queue, not %d: %s", self._present, wanted, error)
+        else:
+            self._present = wanted
+            self._shrunk(wanted)
+        self._decide_again()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from leveret.executors import Loop
     from leveret.observe import Listener
-    from leveret.worker.intake import Prefetch
+    from leveret.worker.prefetch import Prefetch
 
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000

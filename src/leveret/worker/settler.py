@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.errors import BrokerError, LeaseLost
-from leveret.model import Progress, Released, Status, settled, started
-from leveret.observe import LimitedLog
+from leveret.model import DeadLettered, Progress, Released, Retrying, Status, Succeeded, settled, started
+from leveret.observe import LimitedLog, TaskSettled
+from leveret.worker.background import Background
+from leveret.worker.job import State
+from leveret.worker.redelivery import RedeliveryCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from leveret.brokers import Broker
-    from leveret.model import Delivery, Envelope, Settlement
+    from leveret.model import Delivery, Envelope, Outcome, Settlement
+    from leveret.worker.application import Application
+    from leveret.worker.job import Job, Jobs
+    from leveret.worker.listeners import Listeners
+    from leveret.worker.redelivery import Redelivery
 
 log = logging.getLogger("leveret.worker")
 
@@ -26,78 +33,233 @@ log = logging.getLogger("leveret.worker")
 GATHER = 0.05
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
 _SETTLE_AGAIN = 5.0
+#: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
+_MOST_GATHERED = 64
+_GATHER_SUCCESSES = 0.005
+_GIVEN_UP = DeadLettered("its worker stopped before it had ended")
 
 
-class Settler:
-    """Tells of the tasks whose results are kept: all but the ``silent``. ``name``: a task's, by its envelope."""
+class StatusUpdates:
+    """Tells of the tasks whose results are kept: all but the silent ones."""
 
-    def __init__(
-        self, broker: Broker, silent: Iterable[str], tasks: Iterable[str], name: Callable[[Envelope], str | None]
-    ) -> None:
+    def __init__(self, broker: Broker, application: Application) -> None:
         self._broker = broker
-        self.silence(silent, tasks)
-        self._name = name
-        self._running: dict[str, Status] = {}
-        #: Of what has run and is to be recorded (seconds).
-        self._run_times: dict[Delivery, float] = {}
-        self._fresh: dict[str, None] = {}
+        self._application = application
+        #: Jobs whose status has changed and is not told yet, by key.
+        self._fresh: dict[int, Job] = {}
         self._warnings = LimitedLog(log)
         self._timer: asyncio.TimerHandle | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling = Background()
 
-    def silence(self, silent: Iterable[str], tasks: Iterable[str]) -> None:
-        """Tell of all the tasks but these from now on."""
-        self._silent = frozenset(silent)
-        #: Whether there is any task to tell of.
-        self.records = not self._silent.issuperset(tasks)
+    @property
+    def are_wanted(self) -> bool:
+        """Whether there is any task to tell of."""
+        return self._application.records
 
-    def started(self, envelope: Envelope) -> None:
-        name = self._name(envelope)
-        if name not in self._silent:
-            self._running[envelope.id] = started(envelope, name, time.time())
-            self._tell_soon(envelope.id)
+    def started(self, job: Job) -> None:
+        envelope = job.delivery.envelope
+        if not self._application.is_silent(envelope):
+            job.status = started(envelope, self._application.name(envelope), time.time())
+            self._tell_soon(job)
 
-    def progressed(self, envelope: Envelope, progress: Progress) -> None:
-        status = self._running.get(envelope.id)
-        if status is not None:
-            self._running[envelope.id] = msgspec.structs.replace(status, at=time.time(), progress=progress)
-            self._tell_soon(envelope.id)
-
-    def ran(self, delivery: Delivery, seconds: float | None) -> None:
-        """It has run for so long, and its outcome is not recorded yet."""
-        if seconds is not None:
-            self._run_times[delivery] = seconds
-
-    def run_time(self, delivery: Delivery) -> float | None:
-        """How long it has run, asked once."""
-        return self._run_times.pop(delivery, None)
+    def progressed(self, job: Job, progress: Progress) -> None:
+        if job.status is not None:
+            job.status = msgspec.structs.replace(job.status, at=time.time(), progress=progress)
+            self._tell_soon(job)
 
     def acknowledged(self, envelope: Envelope) -> Sequence[Status]:
         """The update to record with a task that the broker shall forget, and that runs then."""
-        name = self._name(envelope)
-        return () if name in self._silent else [settled(envelope, name, Released(), time.time())]
-
-    def settled(self, settlements: Sequence[Settlement]) -> Sequence[Status]:
-        """The updates to record with these outcomes."""
-        if not (self.records or self._running):
+        if self._application.is_silent(envelope):
             return ()
+        return [settled(envelope, self._application.name(envelope), Released(), time.time())]
+
+    def settled(self, jobs: Iterable[Job]) -> Sequence[Status]:
+        """The updates to record with the outcomes of these jobs."""
         now = time.time()
         updates: list[Status] = []
-        for delivery, outcome in settlements:
-            envelope = delivery.envelope
-            name = self._name(envelope)
-            running = self._running.pop(envelope.id, None)
-            self._fresh.pop(envelope.id, None)
-            if running is None and name in self._silent:
+        for job in jobs:
+            envelope, running = job.delivery.envelope, job.status
+            if running is None and (not self._application.records or self._application.is_silent(envelope)):
                 continue
-            update = settled(envelope, name, outcome, now)
+            update = settled(envelope, self._application.name(envelope), job.outcome, now)
             if running is not None:
                 # It was told of, so its end is too, though it may have become silent meanwhile.
                 update = msgspec.structs.replace(update, started_at=running.started_at, progress=running.progress)
+                self._drop(job)
             updates.append(update)
         return updates
 
-    async def record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
+    def forget(self, jobs: Iterable[Job]) -> None:
+        """Tell no more of jobs whose delivery was lost: whoever has it now tells."""
+        for job in jobs:
+            self._drop(job)
+
+    def stop(self) -> None:
+        """Tell no more; what is on its way is given up."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._telling.cancel()
+        self._warnings.flush()
+
+    def _drop(self, job: Job) -> None:
+        job.status = None
+        self._fresh.pop(job.key, None)
+
+    def _tell_soon(self, job: Job) -> None:
+        self._fresh[job.key] = job
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER, self._begin_telling)
+
+    def _begin_telling(self) -> None:
+        self._timer = None
+        updates = [job.status for job in self._fresh.values() if job.status is not None]
+        self._fresh.clear()
+        if updates:
+            self._telling.start(self._tell(updates))
+
+    async def _tell(self, updates: Sequence[Status]) -> None:
+        try:
+            await self._broker.tell(updates)
+        except BrokerError as error:
+            self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)
+
+
+class Settler:
+    """Has the outcomes of jobs recorded, tells the listeners, and knows what was settled when it comes again."""
+
+    def __init__(
+        self, broker: Broker, jobs: Jobs, updates: StatusUpdates, listeners: Listeners, background: Background
+    ) -> None:
+        self._broker = broker
+        self._jobs = jobs
+        self._updates = updates
+        self._listeners = listeners
+        self._background = background
+        self._redeliveries = RedeliveryCache()
+        #: Successes that are recorded in a moment.
+        self._gathered: list[Job] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._warnings = LimitedLog(log)
+
+    def settle_as(self, outcome: Outcome, jobs: Sequence[Job]) -> None:
+        """Give all these jobs one outcome, and have it recorded."""
+        for job in jobs:
+            self._jobs.settle(job, outcome)
+        self.settle(jobs)
+
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """Have the outcomes of jobs recorded that are SETTLING."""
+        if jobs:
+            self._background.start(self._settle(jobs))
+
+    def settle_soon(self, jobs: Sequence[Job], *, is_busy: bool) -> None:
+        """The same, with successes gathered while the worker is busy.
+
+        Else the broker may have to have them before it sends what could run meanwhile.
+        """
+        self._gathered += jobs
+        if not is_busy or len(self._gathered) >= _MOST_GATHERED or not all(map(_has_succeeded, jobs)):
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_GATHER_SUCCESSES, self.flush)
+
+    def flush(self) -> None:
+        """Have recorded what is gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, []
+        self.settle(gathered)
+
+    def settle_acknowledged(self, job: Job, outcome: Outcome) -> None:
+        """A job has ended that was acknowledged before it ran: it does not run again."""
+        self._jobs.settle(job, final(outcome))
+        self._background.start(self._tell_of_acknowledged(job, outcome))
+
+    def give_up(self, jobs: Iterable[Job]) -> None:
+        """The executor has ended with these jobs in it."""
+        back: list[Job] = []
+        for job in jobs:
+            if job.is_acknowledged:
+                self.settle_acknowledged(job, Released())
+            elif job.state is State.ACKNOWLEDGING:
+                self._jobs.settle(job, _GIVEN_UP)  # `acknowledge` goes on, and tells
+            else:
+                back.append(job)
+        self.settle_as(Released(), back)
+
+    async def acknowledge(self, job: Job) -> bool:
+        """Have the broker forget a job before it runs; False: it must not run.
+
+        If its delivery is lost first and comes again, that one is meant.
+        """
+        delivery = job.delivery
+        while await self._record([(delivery, Succeeded())], self._updates.acknowledged(delivery.envelope)):
+            if job.delivery is delivery or job.state is not State.ACKNOWLEDGING:
+                self._jobs.end(job)
+                return False
+            delivery = job.delivery
+        if job.state is not State.ACKNOWLEDGING:
+            await self._tell_of_acknowledged(job, Released())
+            return False
+        self._redeliveries.acknowledged(delivery)
+        job.acknowledged()
+        return True
+
+    def is_settled(self, delivery: Delivery) -> bool:
+        """Whether a delivery came again whose task has run: its outcome is, or will be, recorded by it."""
+        job = self._jobs.settling_as(delivery)
+        if job is not None and not job.delivery.lease.held:
+            job.again = delivery
+            return True
+        redelivery = self._redeliveries.find(delivery)
+        if redelivery is not None:
+            self.settle_again(redelivery)
+        return redelivery is not None
+
+    def settle_again(self, redelivery: Redelivery) -> None:
+        """Settle a delivery that came again, as its run ended."""
+        if redelivery.outcome is None:
+            self._background.start(self._acknowledge_again(redelivery.delivery))
+        else:
+            self.settle_as(redelivery.outcome, [self._jobs.new(redelivery.delivery)])
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._warnings.flush()
+
+    async def _settle(self, jobs: Sequence[Job]) -> None:
+        held = [job for job in jobs if job.delivery.lease.held]
+        updates = self._updates.settled(held)
+        if len(held) < len(jobs):
+            self._updates.forget([job for job in jobs if not job.delivery.lease.held])
+        lost = await self._record([(job.delivery, job.outcome) for job in jobs], updates)
+        for job in jobs:
+            self._jobs.end(job)
+        for redelivery in self._redeliveries.settled(jobs, lost):
+            self.settle_again(redelivery)
+        self._notify(jobs, lost)
+
+    def _notify(self, jobs: Iterable[Job], lost: frozenset[str]) -> None:
+        are_heard = self._listeners.hear_successes
+        for job in jobs:
+            envelope, outcome = job.delivery.envelope, job.outcome
+            kept = envelope.id not in lost
+            if are_heard or not kept or not isinstance(outcome, Succeeded):
+                self._listeners.notify(TaskSettled(envelope, outcome, kept=kept, seconds=job.seconds))
+
+    async def _acknowledge_again(self, delivery: Delivery) -> None:
+        """Everything else is recorded, and told."""
+        await self._record([(delivery, Succeeded())])
+
+    async def _tell_of_acknowledged(self, job: Job, outcome: Outcome) -> None:
+        await self._record((), self._updates.settled([job]))
+        self._jobs.end(job)
+        told = job.outcome if isinstance(outcome, Released) else outcome
+        self._listeners.notify(TaskSettled(job.delivery.envelope, told, at_most_once=True, seconds=job.seconds))
+
+    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> frozenset[str]:
         """Settle, again and again while the broker can't; the ids whose lease was lost."""
         while True:
             try:
@@ -115,36 +277,13 @@ class Settler:
             else:
                 return frozenset()
 
-    def forget(self, envelopes: Iterable[Envelope]) -> None:
-        """Tell no more of tasks whose delivery was lost: whoever has it now tells."""
-        for envelope in envelopes:
-            self._running.pop(envelope.id, None)
-            self._fresh.pop(envelope.id, None)
 
-    def stop(self) -> None:
-        """Tell no more; what is on its way is given up."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._telling:
-            task.cancel()
-        self._warnings.flush()
+def final(outcome: Outcome) -> Outcome:
+    """What becomes of a task that was acknowledged before it ran, and cannot run again."""
+    if isinstance(outcome, Released):
+        return _GIVEN_UP
+    return DeadLettered(outcome.error, outcome.traceback) if isinstance(outcome, Retrying) else outcome
 
-    def _tell_soon(self, id_: str) -> None:
-        self._fresh[id_] = None
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER, self._begin_telling)
 
-    def _begin_telling(self) -> None:
-        self._timer = None
-        updates = [self._running[id_] for id_ in self._fresh]
-        self._fresh.clear()
-        if updates:
-            task = asyncio.get_running_loop().create_task(self._tell(updates))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, updates: Sequence[Status]) -> None:
-        try:
-            await self._broker.tell(updates)
-        except BrokerError as error:
-            self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)
+def _has_succeeded(job: Job) -> bool:
+    return isinstance(job.outcome, Succeeded)

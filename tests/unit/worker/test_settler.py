@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from leveret.executors import Manifest
-from leveret.model import Envelope, Succeeded, new_id
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, Succeeded, new_id
+from leveret.worker.settler import final
 from tests.support.bench import Bench
 from tests.support.waiting import until
 
@@ -28,3 +30,17 @@ async def test_one_that_becomes_silent_while_it_runs_has_an_end() -> None:
         assert settled.outcome == Succeeded(b"null")
     (status,) = await bench.broker.statuses([envelope.id])
     assert status.state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "becomes"),
+    [
+        (Succeeded(b"1"), Succeeded(b"1")),
+        (Retrying("ValueError", "its lines"), DeadLettered("ValueError", "its lines")),
+        (DeadLettered("it says so"), DeadLettered("it says so")),
+        (Cancelled("it was told to"), Cancelled("it was told to")),
+        (Released(), DeadLettered("its worker stopped before it had ended")),
+    ],
+)
+def test_a_task_that_was_acknowledged_does_not_run_again(outcome: Outcome, becomes: Outcome) -> None:
+    assert final(outcome) == becomes

@@ -152,7 +152,7 @@ async def test_a_busy_worker_keeps_nothing_from_an_idle_one() -> None:
 def patient_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task is a short one even on cores that are busy with other tests."""
     monkeypatch.setattr(prefetch, "AHEAD", 5 * prefetch.AHEAD)
-    monkeypatch.setattr("leveret.worker.worker.TICK", 5 * prefetch.TICK)
+    monkeypatch.setattr(prefetch, "TICK", 5 * prefetch.TICK)
 
 
 async def until_it_holds(bench: Bench, more_than: int) -> None:

@@ -62,33 +62,22 @@ def test_queues_share_what_is_held_ahead() -> None:
 
 def test_a_pace() -> None:
     pace = Pace(0.0)
-    assert pace.run_time(1.0) is None
-    pace.began(1, 1.0)
-    pace.began(2, 1.0)
-    pace.ended(1, 1.25)
-    pace.ended(2, 1.75)
-    assert pace.run_time(2.0) == 0.5
-    assert pace.run_time(3.0) is None
+    assert pace.run_time(1.0, []) is None
+    pace.ended(1.0, 1.25)
+    pace.ended(1.0, 1.75)
+    assert pace.run_time(2.0, []) == 0.5
+    assert pace.run_time(3.0, []) is None
 
 
 def test_a_task_that_does_not_end_counts_as_it_goes_on() -> None:
     pace = Pace(0.0)
-    pace.began(1, 0.0)
-    assert pace.run_time(0.5) == 0.5
-    pace.ended(1, 0.75)
-    assert pace.run_time(1.0) == 0.25  # of this time
+    assert pace.run_time(0.5, [0.0]) == 0.5
+    pace.ended(0.0, 0.75)
+    assert pace.run_time(1.0, []) == 0.25  # of this time
 
 
 def test_one_slow_task_among_fast_ones_is_one_slot_of_many() -> None:
     pace = Pace(0.0)
-    pace.began(0, 0.0)
-    for job in range(1, 10):
-        pace.began(job, 0.0)
-        pace.ended(job, 0.5)
-    assert pace.run_time(0.5) == 5 / 9
-
-
-def test_what_is_not_known_is_no_matter() -> None:
-    pace = Pace(0.0)
-    pace.ended(1, 1.0)
-    assert pace.run_time(1.0) is None
+    for _ in range(9):
+        pace.ended(0.0, 0.5)
+    assert pace.run_time(0.5, [0.0]) == 5 / 9

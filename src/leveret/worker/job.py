@@ -1,0 +1,205 @@
+"""A job is one delivery on its way through the worker; `Jobs` is the table of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from leveret.model import Cancelled, Delivery, Outcome, Released, Status, Succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Attempt: TypeAlias = tuple[str, str, int, "float | None", int]
+
+_CANCELLED = Cancelled("cancelled while it ran")
+
+
+class State(IntEnum):
+    """Where a job is."""
+
+    #: The worker holds it; it has no slot of the executor yet.
+    WAITING = 1
+    #: It has a slot. The broker is to forget it before it runs (``acknowledge="before"``).
+    ACKNOWLEDGING = 2
+    #: It has a slot, and the executor has it.
+    RUNNING = 3
+    #: It has an outcome, which the broker is to record.
+    SETTLING = 4
+    #: The worker has nothing more to do with it.
+    ENDED = 5
+
+
+_STEPS: dict[State, tuple[State, ...]] = {
+    State.WAITING: (State.ACKNOWLEDGING, State.RUNNING, State.SETTLING, State.ENDED),
+    State.ACKNOWLEDGING: (State.RUNNING, State.SETTLING, State.ENDED),
+    State.RUNNING: (State.SETTLING,),
+    State.SETTLING: (State.ENDED,),
+    State.ENDED: (),
+}
+
+
+class IllegalStep(RuntimeError):
+    """A mistake in the worker: a job cannot go from the one state to the other."""
+
+    def __init__(self, now: State, to: State) -> None:
+        super().__init__(f"a job that is {now.name} cannot become {to.name}")
+
+
+def attempt_of(delivery: Delivery) -> Attempt:
+    """Identify one attempt at a task: an id may be used again, by a dead letter that was put back, say."""
+    envelope = delivery.envelope
+    # A foreign producer may give all its messages one id: their content keeps them apart.
+    content = hash((envelope.task, envelope.body, delivery.defect))
+    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, content
+
+
+class Job(msgspec.Struct, eq=False):
+    """One delivery, from its arrival until the broker has its outcome. `Jobs` makes it and keeps it in its indexes."""
+
+    key: int
+    delivery: Delivery
+    state: State = State.WAITING
+    #: When it got its slot (monotonic, seconds).
+    began_at: float = 0.0
+    #: Since when it waits for the results of tasks that have not begun (monotonic, seconds); None: it does not.
+    awaits_since: float | None = None
+    #: How long it ran (seconds); None: it did not, or its process died.
+    seconds: float | None = None
+    #: What is told of it while it runs, with its progress; None: nothing.
+    status: Status | None = None
+    #: The executor was told to end it.
+    is_cancelled: bool = False
+    #: The broker had forgotten it before it ran.
+    is_acknowledged: bool = False
+    #: What the broker is to record; without a run it is handed back.
+    outcome: Outcome = Released()
+    #: What identifies it while its outcome is recorded.
+    attempt: Attempt | None = None
+    #: Its delivery that came again while its outcome was recorded; the newest.
+    again: Delivery | None = None
+
+    def step(self, to: State) -> None:
+        """Go on to another state. Raises IllegalStep."""
+        if to not in _STEPS[self.state]:
+            raise IllegalStep(self.state, to)
+        self.state = to
+
+    def acknowledged(self) -> None:
+        """The broker has forgotten it, and it runs now."""
+        self.step(State.RUNNING)
+        self.is_acknowledged = True
+
+    def cancel(self) -> bool:
+        """Whether the executor is to be told now: it is told once."""
+        is_first = not self.is_cancelled
+        self.is_cancelled = True
+        return is_first
+
+    def judged(self, outcome: Outcome) -> Outcome:
+        """Its outcome after a run: a job that was told to end, and did not succeed in spite of it, is cancelled."""
+        if not self.is_cancelled or isinstance(outcome, (Succeeded, Cancelled)):
+            return outcome
+        return _CANCELLED
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other worker can have it by now."""
+        return self.is_acknowledged or self.delivery.lease.held
+
+
+class Jobs:
+    """The jobs of a worker, by what is asked of them. Every step that changes an index is taken here."""
+
+    def __init__(self) -> None:
+        self._keys = itertools.count()
+        #: Jobs that are WAITING, in the order in which they came.
+        self.waiting: deque[Job] = deque()
+        #: Jobs that are ACKNOWLEDGING or RUNNING, and so hold a slot, by key.
+        self.begun: dict[int, Job] = {}
+        #: The same by queue and task id: of two with one id the newer.
+        self._by_task: dict[tuple[str, str], Job] = {}
+        #: Jobs that are SETTLING and whose delivery must not run again, by attempt.
+        self._settling: dict[Attempt, Job] = {}
+        #: How many have held a slot and do not any more.
+        self.left = 0
+        self._none_begun = asyncio.Event()
+        self._none_begun.set()
+
+    @property
+    def held(self) -> int:
+        """How many wait or have begun."""
+        return len(self.waiting) + len(self.begun)
+
+    def new(self, delivery: Delivery) -> Job:
+        """Make a job that is in no index yet."""
+        return Job(next(self._keys), delivery)
+
+    def wait(self, jobs: Iterable[Job]) -> None:
+        """Put new jobs behind those that wait."""
+        self.waiting.extend(jobs)
+
+    def take_waiting(self, is_wanted: Callable[[Job], bool]) -> list[Job]:
+        """Remove from those that wait, asking of each in turn. The caller settles them."""
+        taken: list[Job] = []
+        kept: deque[Job] = deque()
+        for job in self.waiting:
+            (taken if is_wanted(job) else kept).append(job)
+        self.waiting = kept
+        return taken
+
+    def begin(self, job: Job, state: State, now: float) -> None:
+        """Give a slot to a job that was taken from those that wait."""
+        job.step(state)
+        job.began_at = now
+        self.begun[job.key] = job
+        self._by_task[_task(job.delivery)] = job
+        self._none_begun.clear()
+
+    def begun_as(self, delivery: Delivery) -> Job | None:
+        """The job of the same queue and task id that holds a slot."""
+        return self._by_task.get(_task(delivery))
+
+    def settling_as(self, delivery: Delivery) -> Job | None:
+        """The job of the same attempt whose outcome is being recorded."""
+        return self._settling.get(attempt_of(delivery)) if self._settling else None
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        """A job has its outcome: it waits no more, and its slot is free."""
+        job.step(State.SETTLING)
+        job.outcome = outcome
+        self._free_slot(job)
+        if not (job.is_acknowledged or isinstance(outcome, Released)):
+            job.attempt = attempt_of(job.delivery)
+            self._settling[job.attempt] = job
+
+    def end(self, job: Job) -> None:
+        """The worker is done with a job: its outcome is recorded, or it is another worker's."""
+        job.step(State.ENDED)
+        if job.attempt is None:
+            self._free_slot(job)
+        elif self._settling.get(job.attempt) is job:
+            del self._settling[job.attempt]
+
+    async def until_none_begun(self) -> None:
+        await self._none_begun.wait()
+
+    def _free_slot(self, job: Job) -> None:
+        if self.begun.pop(job.key, None) is None:
+            return
+        self.left += 1
+        task = _task(job.delivery)
+        if self._by_task.get(task) is job:
+            del self._by_task[task]
+        if not self.begun:
+            self._none_begun.set()
+
+
+def _task(delivery: Delivery) -> tuple[str, str]:
+    envelope = delivery.envelope
+    return envelope.queue, envelope.id
