@@ -7,6 +7,7 @@ from leveret.model.bounds import (
     Count,
     Name,
     decoded,
+    number,
     unix_time,
 )
 from leveret.model.current import (
@@ -49,6 +50,16 @@ from leveret.model.names import (
     new_ids,
     repeated,
     this_process,
+)
+from leveret.model.options import (
+    Acknowledge,
+    Header,
+    TaskOptions,
+    carrying,
+    check_headers,
+    check_overrides,
+    own_headers,
+    wrong_headers,
 )
 from leveret.model.outcomes import (
     Cancelled,
@@ -126,6 +137,7 @@ __all__ = [
     "NO_RESULT",
     "NO_RUNTIME",
     "PAUSED_SUFFIX",
+    "Acknowledge",
     "CancelRequest",
     "Cancelled",
     "ChildReport",
@@ -138,6 +150,7 @@ __all__ = [
     "Delivery",
     "Describe",
     "Envelope",
+    "Header",
     "Inner",
     "Lease",
     "Middleware",
@@ -160,6 +173,7 @@ __all__ = [
     "State",
     "Status",
     "Succeeded",
+    "TaskOptions",
     "ThreadMiddleware",
     "WorkerReport",
     "awaited",
@@ -168,7 +182,10 @@ __all__ = [
     "buried",
     "cancelled_before",
     "cancelled_running",
+    "carrying",
+    "check_headers",
     "check_id",
+    "check_overrides",
     "check_priority",
     "check_task_name",
     "current_task",
@@ -182,6 +199,8 @@ __all__ = [
     "new_id",
     "new_ids",
     "newer",
+    "number",
+    "own_headers",
     "placed",
     "purged",
     "repeated",
@@ -198,4 +217,5 @@ __all__ = [
     "this_process",
     "unix_time",
     "within_thread",
+    "wrong_headers",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -10,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 
 
 def decoded(decode: Callable[[Any], T], encoded: object) -> T | None:
@@ -34,4 +39,13 @@ def unix_time(value: object) -> float | None:
     """A Unix time from elsewhere (seconds); None for what is none: no number, negative, or after `LATEST`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= LATEST:
         return float(value)
+    return None
+
+
+def number(value: object) -> int | float | Decimal | None:
+    """What is a number, or decimal text; None: it is neither."""
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and _DECIMAL_TEXT.fullmatch(value.strip()):
+        return Decimal(value.strip())
     return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from leveret.brokers import Broker, Consumer, connect
 from leveret.errors import ConfigurationError
-from leveret.model import DeadLettered, Delivery, Outcome, Queue
+from leveret.model import DeadLettered, Delivery, Outcome, Queue, wrong_headers
 from leveret.model.printable import in_line
 from leveret.model.suggest import did_you_mean
 
@@ -46,7 +46,7 @@ def connected(url: str, keep: float) -> Broker:
 
 def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     known = {queue.name: queue for queue in manifest.queues}
-    if not manifest.policies:
+    if not manifest.tasks:
         raise ConfigurationError(
             "the application has no tasks, and would make a dead letter of each message that comes: "
             "import the modules that register them with @app.task where the application is made"
@@ -66,7 +66,7 @@ def tell_of_tasks(manifest: Manifest) -> None:
     """What is run here, since another application's worker on the same queue would be sent these messages too."""
     log.info(
         "it runs %s; a message of its queues for any other task becomes a dead letter",
-        in_line(", ".join(sorted(manifest.policies))),
+        in_line(", ".join(sorted(manifest.tasks))),
     )
 
 
@@ -75,7 +75,7 @@ def warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
     if limit is None:
         return
     minutes = limit.seconds / 60
-    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
+    long = [name for name, options in manifest.tasks.items() if (options.timeout or 0.0) >= limit.seconds]
     if long:
         log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
     else:
@@ -86,6 +86,9 @@ def dead_already(delivery: Delivery, now: float) -> Outcome | None:
     """Why a delivery must not run at all, if so."""
     if delivery.defect:
         return DeadLettered(delivery.defect)
+    wrong = wrong_headers(delivery.envelope.headers)
+    if wrong:
+        return DeadLettered(wrong)
     expires_at = delivery.envelope.expires_at
     if expires_at is not None and expires_at < now:
         return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")

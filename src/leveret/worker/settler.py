@@ -15,9 +15,10 @@ from leveret.model import Progress, Released, Status, settled, started
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from leveret.brokers import Broker
+    from leveret.executors import Manifest
     from leveret.model import Delivery, Envelope, Settlement
 
 log = logging.getLogger("leveret.worker")
@@ -29,14 +30,11 @@ _SETTLE_AGAIN = 5.0
 
 
 class Settler:
-    """Tells of the tasks whose results are kept: all but the ``silent``. ``name``: a task's, by its envelope."""
+    """Tells of the tasks whose results are stored."""
 
-    def __init__(
-        self, broker: Broker, silent: Iterable[str], tasks: Iterable[str], name: Callable[[Envelope], str | None]
-    ) -> None:
+    def __init__(self, broker: Broker, manifest: Manifest) -> None:
         self._broker = broker
-        self.silence(silent, tasks)
-        self._name = name
+        self._manifest = manifest
         self._running: dict[str, Status] = {}
         #: Of what has run and is to be recorded (seconds).
         self._run_times: dict[Delivery, float] = {}
@@ -45,16 +43,13 @@ class Settler:
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
-    def silence(self, silent: Iterable[str], tasks: Iterable[str]) -> None:
-        """Tell of all the tasks but these from now on."""
-        self._silent = frozenset(silent)
-        #: Whether there is any task to tell of.
-        self.records = not self._silent.issuperset(tasks)
+    def adopt(self, manifest: Manifest) -> None:
+        """Go by this application from now on."""
+        self._manifest = manifest
 
     def started(self, envelope: Envelope) -> None:
-        name = self._name(envelope)
-        if name not in self._silent:
-            self._running[envelope.id] = started(envelope, name, time.time())
+        if self._stores(envelope):
+            self._running[envelope.id] = started(envelope, self._manifest.task_of(envelope), time.time())
             self._tell_soon(envelope.id)
 
     def progressed(self, envelope: Envelope, progress: Progress) -> None:
@@ -74,23 +69,21 @@ class Settler:
 
     def acknowledged(self, envelope: Envelope) -> Sequence[Status]:
         """The update to record with a task that the broker shall forget, and that runs then."""
-        name = self._name(envelope)
-        return () if name in self._silent else [settled(envelope, name, Released(), time.time())]
+        if not self._stores(envelope):
+            return ()
+        return [settled(envelope, self._manifest.task_of(envelope), Released(), time.time())]
 
     def settled(self, settlements: Sequence[Settlement]) -> Sequence[Status]:
         """The updates to record with these outcomes."""
-        if not (self.records or self._running):
-            return ()
         now = time.time()
         updates: list[Status] = []
         for delivery, outcome in settlements:
             envelope = delivery.envelope
-            name = self._name(envelope)
             running = self._running.pop(envelope.id, None)
             self._fresh.pop(envelope.id, None)
-            if running is None and name in self._silent:
+            if running is None and not self._stores(envelope):
                 continue
-            update = settled(envelope, name, outcome, now)
+            update = settled(envelope, self._manifest.task_of(envelope), outcome, now)
             if running is not None:
                 # It was told of, so its end is too, though it may have become silent meanwhile.
                 update = msgspec.structs.replace(update, started_at=running.started_at, progress=running.progress)
@@ -128,6 +121,9 @@ class Settler:
         for task in self._telling:
             task.cancel()
         self._warnings.flush()
+
+    def _stores(self, envelope: Envelope) -> bool:
+        return self._manifest.options_of(envelope).store_result
 
     def _tell_soon(self, id_: str) -> None:
         self._fresh[id_] = None

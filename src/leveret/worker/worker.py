@@ -29,7 +29,7 @@ from leveret.executors import (
     RunRequest,
     Started,
 )
-from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, RetryPolicy, Settlement, Succeeded
+from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, Settlement, Succeeded
 from leveret.model.arguments import seconds
 from leveret.observe import (
     ChildReplaced,
@@ -127,7 +127,8 @@ class Worker:
         self._halt = asyncio.Event()
         self._idle = asyncio.Event()
         self._consumer: Consumer | None = None
-        self._policies: dict[str, RetryPolicy] = {}
+        #: The application as it is now; None before it is loaded.
+        self._application: Manifest | None = None
 
     def stop(self) -> None:
         """Stop taking and finish what runs, within the grace. Called again: stop at once. Nothing is lost."""
@@ -150,12 +151,14 @@ class Worker:
         """The names and queues of those that it is there to run; nothing before it is ready."""
         if self._consumer is None:
             return ()
-        return [(task, queue) for task, queue in self._queue_of.items() if queue in self._queues]
+        tasks = self._known.tasks.items()
+        return [(task, options.queue) for task, options in tasks if options.queue in self._queues]
 
     def registered(self, envelope: Envelope) -> str | None:
         """The task that runs it; None: its application has none."""
-        name = self._name(envelope)
-        return name if name in self._policies else None
+        known = self._application
+        name = None if known is None else known.task_of(envelope)
+        return name if known is not None and name in known.tasks else None
 
     async def run(self) -> None:
         """Work until `stop`. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot."""
@@ -164,10 +167,10 @@ class Worker:
             manifest = await self._until_stopped(self._executor.start(self._on_reports))
             if manifest is None:
                 return
-            self._learn(manifest)
-            self._manifest, queues = manifest, admission.select(self._names, manifest)
+            self._application = self._manifest = manifest
+            queues = admission.select(self._names, manifest)
             self._broker = self._given_broker or admission.connected(manifest.url, manifest.keep_results)
-            self._recorder = Settler(self._broker, manifest.silent, manifest.policies, self._name)
+            self._recorder = Settler(self._broker, manifest)
             stack.callback(self._recorder.stop)
             stack.callback(self._awaiting.stop)
             self._describer = WorkerReporter(
@@ -192,17 +195,16 @@ class Worker:
 
     def adopt(self, manifest: Manifest) -> None:
         """Take an application that was loaded again as it is now. Its queues stay those that it had at the start."""
-        self._learn(manifest)
-        self._recorder.silence(manifest.silent, manifest.policies)
+        self._application = manifest
+        self._recorder.adopt(manifest)
         new = {queue.name for queue in manifest.queues} - {queue.name for queue in self._manifest.queues}
         if new or manifest.url != self._manifest.url:
             log.warning("the application has other queues or another URL now: start this worker again for those")
 
-    def _learn(self, manifest: Manifest) -> None:
-        self._at_most_once = frozenset(manifest.at_most_once)
-        self._default_tasks = manifest.default_tasks
-        self._policies = manifest.policies
-        self._queue_of = manifest.queue_of
+    @property
+    def _known(self) -> Manifest:
+        assert self._application is not None
+        return self._application
 
     def _work_here(self) -> Work:
         return Work(len(self._jobs), len(self._backlog), self._ended)
@@ -414,10 +416,7 @@ class Worker:
         return len(self._backlog) + len(self._jobs)
 
     def _is_at_most_once(self, delivery: Delivery) -> bool:
-        return self._name(delivery.envelope) in self._at_most_once
-
-    def _name(self, envelope: Envelope) -> str | None:
-        return envelope.task if envelope.task is not None else self._default_tasks.get(envelope.queue)
+        return self._known.options_of(delivery.envelope).acknowledge == "before"
 
     async def _begin_once(self, key: int) -> None:
         """Have the broker forget a task, and then run it. If it is lost first and comes again, that one is meant."""
@@ -442,8 +441,6 @@ class Worker:
     def _on_reports(self, reports: Sequence[ExecutorEvent]) -> None:
         settlements: list[Settlement] = []
         for report in reports:
-            if isinstance(report, Started) and not (self._listeners or self._recorder.records):
-                continue
             if isinstance(report, ChildReplaced):
                 self._tell(report)
                 continue
@@ -488,7 +485,7 @@ class Worker:
 
     def _after_death(self, envelope: Envelope, death: Died | Overran) -> Outcome:
         """A death is an attempt. The next one needs no wait, except after a timeout: a child is there already."""
-        policy = self._policies.get(self._name(envelope) or "", RetryPolicy())
+        policy = self._known.options_of(envelope).policy
         if policy.may_try_again(envelope.attempt):
             wait = policy.delay(envelope.attempt, random.random()) if isinstance(death, Overran) else 0.0  # noqa: S311
             return Retrying(death.cause, delay=wait)
