@@ -51,7 +51,7 @@ async def test_urls_are_censored(url: str) -> None:
     clean(censor(url))
     clean(repr(App(url)))
     clean(repr(Begin("tasks:app", url, 1)))
-    clean(repr(Manifest(url, [], {}, {}, [], {}, {}, [], 1.0)))
+    clean(repr(Manifest(url, [], {}, {}, 1.0)))
     clean(str(vars(Begin)))
     try:
         broker = connect(url, timeout=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -265,6 +266,18 @@ def steps_in_thread(text: str, count: int) -> str:
 async def silent(text: str) -> str:
     note(f"said {text}")
     return text
+
+
+@app.task(queue="work", backoff=0.2)
+async def note_headers() -> None:
+    note(f"headers {json.dumps(dict(current_task().headers))}")
+    raise ValueError("again")
+
+
+@app.task(queue="work")
+def hang(text: str) -> None:
+    note(f"try {text}")
+    time.sleep(60)
 
 
 @app.task(queue="work")

@@ -111,6 +111,13 @@ async def parameters_are_kept_by_options() -> None:
     coroutine.options(delay="5")  # type: ignore[arg-type]
     coroutine.options(priority="5")  # type: ignore[arg-type]
     coroutine.options(id=5)  # type: ignore[arg-type]
+    once = coroutine.options(timeout=timedelta(1), max_attempts=1, store_result=False, headers={"a": "b", "n": None})
+    assert_type(await once.enqueue(1), Handle[float])
+    coroutine.options(timeout="5")  # type: ignore[arg-type]
+    coroutine.options(max_attempts="5")  # type: ignore[arg-type]
+    coroutine.options(store_result="no")  # type: ignore[arg-type]
+    coroutine.options(headers={"a": [1]})  # type: ignore[dict-item]
+    coroutine.options(headers=["a"])  # type: ignore[arg-type]
 
 
 async def a_handle_carries_the_awaited_result() -> None:
@@ -209,7 +216,8 @@ def durations_are_numbers_or_timedeltas() -> None:
 
 
 async def middleware(current: CurrentTask, inner: Callable[[], Awaitable[Any]]) -> Any:
-    print(current.id)
+    print(current.id, current.headers["tenant"])
+    current.headers["tenant"] = "other"  # type: ignore[index]
     return await inner()
 
 

@@ -13,12 +13,11 @@ from leveret.client.handle import Handle
 from leveret.client.payload import makes_coroutines
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.settings import number
-from leveret.client.task import Acknowledge, AsyncTask, P, PlainTask, R, Task, TaskOptions
 from leveret.errors import (
     ConfigurationError,
 )
-from leveret.model import DEFAULT_QUEUE, KEEP, Queue, RetryPolicy, RetryRules
-from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
+from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
+from leveret.model.arguments import count, seconds
 from leveret.model.durations import show
 
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Self
 
-    from leveret.model import Decide, Middleware, ThreadMiddleware
+    from leveret.client.task import AsyncTask, P, PlainTask, R, Task
+    from leveret.model import Acknowledge, Decide, Middleware, ThreadMiddleware
     from leveret.model.arguments import Exceptions
     from leveret.observe import Telemetry
 
@@ -220,14 +220,19 @@ class App:
         Raises ConfigurationError for another function of the same name, for what is no function, and for options that
         cannot be.
         """
-        rules = RetryRules(
-            RetryPolicy(max_attempts, seconds("backoff", backoff), seconds("max_backoff", max_backoff)),
-            None if retry_on is None else exceptions("retry_on", retry_on),
-            exceptions("give_up_on", give_up_on),
+        options = TaskOptions(
+            queue,
+            acknowledge,
+            max_attempts,
+            backoff,  # type: ignore[arg-type]  # which it reads, as it does the others
+            max_backoff,  # type: ignore[arg-type]
+            timeout,  # type: ignore[arg-type]
+            priority,
+            store_result,
+            retry_on,  # type: ignore[arg-type]
+            give_up_on,  # type: ignore[arg-type]
             retry,
         )
-        limit = seconds_or_none("timeout", timeout, above_zero=True, none="no limit")
-        options = TaskOptions(queue, acknowledge, rules, limit, priority=priority, store_result=store_result)
         run = module_run()
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from leveret.client.task import Producer, TaskOptions
+    from leveret.client.task import Producer
+    from leveret.model import TaskOptions
 
 
 class TaskFunction(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
+from copy import copy
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -11,20 +12,29 @@ from leveret.client.handle import Handle, Source
 from leveret.client.payload import Signature, makes_coroutines
 from leveret.client.returns import Returns
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
-from leveret.model import Envelope, Queue, RetryRules, check_id, check_priority, new_ids, repeated
-from leveret.model.arguments import moment, seconds, seconds_or_none
+from leveret.model import (
+    Envelope,
+    TaskOptions,
+    carrying,
+    check_headers,
+    check_id,
+    check_overrides,
+    new_ids,
+    repeated,
+)
+from leveret.model.arguments import moment, seconds
 from leveret.model.durations import MAX_DELAY, show
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
     from typing import Self
+
+    from leveret.model import Acknowledge, Header, RetryRules
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-Acknowledge: TypeAlias = Literal["after", "before"]
 
 
 class Producer(Source, Protocol):
@@ -40,38 +50,23 @@ class Producer(Source, Protocol):
 _MAX_EXPIRES = 100 * MAX_DELAY
 
 
-class TaskOptions(msgspec.Struct, frozen=True):
-    """How a task is enqueued and acknowledged."""
+class EnqueueOptions(msgspec.Struct, frozen=True):
+    """What ``Task.options`` says of an enqueue, besides what it says in place of its task's options."""
 
-    queue: str
-    #: "after": at least once, the default. "before": at most once; a worker that dies loses the task.
-    acknowledge: Acknowledge = "after"
-    retry: RetryRules = RetryRules()
-    #: Seconds that an attempt may run; None: no limit.
-    timeout: float | None = None
     #: Seconds from the enqueueing, or a Unix time, before which it must not run.
     delay: float = 0.0
     at: float | None = None
     #: Seconds from the enqueueing after which it must not start any more.
     expires: float | None = None
-    #: 0 to 9, the higher first; None is like 4.
-    priority: int | None = None
     #: Of the next task; None: a new one.
     id: str | None = None
-    #: Whether what becomes of it, and what it returns, is kept for those who ask.
-    store_result: bool = True
+    headers: dict[str, Any] = {}
+    #: The task's options that the message carries, since they are not what the decorator says.
+    overrides: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        Queue(self.queue)  # whose name is checked there
-        limit = seconds_or_none("timeout", self.timeout, above_zero=True, none="no limit")
-        msgspec.structs.force_setattr(self, "timeout", limit)
-        check_priority(self.priority)
         if self.id is not None:
             check_id(self.id)
-        if self.acknowledge not in ("after", "before"):
-            raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
-        if not isinstance(self.store_result, bool):
-            raise ConfigurationError(f"store_result is {self.store_result!r}; it must be True or False")
 
 
 #: What tasks of other queues are asked to do, and how it is done here.
@@ -116,6 +111,7 @@ class Task(Generic[P, R]):
         self.signature = Signature(function, name)
         self.returns = Returns(function, name)
         self._options = options
+        self._enqueue = EnqueueOptions()
         self._producer = producer
         self.__doc__ = function.__doc__
 
@@ -138,6 +134,11 @@ class Task(Generic[P, R]):
         return self._is_async
 
     @property
+    def task_options(self) -> TaskOptions:
+        """All that the decorator says, and ``options`` in its place."""
+        return self._options
+
+    @property
     def queue(self) -> str:
         return self._options.queue
 
@@ -147,7 +148,7 @@ class Task(Generic[P, R]):
 
     @property
     def retry(self) -> RetryRules:
-        return self._options.retry
+        return self._options.rules
 
     @property
     def timeout(self) -> float | None:
@@ -166,6 +167,10 @@ class Task(Generic[P, R]):
         expires: float | timedelta | None = None,
         priority: int | None = None,
         id: str | None = None,  # noqa: A002 - the user's word for it
+        timeout: float | timedelta | None = None,
+        max_attempts: int | None = None,
+        store_result: bool | None = None,
+        headers: Mapping[str, Header] | None = None,
     ) -> Self:
         """The same task, enqueued differently. Options never mix with the task's own arguments.
 
@@ -175,23 +180,45 @@ class Task(Generic[P, R]):
         with ``Queue(kind="classic")``; see docs/guarantees.md. ``id``: the task's own, for one enqueue, as
         "invoice-42". The SQLite and memory brokers refuse it (DuplicateTask) while a task with that id is ready,
         delayed, running or dead; RabbitMQ cannot know, and stores both.
-        Raises ConfigurationError for a delay that is no duration, negative or over a year, both kinds at once, a naive
-        datetime, another priority, or an id that is empty, not printable or over 255 bytes.
+
+        ``timeout`` (seconds or a timedelta), ``max_attempts`` (at least 1) and ``store_result`` replace what the
+        decorator says. They travel with the message, so that each attempt has them, whichever worker runs it.
+        ``headers``: the message's own, which the task reads from ``current_task().headers``. Names are text that does
+        not begin with ``leveret-`` or ``x-``; values are str, int (64 bits), finite float, bool or None; 32 KiB in all.
+
+        None leaves an option as it is. Raises ConfigurationError for a delay that is no duration, negative or over a
+        year, both kinds at once, a naive datetime, another priority, an id that is empty, not printable or over 255
+        bytes, a timeout that is not more than 0 or over a hundred years, and headers that do not fit.
         """
-        changed: dict[str, Any] = {}
-        if queue is not None:
-            changed["queue"] = queue
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
+        overrides = check_overrides({"timeout": timeout, "max_attempts": max_attempts, "store_result": store_result})
+        chosen = {name: value for name, value in (("queue", queue), ("priority", priority)) if value is not None}
+        enqueue: dict[str, Any] = {"overrides": {**self._enqueue.overrides, **overrides}}
         if delay is not None:
-            changed |= {"delay": seconds("delay", delay, most=MAX_DELAY), "at": None}
+            enqueue |= {"delay": seconds("delay", delay, most=MAX_DELAY), "at": None}
         if at is not None:
-            changed |= {"at": moment("at", at), "delay": 0.0}
+            enqueue |= {"at": moment("at", at), "delay": 0.0}
         if expires is not None:
-            changed["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
-        changed |= {name: value for name, value in (("priority", priority), ("id", id)) if value is not None}
-        options = msgspec.structs.replace(self._options, **changed)
-        return type(self)(self.function, self.name, options, self._producer)
+            enqueue["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
+        if id is not None:
+            enqueue["id"] = id
+        if headers is not None:
+            enqueue["headers"] = check_headers(headers)
+        return self._with(
+            msgspec.structs.replace(self._options, **chosen, **overrides),
+            msgspec.structs.replace(self._enqueue, **enqueue),
+        )
+
+    def for_message(self, headers: Mapping[str, Any]) -> Self:
+        """The same task with the options that a message's headers carry. For Leveret itself."""
+        options = self._options.for_message(headers)
+        return self if options is self._options else self._with(options, self._enqueue)
+
+    def _with(self, options: TaskOptions, enqueue: EnqueueOptions) -> Self:
+        changed = copy(self)
+        changed._options, changed._enqueue = options, enqueue  # noqa: SLF001 - one class
+        return changed
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[P]:
         """One call for `enqueue_many`, with any arguments, checked as those of ``enqueue`` are."""
@@ -264,7 +291,7 @@ class Task(Generic[P, R]):
         )
 
     def _new_ids(self, count: int) -> list[str]:
-        return new_ids(count) if self._options.id is None else [self._options.id] * count
+        return new_ids(count) if self._enqueue.id is None else [self._enqueue.id] * count
 
     def _envelope(self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
         body, content_type = self.signature.encode(args, kwargs)
@@ -274,18 +301,19 @@ class Task(Generic[P, R]):
                 f"{self._producer.max_message_size}; store the data elsewhere and pass a reference, "
                 "or raise App(max_message_size=...)"
             )
-        now, options = time.time(), self._options
-        due = options.at if options.at is not None else now + options.delay if options.delay else None
+        now, enqueue = time.time(), self._enqueue
+        due = enqueue.at if enqueue.at is not None else now + enqueue.delay if enqueue.delay else None
         return Envelope(
             id_,
-            options.queue,
+            self._options.queue,
             self.name,
             body,
             content_type,
             enqueued_at=now,
             due=due,
-            expires_at=None if options.expires is None else now + options.expires,
-            priority=options.priority,
+            expires_at=None if enqueue.expires is None else now + enqueue.expires,
+            headers={**enqueue.headers, **carrying(enqueue.overrides)},
+            priority=self._options.priority,
         )
 
 

@@ -16,6 +16,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from leveret.errors import InvalidArguments, NoResult, NotSerializable, TimedOut, UnknownTask, UnreadableBody
@@ -33,6 +34,7 @@ from leveret.model import (
     Succeeded,
     leaves,
     log_fields,
+    own_headers,
     run_within,
     shorten,
     within_thread,
@@ -80,7 +82,7 @@ class Runner:
     async def _attempt(self, envelope: Envelope, link: Runtime) -> tuple[Outcome, BaseException | None]:
         """The outcome, and the exception that it comes from."""
         try:
-            task = self._app.registry.find(envelope.task, envelope.queue)
+            task = self._find(envelope)
         except UnknownTask as error:
             return _unfit(error, "" if envelope.task is None else _FOREIGN), error
         try:
@@ -109,7 +111,7 @@ class Runner:
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
         try:
-            rules = self._app.registry.find(envelope.task, envelope.queue).retry
+            rules = self._find(envelope).retry
         except UnknownTask:
             rules = RetryRules()
         return classify(error, envelope.attempt, rules)
@@ -117,9 +119,13 @@ class Runner:
     def timeout(self, envelope: Envelope) -> float | None:
         """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
         try:
-            return self._app.registry.find(envelope.task, envelope.queue).timeout
+            return self._find(envelope).timeout
         except UnknownTask:
             return None
+
+    def _find(self, envelope: Envelope) -> Task[..., Any]:
+        """The task, with the options that the message carries."""
+        return self._app.registry.find(envelope.task, envelope.queue).for_message(envelope.headers)
 
     def _succeeded(self, task: Task[..., Any], envelope: Envelope, value: Any) -> Succeeded:
         try:
@@ -206,9 +212,9 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
         task=task.name,
         queue=envelope.queue,
         attempt=envelope.attempt,
-        max_attempts=task.retry.policy.max_attempts,
+        max_attempts=task.task_options.max_attempts,
         enqueued_at=envelope.enqueued_at,
-        headers=envelope.headers,
+        headers=MappingProxyType(own_headers(envelope.headers)),
         deadline=None if task.timeout is None else time.time() + task.timeout,
         _link=link,
     )

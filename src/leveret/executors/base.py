@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.brokers import censor
-from leveret.model import Envelope, Outcome, Progress, Queue, RetryPolicy, RunningTask
+from leveret.model import Envelope, Outcome, Progress, Queue, RunningTask, TaskOptions
 from leveret.observe import ChildReplaced
 
 if TYPE_CHECKING:
@@ -25,19 +25,10 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
     url: str
     queues: list[Queue]
-    #: task -> the queue that its messages go to, unless they are told another.
-    queue_of: dict[str, str]
     #: queue -> the task of its messages that name none.
     default_tasks: dict[str, str]
-    #: Tasks that are acknowledged before they run.
-    at_most_once: list[str]
-    #: How often each task is tried: for a worker whose child died, and can't be asked.
-    policies: dict[str, RetryPolicy]
-    #: Seconds that an attempt at each task may run, where there is a limit.
-    timeouts: dict[str, float]
-    #: Tasks of which no results and statuses are kept.
-    silent: list[str]
-    #: How long they are kept of the others (seconds).
+    tasks: dict[str, TaskOptions]
+    #: How long results and statuses are kept (seconds).
     keep_results: float
 
     def __repr__(self) -> str:
@@ -48,14 +39,22 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         return cls(
             url=app.url,
             queues=list(app.queues),
-            queue_of={task.name: task.queue for task in app.tasks},
             default_tasks=app.default_tasks,
-            at_most_once=[task.name for task in app.tasks if task.acknowledge == "before"],
-            policies={task.name: task.retry.policy for task in app.tasks},
-            timeouts={task.name: task.timeout for task in app.tasks if task.timeout is not None},
-            silent=[task.name for task in app.tasks if not task.store_result],
+            tasks={task.name: task.task_options.for_worker() for task in app.tasks},
             keep_results=app.keep_results,
         )
+
+    def task_of(self, envelope: Envelope) -> str | None:
+        """The name of the task that a message is for; None: it names none, and its queue has no default task."""
+        return envelope.task if envelope.task is not None else self.default_tasks.get(envelope.queue)
+
+    def options_of(self, envelope: Envelope) -> TaskOptions:
+        """How a message's task is run: as its decorator says, but for what the message says itself."""
+        return self.tasks.get(self.task_of(envelope) or "", _UNKNOWN_TASK).for_message(envelope.headers)
+
+
+#: No message is run as a task that is not registered, but a child may die before it says so.
+_UNKNOWN_TASK = TaskOptions()
 
 
 class RunRequest(msgspec.Struct, frozen=True, array_like=True):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from leveret.model.bounds import LATEST, MAX_HEADERS_DEPTH, Count, Name, decoded, is_flat, shallow, unix_time
+from leveret.model.bounds import (
+    LATEST,
+    MAX_HEADERS_DEPTH,
+    Count,
+    Name,
+    decoded,
+    is_flat,
+    number,
+    shallow,
+    unix_time,
+)
 from leveret.model.current import (
     NO_RUNTIME,
     CurrentTask,
@@ -43,6 +53,16 @@ from leveret.model.names import (
     new_ids,
     repeated,
     this_process,
+)
+from leveret.model.options import (
+    Acknowledge,
+    Header,
+    TaskOptions,
+    carrying,
+    check_headers,
+    check_overrides,
+    own_headers,
+    wrong_headers,
 )
 from leveret.model.outcomes import (
     Cancelled,
@@ -121,6 +141,7 @@ __all__ = [
     "NO_RESULT",
     "NO_RUNTIME",
     "PAUSED_SUFFIX",
+    "Acknowledge",
     "CancelRequest",
     "Cancelled",
     "ChildReport",
@@ -133,6 +154,7 @@ __all__ = [
     "Delivery",
     "Describe",
     "Envelope",
+    "Header",
     "Inner",
     "Lease",
     "Middleware",
@@ -155,6 +177,7 @@ __all__ = [
     "State",
     "Status",
     "Succeeded",
+    "TaskOptions",
     "ThreadMiddleware",
     "WorkerReport",
     "awaited",
@@ -163,7 +186,10 @@ __all__ = [
     "buried",
     "cancelled_before",
     "cancelled_running",
+    "carrying",
+    "check_headers",
     "check_id",
+    "check_overrides",
     "check_priority",
     "check_task_name",
     "current_task",
@@ -178,6 +204,8 @@ __all__ = [
     "new_id",
     "new_ids",
     "newer",
+    "number",
+    "own_headers",
     "placed",
     "purged",
     "repeated",
@@ -195,4 +223,5 @@ __all__ = [
     "this_process",
     "unix_time",
     "within_thread",
+    "wrong_headers",
 ]

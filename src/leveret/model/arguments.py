@@ -56,6 +56,13 @@ def count(argument: str, value: object, *, least: int = 1, most: int = 2**31 - 1
     return number
 
 
+def flag(argument: str, value: object) -> bool:
+    """True or False, and nothing that Python takes for one. Raises ConfigurationError."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{argument} is {show(value)}; it must be True or False")
+    return value
+
+
 def moment(argument: str, value: object) -> float:
     """The Unix time of an aware datetime, at most a year ahead; 0 for one before 1970, which is long past too.
 

@@ -6,6 +6,9 @@ calls; and what was decoded in one place may be too deep for another, to print i
 
 from __future__ import annotations
 
+import math
+import re
+from decimal import Decimal
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 #: The last Unix time that is a date: the end of the year 9999.
 LATEST = 253_402_300_799.0
 #: What comes from elsewhere is decoded as these: whoever reads it can show, count and ask for it.
@@ -71,4 +75,13 @@ def unix_time(value: object) -> float | None:
     """A Unix time from elsewhere (seconds); None for what is none: no number, negative, or after `LATEST`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= LATEST:
         return float(value)
+    return None
+
+
+def number(value: object) -> int | float | Decimal | None:
+    """What is a number, or decimal text; None: it is neither."""
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and _DECIMAL_TEXT.fullmatch(value.strip()):
+        return Decimal(value.strip())
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -74,8 +74,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     deadline: float | None
     #: Unix time, seconds; None when the producer did not say. Of a dead letter that was put back: when it was.
     enqueued_at: float | None
-    #: The message's other headers, as they came.
-    headers: dict[str, Any]
+    #: The message's own headers, read-only: those of ``options(headers=...)``, or what a foreign producer sent.
+    headers: Mapping[str, Any]
     _link: Runtime = NO_RUNTIME
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

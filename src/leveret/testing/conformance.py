@@ -321,6 +321,31 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
 
 
 @check
+async def headers_are_kept_on_every_copy(bench: Bench) -> None:
+    """Delayed, tried again, dead and revived, a task has the headers that it came with, of the same types.
+
+    Among them are those that carry options of one enqueue: a copy without them would run as its decorator says.
+    """
+    broker = await bench.declared()
+    headers = {"text": "é", "large": 2**40, "double": 0.1, "yes": True, "no": False, "nothing": None}
+    headers |= {"leveret-timeout": 1500, "leveret-max-attempts": 3, "leveret-store-result": False}
+    await broker.publish([bench.envelope("a", headers=headers, due=time.time() + 0.5)])
+    taken = await bench.consumer(broker)
+    (first,) = await taken.next()
+    await broker.settle([(first, Retrying("once", delay=0.5))])
+    (second,) = await taken.next()
+    await broker.settle([(second, DeadLettered("why"))])
+    await becomes(broker, bench.queue, dead=1)
+    (letter,) = await broker.dead_letters(bench.queue.name, limit=10)
+    await broker.retry_dead(bench.queue.name, [first.envelope.id])
+    (third,) = await taken.next()
+    for envelope in (first.envelope, second.envelope, letter.envelope, third.envelope):
+        assert envelope.headers == headers, f"attempt {envelope.attempt} has {envelope.headers}"
+        kinds = {name: type(value) for name, value in envelope.headers.items()}
+        assert kinds == {name: type(value) for name, value in headers.items()}
+
+
+@check
 async def a_released_task_is_not_charged(bench: Bench) -> None:
     """Handed back, it is another consumer's at once, at the same attempt, before what stood behind it."""
     broker = await bench.declared()

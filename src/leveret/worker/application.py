@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.worker")
 
-_UNKNOWN = Manifest("", [], {}, {}, [], {}, {}, [], 0.0)
+_UNKNOWN = Manifest("", [], {}, {}, 0.0)
 
 
 class Application:
@@ -42,19 +42,19 @@ class Application:
 
     def _learn(self, manifest: Manifest) -> None:
         self._now = manifest
-        self._at_most_once = frozenset(manifest.at_most_once)
-        self._silent = frozenset(manifest.silent)
-        #: Whether there is any task whose status is kept.
-        self.records = not self._silent.issuperset(manifest.policies)
+        self._at_most_once = frozenset(
+            name for name, options in manifest.tasks.items() if options.acknowledge == "before"
+        )
+        self._silent = frozenset(name for name, options in manifest.tasks.items() if not options.store_result)
 
     def name(self, envelope: Envelope) -> str | None:
         """The task that a message is for; None: it names none, and its queue has no default task."""
-        return envelope.task if envelope.task is not None else self._now.default_tasks.get(envelope.queue)
+        return self._now.task_of(envelope)
 
     def registered(self, envelope: Envelope) -> str | None:
         """The same if the application has that task."""
         name = self.name(envelope)
-        return name if name in self._now.policies else None
+        return name if name in self._now.tasks else None
 
     def is_at_most_once(self, envelope: Envelope) -> bool:
         """Whether it is acknowledged before it runs."""
@@ -62,14 +62,16 @@ class Application:
 
     def is_silent(self, envelope: Envelope) -> bool:
         """Whether no result and no status of it is kept."""
+        if envelope.headers:
+            return not self._now.options_of(envelope).store_result
         return self.name(envelope) in self._silent
 
     def policy(self, envelope: Envelope) -> RetryPolicy:
-        return self._now.policies.get(self.name(envelope) or "", RetryPolicy())
+        return self._now.options_of(envelope).policy
 
     def tasks(self, queues: Collection[str]) -> Sequence[tuple[str, str]]:
         """The names and queues of the tasks that go to these queues."""
-        return [(task, queue) for task, queue in self._now.queue_of.items() if queue in queues]
+        return [(task, options.queue) for task, options in self._now.tasks.items() if options.queue in queues]
 
 
 def connected(url: str, keep: float) -> Broker:
@@ -84,7 +86,7 @@ def connected(url: str, keep: float) -> Broker:
 
 def select(names: Sequence[str], manifest: Manifest) -> list[Queue]:
     known = {queue.name: queue for queue in manifest.queues}
-    if not manifest.policies:
+    if not manifest.tasks:
         raise ConfigurationError(
             "the application has no tasks, and would make a dead letter of each message that comes: "
             "import the modules that register them with @app.task where the application is made"
@@ -104,7 +106,7 @@ def log_tasks(manifest: Manifest) -> None:
     """Another application's worker on the same queue would be sent these messages too."""
     log.info(
         "it runs %s; a message of its queues for any other task becomes a dead letter",
-        in_line(", ".join(sorted(manifest.policies))),
+        in_line(", ".join(sorted(manifest.tasks))),
     )
 
 
@@ -113,7 +115,7 @@ def warn_of_long_tasks(consumer: Consumer, manifest: Manifest) -> None:
     if limit is None:
         return
     minutes = limit.seconds / 60
-    long = [name for name, timeout in manifest.timeouts.items() if timeout >= limit.seconds]
+    long = [name for name, options in manifest.tasks.items() if (options.timeout or 0.0) >= limit.seconds]
     if long:
         log.warning("%s may run %g minutes or longer: %s", ", ".join(sorted(long)), minutes, limit.remedy)
     else:

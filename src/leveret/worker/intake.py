@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from leveret.model import DeadLettered, Delivery, Outcome, Released
+from leveret.model import DeadLettered, Delivery, Outcome, Released, wrong_headers
 from leveret.worker.cancellations import NOT_RUN, Cancellations
 from leveret.worker.job import attempt_of
 from leveret.worker.redelivery import Redelivery
@@ -104,6 +104,9 @@ def dead_already(delivery: Delivery, now: float) -> Outcome | None:
     """Why a delivery must not run at all, if so."""
     if delivery.defect:
         return DeadLettered(delivery.defect)
+    wrong = wrong_headers(delivery.envelope.headers)
+    if wrong:
+        return DeadLettered(wrong)
     expires_at = delivery.envelope.expires_at
     if expires_at is not None and expires_at < now:
         return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")

@@ -51,11 +51,8 @@ class Runs:
         self._listeners = listeners
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
-        starts_matter = self._listeners.are_given or self._updates.are_wanted
         ended: list[Job] = []
         for event in events:
-            if isinstance(event, Started) and not starts_matter:
-                continue
             if isinstance(event, ChildReplaced):
                 self._listeners.notify(event)
                 continue

@@ -51,11 +51,6 @@ class StatusUpdates:
         self._timer: asyncio.TimerHandle | None = None
         self._telling = Background()
 
-    @property
-    def are_wanted(self) -> bool:
-        """Whether there is any task to tell of."""
-        return self._application.records
-
     def started(self, job: Job) -> None:
         envelope = job.delivery.envelope
         if not self._application.is_silent(envelope):
@@ -79,7 +74,7 @@ class StatusUpdates:
         updates: list[Status] = []
         for job in jobs:
             envelope, running = job.delivery.envelope, job.status
-            if running is None and (not self._application.records or self._application.is_silent(envelope)):
+            if running is None and self._application.is_silent(envelope):
                 continue
             update = settled(envelope, self._application.name(envelope), job.outcome, now)
             if running is not None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
-import re
 from copy import copy
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,6 +28,7 @@ from leveret.model import (
     Envelope,
     Retrying,
     new_id,
+    number,
     retried,
     shorten,
     this_process,
@@ -67,7 +66,6 @@ _MOST_ATTEMPTS = 2**62
 _LAST_MOMENT = 32_503_680_000_000
 #: As milliseconds, these are days in 1970 to 1973; as seconds, they begin in 2001.
 _LIKELY_SECONDS = range(1_000_000_000, 100_000_000_000)
-_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _MAX_ERROR = 1_000
@@ -343,8 +341,8 @@ class _OwnHeaders:
         return _text(self._headers.get(name))
 
     def number(self, name: str, otherwise: int) -> int:
-        number = self._whole(name)
-        return otherwise if number is None else number
+        found = self._whole(name)
+        return otherwise if found is None else found
 
     def priority(self) -> int | None:
         priority = self._whole(PRIORITY)
@@ -355,9 +353,9 @@ class _OwnHeaders:
 
     def _whole(self, name: str) -> int | None:
         value = self._headers.get(name)
-        number = _number(value)
-        if number is not None and number == int(number):
-            return int(number)
+        found = number(value)
+        if found is not None and found == int(found):
+            return int(found)
         self._complain(name, value, "a whole number (an AMQP integer, or decimal text)")
         return None
 
@@ -366,29 +364,20 @@ class _OwnHeaders:
         value = self._headers.get(name)
         if isinstance(value, dt.datetime):
             return value.timestamp()
-        number = _number(value)
-        if number is None or not 0 <= number <= _LAST_MOMENT:
+        found = number(value)
+        if found is None or not 0 <= found <= _LAST_MOMENT:
             self._complain(
                 name, value, "Unix time in milliseconds, until the year 3000 (an AMQP integer, or decimal text)"
             )
             return None
-        if int(number) in _LIKELY_SECONDS:
+        if int(found) in _LIKELY_SECONDS:
             self._complain(name, value, "Unix time in milliseconds, and is one in seconds by its size")
             return None
-        return float(number) / 1000
+        return float(found) / 1000
 
     def _complain(self, name: str, value: object, wanted: str) -> None:
         if value is not None:
             self._wrong.append(f"its header {name} is {shorten(repr(value), _MAX_SHOWN)}: it must be {wanted}")
-
-
-def _number(value: object) -> int | float | Decimal | None:
-    """What is a number, or decimal text; None: it is neither."""
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str) and _DECIMAL_TEXT.fullmatch(value.strip()):
-        return Decimal(value.strip())
-    return None
 
 
 def _enqueued_at(properties: Properties, ours: _OwnHeaders) -> float | None:

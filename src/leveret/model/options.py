@@ -1,0 +1,219 @@
+"""A task's options: one value from its decorator to the child that runs it, and what one enqueue says in their place.
+
+What an enqueue says travels in the message, as headers, so that every copy keeps it and every worker reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from leveret.errors import ConfigurationError
+from leveret.model.arguments import count, flag, seconds, seconds_or_none
+from leveret.model.bounds import number
+from leveret.model.durations import MAX_DELAY, show
+from leveret.model.messages import DEFAULT_QUEUE, Queue, check_priority
+from leveret.model.names import fits
+from leveret.model.retry import RetryPolicy, RetryRules
+from leveret.model.text import shorten
+
+Acknowledge: TypeAlias = Literal["after", "before"]
+#: The types of a header's value.
+Header: TypeAlias = str | int | float | bool | None
+
+#: The longest timeout that a message may carry, a hundred years (seconds).
+MAX_TIMEOUT = 100 * MAX_DELAY
+#: All headers of an enqueue together (bytes, as msgpack): a copy's headers and errors share one AMQP frame with them.
+MAX_HEADERS = 32 * 1024
+_PREFIX = "leveret-"
+#: How much of a wrong value a reason shows (characters).
+_MAX_SHOWN = 100
+_ACKNOWLEDGE = ("after", "before")
+_LARGEST, _SMALLEST = 2**63 - 1, -(2**63)
+#: RabbitMQ delivers a message to the queues that these name, too.
+_ROUTES = ("CC", "BCC")
+
+
+class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What ``@app.task`` says of a task. See `leveret.App.task`, which documents each."""
+
+    queue: str = DEFAULT_QUEUE
+    acknowledge: Acknowledge = "after"
+    max_attempts: int | None = 5
+    backoff: float = 15.0
+    max_backoff: float = 600.0
+    #: Seconds that an attempt may run; None: no limit.
+    timeout: float | None = None
+    priority: int | None = None
+    #: Whether what becomes of it, and what it returns, is kept for those who ask.
+    store_result: bool = True
+    # Only the process that raised an exception can judge it, so a worker gets none of these: see `for_worker`.
+    retry_on: tuple[type[BaseException], ...] | None = None
+    give_up_on: tuple[type[BaseException], ...] = ()
+    retry: Callable[[int, BaseException], float | timedelta | None] | None = None
+
+    def __post_init__(self) -> None:
+        Queue(self.queue)  # whose name is checked there
+        check_priority(self.priority)
+        if self.acknowledge not in _ACKNOWLEDGE:
+            raise ConfigurationError(f"acknowledge is {self.acknowledge!r}; it must be 'after' or 'before' the run")
+        flag("store_result", self.store_result)
+        rules = self.rules
+        checked = {
+            "timeout": seconds_or_none("timeout", self.timeout, above_zero=True, none="no limit"),
+            "max_attempts": rules.policy.max_attempts,
+            "backoff": rules.policy.backoff,
+            "max_backoff": rules.policy.max_backoff,
+            "retry_on": rules.retry_on,
+            "give_up_on": rules.give_up_on,
+        }
+        for name, value in checked.items():
+            msgspec.structs.force_setattr(self, name, value)
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How often it is tried, for those who know no more than that an attempt failed."""
+        return RetryPolicy(self.max_attempts, self.backoff, self.max_backoff)
+
+    @property
+    def rules(self) -> RetryRules:
+        """How often it is tried, for those who have the exception."""
+        return RetryRules(self.policy, self.retry_on, self.give_up_on, self.retry)
+
+    def for_worker(self) -> TaskOptions:
+        """The options without what cannot leave the process that has the task's code."""
+        return msgspec.structs.replace(self, retry_on=None, give_up_on=(), retry=None)
+
+    def for_message(self, headers: Mapping[str, Any]) -> TaskOptions:
+        """The options with what a message says in their place; a header that `wrong_headers` names says nothing."""
+        found = _carried(headers)[0] if headers else {}
+        return msgspec.structs.replace(self, **found) if found else self
+
+
+class _Override(NamedTuple):
+    """An option that one enqueue may set."""
+
+    #: Called with the option's name and a value; raises ConfigurationError.
+    check: Callable[[str, Any], Any]
+    #: To and from the header's value; None: it cannot be read.
+    write: Callable[[Any], Any]
+    read: Callable[[object], Any]
+    #: What its header must be.
+    wanted: str
+
+
+def _milliseconds(value: float) -> int:
+    return math.ceil(value * 1000)
+
+
+def _seconds(value: object) -> float | None:
+    found = number(value)
+    return None if found is None else float(found) / 1000
+
+
+def _whole(value: object) -> int | None:
+    found = number(value)
+    return int(found) if found is not None and found == int(found) else None
+
+
+def _truth(value: object) -> bool | None:
+    return {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value  # type: ignore[return-value]
+
+
+#: By the name of a field of `TaskOptions`. The header has the same name, with dashes, behind `_PREFIX`.
+_OVERRIDES = {
+    "timeout": _Override(
+        partial(seconds, above_zero=True, most=MAX_TIMEOUT),
+        _milliseconds,
+        _seconds,
+        "milliseconds, more than 0 and at most a hundred years (an AMQP integer, or decimal text)",
+    ),
+    "max_attempts": _Override(
+        count, int, _whole, "a whole number from 1 to 2147483647 (an AMQP integer, or decimal text)"
+    ),
+    "store_result": _Override(flag, bool, _truth, "an AMQP boolean, or the text 'true' or 'false'"),
+}
+_HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
+
+
+def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What one enqueue says in place of its task's options, without what is None. Raises ConfigurationError."""
+    return {name: _OVERRIDES[name].check(name, value) for name, value in given.items() if value is not None}
+
+
+def carrying(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that carry overrides."""
+    return {header: _OVERRIDES[name].write(overrides[name]) for header, name in _HEADERS.items() if name in overrides}
+
+
+def wrong_headers(headers: Mapping[str, Any]) -> str:
+    """Why a message cannot run: what is wrong with the headers that carry options; empty if nothing is."""
+    return _carried(headers)[1] if headers else ""
+
+
+def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that are the producer's own."""
+    return {name: value for name, value in headers.items() if name not in _HEADERS}
+
+
+def check_headers(given: object) -> dict[str, Header]:
+    """The headers of one enqueue. Raises ConfigurationError for a name or a value that no broker could carry."""
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"headers is {show(given)}; it must be a dict, as headers={{'tenant': 'acme'}}")
+    for name, value in given.items():
+        _check_name(name)
+        _check_value(name, value)
+    headers = dict(given)
+    size = len(msgspec.msgpack.encode(headers))
+    if size > MAX_HEADERS:
+        largest = max(headers, key=lambda name: len(msgspec.msgpack.encode(headers[name])))
+        raise ConfigurationError(
+            f"headers are {size} bytes, over the limit of {MAX_HEADERS}; the largest is {show(largest)}: "
+            "large values belong in the task's arguments"
+        )
+    return headers
+
+
+def _check_name(name: object) -> None:
+    if type(name) is not str or not fits(name, 255):
+        raise ConfigurationError(f"headers has the name {show(name)}; it must be text of 1 to 255 bytes")
+    if name.lower().startswith((_PREFIX, "x-")) or name in _ROUTES:
+        raise ConfigurationError(
+            f"headers has the name {show(name)}; names that begin with 'leveret-' or 'x-' and the names CC and BCC are "
+            "Leveret's and the broker's: choose another one"
+        )
+
+
+def _check_value(name: str, value: object) -> None:
+    if value is None or type(value) is bool:
+        return
+    if type(value) is int and _SMALLEST <= value <= _LARGEST:
+        return
+    if type(value) is float and math.isfinite(value):
+        return
+    if type(value) is str and (not value or fits(value, MAX_HEADERS)):
+        return
+    raise ConfigurationError(
+        f"headers[{show(name)}] is {show(value)}; it must be text (at most {MAX_HEADERS} bytes), a whole number of 64 "
+        "bits, a finite float, True, False or None"
+    )
+
+
+def _carried(headers: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What a message says in place of its task's options, and what is wrong with it."""
+    found: dict[str, Any] = {}
+    wrong: list[str] = []
+    for header, name in _HEADERS.items():
+        override, value = _OVERRIDES[name], headers.get(header)
+        if value is None:
+            continue
+        try:
+            found[name] = override.check(name, override.read(value))
+        except ConfigurationError:
+            wrong.append(f"its header {header} is {shorten(repr(value), _MAX_SHOWN)}: it must be {override.wanted}")
+    return found, "; ".join(wrong)
