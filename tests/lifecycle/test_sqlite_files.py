@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.status import status_of
+from leveret.model import status_of
 from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.nodes import free_ports
