@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,8 +17,9 @@ from leveret.brokers.feeds import Watch
 from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import ask
+from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.trouble import listening
 from leveret.model import Envelope, Queue, new_id, this_process
-from leveret.model.reports import WorkerReport
 from leveret.model.status import Progress, Status, enqueued
 from tests.support.bench import Bench
 from tests.support.waiting import until
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+
+    from leveret.model.reports import WorkerReport
 
 WORK = Queue("work")
 
@@ -90,20 +94,21 @@ async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "leveret.db"
     broker, asker = SQLiteBroker(path, timeout=20), SQLiteBroker(path, timeout=20)
 
-    def report() -> WorkerReport:
-        return WorkerReport("w", 1.0, ["work"], [], 0, 0, 0)
-
-    async with broker.consume([WORK], credit=1, describe=report) as consumer:
-        asking = asyncio.ensure_future(ask(asker._writer, asker._bells))  # the consumer is not iterated: no answer
-        await until(lambda: _has(path, "question", 1), "it is asked")
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        await until(lambda: _has(path, "question", 0), "the question is gone")
-        asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
-        await until(lambda: _has(path, "question", 1), "it is asked")
-        await consumer.stop()
-        await consumer.close()
-        assert await asking == []
+    await broker.declare([WORK])
+    bell = listening(broker._bells, lambda: None, broker._writer)  # of a consumer that never looks: no answer
+    number = await broker._writer.do(
+        partial(Store.register, bell=bell.name, queues=[WORK], credit=1, receiver=lambda _: None, describes=True)
+    )
+    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
+    await until(lambda: _has(path, "question", 1), "it is asked")
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: _has(path, "question", 0), "the question is gone")
+    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
+    await until(lambda: _has(path, "question", 1), "it is asked")
+    await broker._writer.do(partial(Store.leave, consumer=number))
+    bell.take_down()
+    assert await asking == []
     await broker.close()
     await asker.close()
     assert await _has(path, "question", 0)

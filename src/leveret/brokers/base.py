@@ -111,7 +111,7 @@ class Broker(Protocol):
         """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
 
         What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
-        the `workers`, from when it is iterated until the context is left; without it this one is not among them.
+        the `workers`, from then until the context is left; without it this one is not among them.
         """
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
