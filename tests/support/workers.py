@@ -134,6 +134,10 @@ class Worker(Program):
         return self
 
 
+#: A command that takes so long hangs: two cores with four clusters on them take a minute for what takes seconds (seconds).
+_HANGS = 200.0
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
     try:
@@ -149,7 +153,7 @@ def leveret(*arguments: str, environment: Mapping[str, str] | None = None, fails
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=_HANGS,
         env={**os.environ, "COLUMNS": "120", **(environment or {})},
         check=False,
     )
