@@ -134,7 +134,7 @@ class Worker(Program):
         return self
 
 
-#: A command that takes so long hangs: two cores with four clusters on them take a minute for what takes seconds (seconds).
+#: A command that takes so long hangs (seconds): on two cores with four clusters a minute may be seconds of work.
 _HANGS = 200.0
 
 
