@@ -42,7 +42,7 @@ class Loaded(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it; warnings are errors."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("docs", "src", "examples/tutorial"):
+    for name in ("docs", "src", "scripts", "examples/tutorial"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("mkdocs.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
