@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from scripts.command_line_reference import PAGE, updated
 from tests.support.handbook import DOCS, ROOT, blocks
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ def test_each_page_is_in_the_navigation() -> None:
         return [str(entry)]
 
     assert sorted(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])) == PAGES
+
+
+def test_the_commands_are_up_to_date() -> None:
+    page = PAGE.read_text()
+    assert page == updated(page), "write the page anew: .venv/bin/python scripts/command_line_reference.py"
 
 
 @pytest.mark.parametrize("page", PAGES)

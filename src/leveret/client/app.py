@@ -55,8 +55,8 @@ class App:
     ``async with app:`` opens the connection, declares the queues, and closes the connection at the end. Without it the
     first ``enqueue`` opens the connection.
 
-    A setting that is None is read from the environment (``$LEVERET_KEEP_RESULTS`` for ``keep_results``), else from
-    ``[tool.leveret]`` in pyproject.toml; else the default that stands here holds.
+    None for ``enqueue_timeout``, ``max_message_size``, ``keep_results`` or ``max_result_size``: the environment's value
+    holds (as ``$LEVERET_KEEP_RESULTS``), else that of ``[tool.leveret]`` in pyproject.toml, else what the table says.
 
     Args:
         url: The URL of the broker. None: ``$LEVERET_URL``, else the ``url`` in pyproject.toml, else
