@@ -273,12 +273,12 @@ class Task(Generic[P, R]):
 
         Raises:
             InvalidArguments: The arguments do not fit the task. Nothing was sent.
-            NotSerializable: JSON cannot carry an argument. Nothing was sent.
+            NotSerializable: An argument is not JSON, and its annotation does not carry it either. Nothing was sent.
             TaskTooLarge: The encoded arguments are over ``max_message_size``. Nothing was sent.
             DuplicateTask: The chosen id is taken (not on RabbitMQ). Nothing was stored.
-            EnqueueError: The task is not known to be stored.
-            BrokerError: The same. This comes at most the application's ``enqueue_timeout`` (seconds) and one second
-                later.
+            EnqueueError: The broker did not confirm the task, so it may not be stored.
+            BrokerError: The broker cannot be reached or used, so the task may not be stored. Both come at most the
+                application's ``enqueue_timeout`` (seconds) and one second later.
             ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
         envelope = self._envelope(self._new_ids(1)[0], args, kwargs)
