@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from scripts.command_line_reference import PAGE, updated
 from tests.support.handbook import DOCS, ROOT, blocks
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Loaded(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it; warnings are errors."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("docs", "src", "examples/tutorial"):
+    for name in ("docs", "src", "scripts", "examples/tutorial"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("mkdocs.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
@@ -86,6 +87,11 @@ def test_each_page_is_in_the_navigation() -> None:
         return [str(entry)]
 
     assert sorted(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])) == PAGES
+
+
+def test_the_commands_are_up_to_date() -> None:
+    page = PAGE.read_text()
+    assert page == updated(page), "write the page anew: .venv/bin/python scripts/command_line_reference.py"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -25,7 +25,19 @@ class Opener(Protocol):
     """Makes the broker for a URL, and opens nothing yet. Raises ConfigurationError for a URL that it cannot use."""
 
     def __call__(self, url: str, /, *, timeout: float, keep: float) -> Broker:
-        """``timeout``: how long a publish may take; ``keep``: how long results are kept (seconds)."""
+        """Make the broker.
+
+        Args:
+            url: The broker's URL.
+            timeout: How long a publish may take (seconds).
+            keep: How long results are kept (seconds).
+
+        Returns:
+            The broker, which has opened nothing yet.
+
+        Raises:
+            ConfigurationError: The URL cannot be used.
+        """
 
 
 def _sqlite(url: str, *, timeout: float, keep: float) -> Broker:
@@ -52,10 +64,18 @@ _OWN: dict[str, Opener] = {"sqlite": _sqlite, "amqp": _rabbitmq, "amqps": _rabbi
 
 
 def connect(url: str, *, timeout: float | timedelta = DEFAULT_TIMEOUT, keep: float | timedelta = KEEP) -> Broker:
-    """The broker for a URL: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...``, ``memory://`` or another package's.
+    """Make the broker for a URL. Nothing is opened before its first use.
 
-    ``timeout``: how long a publish may take; ``keep``: how long results are kept (seconds, or a timedelta).
-    Nothing is opened before its first use. Raises ConfigurationError for a URL that no broker knows.
+    Args:
+        url: ``sqlite:///file.db``, ``amqp://...``, ``amqps://...``, ``memory://`` or another package's.
+        timeout: How long a publish may take (seconds, or a timedelta), more than 0.
+        keep: How long results are kept (seconds, or a timedelta), more than 0.
+
+    Returns:
+        The broker.
+
+    Raises:
+        ConfigurationError: No broker knows the URL, or a duration is none.
     """
     timeout, keep = seconds("timeout", timeout, above_zero=True), seconds("keep", keep, above_zero=True)
     scheme = url.partition(":")[0].lower()

@@ -52,23 +52,34 @@ MAX_RESULT_SIZE = 1024 * 1024
 class App:
     """An application: its tasks, its queues and the URL of its broker.
 
-    ``url``: the broker's; else $LEVERET_URL, else ``sqlite:///leveret.db``. A relative path of an SQLite file is one in
-    the directory where the application is made, wherever the program goes later. ``queues``: those that want settings
-    of their own; a queue that only a task names has the defaults. ``enqueue_timeout``: seconds (or a timedelta) after
-    which an enqueue that is not confirmed raises. ``max_message_size``: bytes of an encoded task.
+    ``async with app:`` opens the connection, declares the queues, and closes the connection at the end. Without it the
+    first ``enqueue`` opens the connection.
 
-    ``middleware``: what is wrapped around each run in a worker, the first one outermost: logging, an asynchronous
-    session. Each is ``async def (current, inner)``, awaits ``inner()`` once and returns what that returns. They run on
-    the event loop, also around a plain ``def`` task, which itself runs in a thread. ``thread_middleware``: what is
-    wrapped around the plain ``def`` tasks alone, in the thread of each: a database session or connection of a thread,
-    locale, logging context. Each is ``def (current, inner)``, calls ``inner()`` once and returns what that returns.
+    None for ``enqueue_timeout``, ``max_message_size``, ``keep_results`` or ``max_result_size``: the environment's value
+    holds (as ``$LEVERET_KEEP_RESULTS``), else that of ``[tool.leveret]`` in pyproject.toml, else what the table says.
 
-    ``telemetry``: what traces and measures each enqueue and each run, as
-    `leveret.observe.opentelemetry.OpenTelemetry` does.
-    ``keep_results``: how long the broker keeps what became of a task (seconds, or a timedelta). ``max_result_size``:
-    bytes of an encoded result; a larger one is not kept, and whoever asks for it is told.
+    Args:
+        url: The URL of the broker. None: ``$LEVERET_URL``, else the ``url`` in pyproject.toml, else
+            ``sqlite:///leveret.db``. A relative path of an SQLite file is resolved in the directory where the
+            application is made, wherever the program goes later; in pyproject.toml it is relative to that file.
+        queues: Queues with settings of their own. A queue that only a task names has the defaults of ``Queue``.
+        enqueue_timeout: Time (seconds, or a timedelta) after which an enqueue that is not confirmed raises. None: 30
+            seconds.
+        max_message_size: The most bytes of an encoded task. None: 1 MiB.
+        middleware: Functions that wrap each run in a worker, the first one outermost: for logging, or an asynchronous
+            session. Each is ``async def (current, inner)``, awaits ``inner()`` once and returns what that returns. They
+            run on the event loop, also around a plain ``def`` task, which itself runs in a thread.
+        thread_middleware: Functions that wrap the plain ``def`` tasks alone, in the thread of each: for a database
+            session or connection of a thread, the locale, the logging context. Each is ``def (current, inner)``, calls
+            ``inner()`` once and returns what that returns.
+        telemetry: Traces and measures each enqueue and each run, as ``leveret.observe.opentelemetry.OpenTelemetry``
+            does.
+        keep_results: How long the broker keeps what became of a task (seconds, or a timedelta). None: 3600 seconds.
+        max_result_size: The most bytes of an encoded result. A larger one is not kept, and ``Handle.result`` raises
+            NoResult. None: 1 MiB.
 
-    ``async with app:`` opens the connection at once and closes it at the end; a first ``enqueue`` opens it too.
+    Raises:
+        ConfigurationError: An argument, or a setting in its place, is not what it must be.
     """
 
     def __init__(
@@ -90,10 +101,13 @@ class App:
         keep_results = number("keep_results", keep_results, KEEP, folder)
         max_message_size = number("max_message_size", max_message_size, MAX_MESSAGE_SIZE, folder)
         max_result_size = number("max_result_size", max_result_size, MAX_RESULT_SIZE, folder)
+        #: The most bytes of an encoded result.
         self.max_result_size = count("max_result_size", max_result_size, least=0)
         if url is not None and not isinstance(url, str):
             raise ConfigurationError(f"url is {url!r}; it must be text, as 'sqlite:////whole/path.db'")
+        #: Functions that wrap each run, the first one outermost.
         self.middleware = _layers("middleware", middleware)
+        #: Functions that wrap the plain ``def`` tasks in their threads, the first one outermost.
         self.thread_middleware = _layers("thread_middleware", thread_middleware)
         for layer in self.thread_middleware:
             if makes_coroutines(layer):
@@ -101,6 +115,7 @@ class App:
                     f"thread_middleware has {show(layer)}, which is asynchronous: a task's thread has no event loop. "
                     "Give it to middleware=[...], or write it as a plain 'def'"
                 )
+        #: For programs that extend Leveret: the tasks and queues, by their names.
         self.registry = Registry(_checked_queues(queues))
         #: For programs that extend Leveret: what tasks and handles use.
         self.client = Client(
@@ -137,10 +152,12 @@ class App:
 
     @property
     def queues(self) -> Sequence[Queue]:
+        """All queues: those that were given, and those that tasks name."""
         return tuple(self.registry.queues.values())
 
     @property
     def tasks(self) -> Sequence[Task[..., Any]]:
+        """The tasks that are registered."""
         return tuple(self.registry.tasks.values())
 
     @property
@@ -196,29 +213,47 @@ class App:
         priority: int | None = None,
         store_result: bool = True,
     ) -> Any:
-        """Register a function as a task.
+        """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
-        ``name``: what it is called on the wire (the function's name). ``queue``: where it is enqueued.
-        ``acknowledge="before"``: at most once, for tasks that must not run twice and may be lost.
-        ``default=True``: it takes the queue's messages that name no task, as foreign producers send them.
-        ``priority``: 0 to 9, the higher first, unless ``options(priority=...)`` says another; see there. A worker of
-        its queue says at its start if the broker does not keep priorities, as with ``Queue(priorities=True)``.
-
-        A failed attempt is tried again until there were ``max_attempts`` (None: for ever), each time after a chance
-        wait of at most ``backoff`` (seconds, or a timedelta), doubled with each attempt up to ``max_backoff``.
-        ``retry_on`` and ``give_up_on`` choose by the exception's type: one class, or some in a tuple, list or set.
-        ``retry`` is called with the attempt's number and the exception and returns how long to wait (seconds, or a
-        timedelta), or None to give up.
-
-        ``timeout``: how long an attempt may run (seconds, or a timedelta). An ``async def`` task is cancelled then and
-        has failed with TimedOut. A plain ``def`` task cannot be interrupted: it may end by itself (see
-        ``current_task().deadline``), and `leveret.executors.OVERTIME` seconds later its child process is replaced by a
-        fresh one. A plain function that returns a coroutine, as many decorators do, is called in a thread, and what it
-        returns is awaited on the event loop as an ``async def`` task is.
+        A failed attempt is tried again until there were ``max_attempts``. The wait before the next one is random, up to
+        ``backoff`` seconds, doubled with each attempt up to ``max_backoff``.
 
         The same function again, because its module was reloaded or its notebook cell was run again, replaces the first.
-        Raises ConfigurationError for another function of the same name, for what is no function, and for options that
-        cannot be.
+
+        A plain function that returns a coroutine, as many decorators do, is called in a thread, and what it returns is
+        awaited on the event loop as an ``async def`` task is.
+
+        Args:
+            function: The function, where the decorator has no options.
+            name: The name on the wire. None: the function's name.
+            queue: The queue in which the task is enqueued.
+            acknowledge: "after": a run that is interrupted is started again, so it may run twice. "before": at most
+                once, for tasks that must not run twice and may be lost.
+            default: True: the task takes the queue's messages that name no task, as foreign producers send them.
+            max_attempts: The most attempts, at least 1. None: no limit.
+            backoff: The longest wait after the first attempt (seconds, or a timedelta).
+            max_backoff: The longest wait after any attempt (seconds, or a timedelta).
+            retry_on: The exceptions that are tried again: one class, or some in a tuple, list or set. None: every
+                exception.
+            give_up_on: The exceptions that are never tried again: one class, or some in a tuple, list or set.
+            retry: Called with the attempt's number and the exception. Returns how long to wait (seconds, or a
+                timedelta), or None to give up. It is asked last: for an exception that may be tried again, while
+                attempts are left.
+            timeout: How long an attempt may run (seconds, or a timedelta). None: no limit. An ``async def`` task is
+                cancelled then and has failed with TimedOut. A plain ``def`` task cannot be interrupted: it may end by
+                itself (see ``current_task().deadline``), and ``leveret.executors.OVERTIME`` (5 seconds) later its child
+                process is replaced by a fresh one.
+            priority: 0 to 9, the higher first. ``options(priority=...)`` replaces it, and says which brokers keep
+                priorities. A worker of the queue says at its start if the broker does not keep them, as with
+                ``Queue(priorities=True)``.
+            store_result: Whether the broker keeps what becomes of the task, and what it returns, for those who ask.
+
+        Returns:
+            The task in place of the function; with options, the decorator that makes it.
+
+        Raises:
+            ConfigurationError: Another function has the name, the queue has a default task already, what is given
+                cannot be a task, or an option is not what it must be.
         """
         options = TaskOptions(
             queue,
@@ -242,13 +277,29 @@ class App:
         return register if function is None else register(function)
 
     def handle(self, id_: str, /) -> Handle[Any]:
-        """The handle of a task that any program enqueued, by its id. See `Task.handle` for a typed one."""
+        """The handle of a task that any program enqueued. See ``Task.handle`` for a typed one.
+
+        Args:
+            id_: The task's id.
+
+        Returns:
+            The handle. Nothing is asked of the broker yet.
+        """
         return Handle(id_, self.client)
 
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T:
-        """Run a coroutine of this application (``enqueue_many``, ...) from code without an event loop; its result.
+        """Run a coroutine of this application (``enqueue_many``, ...) from code without an event loop.
 
-        From any thread, before and after ``os.fork``. Raises RuntimeError inside a running loop, which it would block.
+        It works from any thread, before and after ``os.fork``.
+
+        Args:
+            coroutine: The coroutine, not yet awaited.
+
+        Returns:
+            The coroutine's result.
+
+        Raises:
+            RuntimeError: This thread runs an event loop, which the call would block.
         """
         return self.client.wait(coroutine)
 

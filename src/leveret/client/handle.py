@@ -48,7 +48,10 @@ class Source(Protocol):
 
 
 class Handle(Generic[R]):
-    """A task that is safely stored: its ``id``, and where it was put as far as this program knows."""
+    """A task that is safely stored: its id, and where it was put as far as this program knows.
+
+    ``Task.enqueue``, ``Task.handle`` and ``App.handle`` make it.
+    """
 
     def __init__(
         self,
@@ -60,8 +63,11 @@ class Handle(Generic[R]):
         stored: bool = True,
         stored_at: float | None = None,
     ) -> None:
+        #: The task's id, the same in every attempt.
         self.id = id_
+        #: The task's name; None: this program does not know it.
         self.task = task
+        #: The queue; None: this program did not enqueue the task.
         self.queue = queue
         self._source = source
         self._stored = stored
@@ -81,7 +87,15 @@ class Handle(Generic[R]):
         return hash(self.id)
 
     async def status(self) -> Status:
-        """What is known of the task now. Raises TaskNotFound, or BrokerError when it cannot be asked."""
+        """What is known of the task now.
+
+        Returns:
+            The task's state, attempt, times, progress and error.
+
+        Raises:
+            TaskNotFound: The broker knows nothing of the task.
+            BrokerError: The broker cannot be asked.
+        """
         known = self._last
         # A dead letter may have been put back.
         if known is None or not known.is_final or known.state == "dead":
@@ -93,11 +107,24 @@ class Handle(Generic[R]):
         return known
 
     async def result(self, timeout: float | timedelta | None = None) -> R:
-        """What the task returned, once it has. ``timeout``: seconds, or a timedelta; None waits as long as it takes.
+        """Wait until the task has ended, and give what it returned. Ask within the application's ``keep_results``.
 
-        Raises TaskFailed, TaskCancelled, NoResult (it succeeded, but what it returned could not be kept),
-        ResultTimeout, TaskNotFound when nothing is known of the task, or BrokerError when the broker cannot be asked.
-        Ask within the application's ``keep_results``.
+        Args:
+            timeout: How long to wait (seconds, or a timedelta). None: as long as it takes.
+
+        Returns:
+            What the task returned, as its annotation says.
+
+        Raises:
+            TaskFailed: The task is dead.
+            TaskCancelled: The task was cancelled.
+            NoResult: The task succeeded, but what it returned could not be kept.
+            NotSerializable: What the task returned does not fit its annotation: another version of the task returned
+                it.
+            ResultTimeout: The task had not ended in time. It goes on.
+            TaskNotFound: Nothing is known of the task.
+            ConfigurationError: The task has ``store_result=False``, or ``timeout`` is no duration.
+            BrokerError: The broker cannot be asked.
         """
         seconds = arguments.timeout(timeout)
         self._check_stored()
@@ -115,10 +142,16 @@ class Handle(Generic[R]):
         raise AssertionError("a feed ends with a final status")
 
     async def updates(self) -> AsyncGenerator[Status]:
-        """What is known now, and then each change, to the final one. Quick changes may come as one.
+        """Follow the task: what is known now, and then each change, to the final one.
 
-        Raises TaskNotFound when nothing is known of the task and nothing comes within `UNKNOWN` seconds, in which its
-        enqueue may be on its way; BrokerError when the broker cannot be asked.
+        Yields:
+            The status after each change. Quick changes may come as one.
+
+        Raises:
+            TaskNotFound: Nothing is known of the task, and nothing comes within ``UNKNOWN`` (3 seconds), in which its
+                enqueue may be on its way.
+            ConfigurationError: The task has ``store_result=False``.
+            BrokerError: The broker cannot be asked.
         """
         self._check_stored()
         if self._last is not None and self._last.is_final:
@@ -140,11 +173,21 @@ class Handle(Generic[R]):
     async def cancel(self, *, timeout: float | timedelta = CANCEL_TIMEOUT) -> Status:
         """Have the task not run, or end if it runs; the status then tells what came of it.
 
-        ``cancelled``: it never runs, or it ended because of this. ``succeeded`` or ``dead``: it was too late. Any
-        other: after ``timeout`` (seconds, or a timedelta) it still runs. An ``async def`` task is cancelled where it
-        awaits. A plain ``def`` one ends at its next ``current_task().check()``, or is killed a while after its
-        ``timeout``; nothing else ends it. A cancelled task is no dead letter, and is not tried again. Raises
-        BrokerError, or TaskNotFound when nothing is known of the task: it is told all the same.
+        An ``async def`` task is cancelled where it awaits. A plain ``def`` one ends at its next
+        ``current_task().check()``, or is killed a while after its own ``timeout``; nothing else ends it. A cancelled
+        task is no dead letter, and is not tried again.
+
+        Args:
+            timeout: How long to wait for a running task to end (seconds, or a timedelta).
+
+        Returns:
+            The status. With ``cancelled`` the task never runs, or it ended because of this. With ``succeeded`` or
+            ``dead`` it was too late. With any other state the task still runs after ``timeout``.
+
+        Raises:
+            TaskNotFound: Nothing is known of the task. If it waits, it will not run all the same.
+            ConfigurationError: ``timeout`` is no duration.
+            BrokerError: The broker cannot be asked.
         """
         seconds = arguments.seconds("timeout", timeout)
         status = await self._source.cancel(self.id)
@@ -167,7 +210,20 @@ class Handle(Generic[R]):
         return status
 
     def result_in(self, status: Status) -> R:
-        """The result in a final status. Raises TaskFailed, TaskCancelled or NoResult."""
+        """The result in a final status.
+
+        Args:
+            status: The task's final status.
+
+        Returns:
+            What the task returned, as its annotation says.
+
+        Raises:
+            TaskFailed: The task is dead.
+            TaskCancelled: The task was cancelled.
+            NoResult: The task succeeded, and its result was not kept.
+            NotSerializable: What the task returned does not fit its annotation.
+        """
         if status.state == "dead":
             raise TaskFailed(self.id, status.task, status.error or "", status.traceback)
         if status.state == "cancelled":
@@ -190,10 +246,20 @@ class Handle(Generic[R]):
 async def as_finished(
     handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None
 ) -> AsyncGenerator[Handle[R]]:
-    """The handles in the order in which their tasks end; each one's ``result()`` is there then.
+    """Give the handles in the order in which their tasks end: ``async for handle in as_finished(handles)``.
 
-    ``timeout``: for all of them (seconds, or a timedelta). Raises ResultTimeout, TaskNotFound when nothing is known of
-    one of them, ConfigurationError or BrokerError.
+    Args:
+        handles: The tasks to wait for, of one application or of several.
+        timeout: How long to wait for all of them together (seconds, or a timedelta). None: as long as it takes.
+
+    Yields:
+        The handle of the task that has ended; its ``result()`` is there then.
+
+    Raises:
+        ResultTimeout: Some had not ended in time. They go on.
+        TaskNotFound: Nothing is known of one of them.
+        ConfigurationError: One of them has ``store_result=False``, or ``timeout`` is no duration.
+        BrokerError: The broker cannot be asked.
     """
     seconds = arguments.timeout(timeout)
     waiting: dict[str, list[Handle[R]]] = {}
@@ -222,10 +288,20 @@ async def as_finished(
 
 
 async def gather_results(handles: Iterable[Handle[R]], *, timeout: float | timedelta | None = None) -> list[R]:
-    """What all the tasks returned, in the order of the handles; raises what the first one that failed raises.
+    """Wait for all the tasks, and give what they returned. The others go on when one has failed.
 
-    ``timeout``: for all of them together (seconds, or a timedelta). The others go on when one has failed.
-    Raises as `Handle.result`.
+    Args:
+        handles: The tasks to wait for, of one application or of several.
+        timeout: How long to wait for all of them together (seconds, or a timedelta). None: as long as it takes.
+
+    Returns:
+        The results, in the order of the handles.
+
+    Raises:
+        ResultError: What the first one that failed raises: TaskFailed, TaskCancelled or NoResult. Or ResultTimeout or
+            TaskNotFound, as with ``Handle.result``.
+        ConfigurationError: One of them has ``store_result=False``, or ``timeout`` is no duration.
+        BrokerError: The broker cannot be asked.
     """
     every = list(handles)
     results: dict[str, R] = {}

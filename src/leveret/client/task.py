@@ -100,15 +100,22 @@ class Call(Generic[P]):
 
 
 class Task(Generic[P, R]):
-    """A function registered with an application. Calling it runs it here and now; ``enqueue`` sends it to a worker."""
+    """A function registered with an application: calling it runs it here and now, ``enqueue`` sends it to a worker.
+
+    ``App.task`` makes it.
+    """
 
     def __init__(
         self, function: Callable[P, Awaitable[R] | R], name: str, options: TaskOptions, producer: Producer
     ) -> None:
+        #: The function itself.
         self.function = function
+        #: The name on the wire.
         self.name = name
         self._is_async = makes_coroutines(function)
+        #: For programs that extend Leveret: how a call becomes a body and back.
         self.signature = Signature(function, name)
+        #: For programs that extend Leveret: how a result becomes JSON and back.
         self.returns = Returns(function, name)
         self._options = options
         self._enqueue = EnqueueOptions()
@@ -140,22 +147,27 @@ class Task(Generic[P, R]):
 
     @property
     def queue(self) -> str:
+        """The queue in which it is enqueued."""
         return self._options.queue
 
     @property
     def acknowledge(self) -> Acknowledge:
+        """Whether it is acknowledged "after" or "before" the run."""
         return self._options.acknowledge
 
     @property
     def retry(self) -> RetryRules:
+        """When a failed attempt is tried again."""
         return self._options.rules
 
     @property
     def timeout(self) -> float | None:
+        """How long an attempt may run (seconds); None: no limit."""
         return self._options.timeout
 
     @property
     def store_result(self) -> bool:
+        """Whether the broker keeps what becomes of it."""
         return self._options.store_result
 
     def options(
@@ -172,23 +184,40 @@ class Task(Generic[P, R]):
         store_result: bool | None = None,
         headers: Mapping[str, Header] | None = None,
     ) -> Self:
-        """The same task, enqueued differently. Options never mix with the task's own arguments.
+        """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
-        ``delay`` (seconds or a timedelta) and ``at`` (an aware datetime): not before then; the broker keeps it
-        until, durably. ``expires`` (seconds or a timedelta): a task that has not started by then is dead.
-        ``priority``: 0 to 9, the higher first; a task without one is like 4. RabbitMQ keeps it strictly since 4.3, or
-        with ``Queue(kind="classic")``; see docs/guarantees.md. ``id``: the task's own, for one enqueue, as
-        "invoice-42". The SQLite and memory brokers refuse it (DuplicateTask) while a task with that id is ready,
-        delayed, running or dead; RabbitMQ cannot know, and stores both.
+        Options never mix with the task's own arguments. None leaves an option as it is.
 
-        ``timeout`` (seconds or a timedelta), ``max_attempts`` (at least 1) and ``store_result`` replace what the
-        decorator says. They travel with the message, so that each attempt has them, whichever worker runs it.
-        ``headers``: the message's own, which the task reads from ``current_task().headers``. Names are text that does
-        not begin with ``leveret-`` or ``x-``; values are str, int (64 bits), finite float, bool or None; 32 KiB in all.
+        ``timeout``, ``max_attempts`` and ``store_result`` replace what the decorator says. They travel with the
+        message, so that each attempt has them, whichever worker runs it.
 
-        None leaves an option as it is. Raises ConfigurationError for a delay that is no duration, negative or over a
-        year, both kinds at once, a naive datetime, another priority, an id that is empty, not printable or over 255
-        bytes, a timeout that is not more than 0 or over a hundred years, and headers that do not fit.
+        Args:
+            queue: The queue, in place of the task's own.
+            delay: How long the task waits before it may run (seconds, or a timedelta), at most a year. The broker keeps
+                it until then, durably.
+            at: The moment before which the task must not run: an aware datetime, at most a year ahead. The broker keeps
+                it until then, durably.
+            expires: How long after the enqueueing the task may still start (seconds, or a timedelta), at most a hundred
+                years. One that has not started by then is dead.
+            priority: 0 to 9, the higher first; a task without one is like 4. RabbitMQ keeps it strictly since 4.3, or
+                with ``Queue(kind="classic")``; see docs/guarantees.md.
+            id: The task's own id, for one enqueue, as "invoice-42": printable, at most 255 bytes. The SQLite and memory
+                brokers refuse it (DuplicateTask) while a task with that id is ready, delayed, running or dead. RabbitMQ
+                cannot know, and stores both.
+            timeout: How long an attempt may run (seconds, or a timedelta): more than 0, at most a hundred years.
+            max_attempts: The most attempts, at least 1.
+            store_result: Whether the broker keeps what becomes of the task, and what it returns.
+            headers: The message's own headers, which the task reads from ``current_task().headers``. Names are text
+                that does not begin with ``leveret-`` or ``x-``. Values are str, int (64 bits), finite float, bool or
+                None; 32 KiB in all.
+
+        Returns:
+            The task with these options. The task itself is not changed.
+
+        Raises:
+            ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
+                ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
+                printable or too long, or headers that do not fit.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -221,15 +250,36 @@ class Task(Generic[P, R]):
         return changed
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[P]:
-        """One call for `enqueue_many`, with any arguments, checked as those of ``enqueue`` are."""
+        """One call for ``enqueue_many``, with any arguments.
+
+        Args:
+            *args: The task's arguments, checked as those of ``enqueue`` are.
+            **kwargs: The same, by name.
+
+        Returns:
+            The call.
+        """
         return Call(self.name, args, kwargs)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Store the task durably, to be run by a worker.
+        """Store the task durably, to be run by a worker. When it returns, the task is safe.
 
-        Returns when it is safe. Raises InvalidArguments, NotSerializable or TaskTooLarge before anything is sent;
-        DuplicateTask for a chosen id that is taken (not on RabbitMQ); another EnqueueError or a BrokerError when the
-        task is not known to be stored, at most the application's ``enqueue_timeout`` (seconds) later.
+        Args:
+            *args: The task's arguments.
+            **kwargs: The same, by name.
+
+        Returns:
+            The handle of the stored task.
+
+        Raises:
+            InvalidArguments: The arguments do not fit the task. Nothing was sent.
+            NotSerializable: An argument is not JSON, and its annotation does not carry it either. Nothing was sent.
+            TaskTooLarge: The encoded arguments are over ``max_message_size``. Nothing was sent.
+            DuplicateTask: The chosen id is taken (not on RabbitMQ). Nothing was stored.
+            EnqueueError: The broker did not confirm the task, so it may not be stored.
+            BrokerError: The broker cannot be reached or used, so the task may not be stored. Both come at most the
+                application's ``enqueue_timeout`` (seconds) and one second later.
+            ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
         envelope = self._envelope(self._new_ids(1)[0], args, kwargs)
         await self._producer.publish([envelope], told=self.store_result)
@@ -238,13 +288,25 @@ class Task(Generic[P, R]):
     async def enqueue_many(
         self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
     ) -> list[Handle[R]]:
-        """Store many calls in one round trip. ``ids``: one chosen for each.
+        """Store many calls in one round trip: ``enqueue_many([task.call(5, text="a"), (6,)])``.
 
-        A call is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments, which are
-        checked here alone: ``enqueue_many([task.call(5, text="a"), (6,)])``.
+        On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that are
+        not known to be stored.
 
-        On SQLite all are stored or none. On RabbitMQ each is stored by itself: the error's ``ids`` are those that
-        are not known to be. An id that is given twice raises DuplicateTask before anything is sent.
+        Args:
+            calls: Each is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments,
+                which are checked here alone.
+            ids: One chosen id for each call. None: new ones.
+
+        Returns:
+            The handles, in the order of the calls.
+
+        Raises:
+            DuplicateTask: An id is given twice, and nothing was sent; or one is taken, as with ``enqueue``.
+            ConfigurationError: There are not as many ids as calls, or one of them cannot be an id; or as with
+                ``enqueue``.
+            InvalidArguments: What is given is no call of this task, or its arguments do not fit. Nothing was sent.
+            LeveretError: As with ``enqueue``.
         """
         every = [self._arguments(call) for call in calls]
         chosen = self._new_ids(len(every)) if ids is None else list(ids)
@@ -261,11 +323,30 @@ class Task(Generic[P, R]):
         return [self._handle(envelope) for envelope in envelopes]
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``."""
+        """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``.
+
+        Args:
+            *args: The task's arguments.
+            **kwargs: The same, by name.
+
+        Returns:
+            The handle of the stored task.
+
+        Raises:
+            RuntimeError: This thread runs an event loop, which the call would block.
+            LeveretError: As with ``enqueue``.
+        """
         return self._producer.wait(self.enqueue(*args, **kwargs))
 
     def handle(self, id_: str, /) -> Handle[R]:
-        """The handle of a task of this kind that any program enqueued, by its id."""
+        """The handle of a task of this kind that any program enqueued.
+
+        Args:
+            id_: The task's id.
+
+        Returns:
+            The handle. Nothing is asked of the broker yet.
+        """
         return Handle(id_, self._producer, task=self.name, stored=self.store_result)
 
     def _arguments(self, call: Call[P] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

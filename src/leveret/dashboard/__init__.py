@@ -40,16 +40,24 @@ def dashboard(
     queues: Sequence[str] = (),
     hosts: Sequence[str] = (),
 ) -> Dashboard:
-    """The dashboard of an application, to be mounted: ``web.mount("/leveret", dashboard(app))``.
+    """The dashboard of an application, to be mounted: ``web.mount("/leveret", dashboard(app, token=...))``.
 
-    ``token``: whoever looks must enter it, or come with ``?token=...``. None: nobody is asked, so whatever it is
-    mounted in must ask, or be reachable by those alone who may read the arguments and drop tasks. One of the two must
-    be said. ``redact``: is called with a task's name (None: not known), the name of an argument (``"return"``: of the
-    result) and the value; what it returns is shown instead. ``queues``: to be shown besides the application's; RabbitMQ
-    cannot list those that nobody consumes. ``hosts``: the names under which it may be asked for, without ports; any
-    other ``Host`` is refused. Empty: any.
+    Args:
+        app: The application.
+        token: What readers must enter, or come with as ``?token=...``: at least 12 characters. None: nobody is asked,
+            so whatever the dashboard is mounted in must ask, or be reachable by those alone who may read the arguments
+            and drop tasks. One of the two must be said.
+        redact: Called with a task's name (None: not known), the name of an argument ("return": of the result) and the
+            value; what it returns is shown instead. None: all is shown.
+        queues: The names of queues to show besides the application's. RabbitMQ cannot list those that nobody consumes.
+        hosts: The names under which the dashboard may be asked for, without ports; any other ``Host`` is refused.
+            Empty: any.
 
-    Raises ConfigurationError when the extra is not installed, or the token is too short or not decided.
+    Returns:
+        An ASGI application.
+
+    Raises:
+        ConfigurationError: The extra ``leveret[dashboard]`` is not installed, or the token is too short or not decided.
     """
     if isinstance(token, Undecided):
         raise ConfigurationError(

@@ -47,6 +47,12 @@ def by_name(names: Iterable[str]) -> Redact:
     """Hide arguments of these names, and what lies under such keys within others.
 
     An argument without a name, since its task is not known here, is hidden too.
+
+    Args:
+        names: The names.
+
+    Returns:
+        A function for ``dashboard(redact=...)``.
     """
     hidden = frozenset(map(_folded, names))
 

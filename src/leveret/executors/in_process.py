@@ -40,7 +40,12 @@ _GATHER = 0.05
 
 
 class InProcessExecutor:
-    """Runs tasks on the worker's own loop and threads, ``concurrency`` at once."""
+    """Runs tasks on the worker's own event loop and threads. A task that blocks or crashes takes its worker with it.
+
+    Args:
+        app: The application.
+        concurrency: The number of tasks that run at once.
+    """
 
     def __init__(self, app: App, *, concurrency: int = 10) -> None:
         self._app = app

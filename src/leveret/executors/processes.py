@@ -94,10 +94,22 @@ class Recycling(msgspec.Struct, frozen=True):
 
 
 class ProcessExecutor:
-    """``processes`` children, each running ``concurrency`` tasks at once.
+    """Runs tasks in child processes, each with ``concurrency`` tasks at once.
 
-    ``logs``: where their logs go, unless the application decides that when it is imported. ``loop``: the children's
-    event loop; "auto": the one of the policy that the application sets, else asyncio's.
+    Args:
+        app: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone.
+        url: The URL of the broker, in place of the application's.
+        processes: The number of child processes.
+        concurrency: The number of tasks that each child runs at once.
+        recycling: When a child is replaced by a fresh one: after about so many tasks, or when it holds so much memory
+            (bytes). By default never.
+        logs: Where the children's logs go, unless the application decides that when it is imported. None: the
+            application alone decides.
+        loop: The children's event loop; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the policy that the
+            application sets, else asyncio's.
+
+    Raises:
+        ConfigurationError: ``loop`` is unknown or not installed.
     """
 
     def __init__(

@@ -81,7 +81,15 @@ class CurrentTask(msgspec.Struct, frozen=True):
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Tell those who follow the task how far it is, from coroutines and threads alike. It never waits.
 
-        What is told in quick succession may come as one. Raises ValueError for numbers that are not finite.
+        What is told in quick succession may come as one.
+
+        Args:
+            done: How much is done, in any unit.
+            total: How much there is to do, in the same unit. None: not known.
+            note: A text for people. One over 1000 characters is cut in the middle.
+
+        Raises:
+            ValueError: A number is not finite.
         """
         try:
             known = Progress(_finite(done), None if total is None else _finite(total), shorten(str(note), _MAX_NOTE))
@@ -100,7 +108,11 @@ class CurrentTask(msgspec.Struct, frozen=True):
         return self._link.cancelled
 
     def check(self) -> None:
-        """For plain ``def`` tasks, now and then: raises TaskCancelled when somebody wants the task to end."""
+        """End a plain ``def`` task that somebody has cancelled: call it now and then.
+
+        Raises:
+            TaskCancelled: Somebody wants the task to end.
+        """
         if self.cancelled:
             raise TaskCancelled(f"task {self.task!r} {self.id} was cancelled while it ran")
 
@@ -124,7 +136,14 @@ _running: ContextVar[CurrentTask] = ContextVar("leveret_current_task")
 
 
 def current_task() -> CurrentTask:
-    """The task that this code runs in, in coroutines and threads alike. Raises NoCurrentTask outside of one."""
+    """The task that this code runs in, in coroutines and threads alike.
+
+    Returns:
+        What the task may know of itself.
+
+    Raises:
+        NoCurrentTask: This code does not run in a task.
+    """
     try:
         return _running.get()
     except LookupError:

@@ -23,12 +23,19 @@ MIDDLE_PRIORITY = 4
 class Queue(msgspec.Struct, frozen=True, kw_only=False):
     """A queue as the application wants it.
 
-    ``max_length``: with that many ready tasks, ``enqueue`` raises ``QueueFull`` and nothing is dropped. On RabbitMQ
-    the limit is the queue's own and approximate by the messages in flight.
-    ``create=False``: the operator makes the queue; a missing one is an error instead of being declared.
-    ``priorities=True``: its tasks have priorities, so a worker says at its start if the broker does not keep them.
-    ``kind="classic"``: on RabbitMQ a classic queue with strict priorities, in place of a replicated quorum queue, which
-    has them since 4.3 only. It is on one node, and does not count how often a task came back. No other broker minds it.
+    Args:
+        name: The name: 1 to 237 bytes.
+        max_length: The most ready tasks. With that many ``enqueue`` raises QueueFull, and nothing is dropped. On
+            RabbitMQ the limit is the queue's own, and approximate by the messages in flight. None: no limit.
+        create: False: the operator makes the queue; a missing one is an error instead of being declared.
+        priorities: True: the queue's tasks have priorities, so a worker says at its start if the broker does not keep
+            them.
+        kind: "classic": on RabbitMQ a classic queue with strict priorities, in place of a replicated quorum queue,
+            which has them since 4.3 only. It is on one node, and does not count how often a task came back. No other
+            broker minds it.
+
+    Raises:
+        ConfigurationError: The name is empty, too long or the broker's own, or a value is not what it must be.
     """
 
     name: str

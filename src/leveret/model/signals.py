@@ -19,7 +19,15 @@ class Dead(Exception):
 
 
 class Retry(Exception):
-    """Raise it in a task to have it tried again, ``delay`` seconds (or a timedelta) from now. It is an attempt."""
+    """Raise it in a task to have the task tried again. It is an attempt.
+
+    Args:
+        reason: Why, for the status and the log.
+        delay: How long to wait before the next attempt (seconds, or a timedelta), at most a year.
+
+    Raises:
+        ConfigurationError: ``delay`` is no duration, or over a year.
+    """
 
     __module__ = "leveret"
 

@@ -42,13 +42,17 @@ _SYSTEMS = {"amqp": "rabbitmq", "amqps": "rabbitmq"}
 
 
 class OpenTelemetry:
-    """One span and some measurements for each enqueue and each attempt.
+    """One span and some measurements for each enqueue and each attempt: ``App(telemetry=OpenTelemetry())``.
 
-    ``tracer_provider``, ``meter_provider``: those that the program has set, by default. The SDK and its exporters are
-    the program's to choose; its worker's child processes import the application, so set them up in that module.
+    The SDK and its exporters are the program's to choose. A worker's child processes import the application, so set
+    them up in that module.
 
     The outcome of an attempt is the attribute ``leveret.outcome``: succeeded, retrying, dead, cancelled, or released
     (interrupted by a stop). The exception of a failed attempt is recorded with its traceback, which may hold arguments.
+
+    Args:
+        tracer_provider: Makes the spans. None: the provider that the program has set.
+        meter_provider: Makes the measurements. None: the provider that the program has set.
     """
 
     def __init__(

@@ -108,7 +108,10 @@ class TasksFailed(ExceptionGroup[Exception]):
 
 
 class AppUnderTest:
-    """What the fixture ``leveret_app`` gives. See `under_test`."""
+    """An application on a memory broker of its own, with the tools of a test.
+
+    The fixture ``leveret_app`` and ``under_test`` make it.
+    """
 
     def __init__(self, app: App) -> None:
         #: The application itself.
@@ -133,7 +136,14 @@ class AppUnderTest:
         return tuple(self._runs)
 
     def enqueued(self, task: Task[..., Any] | None = None) -> list[Enqueued]:
-        """What was enqueued in this test, of one task or of all, the oldest first; what has run since is there too."""
+        """What was enqueued in this test; what has run since is there too.
+
+        Args:
+            task: The task that is asked for. None: all.
+
+        Returns:
+            The tasks, the oldest first.
+        """
         return [
             self._enqueued(envelope)
             for envelope in self._broker.published
@@ -141,7 +151,19 @@ class AppUnderTest:
         ]
 
     def assert_enqueued(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
-        """Fails unless the task was enqueued with these arguments; the last one that was. See `expecting`."""
+        """Fail unless the task was enqueued with these arguments. ``expecting`` looks at more than the arguments.
+
+        Args:
+            task: The task.
+            *args: The arguments that it must have.
+            **kwargs: The same, by name.
+
+        Returns:
+            The last one that was enqueued so.
+
+        Raises:
+            AssertionError: None was.
+        """
         return self.expecting().assert_enqueued(task, *args, **kwargs)[-1]
 
     def expecting(
@@ -153,20 +175,45 @@ class AppUnderTest:
         id: str | None = None,  # noqa: A002 - as in Task.options
         count: int | None = None,
     ) -> Expectation:
-        """What `assert_enqueued` shall look at besides the arguments; what is not given does not matter.
+        """Say what ``assert_enqueued`` shall look at besides the arguments; what is None does not matter.
 
-        ``delay``: seconds or a timedelta, to within a second. ``count``: exactly so many, 0 for none; else one or more.
+        Args:
+            queue: The queue.
+            delay: The delay (seconds, or a timedelta), to within a second.
+            priority: The priority.
+            id: The id.
+            count: How many there must be: exactly so many, 0 for none. None: one or more.
+
+        Returns:
+            The expectation, which has ``assert_enqueued``.
+
+        Raises:
+            ConfigurationError: ``delay`` is no duration.
         """
         seconds = arguments.seconds_or_none("delay", delay, none="any")
         return Expectation(self, queue, seconds, priority, id, count)
 
     async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
-        """The dead letters of one queue, or of all."""
+        """The dead letters of one queue, or of all.
+
+        Args:
+            queue: The name of the queue. None: all.
+
+        Returns:
+            The dead letters of each queue, the oldest first.
+        """
         names = self._broker.queues if queue is None else [queue]
         return [letter for name in names for letter in await self._broker.dead_letters(name, limit=1_000_000)]
 
     def dead_letters_sync(self, queue: str | None = None) -> list[DeadLetter]:
-        """``dead_letters`` for a test without an event loop."""
+        """``dead_letters`` for a test without an event loop.
+
+        Args:
+            queue: The name of the queue. None: all.
+
+        Returns:
+            The dead letters of each queue, the oldest first.
+        """
         return self.app.wait(self.dead_letters(queue))
 
     async def drain(
@@ -176,12 +223,23 @@ class AppUnderTest:
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
-        """Run all that is ready, and what that enqueues, until nothing is; the runs. What is delayed stays.
+        """Run all that is ready, and what that enqueues, until nothing is. What is delayed stays.
 
-        It is a real worker that runs them, in this process and on this loop, ``concurrency`` at once. A run that
-        fails raises TasksFailed at the end, unless it raised one of ``expect`` or asked for it with ``Retry``; a
-        task that is dead without having raised (its arguments do not fit, it expired) counts as a ``Dead``.
-        ``at_most``: runs after which it gives up with a RuntimeError: a task enqueues itself for ever.
+        A real worker runs them, in this process and on this loop. A task that is dead without having raised (its
+        arguments do not fit, it expired) counts as a ``Dead``. A run that asked for another with ``Retry`` has not
+        failed.
+
+        Args:
+            expect: The exceptions that runs may raise: one class, or some in a tuple, list or set.
+            concurrency: The number of tasks that run at once.
+            at_most: The number of runs after which it gives up, because a task enqueues itself for ever.
+
+        Returns:
+            The runs, in the order in which they ended.
+
+        Raises:
+            TasksFailed: At the end, if runs failed that ``expect`` does not cover.
+            RuntimeError: There were more than ``at_most`` runs.
         """
         expected = arguments.exceptions("expect", expect)
         before = len(self._runs)
@@ -200,7 +258,20 @@ class AppUnderTest:
         concurrency: int = 1,
         at_most: int = 10_000,
     ) -> list[Run]:
-        """``drain`` for a test without an event loop."""
+        """``drain`` for a test without an event loop.
+
+        Args:
+            expect: The exceptions that runs may raise: one class, or some in a tuple, list or set.
+            concurrency: The number of tasks that run at once.
+            at_most: The number of runs after which it gives up, because a task enqueues itself for ever.
+
+        Returns:
+            The runs, in the order in which they ended.
+
+        Raises:
+            TasksFailed: At the end, if runs failed that ``expect`` does not cover.
+            RuntimeError: There were more than ``at_most`` runs.
+        """
         return self.app.wait(self.drain(expect=expect, concurrency=concurrency, at_most=at_most))
 
     def _enqueued(self, envelope: Envelope) -> Enqueued:
@@ -326,7 +397,19 @@ class Expectation(msgspec.Struct, frozen=True):
     _count: int | None
 
     def assert_enqueued(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[Enqueued]:
-        """Fails unless the task was enqueued with these arguments, and as expected; those that were."""
+        """Fail unless the task was enqueued with these arguments, and as expected.
+
+        Args:
+            task: The task.
+            *args: The arguments that it must have.
+            **kwargs: The same, by name.
+
+        Returns:
+            Those that were enqueued so, the oldest first.
+
+        Raises:
+            AssertionError: None was, or not as many as expected.
+        """
         body, _ = task.signature.encode(args, kwargs)
         arguments = _arguments(task, body)
         every = self._test.enqueued()
@@ -363,9 +446,16 @@ class Expectation(msgspec.Struct, frozen=True):
 
 @contextmanager
 def under_test(app: App) -> Iterator[AppUnderTest]:
-    """Put an application on a fresh memory broker inside the block, whatever its URL, and give the tools of a test.
+    """Put an application on a fresh memory broker inside the block, whatever its URL: ``with under_test(app) as test``.
 
-    At its end a fault that was asked for and did not happen raises AssertionError.
+    Args:
+        app: The application.
+
+    Yields:
+        The tools of a test.
+
+    Raises:
+        AssertionError: At the end of the block, a fault that was asked for has not happened.
     """
     test = AppUnderTest(app)
     middleware = app.middleware

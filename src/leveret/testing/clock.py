@@ -31,11 +31,22 @@ class ManualClock:
         return self._now
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Move forward by so many seconds, or a timedelta. What falls due is run by the next ``drain()``."""
+        """Move forward. The next ``drain()`` runs what falls due.
+
+        Args:
+            seconds: How far (seconds, or a timedelta).
+
+        Raises:
+            ConfigurationError: ``seconds`` is no duration.
+        """
         self._move_to(self._now + arguments.seconds("what the clock is to advance", seconds))
 
     def skip(self) -> float:
-        """Move to the moment when the next delayed task falls due; the seconds moved, 0.0 if nothing is delayed."""
+        """Move to the moment when the next delayed task falls due.
+
+        Returns:
+            How far the clock moved (seconds); 0.0 if nothing is delayed.
+        """
         self._forget_cancelled()
         if not self._calls:
             return 0.0
@@ -44,7 +55,15 @@ class ManualClock:
         return self._now - before
 
     def call_at(self, when: float, callback: Callable[[], None]) -> _Call:
-        """Call it when the clock comes to that time, unless it is cancelled before."""
+        """Call a function when the clock comes to that time, unless it is cancelled before.
+
+        Args:
+            when: The time (Unix time, seconds).
+            callback: The function.
+
+        Returns:
+            The call, which has ``cancel``.
+        """
         call = _Call(callback)
         heapq.heappush(self._calls, (when, next(self._order), call))
         return call

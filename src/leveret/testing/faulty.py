@@ -38,24 +38,50 @@ class Faults:
         self._planned: Counter[tuple[Fault, str]] = Counter()
 
     def crash_before_settle(self, task: Task[..., Any], *, times: int = 1) -> None:
-        """The worker dies when the task has run and before its outcome is recorded: the task runs again."""
+        """The worker dies when the task has run and before its outcome is recorded: the task runs again.
+
+        Args:
+            task: The task.
+            times: How often, at least 1.
+        """
         self._plan("crash_before_settle", task, times)
 
     def duplicate_delivery(self, task: Task[..., Any], *, times: int = 1) -> None:
-        """The task is there twice, under one id, and both run: as when a confirm or an acknowledgment is lost."""
+        """The task is there twice, under one id, and both run: as when a confirm or an acknowledgment is lost.
+
+        Args:
+            task: The task.
+            times: How often, at least 1.
+        """
         self._plan("duplicate_delivery", task, times)
 
     def lost_connection(self, task: Task[..., Any], *, times: int = 1) -> None:
-        """The worker loses its connection while the task runs. Another worker gets it: both run at the same time, and
-        the outcome of the first is thrown away."""
+        """The worker loses its connection while the task runs.
+
+        Another worker gets it: both run at the same time, and the outcome of the first is thrown away.
+
+        Args:
+            task: The task.
+            times: How often, at least 1.
+        """
         self._plan("lost_connection", task, times)
 
     def enqueue_fails(self, task: Task[..., Any], *, times: int = 1) -> None:
-        """``enqueue`` raises BrokerUnavailable, and nothing is stored."""
+        """``enqueue`` raises BrokerUnavailable, and nothing is stored.
+
+        Args:
+            task: The task.
+            times: How often, at least 1.
+        """
         self._plan("enqueue_fails", task, times)
 
     def lost_confirm(self, task: Task[..., Any], *, times: int = 1) -> None:
-        """``enqueue`` raises EnqueueTimeout, which says that nobody knows; the task is stored all the same."""
+        """``enqueue`` raises EnqueueTimeout, which says that nobody knows; the task is stored all the same.
+
+        Args:
+            task: The task.
+            times: How often, at least 1.
+        """
         self._plan("lost_confirm", task, times)
 
     def happens(self, fault: Fault, task: str | None) -> bool:

@@ -35,7 +35,15 @@ _MEMORY = 2.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The fewest and the most child processes."""
+    """The fewest and the most child processes.
+
+    Args:
+        least: The fewest, at least 1.
+        most: The most, at least ``least``.
+
+    Raises:
+        ConfigurationError: The numbers are not so.
+    """
 
     least: int
     most: int
@@ -50,7 +58,17 @@ class Bounds(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, processes: Processes) -> Self:
-        """Raises ConfigurationError."""
+        """The bounds that ``processes`` means.
+
+        Args:
+            processes: A number of processes, or (fewest, most).
+
+        Returns:
+            The bounds.
+
+        Raises:
+            ConfigurationError: ``processes`` is neither, or the numbers are no bounds.
+        """
         if isinstance(processes, (tuple, list)) and len(processes) == 2:
             return cls(*processes)
         number = count("processes", processes, least=-(2**31))  # what is too few is said above
@@ -133,7 +151,14 @@ class Workforce(Protocol):
 
 
 class Scaler:
-    """Has the number of a worker's children follow its work, between bounds. ``shrink_after``: seconds."""
+    """Has the number of a worker's child processes follow its work, between bounds.
+
+    Args:
+        workforce: The executor whose number of processes is changed: a ``ProcessExecutor``.
+        bounds: The fewest and the most child processes.
+        shrink_after: How long fewer children must have been enough before one of them leaves, and then the next
+            (seconds).
+    """
 
     def __init__(self, workforce: Workforce, bounds: Bounds, *, shrink_after: float = SHRINK_AFTER) -> None:
         self._workforce = workforce

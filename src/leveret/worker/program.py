@@ -47,17 +47,35 @@ def run_worker(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
 
-    ``app``: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone. ``url``: instead of the
-    application's. ``processes``: so many children, or (fewest, most) for as many as there is work for.
-    ``grace``: how long what runs may go on when the worker stops (seconds, or a timedelta).
-    ``max_tasks_per_child``, ``max_rss`` (bytes): a child that has run about so many tasks, or holds so much memory, is
-    replaced; the fresh one is ready before the old one leaves. SIGHUP replaces all children, and with ``reload`` a
-    change of their source files does. ``log_level``: of this process, its children and all loggers there; None: INFO,
-    or what a program, or an application in its children, that sets logging up itself says. ``log_format``: where none
-    does. ``metrics``: ``HOST:PORT`` of ``/metrics`` for Prometheus (which needs ``leveret[prometheus]``), ``/live`` and
-    ``/ready``. ``loop``: the event loop; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the policy that this
-    program sets, and for the tasks the application, else asyncio's. A second signal stops at once; nothing is lost.
-    Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot work.
+    A second signal stops it at once; nothing is lost. SIGHUP replaces all children.
+
+    Args:
+        app: ``MODULE:APP`` or ``FILE.py:APP``, imported by the child processes alone.
+        url: The URL of the broker, in place of the application's.
+        queues: The names of the queues to work on. Empty: all of the application's.
+        processes: The number of child processes, or (fewest, most) for as many as there is work for.
+        concurrency: The number of tasks that each child runs at once, at most 10000.
+        prefetch: The most deliveries of each queue that the worker holds at once, running or waiting: 1 to 65535.
+            "auto": as many as the worker runs at once, and on SQLite, while tasks are short, some milliseconds' work
+            more. "unlimited": no limit.
+        grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
+        max_tasks_per_child: A child that has run about so many tasks is replaced; the fresh one is ready before the old
+            one leaves. None: no limit.
+        max_rss: A child that holds so much memory (bytes) is replaced in the same way. Linux only. None: no limit.
+        reload: True: a change of the application's source files replaces all children. It needs ``leveret[reload]``.
+        listeners: Functions that are called with each event of the worker.
+        log_level: The level of this process, its children and all loggers there. None: INFO, or what the program, or
+            the application in its children, says if it sets logging up itself.
+        log_format: "text" or "json". It holds where neither the program nor the application sets logging up.
+        metrics: ``HOST:PORT`` where ``/metrics`` for Prometheus, ``/live`` and ``/ready`` are served. It needs
+            ``leveret[prometheus]``. None: nothing is served.
+        loop: The event loop of the worker and its tasks; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the
+            policy that this program sets, and for the tasks the application, else asyncio's.
+
+    Raises:
+        AppNotLoaded: The application cannot be imported.
+        ConfigurationError: An argument is not what it must be, or the application cannot be run as it is.
+        BrokerRefused: The broker refuses this client.
     """
     bounds = Bounds.of(processes)
     loops.check_loop(loop)

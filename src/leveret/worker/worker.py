@@ -50,11 +50,20 @@ DEFAULT_GRACE = 30.0
 class Worker:
     """Runs the tasks of some queues on an executor until it is told to stop.
 
-    ``queues``: their names; all of the application's by default. ``prefetch``: how many deliveries of each queue it
-    holds at once, running or waiting; "auto" is the executor's slots, so that of one queue nothing waits here that
-    another worker could run, and on SQLite, while tasks are short, some milliseconds' work more (`prefetch`).
-    ``grace``: seconds, or a timedelta. ``broker``: one to use instead of the application's URL. ``scaler``: changes the
-    executor's slots; where credit is for good, as on RabbitMQ, "auto" is then the most that there may be.
+    Args:
+        executor: Runs the tasks: a ``ProcessExecutor`` or an ``InProcessExecutor``.
+        queues: The names of the queues. Empty: all of the application's.
+        prefetch: The most deliveries of each queue that the worker holds at once, running or waiting: 1 to 65535.
+            "auto": the executor's slots, so that of one queue nothing waits here that another worker could run, and on
+            SQLite, while tasks are short, some milliseconds' work more. "unlimited": no limit.
+        grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
+        listeners: Functions that are called with each event of the worker.
+        broker: The broker, in place of the one that the application's URL names. The worker does not close it.
+        scaler: Changes the executor's slots. Where the prefetch cannot be changed later, as on RabbitMQ, "auto" is then
+            the most slots that there may be. None: the slots stay.
+
+    Raises:
+        ConfigurationError: ``prefetch`` or ``grace`` is not what it must be.
     """
 
     def __init__(
@@ -92,7 +101,14 @@ class Worker:
         return Condition(is_taking, running=len(jobs.begun), waiting=len(jobs.waiting), losses=self._session.losses)
 
     async def stats(self) -> Sequence[QueueStats]:
-        """What is in its queues; nothing before it is ready. Raises BrokerError."""
+        """What is in the worker's queues.
+
+        Returns:
+            The counts of each queue; nothing before the worker is ready.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
         return await self._session.stats()
 
     def tasks(self) -> Sequence[tuple[str, str]]:
@@ -108,7 +124,13 @@ class Worker:
         self._application.adopt(manifest)
 
     async def run(self) -> None:
-        """Work until `stop`. Raises AppNotLoaded, ConfigurationError or BrokerRefused when it cannot."""
+        """Work until ``stop`` is called.
+
+        Raises:
+            AppNotLoaded: The application cannot be imported.
+            ConfigurationError: The application cannot be run as it is.
+            BrokerRefused: The broker refuses this client.
+        """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._executor.stop)
             starting = self._executor.start(lambda events: self._session.on_events(events))
