@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 from collections import Counter
 from contextlib import suppress
@@ -86,6 +87,21 @@ class Nodes:
     def close(self) -> None:
         for node in self._nodes.values():
             node.close()
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Commands that a test runs in this process set loggers, which would hide from a later test what it waits for."""
+    before = {name: (one.level, one.disabled, one.propagate) for name, one in our_loggers()}
+    yield
+    for name, one in our_loggers():
+        level, one.disabled, one.propagate = before.get(name, (logging.NOTSET, False, True))
+        one.setLevel(level)
+
+
+def our_loggers() -> list[tuple[str, logging.Logger]]:
+    every = list(logging.root.manager.loggerDict.items())
+    return [(name, one) for name, one in every if name.startswith("leveret") and isinstance(one, logging.Logger)]
 
 
 @pytest.fixture(scope="session")

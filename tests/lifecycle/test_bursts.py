@@ -86,7 +86,7 @@ async def test_many_cancellations_make_the_stream_once(node: Node, declared: Dec
 
 
 async def test_many_cancellations_are_told_together(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each notice has every worker look: 300 of them took 24 s."""
+    """Each notice has every worker look, so those that come together are one."""
     announced: list[object] = []
     announce = ControlBus.announce
 
