@@ -79,7 +79,7 @@ async def test_results_come_back_typed(place: Place, ledger: Ledger) -> None:
             with pytest.raises(TaskNotFound, match="nothing is known of task"):
                 await app.handle("0" * 32).status()
             with pytest.raises(TaskNotFound, match="nothing is known of task"):
-                await app.handle("0" * 32).result(0.1)
+                await app.handle("0" * 32).result(PATIENCE)
 
 
 async def test_failures_come_back_with_their_traceback(place: Place, ledger: Ledger) -> None:
