@@ -211,7 +211,10 @@ class Stage:
         with suppress(Hung):  # then they are lost, and the table says so
             self.wait_for(self._all_accounted_for, "all tasks are done")
         if self.must_be_empty:
-            self.wait_for(self._is_empty, "the queue is empty")
+            try:
+                self.wait_for(self._is_empty, "the queue is empty")
+            except Hung as hung:
+                raise Hung(f"{hung}; it has {self._left()}") from hung
 
     def put(self, task: Task[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[str]:
         """Enqueue from here; safe."""
@@ -293,6 +296,12 @@ class Stage:
             with suppress(BrokerError):
                 self.dead_letters()
         return not missing - self.dead
+
+    def _left(self) -> str:
+        try:
+            return repr(self.stats())
+        except BrokerError as error:
+            return f"an unknown number of tasks: {error}"
 
     def _is_empty(self) -> bool:
         with suppress(BrokerError):

@@ -25,6 +25,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import leveret
 from leveret.client import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.executors import attempt as execution
@@ -70,7 +71,7 @@ _LEAST_STACK = 256
 SHUTDOWN_TIMEOUT = 1.0
 _MOST_NAMED = 5
 _DRIVERS = (
-    *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, execution.__file__)),
+    *(f"{Path(file).parent}{os.sep}" for file in (asyncio.__file__, leveret.__file__)),
     *(f"{os.sep}{name}{os.sep}" for name in ("aio_pika", "aiormq")),
 )
 
