@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RABBITMQ = ("3.10", "4")
-#: The queues of the programs in docs/.
-HANDBOOK = ("letters", "small", "mail")
+#: The queues of the programs in docs/, and a misspelt one that a command has made.
+OTHERS = ("letters", "small", "mail", "wrok")
 #: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
 #: ends the process.
 HANGS = 200.0
@@ -168,7 +168,7 @@ def delete_queues(node: Node) -> None:
         connection = await aio_pika.connect(node.url)
         async with connection:
             channel = await connection.channel()
-            for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo", *HANDBOOK):
+            for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo", *OTHERS):
                 await channel.queue_delete(name)
                 await channel.queue_delete(dead_queue(name))
             await channel.queue_delete(pause_marker("work").name)

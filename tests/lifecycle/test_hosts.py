@@ -19,7 +19,7 @@ from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.nodes import free_ports
 from tests.support.proxy import Proxy
-from tests.support.silent import ELSEWHERE, accepting, dropping
+from tests.support.silent import ELSEWHERE, accepting, dropping, hanging_up_once
 from tests.support.waiting import until
 from tests.support.workers import Ledger, Worker, leveret
 
@@ -205,3 +205,13 @@ async def test_another_reason_is_told_too(caplog: pytest.LogCaptureFixture) -> N
 
 async def said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
+
+
+async def test_what_a_host_said_last_is_told() -> None:
+    """The next attempt may still wait for an answer when the caller's time is over."""
+    with hanging_up_once() as port:
+        app = app_on(url_of([port]), timeout=2.0)
+        with pytest.raises(BrokerUnavailable, match="cannot connect to .*: .*closed|reset") as caught:
+            await app.tasks[0].enqueue("a")
+        assert "no answer" not in str(caught.value)
+        await app.close()

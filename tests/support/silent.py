@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,24 @@ def accepting(port: int = 0, address: str = "127.0.0.1") -> Iterator[int]:
     """A port that takes connections, and never answers."""
     with socket.create_server((address, port)) as listener:
         yield listener.getsockname()[1]
+
+
+@contextmanager
+def hanging_up_once() -> Iterator[int]:
+    """A port that closes the first connection, and never answers the later ones."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            listener.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
 
 
 @contextmanager

@@ -105,8 +105,9 @@ class Publisher:
         #: Pipes that send and confirm what they have, and get no more.
         self._retiring: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        #: Why it could not be opened since it was open last, as far as that was told.
+        #: Why it could not be opened since it was open last, as far as that was logged; and why the last time.
         self._reasons: set[str] = set()
+        self._last_reason: str | None = None
         #: When a refusal was last doubted (the loop's time).
         self._doubted_at = float("-inf")
 
@@ -144,7 +145,7 @@ class Publisher:
     def why_silent(self) -> str:
         """What a question that was not answered in time ran into."""
         if self._pipe is None or not self._pipe.is_open:
-            return f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
+            return self._last_reason or f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
         if self.is_blocked:
             return "RabbitMQ takes nothing on this connection now (a memory or disk alarm)"
         return "RabbitMQ did not answer"
@@ -198,12 +199,14 @@ class Publisher:
         try:
             pipe = await ConfirmChannel.open(self._hosts, self.limits, fitted)
         except BrokerUnavailable as error:
+            self._last_reason = str(error)
             # Why may change: from no answer in time to a limit that an operator has set.
             if str(error) not in self._reasons and len(self._reasons) < _MOST_REASONS:
                 self._reasons.add(str(error))
                 log.warning("RabbitMQ cannot be reached; it is tried again as long as somebody waits for it: %s", error)
             raise
         self._reasons.clear()
+        self._last_reason = None
         return pipe
 
     async def _send(self, pipe: ConfirmChannel, effort: _Effort) -> bool:
