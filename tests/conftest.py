@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aio_pika
@@ -26,8 +27,8 @@ from tests.support.workers import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+TESTS = Path(__file__).parent
 RABBITMQ = ("3.10", "4")
 #: The queues of the programs in docs/, and a misspelt one that a command has made.
 OTHERS = ("letters", "small", "mail", "wrok")
@@ -211,7 +212,7 @@ def _needs_a_node(item: pytest.Function) -> bool:
 
 
 def _nature(item: pytest.Function) -> str:
-    folder = item.path.parent.name
+    folder = item.path.relative_to(TESTS).parts[0]
     if folder in {"unit", "typing"}:
         return "quick"
     if item.get_closest_marker("timeout") or {"tls_node", "impatient"} & set(item.fixturenames):

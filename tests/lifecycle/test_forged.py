@@ -47,7 +47,7 @@ async def test_dead_letters_are_selected_as_they_are_read(any_place: Place) -> N
         await broker.close()
 
 
-#: Beside one that is good; see tests/unit/test_bounds.py for more.
+#: Beside one that is good; see tests/unit/brokers/test_bounds.py for more.
 _FORGED = (
     '{"id": "forged-1", "state": "running", "at": 1e308, "queue": "work"}',
     '{"id": "forged-2", "state": "dead", "at": -1e300, "queue": "work"}',

@@ -17,8 +17,8 @@ from leveret.executors.attempt import Runner
 from leveret.executors.in_process import JobRunner
 from leveret.model import Envelope
 from leveret.model.printable import in_json, printable
-from tests.unit.test_codec import LEASE
-from tests.unit.test_reading import FAREWELL, TAKEN, message
+from tests.unit.brokers.rabbitmq.amqp.test_frame_reader import FAREWELL, TAKEN, message
+from tests.unit.brokers.rabbitmq.queues.test_codec import LEASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from pamqp.header import ContentHeader
 from leveret.brokers.rabbitmq.amqp import frame_reader as reading
 from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader, Incoming, acks, nack
 from leveret.brokers.rabbitmq.queues.codec import received
-from tests.unit.test_codec import LEASE
+from tests.unit.brokers.rabbitmq.queues.test_codec import LEASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -317,7 +317,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         exporting("127.0.0.1:0")
 
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 PROMTOOL = shutil.which("promtool")
 
 

@@ -15,7 +15,7 @@ from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Retrying, Succeeded
 from leveret.model.status import settled
 from leveret.testing.bench import batches_of
-from tests.unit.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
+from tests.unit.brokers.sqlite.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

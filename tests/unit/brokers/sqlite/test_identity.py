@@ -18,7 +18,7 @@ from leveret.model import Queue, Succeeded
 from leveret.model.status import enqueued
 from leveret.testing.bench import batches_of
 from tests.support.waiting import until
-from tests.unit.test_sqlite import WORK, counts, envelope, names, next_batch, opened
+from tests.unit.brokers.sqlite.test_sqlite import WORK, counts, envelope, names, next_batch, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -16,7 +16,7 @@ from leveret.brokers.sqlite.wakeup import WakeUps
 from leveret.errors import StoreError
 from leveret.testing.bench import batches_of
 from tests.support.waiting import wait_until
-from tests.unit.test_sqlite import WORK, counts, envelope, mode, next_batch, opened
+from tests.unit.brokers.sqlite.test_sqlite import WORK, counts, envelope, mode, next_batch, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

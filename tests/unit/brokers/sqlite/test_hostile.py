@@ -20,7 +20,7 @@ from leveret.model import DeadLettered, Succeeded
 from leveret.testing.bench import batches_of
 from leveret.worker.intake import dead_already
 from tests.support.waiting import until
-from tests.unit.test_sqlite import WORK, content, counts, envelope, names, next_batch, opened
+from tests.unit.brokers.sqlite.test_sqlite import WORK, content, counts, envelope, names, next_batch, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable

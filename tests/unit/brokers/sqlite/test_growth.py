@@ -16,7 +16,7 @@ from leveret.errors import QueueFull
 from leveret.model import Queue, Released, Succeeded
 from leveret.model.status import enqueued, settled
 from leveret.testing.bench import batches_of
-from tests.unit.test_sqlite import WORK, envelope, next_batch, opened
+from tests.unit.brokers.sqlite.test_sqlite import WORK, envelope, next_batch, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -21,7 +21,7 @@ from leveret.model import Succeeded
 from leveret.model.status import enqueued
 from leveret.testing.bench import batches_of
 from tests.support.waiting import until
-from tests.unit.test_sqlite import WORK, counts, envelope, locked, names, next_batch, opened, remove
+from tests.unit.brokers.sqlite.test_sqlite import WORK, counts, envelope, locked, names, next_batch, opened, remove
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
