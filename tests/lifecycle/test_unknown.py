@@ -52,7 +52,6 @@ async def test_a_task_that_does_not_exist(any_place: Place, id_: str) -> None:
     with app.client.enqueuing_to(broker):
         waits = [
             app.handle(id_).result(),
-            app.handle(id_).result(0.5),
             double.handle(id_).result(LIMIT),
             read_out(app.handle(id_)),
             app.handle(id_).cancel(),

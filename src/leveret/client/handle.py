@@ -121,13 +121,14 @@ class Handle(Generic[R]):
             NoResult: The task succeeded, but what it returned could not be kept.
             NotSerializable: What the task returned does not fit its annotation: another version of the task returned
                 it.
-            ResultTimeout: The task had not ended in time. It goes on.
+            ResultTimeout: The task had not ended in time, and goes on; or nothing was heard of it.
             TaskNotFound: Nothing is known of the task.
             ConfigurationError: The task has ``store_result=False``, or ``timeout`` is no duration.
             BrokerError: The broker cannot be asked.
         """
         seconds = arguments.timeout(timeout)
         self._check_stored()
+        status: Status | None = None
         try:
             async with asyncio.timeout(seconds) as limit, aclosing(self.updates()) as updates:
                 async for status in updates:
@@ -138,6 +139,11 @@ class Handle(Generic[R]):
                 raise
             if self._is_unknown and not self._source.on_their_way([self.id]):
                 raise TaskNotFound(_unknown([self.id])) from error
+            if status is None and self._doubtful_ids():
+                raise ResultTimeout(
+                    f"nothing was heard of task {self.id} within {seconds:.15g} s, not even whether there is one; "
+                    "wait longer"
+                ) from error
             raise ResultTimeout(f"task {self.id} had not ended after {seconds:.15g} s; it goes on") from error
         raise AssertionError("a feed ends with a final status")
 
@@ -256,7 +262,7 @@ async def as_finished(
         The handle of the task that has ended; its ``result()`` is there then.
 
     Raises:
-        ResultTimeout: Some had not ended in time. They go on.
+        ResultTimeout: Some had not ended in time. Those that there are go on.
         TaskNotFound: Nothing is known of one of them.
         ConfigurationError: One of them has ``store_result=False``, or ``timeout`` is no duration.
         BrokerError: The broker cannot be asked.
@@ -361,7 +367,7 @@ async def _next(news: asyncio.Queue[Status | BaseException], deadline: float | N
         async with asyncio.timeout_at(deadline):
             status = await news.get()
     except TimeoutError as error:
-        raise ResultTimeout(f"{left} tasks had not ended in time; they go on") from error
+        raise ResultTimeout(f"{left} tasks had not ended in time; those that there are go on") from error
     if isinstance(status, BaseException):
         raise status
     return status

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 import pytest
 
-from leveret import TaskFailed
+from leveret import App, ResultTimeout, TaskFailed, TaskNotFound
+from leveret.brokers.feeds import Feed
 from leveret.brokers.memory import MemoryBroker
 from leveret.observe.events import TaskSettled
 from tests.support.bench import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from leveret.model import Status
 
 
 async def test_a_dead_letter_that_was_put_back_is_alive_to_its_handle() -> None:
@@ -34,3 +44,23 @@ async def test_a_dead_letter_that_was_put_back_is_alive_to_its_handle() -> None:
             assert (await second.cancel(timeout=60)).state == "cancelled"
             bench.gate.set()
             assert await first.result(60) == "mended"
+
+
+async def test_what_the_broker_does_not_know_is_told_when_the_time_is_over() -> None:
+    async with App("memory://") as app:
+        with pytest.raises(TaskNotFound, match="nothing is known of task 'order-17'"):
+            await app.handle("order-17").result(0.1)
+
+
+async def test_a_broker_that_says_nothing_in_time_has_not_said_that_the_task_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @asynccontextmanager
+    async def silent(_: Sequence[str]) -> AsyncGenerator[AsyncIterator[Sequence[Status]]]:
+        await asyncio.Event().wait()
+        yield aiter(Feed([]))
+
+    async with App("memory://") as app:
+        monkeypatch.setattr(app.client, "follow", silent)
+        with pytest.raises(ResultTimeout, match=r"nothing was heard of task order-17 within 0\.01 s,"):
+            await app.handle("order-17").result(0.01)
