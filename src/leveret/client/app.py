@@ -17,7 +17,7 @@ from leveret.errors import (
     ConfigurationError,
 )
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
-from leveret.model.arguments import count, seconds
+from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.model.durations import show
 
 if TYPE_CHECKING:
@@ -256,17 +256,17 @@ class App:
                 cannot be a task, or an option is not what it must be.
         """
         options = TaskOptions(
-            queue,
-            acknowledge,
-            max_attempts,
-            backoff,  # type: ignore[arg-type]  # which it reads, as it does the others
-            max_backoff,  # type: ignore[arg-type]
-            timeout,  # type: ignore[arg-type]
-            priority,
-            store_result,
-            retry_on,  # type: ignore[arg-type]
-            give_up_on,  # type: ignore[arg-type]
-            retry,
+            queue=queue,
+            acknowledge=acknowledge,
+            max_attempts=max_attempts,
+            backoff=seconds("backoff", backoff),
+            max_backoff=seconds("max_backoff", max_backoff),
+            timeout=seconds_or_none("timeout", timeout, above_zero=True, none="no limit"),
+            priority=priority,
+            store_result=store_result,
+            retry_on=None if retry_on is None else exceptions("retry_on", retry_on),
+            give_up_on=exceptions("give_up_on", give_up_on),
+            retry=retry,
         )
         run = module_run()
 
