@@ -61,6 +61,7 @@ from leveret.model.options import (
     carrying,
     check_headers,
     check_overrides,
+    overrides_in,
     own_headers,
     wrong_headers,
 )
@@ -205,6 +206,7 @@ __all__ = [
     "new_ids",
     "newer",
     "number",
+    "overrides_in",
     "own_headers",
     "placed",
     "purged",

@@ -90,8 +90,8 @@ class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.structs.replace(self, retry_on=None, give_up_on=(), retry=None)
 
     def for_message(self, headers: Mapping[str, Any]) -> TaskOptions:
-        """The options with what a message says in their place; a header that `wrong_headers` names says nothing."""
-        found = _carried(headers)[0] if headers else {}
+        """The options with what a message says in their place."""
+        found = overrides_in(headers)
         return msgspec.structs.replace(self, **found) if found else self
 
 
@@ -149,6 +149,11 @@ def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
 def carrying(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that carry overrides."""
     return {header: _OVERRIDES[name].write(overrides[name]) for header, name in _HEADERS.items() if name in overrides}
+
+
+def overrides_in(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says in place of its task's options; a header that `wrong_headers` names says nothing."""
+    return _carried(headers)[0] if headers else {}
 
 
 def wrong_headers(headers: Mapping[str, Any]) -> str:

@@ -25,7 +25,10 @@ from leveret.model import (
     Succeeded,
     arguments,
     brief,
+    check_overrides,
     leaves,
+    overrides_in,
+    own_headers,
 )
 from leveret.model.durations import show
 from leveret.observe import Event, TaskSettled, TaskStarted, WorkerReady
@@ -34,11 +37,11 @@ from leveret.testing.faulty import FaultyBroker
 from leveret.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from leveret.client import App, P, R, Task
-    from leveret.model import CurrentTask, DeadLetter, Inner
+    from leveret.model import CurrentTask, DeadLetter, Header, Inner
     from leveret.model.arguments import Exceptions
     from leveret.testing.faulty import Faults
 
@@ -62,12 +65,18 @@ class Enqueued(msgspec.Struct, frozen=True):
     expires: float | None
     priority: int | None
     id: str
+    #: What ``options(...)`` said in place of the task's own options: ``timeout``, ``max_attempts``, ``store_result``.
+    options: dict[str, Any] = {}
+    #: The headers that it was given.
+    headers: dict[str, Any] = {}
 
     def __str__(self) -> str:
         parts = [f"{_call(self.task, self.arguments)} on {self.queue!r}"]
         parts += [f"in {self.delay:g} s"] if self.delay else []
         parts += [f"expires in {self.expires:g} s"] if self.expires is not None else []
         parts += [f"priority {self.priority}"] if self.priority is not None else []
+        parts += [f"{name} {value!r}" for name, value in self.options.items()]
+        parts += [f"headers {self.headers!r}"] if self.headers else []
         return ", ".join(parts)
 
 
@@ -173,6 +182,10 @@ class AppUnderTest:
         delay: float | timedelta | None = None,
         priority: int | None = None,
         id: str | None = None,  # noqa: A002 - as in Task.options
+        timeout: float | timedelta | None = None,
+        max_attempts: int | None = None,
+        store_result: bool | None = None,
+        headers: Mapping[str, Header] | None = None,
         count: int | None = None,
     ) -> Expectation:
         """Say what ``assert_enqueued`` shall look at besides the arguments; what is None does not matter.
@@ -182,16 +195,28 @@ class AppUnderTest:
             delay: The delay (seconds, or a timedelta), to within a second.
             priority: The priority.
             id: The id.
+            timeout: What ``options(timeout=...)`` said (seconds, or a timedelta).
+            max_attempts: What ``options(max_attempts=...)`` said.
+            store_result: What ``options(store_result=...)`` said.
+            headers: Headers that it must have, beside any others.
             count: How many there must be: exactly so many, 0 for none. None: one or more.
 
         Returns:
             The expectation, which has ``assert_enqueued``.
 
         Raises:
-            ConfigurationError: ``delay`` is no duration.
+            ConfigurationError: ``delay``, ``timeout``, ``max_attempts`` or ``store_result`` is not what it must be.
         """
-        seconds = arguments.seconds_or_none("delay", delay, none="any")
-        return Expectation(self, queue, seconds, priority, id, count)
+        wanted = {"queue": queue, "priority": priority, "id": id}
+        overrides = check_overrides({"timeout": timeout, "max_attempts": max_attempts, "store_result": store_result})
+        return Expectation(
+            self,
+            {name: value for name, value in wanted.items() if value is not None},
+            arguments.seconds_or_none("delay", delay, none="any"),
+            overrides,
+            dict(headers or {}),
+            count,
+        )
 
     async def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
         """The dead letters of one queue, or of all.
@@ -284,6 +309,8 @@ class AppUnderTest:
             None if envelope.expires_at is None else round(envelope.expires_at - at, 3),
             envelope.priority,
             envelope.id,
+            overrides_in(envelope.headers),
+            own_headers(envelope.headers),
         )
 
     def _arguments(self, envelope: Envelope) -> dict[str, Any] | bytes:
@@ -390,10 +417,11 @@ class Expectation(msgspec.Struct, frozen=True):
     """What an enqueued task must be like; made by `AppUnderTest.expecting`."""
 
     _test: AppUnderTest
-    _queue: str | None
+    #: The values that its fields must have, by their names.
+    _fields: dict[str, Any]
     _delay: float | None
-    _priority: int | None
-    _id: str | None
+    _options: dict[str, Any]
+    _headers: dict[str, Any]
     _count: int | None
 
     def assert_enqueued(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> list[Enqueued]:
@@ -424,24 +452,17 @@ class Expectation(msgspec.Struct, frozen=True):
 
     def _fits(self, one: Enqueued) -> bool:
         return (
-            self._queue in (None, one.queue)
+            all(getattr(one, name) == value for name, value in self._fields.items())
             and (self._delay is None or abs(self._delay - one.delay) <= _NEAR)
-            and self._priority in (None, one.priority)
-            and self._id in (None, one.id)
+            and self._options.items() <= one.options.items()
+            and self._headers.items() <= one.headers.items()
         )
 
     def _conditions(self) -> str:
-        parts = [
-            f"{name} {value!r}"
-            for name, value in (
-                ("queue", self._queue),
-                ("delay", self._delay),
-                ("priority", self._priority),
-                ("id", self._id),
-            )
-            if value is not None
-        ]
-        return f" with {', '.join(parts)}" if parts else ""
+        delay = {} if self._delay is None else {"delay": self._delay}
+        headers = {"headers": self._headers} if self._headers else {}
+        wanted = {**self._fields, **delay, **self._options, **headers}
+        return f" with {', '.join(f'{name} {value!r}' for name, value in wanted.items())}" if wanted else ""
 
 
 @contextmanager

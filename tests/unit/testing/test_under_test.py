@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from leveret.model import Header
+
 seen: list[Any] = []
 failing: list[Exception] = []
 meeting = threading.Barrier(2)
@@ -300,6 +302,29 @@ async def test_assert_enqueued(test: AppUnderTest) -> None:
     test.assert_enqueued(note, "a", 2)
     assert [one.arguments for one in test.enqueued(raw)] == [b"body"]
     assert len(test.enqueued()) == 4
+
+
+async def test_what_one_enqueue_says_of_its_run_is_looked_at(test: AppUnderTest) -> None:
+    headers: dict[str, Header] = {"tenant": "acme", "trace": 7}
+    options = note.options(timeout=2.5, max_attempts=1, store_result=False, headers=headers)
+    await options.enqueue("a")
+    one = test.expecting(timeout=timedelta(seconds=2.5), max_attempts=1, store_result=False).assert_enqueued(note, "a")
+    test.expecting(headers={"tenant": "acme"}).assert_enqueued(note, "a")
+    assert (one[0].options, one[0].headers) == (
+        {"timeout": 2.5, "max_attempts": 1, "store_result": False},
+        headers,
+    )
+    for wrong in (
+        test.expecting(timeout=2),
+        test.expecting(max_attempts=2),
+        test.expecting(store_result=True),
+        test.expecting(headers={"tenant": "b"}),
+    ):
+        with pytest.raises(AssertionError) as caught:
+            wrong.assert_enqueued(note, "a")
+        assert "timeout 2.5, max_attempts 1, store_result False, headers {'tenant': 'acme', 'trace': 7}" in str(
+            caught.value
+        )
 
 
 async def test_what_was_enqueued_instead_is_listed(test: AppUnderTest) -> None:
