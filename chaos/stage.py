@@ -278,12 +278,12 @@ class Stage:
         )
 
     def dead_letters(self) -> Sequence[DeadLetter]:
-        letters = self.ask(lambda broker: broker.dead_letters(QUEUE, limit=100_000))
+        letters = self.ask(lambda broker: broker.dead_letters.read(QUEUE, limit=100_000))
         self.dead.update(letter.envelope.id for letter in letters)
         return letters
 
     def stats(self) -> QueueStats | None:
-        found = self.ask(lambda broker: broker.stats([QUEUE]))
+        found = self.ask(lambda broker: broker.queues.stats([QUEUE]))
         return next((one for one in found if one.name == QUEUE), None)
 
     def ask(self, question: Callable[[Broker], Awaitable[T]]) -> T:

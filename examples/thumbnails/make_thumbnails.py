@@ -93,9 +93,9 @@ async def watch(waiting: dict[str, Thumbnail], broker: Broker, progress: Progres
 async def look(broker: Broker) -> tuple[int, dict[str, str]]:
     """How many workers take from the queue, and its dead letters: the reason for each id."""
     name = make_thumbnail.queue
-    for queue in await broker.stats([name]):
+    for queue in await broker.queues.stats([name]):
         if queue.name == name:
-            letters = await broker.dead_letters(name, limit=queue.dead) if queue.dead else []
+            letters = await broker.dead_letters.read(name, limit=queue.dead) if queue.dead else []
             return queue.consumers, {letter.envelope.id: letter.reason for letter in letters}
     return 0, {}
 

@@ -272,7 +272,7 @@ class Machine(RuleBasedStateMachine):
     def decide_about_the_dead(self, queue: str, put_back: bool, first: int) -> None:
         dead = self.ids(queue, "dead")
         chosen = [*dead[first : first + 2], "nobody"]
-        decide = self.broker.retry_dead if put_back else self.broker.drop_dead
+        decide = self.broker.dead_letters.retry if put_back else self.broker.dead_letters.drop
         assert sorted(self.run(decide(queue, chosen))) == sorted(set(chosen) & set(dead))
         for id_ in set(chosen) & set(dead):
             task = self.tasks[id_]
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
             assert time.monotonic() < deadline, wrong
             await asyncio.sleep(0.001)
         for queue in QUEUES:
-            letters = await self.broker.dead_letters(queue, limit=1_000)
+            letters = await self.broker.dead_letters.read(queue, limit=1_000)
             assert sorted(letter.envelope.id for letter in letters) == self.ids(queue, "dead")
 
     def take(self, taker: Taker, delivery: Delivery) -> None:
@@ -333,7 +333,7 @@ class Machine(RuleBasedStateMachine):
         return any(taker.holds for taker in self.takers)
 
     async def stats(self) -> dict[str, QueueStats]:
-        return {one.name: one for one in await self.broker.stats()}
+        return {one.name: one for one in await self.broker.queues.stats()}
 
     def teardown(self) -> None:
         async def end() -> None:

@@ -61,8 +61,8 @@ def ask(url: str) -> tuple[QueueStats, Sequence[DeadLetter]]:
     async def answer() -> tuple[QueueStats, Sequence[DeadLetter]]:
         broker = connect(url)
         try:
-            stats = {queue.name: queue for queue in await broker.stats([QUEUE])}
-            return stats[QUEUE], await broker.dead_letters(QUEUE, limit=1000)
+            stats = {queue.name: queue for queue in await broker.queues.stats([QUEUE])}
+            return stats[QUEUE], await broker.dead_letters.read(QUEUE, limit=1000)
         finally:
             await broker.close()
 

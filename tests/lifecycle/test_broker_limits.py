@@ -153,13 +153,13 @@ async def test_a_question_during_an_alarm_takes_as_long_as_it_says(node: Node) -
     """``leveret queues`` said that it was not possible within 2 s, after 12."""
     broker = connect(node.url, timeout=30.0)
     await broker.declare([Queue("work")])
-    await broker.stats(["work"])
+    await broker.queues.stats(["work"])
     await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable, match=r"within \d+(\.\d)? s: .*alarm") as caught:
-                await broker.stats(["work"])
+                await broker.queues.stats(["work"])
             took = time.monotonic() - began
             told = re.search(r"within ([\d.]+) s", str(caught.value))
             assert told is not None

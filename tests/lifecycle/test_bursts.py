@@ -60,7 +60,7 @@ async def test_first_enqueues_declare_once(node: Node, declared: Declared, caplo
     assert declared.times("work") <= 3
     assert declared.times("leveret.events") <= 3
     assert caplog.text == ""
-    (stats,) = await app.client.broker.stats(["work"])
+    (stats,) = await app.client.broker.queues.stats(["work"])
     assert stats.ready == MANY
     await app.close()
 
@@ -116,7 +116,7 @@ async def test_enqueue_many_to_many_queues(place: Place) -> None:
         await say.options(queue=queue).enqueue_many([("a",), ("b",)])
 
     await asyncio.gather(*(to(queue) for _ in range(20) for queue in ("work", "other", "raw", "default")))
-    stats = await app.client.broker.stats(["work", "other", "raw", "default"])
+    stats = await app.client.broker.queues.stats(["work", "other", "raw", "default"])
     assert [one.ready for one in stats] == [40] * 4
     await app.close()
 
@@ -130,7 +130,7 @@ async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node) -> Non
         one.cancel()
     results = await asyncio.gather(*enqueuing, return_exceptions=True)
     assert not any(isinstance(result, BaseException) for result in results[50:])
-    (stats,) = await app.client.broker.stats(["work"])
+    (stats,) = await app.client.broker.queues.stats(["work"])
     assert stats.ready == 50
     await app.close()
 

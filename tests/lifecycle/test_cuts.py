@@ -68,7 +68,7 @@ async def counts(broker: Broker, **expected: int) -> None:
     seen: dict[str, int] = {}
 
     async def counted() -> bool:
-        (stats,) = await broker.stats([QUEUE.name])
+        (stats,) = await broker.queues.stats([QUEUE.name])
         seen.update((name, getattr(stats, name)) for name in expected)
         return seen == expected
 
@@ -176,7 +176,7 @@ async def test_cut_while_settling(node: Node, outcome: Outcome) -> None:
             # to have arrived. So what counts is that each task is somewhere: done, dead, or here again.
             await settle_the_rest(broker, reader, len(first))
             reader.task.cancel()
-        letters = await direct.dead_letters(QUEUE.name, limit=200)
+        letters = await direct.dead_letters.read(QUEUE.name, limit=200)
         dead = {letter.envelope.id for letter in letters}
         again = {delivery.envelope.id for delivery in reader.deliveries[50:]}
         kept = {delivery.envelope.id for delivery, result in zip(first, results, strict=True) if result is None}
@@ -197,7 +197,7 @@ async def settle_the_rest(broker: Broker, reader: Reader, settled: int) -> None:
         settled = len(reader.deliveries)
         with suppress(LeaseLost):
             await broker.settle([(delivery, Succeeded()) for delivery in held])
-        (stats,) = await broker.stats([QUEUE.name])
+        (stats,) = await broker.queues.stats([QUEUE.name])
         return stats.ready == stats.running == 0 and stats.consumers == 1 and stats.silent_consumers == 0
 
     await until(none_left, "all that came is settled")

@@ -257,7 +257,7 @@ async def test_a_queue_is_paused_in_the_browser(place: Place, dashboard: Dashboa
         await expect(page.get_by_role("row", name=re.compile("^work"))).to_contain_text("paused")
         await page.get_by_role("button", name="Resume queue work").click()
         await expect(page.get_by_text("The queue goes on")).to_be_visible()
-    stats = {one.name: one.paused for one in await broker.stats(["work"])}
+    stats = {one.name: one.paused for one in await broker.queues.stats(["work"])}
     assert stats["work"] is False
     await broker.close()
 

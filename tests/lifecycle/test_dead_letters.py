@@ -53,7 +53,7 @@ async def bury(broker: Broker, count: int) -> list[str]:
 
 
 async def seen(broker: Broker, limit: int = 100) -> Sequence[str]:
-    return [letter.envelope.id for letter in await broker.dead_letters("work", limit=limit)]
+    return [letter.envelope.id for letter in await broker.dead_letters.read("work", limit=limit)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 20])
@@ -67,15 +67,15 @@ async def test_looking_loses_nothing(node: Node, limit: int) -> None:
             assert await seen(broker, 2) == ids[:2]
         dropped = ids.pop(2)
         for number in range(LOOKS):
-            assert await broker.drop_dead("work", [dropped]) == ([dropped] if number == 0 else [])
-        assert await broker.retry_dead("work", ["unknown"]) == []
+            assert await broker.dead_letters.drop("work", [dropped]) == ([dropped] if number == 0 else [])
+        assert await broker.dead_letters.retry("work", ["unknown"]) == []
         assert await seen(broker) == ids
         listed = await asyncio.to_thread(leveret, "dead", "list", "work", "--url", node.url)
         assert all(id_[:8] in listed for id_ in ids)
         shown = await asyncio.to_thread(leveret, "dead", "show", "work", ids[0], "--url", node.url)
         assert "no" in shown
         revived = ids.pop(0)
-        assert await broker.retry_dead("work", [revived]) == [revived]
+        assert await broker.dead_letters.retry("work", [revived]) == [revived]
         assert await seen(broker) == ids
     await broker.close()
 

@@ -177,14 +177,18 @@ def test_a_missing_folder_is_a_mistake_of_a_look_too(tmp_path: Path) -> None:
 
 async def test_every_look_of_a_broker_makes_no_file(tmp_path: Path) -> None:
     broker = connect(f"sqlite:///{tmp_path}/x.db")
-    assert list(await broker.stats(["work"])) == []
-    assert [*await broker.statuses(["1"]), *await broker.recent(10), *await broker.workers()] == []
-    assert list(await broker.dead_letters("work", limit=1)) == []
-    assert (await broker.ready(["work"]), await broker.cancel("1")) == (0, None)
-    for change in (broker.pause, broker.resume, broker.purge, broker.delete):
+    assert list(await broker.queues.stats(["work"])) == []
+    assert [
+        *await broker.statuses.read(["1"]),
+        *await broker.statuses.recent(10),
+        *await broker.control.workers(),
+    ] == []
+    assert list(await broker.dead_letters.read("work", limit=1)) == []
+    assert (await broker.queues.ready(["work"]), await broker.control.cancel("1")) == (0, None)
+    for change in (broker.queues.pause, broker.queues.resume, broker.queues.purge, broker.queues.delete):
         with pytest.raises(QueueNotFound, match=r"there is no file .*x\.db"):
             await change("work")
-    async with broker.follow(["1"]), broker.watch():
+    async with broker.statuses.follow(["1"]), broker.statuses.watch():
         await asyncio.sleep(0.5)  # nothing happens
     await broker.close()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
@@ -192,13 +196,13 @@ async def test_every_look_of_a_broker_makes_no_file(tmp_path: Path) -> None:
 
 async def test_who_follows_before_there_is_a_file_is_told_what_comes(tmp_path: Path) -> None:
     broker, other = (connect(f"sqlite:///{tmp_path}/x.db") for _ in range(2))
-    async with broker.watch() as watch, broker.follow(["1"]) as feed, asyncio.timeout(20):
+    async with broker.statuses.watch() as watch, broker.statuses.follow(["1"]) as feed, asyncio.timeout(20):
         await other.declare([Queue("work")])
         await other.publish([Envelope("1", "work", "say", b"{}")])
         async for batch in feed:
             if [status.id for status in batch] == ["1"]:
                 break
-        await other.cancel("1")
+        await other.control.cancel("1")
         async for batch in watch:
             if [(status.id, status.state) for status in batch] == [("1", "cancelled")]:
                 break

@@ -37,12 +37,12 @@ async def test_dead_letters_are_selected_as_they_are_read(any_place: Place) -> N
             seen.append(letter.envelope.id)
             return letter if letter.envelope.id in (letters[1].id, letters[5].id) else None
 
-        found = await broker.dead_letters(queue, limit=5, select=select)
+        found = await broker.dead_letters.read(queue, limit=5, select=select)
         assert [one.envelope.id for one in found] == [letters[1].id]
         assert list(dict.fromkeys(seen))[:5] == [one.id for one in letters[:5]]
-        assert await broker.drop_dead(queue, [letters[4].id]) == [letters[4].id]
-        assert len(await broker.dead_letters(queue, limit=9)) == 5
-        await broker.drop_dead(queue, [one.id for one in letters])
+        assert await broker.dead_letters.drop(queue, [letters[4].id]) == [letters[4].id]
+        assert len(await broker.dead_letters.read(queue, limit=9)) == 5
+        await broker.dead_letters.drop(queue, [one.id for one in letters])
     finally:
         await broker.close()
 

@@ -103,11 +103,11 @@ async def test_dead_letters_for_which_there_is_room_are_put_back(node: Node) -> 
             ids.append(delivery.envelope.id)
         taken.abandon()
     with pytest.raises(QueueFull) as caught:
-        await broker.retry_dead(queue.name, ids)
+        await broker.dead_letters.retry(queue.name, ids)
     refused = set(caught.value.ids)
     assert 0 < len(refused) < len(ids)
-    assert {letter.envelope.id for letter in await broker.dead_letters(queue.name, limit=100)} == refused
-    states = {status.id: status.state for status in await broker.statuses(ids)}
+    assert {letter.envelope.id for letter in await broker.dead_letters.read(queue.name, limit=100)} == refused
+    states = {status.id: status.state for status in await broker.statuses.read(ids)}
     assert states == {id_: "dead" if id_ in refused else "queued" for id_ in ids}
     await broker.close()
 
@@ -125,7 +125,7 @@ async def overshoot(node: Node, limit: int, how: str) -> int:
         for _ in range(3):
             with pytest.raises(QueueFull):
                 await broker.publish([envelope(queue) for _ in range(1_000)])
-    (stats,) = await broker.stats(["work"])
+    (stats,) = await broker.queues.stats(["work"])
     await broker.close()
     return stats.ready - limit
 

@@ -67,14 +67,14 @@ class Ends:
     async def _letters(self) -> Sequence[DeadLetter]:
         broker = connect(self._url)
         try:
-            return await broker.dead_letters("work", limit=len(self._bodies) + 1)
+            return await broker.dead_letters.read("work", limit=len(self._bodies) + 1)
         finally:
             await broker.close()
 
     async def _stats(self) -> Any:
         broker = connect(self._url)
         try:
-            return next(one for one in await broker.stats(["work"]) if one.name == "work")
+            return next(one for one in await broker.queues.stats(["work"]) if one.name == "work")
         finally:
             await broker.close()
 

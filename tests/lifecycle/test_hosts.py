@@ -70,8 +70,8 @@ async def test_a_silent_host_costs_a_moment(node: Node, stack: ExitStack, shape:
     app = app_on(arranged(stack, node, shape))
     (say,) = app.tasks
     await say.enqueue("a")
-    assert await app.client.broker.dead_letters("work", limit=1) == []
-    (stats,) = await app.client.broker.stats(["work"])
+    assert await app.client.broker.dead_letters.read("work", limit=1) == []
+    (stats,) = await app.client.broker.queues.stats(["work"])
     assert stats.ready == 1
     await app.close()
 
@@ -111,7 +111,7 @@ async def test_a_host_that_falls_silent_in_mid_life(node: Node) -> None:
         for silent in (one, other, one):
             silent.swallow()
             await asyncio.gather(*(say.enqueue(str(number)) for number in range(20)))
-            await app.client.broker.stats(["work"])
+            await app.client.broker.queues.stats(["work"])
             silent.resume()
             silent.cut()
         await app.close()
@@ -123,7 +123,7 @@ async def test_a_question_finds_its_host_silent(node: Node) -> None:
         broker = connect(url_of([one.port, other.port]), timeout=TIMEOUT)
         await broker.declare([Queue("work")])
         one.swallow()
-        assert [stats.name for stats in await broker.stats(["work"])] == ["work"]
+        assert [stats.name for stats in await broker.queues.stats(["work"])] == ["work"]
         await broker.close()
 
 
@@ -158,7 +158,7 @@ async def test_a_url_may_say_how_long_a_host_may_take(stack: ExitStack) -> None:
     url = url_of([stack.enter_context(accepting())]) + "?timeout=0.2"
     broker = connect(url, timeout=1.0)
     with pytest.raises(BrokerUnavailable, match=r"no answer within 0.2 s"):
-        await broker.dead_letters("work", limit=1)
+        await broker.dead_letters.read("work", limit=1)
     await broker.close()
 
 

@@ -36,7 +36,7 @@ async def test_children_are_seen(place: Place, ledger: Ledger) -> None:
         broker = connect(place.url)
 
         async def report(busy: int) -> WorkerReport | None:
-            found = [one for one in await broker.workers() if one.name.endswith(f":{worker.pid}")]
+            found = [one for one in await broker.control.workers() if one.name.endswith(f":{worker.pid}")]
             return next((one for one in found if sum(len(child.running) for child in one.children) == busy), None)
 
         told = await until(lambda: report(2), "both run")
@@ -47,7 +47,7 @@ async def test_children_are_seen(place: Place, ledger: Ledger) -> None:
         assert {_only(child) for child in told.children} == {(ledger_app.pause.name, handle.id) for handle in handles}
         assert all(child.rss > 1_000_000 for child in told.children)
         assert all(began - 1 <= child.running[0].since <= time.time() + 1 for child in told.children)
-        assert {status.id for status in await broker.recent(50)} >= {handle.id for handle in handles}
+        assert {status.id for status in await broker.statuses.recent(50)} >= {handle.id for handle in handles}
         worker.process.terminate()
         worker.wait_for("stopping")
         assert await until(lambda: report(2), "it tells while it stops")
@@ -72,13 +72,13 @@ async def test_a_watch_outlives_its_connection(node: Node) -> None:
     async def publish() -> str:
         envelope = Envelope(new_id(), queue.name, "say", b"{}", enqueued_at=time.time())
         await direct.publish([envelope])
-        await direct.tell([enqueued(envelope, time.time())])
+        await direct.statuses.notify([enqueued(envelope, time.time())])
         return envelope.id
 
     with Proxy(node.port) as proxy:
         broker = connect(proxy.url)
         seen: set[str] = set()
-        async with broker.watch() as updates, asyncio.timeout(60):
+        async with broker.statuses.watch() as updates, asyncio.timeout(60):
             wanted = {await publish()}
             for _ in range(3):
                 while not wanted <= seen:
@@ -93,15 +93,15 @@ async def test_a_watch_outlives_its_connection(node: Node) -> None:
 
 async def test_a_question_that_is_given_up_leaves_nothing_open(node: Node) -> None:
     broker = RabbitMQBroker(node.url, timeout=20)
-    assert await broker.workers() == []
+    assert await broker.control.workers() == []
     connection = await broker._publisher.connection()
-    broker._census._workers = 9  # it waits for as many answers as came the last time, and they do not come
+    broker._bus._workers = 9  # it waits for as many answers as came the last time, and they do not come
     before = _open_channels(connection)
     for _ in range(3):
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(broker.workers(), 0.7)
+            await asyncio.wait_for(broker.control.workers(), 0.7)
     assert _open_channels(connection) == before
-    assert await broker.workers() == []
+    assert await broker.control.workers() == []
     await broker.close()
 
 

@@ -86,7 +86,7 @@ async def test_a_task_that_is_told_of_while_the_answer_is_late_is_found(node: No
         async with events_on(node, reading_from=proxy.url) as events:
             envelope = task()
             proxy.swallow_from(b"sentinel")
-            asking = asyncio.create_task(events.statuses([envelope.id]))
+            asking = asyncio.create_task(events.read([envelope.id]))
 
             async def is_late() -> bool:
                 return proxy.swallows
@@ -127,12 +127,12 @@ async def test_an_answer_may_take_longer_than_silence_may(node: Node, monkeypatc
         envelope = task("ffffffffffff4fff8fffffffffffffff")  # it may be anywhere
         await events.record([enqueued(envelope, time.time())])
         others = [Batch(updates=[enqueued(task(), time.time())]) for _ in range(4_000)]
-        await events._publisher.publish([to_message(events.stream, batch) for batch in others])
-        assert await events.statuses(["0" * 32]) == []  # what a question needs is open
+        await events._stream._publisher.publish([to_message(events._stream.name, batch) for batch in others])
+        assert await events.read(["0" * 32]) == []  # what a question needs is open
         began = time.monotonic()
-        await events.statuses([envelope.id])
+        await events.read([envelope.id])
         monkeypatch.setattr(events, "_timeout", (time.monotonic() - began) / 4)
-        assert [status.id for status in await events.statuses([envelope.id])] == [envelope.id]
+        assert [status.id for status in await events.read([envelope.id])] == [envelope.id]
 
 
 async def test_a_random_uuid_is_found(node: Node) -> None:
@@ -141,7 +141,7 @@ async def test_a_random_uuid_is_found(node: Node) -> None:
         envelopes = [task(), task("1fffffffffff4fff8fffffffffffffff"), task("ffffffffffff4fff8fffffffffffffff")]
         await events.record([enqueued(envelope, time.time()) for envelope in envelopes])
         ids = [envelope.id for envelope in envelopes]
-        assert [status.id for status in await events.statuses(ids)] == ids
+        assert [status.id for status in await events.read(ids)] == ids
         for id_ in ids:
             async with asyncio.timeout(60), events.follow([id_]) as feed:
                 assert [status.id for status in await anext(aiter(feed))] == [id_]
@@ -154,9 +154,9 @@ async def test_who_comes_when_the_lingering_reader_ends_is_told(node: Node) -> N
         await events.record([enqueued(envelope, time.time())])
         async with events.follow([envelope.id]):
             pass
-        assert events._reader._ending is not None
-        events._reader._ending.cancel()
-        events._reader._end_following()
+        assert events._follower._ending is not None
+        events._follower._ending.cancel()
+        events._follower._end_following()
         async with asyncio.timeout(60), events.follow([envelope.id]) as feed:
             news = aiter(feed)
             assert [status.state for status in await anext(news)] == ["queued"]
@@ -168,7 +168,7 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
     """Not the settling of its task, nor what else is told; whoever asks for it is told why it is not there."""
     with message_limit(node, 100_000):
         async with events_on(node) as events:
-            for store in (events.record, events.tell):
+            for store in (events.record, events.notify):
                 large, small = task(), task()
                 async with asyncio.timeout(60):
                     await store(
@@ -181,10 +181,10 @@ async def test_a_result_that_the_server_finds_too_large_stops_nothing(node: Node
                     )
 
                     async def is_known(id_: str = small.id) -> bool:
-                        return bool(await events.statuses([id_]))
+                        return bool(await events.read([id_]))
 
                     await until(is_known, "the small result is kept")
-                without, kept = await events.statuses([large.id, small.id])
+                without, kept = await events.read([large.id, small.id])
                 assert bytes(kept.encoded_result) == b"1"
                 assert (without.state, without.has_result) == ("succeeded", False)
                 assert "is 200002 bytes, over this RabbitMQ's max_message_size" in without.problem
@@ -203,7 +203,7 @@ async def test_a_status_that_stays_too_large_is_let_go(node: Node) -> None:
                         succeeded(third, b"1"),
                     ]
                 )
-                known = await events.statuses([first.id, second.id, third.id])
+                known = await events.read([first.id, second.id, third.id])
             assert [(status.id, status.error, status.traceback) for status in known] == [
                 (first.id, "no", ""),
                 (third.id, None, ""),
@@ -234,7 +234,7 @@ async def test_a_connection_that_is_refused_for_a_moment_ends_nothing(
                 assert [status.state for status in await anext(news)] == ["running"]
 
             async def are_known() -> bool:
-                return len(await events.statuses([before.id, meanwhile.id])) == 2
+                return len(await events.read([before.id, meanwhile.id])) == 2
 
             await until(are_known, "what was told meanwhile is stored")
 
@@ -255,7 +255,7 @@ async def test_a_permission_that_was_missing_is_asked_for_again(
                 monkeypatch.setattr(events, "_refused_until", float("-inf"))
                 late = task()
                 await events.record([enqueued(late, time.time())])
-                assert [status.id for status in await events.statuses([late.id])] == [late.id]
+                assert [status.id for status in await events.read([late.id])] == [late.id]
 
 
 async def deleted(node: Node, stream: str) -> None:
@@ -279,8 +279,8 @@ async def test_who_follows_hears_of_what_comes_after_the_stream_was_deleted(node
             all_news = [watch, aiter(feed), aiter(other)]
             for news in all_news[1:]:
                 assert [status.state for status in await anext(news)] == ["queued"]
-            await deleted(node, events.stream)
-            assert await events.statuses(["0" * 32]) == []
+            await deleted(node, events._stream.name)
+            assert await events.read(["0" * 32]) == []
             await events.record([started(envelope, "say", time.time())])
             for news in all_news:
                 assert [status.state for status in await anext(news)] == ["running"]
@@ -301,7 +301,7 @@ async def test_who_follows_hears_of_what_comes_in_another_stream_after_a_lost_co
                     assert [status.state for status in await anext(one)] == ["running"]
                 proxy.swallow()
                 proxy.cut()
-                await deleted(node, events.stream)
+                await deleted(node, events._stream.name)
                 await events.record([succeeded(envelope, b"1")])
                 proxy.resume()
                 for one in (news, watch):
@@ -339,7 +339,7 @@ async def test_a_lost_connection_leaves_no_gap_in_the_history(node: Node) -> Non
                 ("retrying", 2, "boom"),
                 ("running", 2, ""),
             ]
-            assert [followed] == await events.statuses([envelope.id])
+            assert [followed] == await events.read([envelope.id])
 
 
 async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: Node) -> None:
@@ -360,10 +360,10 @@ async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: 
 
         taking = asyncio.create_task(take())
         for id_ in "abcd":
-            await other.cancel(id_)
+            await other.control.cancel(id_)
         await until(are_read(*"abcd"), "those are read that were cancelled before")
         await deleted(node, "leveret.cancelled")
-        await other.cancel("e")
+        await other.control.cancel("e")
         await until(are_read(*"abcde"), "the first in the new stream is read")
         node.ctl("close_all_connections", "a test")
 
@@ -371,7 +371,7 @@ async def test_cancelled_tasks_are_read_of_after_their_stream_was_deleted(node: 
             return consumer.losses == 1 and consumer.connected
 
         await until(is_back, "it is connected again")
-        await other.cancel("f")
+        await other.control.cancel("f")
         await until(are_read(*"abcdef"), "the next one is read after a lost connection")
     await taking
     await broker.close()
@@ -403,22 +403,22 @@ async def test_a_reading_that_ends_while_more_comes_keeps_the_connection(node: N
     async with events_on(node) as events:
         envelopes = [task() for _ in range(300)]
         await asyncio.gather(*(events.record([enqueued(one, time.time())]) for one in envelopes))
-        line = await events._reader._opened()
+        line = await events._link.open()
         for last in (20, 45, 49, 60, 95):
-            await read_and_end(line, events.stream, last)
-        assert (await events.statuses([envelopes[0].id]))[0].state == "queued"
-        assert events._reader._line is line
+            await read_and_end(line, events._stream.name, last)
+        assert (await events.read([envelopes[0].id]))[0].state == "queued"
+        assert events._link._line is line
         assert not line.is_lost, line.farewell
 
 
 async def test_a_healthy_broker_drops_no_update(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever tells more than can be sent waits."""
     async with events_on(node) as events:
-        await events.make()
+        await events._stream.make()
         envelopes = [task() for _ in range(30_000)]
         for start in range(0, len(envelopes), 1_000):
-            await events.tell([enqueued(one, time.time()) for one in envelopes[start : start + 1_000]])
+            await events.notify([enqueued(one, time.time()) for one in envelopes[start : start + 1_000]])
         for start in range(0, len(envelopes), 10_000):
             ids = [one.id for one in envelopes[start : start + 10_000]]
-            assert [status.id for status in await events.statuses(ids)] == ids
+            assert [status.id for status in await events.read(ids)] == ids
     assert "are lost" not in caplog.text

@@ -40,8 +40,8 @@ class Hearer:
         self.marked: set[str] = set()
 
     async def begin(self, stack: AsyncExitStack, followed: str) -> None:
-        self._hear(stack, self._watch(await stack.enter_async_context(self.broker.watch())))
-        self._hear(stack, self._follow(aiter(await stack.enter_async_context(self.broker.follow([followed])))))
+        self._hear(stack, self._watch(await stack.enter_async_context(self.broker.statuses.watch())))
+        self._hear(stack, self._follow(aiter(await stack.enter_async_context(self.broker.statuses.follow([followed])))))
         consuming = self.broker.consume([Queue("other")], credit=1)
         self._hear(stack, self._take(await stack.enter_async_context(consuming)))
 
@@ -73,28 +73,28 @@ async def test_who_reads_a_stream_hears_again_after_a_partition(version: str) ->
             stack.push_async_callback(producer.close)
             stack.push_async_callback(hearer.broker.close)
             followed, tasks = task(), [task() for _ in range(4)]
-            await producer._events.record([enqueued(followed, time.time())])
-            await producer.cancel("before")
+            await producer.statuses.record([enqueued(followed, time.time())])
+            await producer.control.cancel("before")
             await hearer.begin(stack, followed.id)
-            await producer._events.record([enqueued(tasks[0], time.time())])
+            await producer.statuses.record([enqueued(tasks[0], time.time())])
 
             async def hears(*ids: str) -> bool:
                 return set(ids) <= {*hearer.heard, *hearer.marked, *hearer.followed}
 
             await until(lambda: hears(tasks[0].id, "before", "queued"), "all is heard before", LONG)
             await asyncio.to_thread(cluster.cut_off, away)
-            await producer._events.record([enqueued(tasks[1], time.time())])
-            await producer.cancel("meanwhile")
-            await producer._events.record([settled(followed, "say", Succeeded(b"1"), time.time())])
+            await producer.statuses.record([enqueued(tasks[1], time.time())])
+            await producer.control.cancel("meanwhile")
+            await producer.statuses.record([settled(followed, "say", Succeeded(b"1"), time.time())])
             await asyncio.sleep(5.0)  # a partition that lasts
             await asyncio.to_thread(cluster.rejoin, away)
             await asyncio.to_thread(cluster.wait_for_running, 3, away)
-            await producer._events.record([enqueued(tasks[2], time.time())])
+            await producer.statuses.record([enqueued(tasks[2], time.time())])
             await until(lambda: hears(tasks[1].id, tasks[2].id), "what came is heard by who watches all", LONG)
             await until(lambda: hears("succeeded"), "the end of its task is heard by who follows one", LONG)
             await until(lambda: hears("meanwhile"), "a worker knows what was cancelled meanwhile", LONG)
-            await producer._events.record([enqueued(tasks[3], time.time())])
-            await producer.cancel("after")
+            await producer.statuses.record([enqueued(tasks[3], time.time())])
+            await producer.control.cancel("after")
             await until(lambda: hears(tasks[3].id, "after"), "what comes from now on is heard", LONG)
             mine = {one.id for one in tasks}
             assert sorted(id_ for id_ in hearer.heard if id_ in mine) == sorted(mine)

@@ -129,7 +129,7 @@ async def test_a_producer_that_only_enqueues_can_do_no_more(node: Node, ledger: 
             async with app:
                 handle = await say.enqueue("a")
                 await asyncio.to_thread(ledger.wait_for, "said a")
-                for ask in (handle.status, handle.cancel, lambda: app.client.broker.pause("work")):
+                for ask in (handle.status, handle.cancel, lambda: app.client.broker.queues.pause("work")):
                     with pytest.raises(BrokerError):
                         await ask()
             async with await aio_pika.connect(url) as connection:
@@ -193,7 +193,7 @@ async def test_the_virtual_host_is_the_border(node: Node, ledger: Ledger) -> Non
                 await put("work.dead", {"args": []}, type="say", message_id="letter")
 
                 async def is_dead() -> bool:
-                    letters = await ledger_app.app.client.broker.dead_letters("work", limit=5)
+                    letters = await ledger_app.app.client.broker.dead_letters.read("work", limit=5)
                     return [one.envelope.id for one in letters] == ["letter"]
 
                 await until(is_dead, "the forged dead letter is there")

@@ -68,7 +68,7 @@ async def test_it_shares_its_connection_with_questions(node: Node) -> None:
     async def ask() -> None:
         for _ in range(10):
             await broker.declare([QUEUE])
-            await broker.stats([QUEUE.name])
+            await broker.queues.stats([QUEUE.name])
 
     await asyncio.gather(ask(), *(publish(sent[start::5]) for start in range(5)))
     assert await stored(node, QUEUE.name, 1_000) == {envelope.id: envelope.body for envelope in sent}

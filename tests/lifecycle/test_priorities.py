@@ -92,8 +92,8 @@ async def test_a_message_has_the_priority_that_was_given_and_no_other(node: Node
             if isinstance(outcome, Retrying):
                 assert await on_the_wire(node, "work") == (priority, None)
         assert await on_the_wire(node, "work.dead") == (None, priority)
-        (letter,) = await broker.dead_letters("work", limit=1)
-        await broker.retry_dead("work", [letter.envelope.id])
+        (letter,) = await broker.dead_letters.read("work", limit=1)
+        await broker.dead_letters.retry("work", [letter.envelope.id])
         assert await on_the_wire(node, "work") == (priority, None)
 
 
@@ -237,5 +237,5 @@ async def test_a_classic_queue_delays_and_buries_like_any_other(node: Node) -> N
         (delivery,) = await taken.next()
         assert time.time() >= due
         await settle_all(broker, [delivery], DeadLettered("why"))
-        (letter,) = await broker.dead_letters("work", limit=1)
+        (letter,) = await broker.dead_letters.read("work", limit=1)
         assert (letter.reason, letter.envelope.priority) == ("why", 9)

@@ -180,7 +180,7 @@ async def test_an_outcome_that_is_too_large_by_now_is_held(
             await settling
             taken.abandon()
         assert caplog.text.count("cannot be stored") < 3
-        (letter,) = await broker.dead_letters("work", limit=1)
+        (letter,) = await broker.dead_letters.read("work", limit=1)
         assert letter.envelope.body == bytes(600_000)
         await broker.close()
         await producer.close()
@@ -237,7 +237,7 @@ async def test_a_deleted_queue_is_missed_by_what_is_delayed(node: Node) -> None:
         delayed = Envelope(new_id(), "work", "say", b"{}", due=time.time() + 60)
         await broker.publish([delayed, Envelope(new_id(), "other", "say", b"{}")])
         await holds(node, 1, "other")
-        (stats,) = await broker.stats(["work"])
+        (stats,) = await broker.queues.stats(["work"])
         assert (stats.ready, stats.delayed) == (0, 1)
         await adopting.declare([Queue("work", create=False)])
         await channel.queue_delete("work")

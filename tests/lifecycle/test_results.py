@@ -306,8 +306,8 @@ async def test_a_dead_letter_that_dies_again_at_once_is_dead(place: Place, ledge
             await until(handle, "dead")
             broker = connect(place.url)
             try:
-                assert await broker.retry_dead("work", [handle.id]) == [handle.id]
-                await until_true(lambda: broker.dead_letters("work", limit=1), "it is dead again")
+                assert await broker.dead_letters.retry("work", [handle.id]) == [handle.id]
+                await until_true(lambda: broker.dead_letters.read("work", limit=1), "it is dead again")
             finally:
                 await broker.close()
         status = await handle.status()

@@ -56,7 +56,7 @@ async def test_urls_are_censored(url: str) -> None:
     try:
         broker = connect(url, timeout=0.5)
         clean(repr(broker))
-        await broker.stats()
+        await broker.queues.stats()
     except LeveretError as error:
         clean("".join(traceback.format_exception(error)))
         clean(repr(error))
@@ -137,7 +137,7 @@ async def test_the_drivers_log_does_not_have_it(node: Node, caplog: pytest.LogCa
         node.ctl("set_permissions", "secretive", ".*", ".*", ".*")
         with caplog.at_level(logging.INFO, logger="aiormq"), caplog.at_level(logging.DEBUG, logger="aio_pika"):
             broker = connect(f"amqp://secretive:s3cret@127.0.0.1:{node.port}/", timeout=10)
-            await broker.stats(["work"])
+            await broker.queues.stats(["work"])
             node.ctl("close_all_connections", "an operator did so")
 
             async def is_told() -> bool:

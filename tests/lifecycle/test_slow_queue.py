@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import RabbitMQBroker
-from leveret.brokers.rabbitmq import broker as rabbitmq
 from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.queues import QUESTION
 from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
 from leveret.testing.bench import batches_of
@@ -31,12 +31,12 @@ def test_dead_letters_that_are_put_back_leave_their_queue(node: Node) -> None:
         async with tasks_on(node) as broker:
             ids = await buried(broker)
             hold(node, "work")
-            putting_back = asyncio.ensure_future(broker.retry_dead("work", ids))
+            putting_back = asyncio.ensure_future(broker.dead_letters.retry("work", ids))
             await until(lambda: is_asked(node, "work"), "they are on their way back")
             hold_until_asked(node, dead_queue("work"))
             release(node, "work")
             assert sorted(await putting_back) == sorted(ids)
-            assert await broker.dead_letters("work", limit=COUNT) == []
+            assert await broker.dead_letters.read("work", limit=COUNT) == []
 
     asyncio.run(use())
 
@@ -48,14 +48,14 @@ def test_dead_letters_are_put_back_by_a_publisher_that_changes_its_connection(no
         async with tasks_on(node) as broker:
             ids = await buried(broker)
             hold(node, "work")
-            putting_back = asyncio.ensure_future(broker.retry_dead("work", ids))
+            putting_back = asyncio.ensure_future(broker.dead_letters.retry("work", ids))
             await until(lambda: is_asked(node, "work"), "they are on their way back")
-            await asyncio.sleep(rabbitmq._QUESTION)  # not asked a second time
+            await asyncio.sleep(QUESTION)  # not asked a second time
             assert isinstance(broker, RabbitMQBroker)
             await amqp.close(await broker._publisher.connection())
             release(node, "work")
             assert sorted(await putting_back) == sorted(ids)
-            assert await broker.dead_letters("work", limit=COUNT) == []
+            assert await broker.dead_letters.read("work", limit=COUNT) == []
 
     asyncio.run(use())
 
@@ -91,7 +91,7 @@ async def buried(broker: Broker) -> list[str]:
     """The ids of the tasks, which are dead letters now."""
     async with broker.consume([Queue("work")], credit=COUNT) as consumer:
         await broker.settle([(delivery, DeadLettered("no")) for delivery in await taken(consumer)])
-    return [letter.envelope.id for letter in await broker.dead_letters("work", limit=COUNT)]
+    return [letter.envelope.id for letter in await broker.dead_letters.read("work", limit=COUNT)]
 
 
 async def taken(consumer: Consumer, count: int = COUNT) -> list[Delivery]:

@@ -91,7 +91,7 @@ async def test_who_is_not_trusted_is_told_why(tls_node: TLSNode, tmp_path: Path,
     }[mistake]()
     broker = connect(url, timeout=10)
     with pytest.raises(BrokerRefused, match="cannot connect to amqps://guest:") as caught:
-        await broker.stats(["work"])
+        await broker.queues.stats(["work"])
     await broker.close()
     assert told in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_a_worker_ends_at_once(tls_node: TLSNode, ledger: Ledger) -> None:
 async def test_the_check_can_be_turned_off_with_a_warning(tls_node: TLSNode, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         broker = connect(tls_node.url_with(host="127.0.0.1", cafile=None, no_verify_ssl="1"), timeout=10)
-        await broker.stats(["work"])
+        await broker.queues.stats(["work"])
         await broker.close()
     assert caplog.text.count("certificate is not checked") == 1
 
@@ -181,10 +181,10 @@ async def test_nothing_falls_back_to_plain(tls_node: TLSNode, node: Node) -> Non
     """Neither does TLS against a plain port, nor a plain URL that names certificates."""
     plain = connect(node.url.replace("amqp://", "amqps://"), timeout=5)
     with pytest.raises(BrokerRefused, match="speaks no TLS"):
-        await plain.stats(["work"])
+        await plain.queues.stats(["work"])
     with pytest.raises(ConfigurationError, match="write amqps://"):
         connect(tls_node.url_with(scheme="amqp"))
     broker = connect(tls_node.url_with(scheme="amqp", cafile=None, certfile=None), timeout=2)
     with pytest.raises(BrokerUnavailable):
-        await broker.stats(["work"])
+        await broker.queues.stats(["work"])
     await broker.close()

@@ -25,7 +25,7 @@ async def test_it_is_steered_by_keys(place: Place, ledger: Ledger) -> None:
     broker = connect(place.url)
 
     async def is_paused() -> bool:
-        return any(one.name == "work" and one.paused for one in await broker.stats(["work"]))
+        return any(one.name == "work" and one.paused for one in await broker.queues.stats(["work"]))
 
     with (
         Worker(place.url, ledger).ready(),

@@ -87,19 +87,19 @@ async def test_a_task_that_this_program_takes_long_to_store(any_place: Place, mo
     monkeypatch.setattr(handle, "UNKNOWN", 0.1)
     broker = any_place.open()
     gate, asked = asyncio.Event(), asyncio.Event()
-    publish, statuses = broker.publish, broker.statuses
+    publish, read = broker.publish, broker.statuses.read
 
     async def publish_later(envelopes: Sequence[Envelope]) -> None:
         await gate.wait()
         await publish(envelopes)
 
     async def ask(ids: Sequence[str]) -> Sequence[object]:
-        found = await statuses(ids)
+        found = await read(ids)
         asked.set()
         return found
 
     monkeypatch.setattr(broker, "publish", publish_later)
-    monkeypatch.setattr(broker, "statuses", ask)
+    monkeypatch.setattr(broker.statuses, "read", ask)
     app = application()
     (double,) = app.tasks
     with app.client.enqueuing_to(broker):
@@ -142,7 +142,7 @@ BODIES = {
     from leveret import as_finished
     async for one in as_finished([handle, await loop.enqueue()]): break""",
     "a watch": """
-    async with app.client.broker.watch() as watch:
+    async with app.client.broker.statuses.watch() as watch:
         await loop.enqueue()
         async for batch in watch: break""",
 }

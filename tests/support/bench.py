@@ -106,7 +106,7 @@ class Bench:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def stats(self) -> QueueStats:
-        (stats,) = await self.broker.stats()
+        (stats,) = await self.broker.queues.stats()
         return stats
 
     async def counts(self) -> tuple[int, int, int]:

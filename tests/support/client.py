@@ -58,17 +58,17 @@ class Client:
         self._ask(lambda broker: broker.publish(envelopes))
 
     def stats(self, queue: str) -> QueueStats:
-        found = [one for one in self._ask(lambda broker: broker.stats([queue])) if one.name == queue]
+        found = [one for one in self._ask(lambda broker: broker.queues.stats([queue])) if one.name == queue]
         return found[0] if found else QueueStats(queue, 0, 0, 0, 0)
 
     def dead(self, queue: str) -> Sequence[DeadLetter]:
-        return self._ask(lambda broker: broker.dead_letters(queue, limit=100))
+        return self._ask(lambda broker: broker.dead_letters.read(queue, limit=100))
 
     def wait_until_ended(self, id_: str) -> Status:
         """The task's final status."""
 
         def ended() -> Status | None:
-            found = self._ask(lambda broker: broker.statuses([id_]))
+            found = self._ask(lambda broker: broker.statuses.read([id_]))
             return found[0] if found and found[0].is_final else None
 
         status = wait_until(ended, f"task {id_} has ended")

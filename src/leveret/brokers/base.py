@@ -92,62 +92,8 @@ class Consumer(Protocol):
         """
 
 
-class Broker(Protocol):
-    """A place where tasks are kept. Every method raises BrokerError's subclasses and nothing of its driver's."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can do that not every broker can."""
-
-    async def declare(self, queues: Sequence[Queue], /) -> None:
-        """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
-
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
-        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
-
-    def consume(
-        self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None
-    ) -> AbstractAsyncContextManager[Consumer]:
-        """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
-
-        What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
-        the `workers`, from then until the context is left; without it this one is not among them.
-        """
-
-    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
-        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done.
-
-        ``updates``: of tasks whose results are kept; durable before their deliveries are gone.
-        """
-
-    async def tell(self, updates: Sequence[Status], /) -> None:
-        """Let those who follow know, soon. What a crash loses of it is told by the next update."""
-
-    async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
-        """What is known of these tasks now; nothing of those that are not known, or not any more."""
-
-    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[Feed]:
-        """News of these tasks: what is known now, then each change. A broken connection is mended behind it."""
-
-    async def recent(self, limit: int, /) -> Sequence[Status]:
-        """The tasks that changed last, the newest first: as many of the last hour's as are found without much reading.
-
-        For an overview; of each what its latest updates tell, which may be less than `statuses` knows.
-        """
-
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
-        """Every update of every task whose results are kept, from now on; `leveret.model.newer` adds them up.
-
-        Whoever is slow to read gets several updates of a task as one. A broken connection is mended behind it.
-        """
-
-    async def workers(self) -> Sequence[WorkerReport]:
-        """What the living workers do now. They are asked; one that does not answer within a second is left out."""
-
-    async def cancel(self, id_: str, /) -> Status | None:
-        """Have a task not run, or end; what is known of it then. "cancelled": it never runs. Not final: it runs, or it
-        waits where it cannot be reached, and whoever has it is told. None: nothing is known of it; told all the same.
-        """
+class Queues(Protocol):
+    """What is in a broker's queues, and what an operator does to them."""
 
     async def stats(self, queues: Sequence[str] = (), /) -> Sequence[QueueStats]:
         """Counts of the queues named, and of all the others that the broker can list by itself."""
@@ -157,23 +103,6 @@ class Broker(Protocol):
 
         It may be a moment old, and a broker need not count more than some thousands of a queue.
         """
-
-    async def dead_letters(self, queue: str, /, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        """The oldest dead letters of a queue; they stay where they are. ``limit`` is how many are looked through.
-
-        ``select``: called with each as it is read, perhaps more than once, and with some beyond the limit. What it
-        returns is kept in its place, and nothing for None; so what is too large for all of them at once is not held.
-        (RabbitMQ before 4.3 counts what is handed back, so there all that is looked through is held meanwhile.)
-        """
-
-    async def retry_dead(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
-        """Put dead letters back into their queue as first attempts, durably before they leave here; those found.
-
-        Raises QueueNotFound.
-        """
-
-    async def drop_dead(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
-        """Delete dead letters for good; those found. Raises QueueNotFound."""
 
     async def pause(self, queue: str, /) -> None:
         """Have all workers start nothing more of a queue, those too that come later, until it is resumed.
@@ -195,6 +124,111 @@ class Broker(Protocol):
         """Purge a queue, and delete its dead letters, its pause and itself. Raises as `purge` does.
 
         With ``force`` a queue that is in use stays, or is made again by its consumers.
+        """
+
+
+class Statuses(Protocol):
+    """What becomes of tasks: told by those who have them, and read by those who wait for them."""
+
+    async def notify(self, updates: Sequence[Status], /) -> None:
+        """Let those who follow know, soon. What a crash loses of it is told by the next update."""
+
+    async def read(self, ids: Sequence[str], /) -> Sequence[Status]:
+        """What is known of these tasks now; nothing of those that are not known, or not any more."""
+
+    def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[Feed]:
+        """News of these tasks: what is known now, then each change. A broken connection is mended behind it."""
+
+    async def recent(self, limit: int, /) -> Sequence[Status]:
+        """The tasks that changed last, the newest first: as many of the last hour's as are found without much reading.
+
+        For an overview; of each what its latest updates tell, which may be less than `read` knows.
+        """
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
+        """Every update of every task whose results are kept, from now on; `leveret.model.newer` adds them up.
+
+        Whoever is slow to read gets several updates of a task as one. A broken connection is mended behind it.
+        """
+
+
+class DeadLetters(Protocol):
+    """The tasks that failed for good, until somebody decides about them."""
+
+    async def read(self, queue: str, /, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        """The oldest dead letters of a queue; they stay where they are. ``limit`` is how many are looked through.
+
+        ``select``: called with each as it is read, perhaps more than once, and with some beyond the limit. What it
+        returns is kept in its place, and nothing for None; so what is too large for all of them at once is not held.
+        (RabbitMQ before 4.3 counts what is handed back, so there all that is looked through is held meanwhile.)
+        """
+
+    async def retry(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Put dead letters back into their queue as first attempts, durably before they leave here; those found.
+
+        Raises QueueNotFound.
+        """
+
+    async def drop(self, queue: str, ids: Sequence[str], /) -> Sequence[str]:
+        """Delete dead letters for good; those found. Raises QueueNotFound."""
+
+
+class Control(Protocol):
+    """What is asked of workers."""
+
+    async def cancel(self, id_: str, /) -> Status | None:
+        """Have a task not run, or end; what is known of it then. "cancelled": it never runs. Not final: it runs, or it
+        waits where it cannot be reached, and whoever has it is told. None: nothing is known of it; told all the same.
+        """
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        """What the living workers do now. They are asked; one that does not answer within a second is left out."""
+
+
+class Broker(Protocol):
+    """A place where tasks are kept. Every method, its facets' too, raises BrokerError's subclasses and nothing of its
+    driver's.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do that not every broker can."""
+
+    @property
+    def queues(self) -> Queues:
+        """Counts, pauses and deletes."""
+
+    @property
+    def statuses(self) -> Statuses:
+        """Tells and reads what becomes of tasks."""
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """Reads dead letters, and decides about them."""
+
+    @property
+    def control(self) -> Control:
+        """Cancels tasks, and asks what workers do."""
+
+    async def declare(self, queues: Sequence[Queue], /) -> None:
+        """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+
+    def consume(
+        self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
+
+        What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
+        `Control.workers`, from then until the context is left; without it this one is not among them.
+        """
+
+    async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
+        """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done.
+
+        ``updates``: of tasks whose results are kept; durable before their deliveries are gone.
         """
 
     def abandon(self) -> None:

@@ -59,10 +59,10 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Consumer, Select
+    from leveret.brokers.base import Consumer, Control, DeadLetters, Queues, Select, Statuses
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, WorkerReport
 
@@ -109,6 +109,11 @@ class MemoryStore:
         self.feeds = Feeds()
         #: Of the workers that consume now.
         self.describers: list[Describe] = []
+
+    def deal(self, names: Iterable[str]) -> None:
+        """Hand out what is ready in these queues."""
+        for name in names:
+            self.queues[name].deal(self.tokens)
 
 
 class _Stored:
@@ -293,6 +298,201 @@ class _MemoryConsumer:
         self.inbox.close()
 
 
+class MemoryStatuses:
+    """See `leveret.brokers.Statuses`. ``keep``: how long they are kept (seconds)."""
+
+    def __init__(self, store: MemoryStore, keep: float) -> None:
+        self._store = store
+        self._keep = keep
+        self._feeds = Feeds()
+
+    async def notify(self, updates: Sequence[Status]) -> None:
+        self.note(updates)
+
+    async def read(self, ids: Sequence[str]) -> Sequence[Status]:
+        found = [placed(self._store.statuses.get(id_), self._where(id_)) for id_ in dict.fromkeys(ids)]
+        return [status for status in found if status is not None]
+
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+
+        async def join() -> None:
+            await self.join(feed)
+            feed.tell(await self.read(ids))
+
+        return Following(feed, join, lambda: self.leave(feed))
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self.read(list(itertools.islice(reversed(self._store.statuses), limit)))
+
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        return Following(watch, lambda: self.join(watch), lambda: self.leave(watch))
+
+    async def join(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
+            feeds.add(feed)
+
+    async def leave(self, feed: Feed) -> None:
+        for feeds in (self._feeds, self._store.feeds):
+            feeds.remove(feed)
+
+    def close(self) -> None:
+        self._feeds.fail(BrokerUnavailable("the connection was closed by this program"))
+
+    def note(self, updates: Sequence[Status]) -> None:
+        """Add them to what is known, and tell those who follow."""
+        statuses = self._store.statuses
+        for update in updates:
+            known = statuses.pop(update.id, None)
+            statuses[update.id] = newer(known, update)
+        self._store.feeds.tell(updates)
+        # Updates carry the time of day, whatever clock the store goes by.
+        before = time.time() - self._keep
+        for id_ in [id_ for id_, status in itertools.islice(statuses.items(), 2 * len(updates)) if status.at < before]:
+            del statuses[id_]
+
+    def _where(self, id_: str) -> Status | None:
+        return next(filter(None, (stored.status(id_) for stored in self._store.queues.values())), None)
+
+
+class MemoryQueues:
+    """See `leveret.brokers.Queues`."""
+
+    def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
+        self._store = store
+        self._statuses = statuses
+
+    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
+        del queues  # all are known
+        return [
+            QueueStats(
+                name=name,
+                ready=len(stored.ready),
+                running=sum(len(taker.holding) for taker in stored.takers),
+                dead=len(stored.dead),
+                consumers=len(stored.takers),
+                delayed=len(stored.delayed),
+                paused=stored.paused,
+            )
+            for name, stored in sorted(self._store.queues.items())
+        ]
+
+    async def ready(self, queues: Sequence[str]) -> int:
+        return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
+
+    async def pause(self, queue: str) -> None:
+        self._set_paused(queue, paused=True)
+
+    async def resume(self, queue: str) -> None:
+        self._set_paused(queue, paused=False)
+        self._store.deal([queue])
+
+    async def purge(self, queue: str, *, force: bool = False) -> Removed:
+        return self._clear(queue, force=force)[0]
+
+    async def delete(self, queue: str, *, force: bool = False) -> Removed:
+        removed, stored = self._clear(queue, force=force)
+        dead = [letter.envelope.id for letter in stored.dead]
+        stored.dead.clear()
+        stored.paused = False
+        for taker in stored.takers:
+            taker.look_up()
+        self._store.ids.difference_update(dead)
+        if not stored.takers:
+            del self._store.queues[queue]
+        return msgspec.structs.replace(removed, dead=len(dead), kept=bool(stored.takers))
+
+    def _clear(self, queue: str, *, force: bool) -> tuple[Removed, _Stored]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        if stored.takers and not force:
+            running = sum(len(taker.holding) for taker in stored.takers)
+            raise in_use(queue, consumers=len(stored.takers), running=running)
+        removed = Removed(len(stored.ready), len(stored.delayed))
+        now = self._store.clock.time()
+        for envelope in stored.clear():
+            self._store.ids.discard(envelope.id)
+            known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
+            self._statuses.note([purged(known, now)])
+        return removed, stored
+
+    def _set_paused(self, queue: str, *, paused: bool) -> None:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused or resumed")
+        stored.paused = paused
+        for taker in stored.takers:
+            taker.look_up()
+
+
+class MemoryDeadLetters:
+    """See `leveret.brokers.DeadLetters`."""
+
+    def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
+        self._store = store
+        self._statuses = statuses
+
+    async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        stored = self._store.queues.get(queue)
+        letters = stored.dead[:limit] if stored else []
+        return letters if select is None else [one for one in map(select, letters) if one is not None]
+
+    async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        letters = self._take(queue, ids)
+        now = self._store.clock.time()
+        for letter in letters:
+            again = revived(letter.envelope, now)
+            self._store.queues[queue].put(again, self._store.tokens)
+            known = self._store.statuses.get(again.id)
+            if known is not None:
+                self._statuses.note([revived_again(known, now)])
+        self._store.deal([queue] if letters else [])
+        return [letter.envelope.id for letter in letters]
+
+    async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        dropped = [letter.envelope.id for letter in self._take(queue, ids)]
+        self._store.ids.difference_update(dropped)
+        return dropped
+
+    def _take(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist, so it has no dead letters")
+        taken = [letter for letter in stored.dead if letter.envelope.id in ids]
+        stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
+        return taken
+
+
+class MemoryControl:
+    """See `leveret.brokers.Control`."""
+
+    def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
+        self._store = store
+        self._statuses = statuses
+
+    async def cancel(self, id_: str) -> Status | None:
+        mark = CancelRequest(id_, self._store.clock.time())
+        queues = self._store.queues.values()
+        for stored in queues:
+            envelope = stored.withdraw(id_)
+            if envelope is not None:
+                self._store.ids.discard(id_)
+                self._statuses.note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
+            elif any(taker.told(mark) for taker in stored.takers):
+                break
+        known = next(iter(await self._statuses.read([id_])), None)
+        if id_ not in self._store.ids and (known is None or not known.is_final):
+            # Acknowledged before it ran: whoever has it hears of it, as everybody does.
+            for consumer in {taker.consumer for stored in queues for taker in stored.takers}:
+                consumer.inbox.cancel([mark])
+        return known
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        return [describe() for describe in self._store.describers]
+
+
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
 
@@ -300,8 +500,11 @@ class MemoryBroker:
 
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
-        self._keep = keep
-        self._feeds = Feeds()
+        self._statuses = MemoryStatuses(self._store, keep)
+        self.queues: Queues = MemoryQueues(self._store, self._statuses)
+        self.statuses: Statuses = self._statuses
+        self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
+        self.control: Control = MemoryControl(self._store, self._statuses)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
 
@@ -349,7 +552,7 @@ class MemoryBroker:
         self._store.ids.update(ids)
         for envelope in envelopes:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
-        self._deal({envelope.queue for envelope in envelopes})
+        self._store.deal({envelope.queue for envelope in envelopes})
 
     @asynccontextmanager
     async def consume(
@@ -360,7 +563,7 @@ class MemoryBroker:
         takers = {queue.name: _Taker(consumer, credit) for queue in queues}
         for name, taker in takers.items():
             self._store.queues[name].takers.append(taker)
-        self._deal(takers)
+        self._store.deal(takers)
         if describe is not None:
             self._store.describers.append(describe)
         try:
@@ -378,7 +581,7 @@ class MemoryBroker:
                         self._end_cancelled(waiting)
                     else:
                         stored.put_back(msgspec.structs.replace(waiting, returns=waiting.returns + 1))
-            self._deal(takers)
+            self._store.deal(takers)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         kept: list[tuple[_Waiting, Outcome]] = []
@@ -392,179 +595,21 @@ class MemoryBroker:
                 kept.append((waiting, outcome))
         # Of what was lost, whoever has it tells.
         others = set(lost) - {waiting.envelope.id for waiting, _ in kept}
-        self._note([update for update in updates if update.id not in others])
+        self._statuses.note([update for update in updates if update.id not in others])
         for waiting, outcome in kept:
             if waiting.cancelled and isinstance(outcome, (Retrying, Released)):
                 self._end_cancelled(waiting)
             else:
                 self._settle(waiting, outcome)
-        self._deal({delivery.envelope.queue for delivery, _ in settlements})
+        self._store.deal({delivery.envelope.queue for delivery, _ in settlements})
         if lost:
             raise LeaseLost(lost)
-
-    async def tell(self, updates: Sequence[Status]) -> None:
-        self._note(updates)
-
-    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
-        found = [placed(self._store.statuses.get(id_), self._where(id_)) for id_ in dict.fromkeys(ids)]
-        return [status for status in found if status is not None]
-
-    def follow(self, ids: Sequence[str]) -> Following[Feed]:
-        feed = Feed(ids)
-
-        async def join() -> None:
-            await self._join(feed)
-            feed.tell(await self.statuses(ids))
-
-        return Following(feed, join, lambda: self._leave(feed))
-
-    async def recent(self, limit: int) -> Sequence[Status]:
-        return await self.statuses(list(itertools.islice(reversed(self._store.statuses), limit)))
-
-    def watch(self) -> Following[Watch]:
-        watch = Watch()
-        return Following(watch, lambda: self._join(watch), lambda: self._leave(watch))
-
-    async def _join(self, feed: Feed) -> None:
-        for feeds in (self._feeds, self._store.feeds):
-            feeds.add(feed)
-
-    async def _leave(self, feed: Feed) -> None:
-        for feeds in (self._feeds, self._store.feeds):
-            feeds.remove(feed)
-
-    async def workers(self) -> Sequence[WorkerReport]:
-        return [describe() for describe in self._store.describers]
-
-    async def cancel(self, id_: str) -> Status | None:
-        mark = CancelRequest(id_, self._store.clock.time())
-        queues = self._store.queues.values()
-        for stored in queues:
-            envelope = stored.withdraw(id_)
-            if envelope is not None:
-                self._store.ids.discard(id_)
-                self._note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
-            elif any(taker.told(mark) for taker in stored.takers):
-                break
-        known = next(iter(await self.statuses([id_])), None)
-        if id_ not in self._store.ids and (known is None or not known.is_final):
-            # Acknowledged before it ran: whoever has it hears of it, as everybody does.
-            for consumer in {taker.consumer for stored in queues for taker in stored.takers}:
-                consumer.inbox.cancel([mark])
-        return known
-
-    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
-        del queues  # all are known
-        return [
-            QueueStats(
-                name=name,
-                ready=len(stored.ready),
-                running=sum(len(taker.holding) for taker in stored.takers),
-                dead=len(stored.dead),
-                consumers=len(stored.takers),
-                delayed=len(stored.delayed),
-                paused=stored.paused,
-            )
-            for name, stored in sorted(self._store.queues.items())
-        ]
-
-    async def ready(self, queues: Sequence[str]) -> int:
-        return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
-
-    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        stored = self._store.queues.get(queue)
-        letters = stored.dead[:limit] if stored else []
-        return letters if select is None else [one for one in map(select, letters) if one is not None]
-
-    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        letters = self._take_dead(queue, ids)
-        now = self._store.clock.time()
-        for letter in letters:
-            again = revived(letter.envelope, now)
-            self._store.queues[queue].put(again, self._store.tokens)
-            known = self._store.statuses.get(again.id)
-            if known is not None:
-                self._note([revived_again(known, now)])
-        self._deal([queue] if letters else [])
-        return [letter.envelope.id for letter in letters]
-
-    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        dropped = [letter.envelope.id for letter in self._take_dead(queue, ids)]
-        self._store.ids.difference_update(dropped)
-        return dropped
-
-    async def pause(self, queue: str) -> None:
-        self._set_paused(queue, paused=True)
-
-    async def resume(self, queue: str) -> None:
-        self._set_paused(queue, paused=False)
-        self._deal([queue])
-
-    async def purge(self, queue: str, *, force: bool = False) -> Removed:
-        return self._clear(queue, force=force)[0]
-
-    async def delete(self, queue: str, *, force: bool = False) -> Removed:
-        removed, stored = self._clear(queue, force=force)
-        dead = [letter.envelope.id for letter in stored.dead]
-        stored.dead.clear()
-        stored.paused = False
-        for taker in stored.takers:
-            taker.look_up()
-        self._store.ids.difference_update(dead)
-        if not stored.takers:
-            del self._store.queues[queue]
-        return msgspec.structs.replace(removed, dead=len(dead), kept=bool(stored.takers))
-
-    def _clear(self, queue: str, *, force: bool) -> tuple[Removed, _Stored]:
-        stored = self._store.queues.get(queue)
-        if stored is None:
-            raise QueueNotFound(f"queue {queue!r} does not exist")
-        if stored.takers and not force:
-            running = sum(len(taker.holding) for taker in stored.takers)
-            raise in_use(queue, consumers=len(stored.takers), running=running)
-        removed = Removed(len(stored.ready), len(stored.delayed))
-        now = self._store.clock.time()
-        for envelope in stored.clear():
-            self._store.ids.discard(envelope.id)
-            known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
-            self._note([purged(known, now)])
-        return removed, stored
-
-    def _set_paused(self, queue: str, *, paused: bool) -> None:
-        stored = self._store.queues.get(queue)
-        if stored is None:
-            raise QueueNotFound(f"queue {queue!r} does not exist, so it cannot be paused or resumed")
-        stored.paused = paused
-        for taker in stored.takers:
-            taker.look_up()
-
-    def _where(self, id_: str) -> Status | None:
-        return next(filter(None, (stored.status(id_) for stored in self._store.queues.values())), None)
-
-    def _note(self, updates: Sequence[Status]) -> None:
-        statuses = self._store.statuses
-        for update in updates:
-            known = statuses.pop(update.id, None)
-            statuses[update.id] = newer(known, update)
-        self._store.feeds.tell(updates)
-        # Updates carry the time of day, whatever clock the store goes by.
-        before = time.time() - self._keep
-        for id_ in [id_ for id_, status in itertools.islice(statuses.items(), 2 * len(updates)) if status.at < before]:
-            del statuses[id_]
-
-    def _take_dead(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
-        stored = self._store.queues.get(queue)
-        if stored is None:
-            raise QueueNotFound(f"queue {queue!r} does not exist, so it has no dead letters")
-        taken = [letter for letter in stored.dead if letter.envelope.id in ids]
-        stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
-        return taken
 
     def abandon(self) -> None:
         """Nothing is open."""
 
     async def close(self) -> None:
-        self._feeds.fail(BrokerUnavailable("the connection was closed by this program"))
+        self._statuses.close()
 
     def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope
@@ -582,8 +627,4 @@ class MemoryBroker:
         now, envelope = self._store.clock.time(), waiting.envelope
         self._store.ids.discard(envelope.id)
         known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
-        self._note([cancelled_running(known, now)])
-
-    def _deal(self, names: Sequence[str] | set[str] | dict[str, _Taker]) -> None:
-        for name in names:
-            self._store.queues[name].deal(self._store.tokens)
+        self._statuses.note([cancelled_running(known, now)])

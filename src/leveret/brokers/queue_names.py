@@ -32,20 +32,20 @@ class QueueNames:
     async def stats(self, broker: Broker) -> Sequence[QueueStats]:
         """Raises BrokerError, for what was named."""
         try:
-            return await broker.stats(sorted({*self._named, *self._heard}))
+            return await broker.queues.stats(sorted({*self._named, *self._heard}))
         except BrokerUnavailable:
             raise
         except LeveretError:
             if not await self._forget_refused(broker):
                 raise
-        return await broker.stats(sorted({*self._named, *self._heard}))
+        return await broker.queues.stats(sorted({*self._named, *self._heard}))
 
     async def _forget_refused(self, broker: Broker) -> bool:
         """Whether some of those that were heard of cannot be asked for: another program's own, for one."""
         refused = []
         for name in self._heard:
             try:
-                await broker.stats([name])
+                await broker.queues.stats([name])
             except BrokerUnavailable:
                 raise
             except LeveretError:

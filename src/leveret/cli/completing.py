@@ -80,7 +80,7 @@ def _queues(context: click.Context) -> set[str]:
         broker = connect(url, timeout=_TIMEOUT)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                return {one.name for one in await broker.stats(sorted(known))}
+                return {one.name for one in await broker.queues.stats(sorted(known))}
         finally:
             await broker.close()
 

@@ -183,7 +183,11 @@ def retry(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead retry --all
     """
     _decide(
-        words, lambda broker, queue, ids: broker.retry_dead(queue, ids), "put back", everything=everything, **options
+        words,
+        lambda broker, queue, ids: broker.dead_letters.retry(queue, ids),
+        "put back",
+        everything=everything,
+        **options,
     )
 
 
@@ -201,7 +205,13 @@ def drop(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead drop 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
       leveret dead drop default --older 7d
     """
-    _decide(words, lambda broker, queue, ids: broker.drop_dead(queue, ids), "deleted", everything=everything, **options)
+    _decide(
+        words,
+        lambda broker, queue, ids: broker.dead_letters.drop(queue, ids),
+        "deleted",
+        everything=everything,
+        **options,
+    )
 
 
 class _Scope(msgspec.Struct, frozen=True):
@@ -217,7 +227,7 @@ async def _scope(broker: Broker, words: Sequence[str], named: Sequence[str], kno
     """The first word is a queue if there is such a one and none is named by an option."""
     if named or not words:
         return _Scope(await _queues(broker, named, known), tuple(words), bool(named))
-    listed = [one.name for one in await broker.stats([*known, words[0]])]
+    listed = [one.name for one in await broker.queues.stats([*known, words[0]])]
     if words[0] in listed:
         return _Scope([words[0]], tuple(words[1:]), named=True)
     return _Scope(listed, tuple(words), named=False)
@@ -227,7 +237,7 @@ async def _queues(broker: Broker, named: Sequence[str], known: Sequence[str]) ->
     """Those that are named, each of which must exist; else all that there are. Raises QueueNotFound."""
     for name in named:
         await require(broker, name)
-    return list(dict.fromkeys(named)) or [one.name for one in await broker.stats(list(known))]
+    return list(dict.fromkeys(named)) or [one.name for one in await broker.queues.stats(list(known))]
 
 
 def _decide(
@@ -281,7 +291,7 @@ async def _find(broker: Broker, queue: str, chosen: _Filter, *, whole: bool = Fa
             return None
         return letter if whole else _without_body(letter)
 
-    return list(await broker.dead_letters(queue, limit=_MOST, select=select))
+    return list(await broker.dead_letters.read(queue, limit=_MOST, select=select))
 
 
 def _without_body(letter: DeadLetter) -> DeadLetter:

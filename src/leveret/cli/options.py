@@ -124,7 +124,7 @@ def within(error: Exception, place: str) -> Exception:
 
 async def require(broker: Broker, queue: str) -> None:
     """Raises QueueNotFound, with what was perhaps meant."""
-    known = [one.name for one in await broker.stats([queue])]
+    known = [one.name for one in await broker.queues.stats([queue])]
     if queue not in known:
         raise unknown_queue(queue, known)
 

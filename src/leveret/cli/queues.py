@@ -38,7 +38,7 @@ def pause(queues: tuple[str, ...], app: str | None, url: str | None) -> None:
       leveret queues pause mail
       leveret queues pause mail images --url amqp://guest:guest@localhost/
     """
-    _change(queues, app, url, lambda broker, queue: broker.pause(queue), "is paused")
+    _change(queues, app, url, lambda broker, queue: broker.queues.pause(queue), "is paused")
 
 
 @click.command()
@@ -52,7 +52,7 @@ def resume(queues: tuple[str, ...], app: str | None, url: str | None) -> None:
     Examples:
       leveret queues resume mail
     """
-    _change(queues, app, url, lambda broker, queue: broker.resume(queue), "goes on")
+    _change(queues, app, url, lambda broker, queue: broker.queues.resume(queue), "goes on")
 
 
 def _removal_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,7 +145,7 @@ def command(app: str | None, queues: tuple[str, ...], as_json: bool, url: str | 
     """
     found = target(app, url)
     names = list(dict.fromkeys([*queues, *found.queues]))
-    every = ask(found, lambda broker: broker.stats(names))
+    every = ask(found, lambda broker: broker.queues.stats(names))
     stats = [one for one in every if not queues or one.name in queues]
     missing = [name for name in queues if name not in {one.name for one in every}]
     if as_json:
@@ -191,14 +191,14 @@ def _remove(queues: Sequence[str], app: str | None, url: str | None, act: str, *
     names = list(dict.fromkeys(queues))
 
     async def all_of_them(broker: Broker) -> None:
-        stats = {one.name: one for one in await broker.stats(names)}
+        stats = {one.name: one for one in await broker.queues.stats(names)}
         for queue in names:
             if queue not in stats:
                 raise unknown_queue(queue, stats)
         if not yes:
             _confirm([stats[queue] for queue in names], act, found.place)
         for queue in names:
-            removed = await (broker.purge if act == "purge" else broker.delete)(queue, force=force)
+            removed = await (broker.queues.purge if act == "purge" else broker.queues.delete)(queue, force=force)
             click.echo(f"queue {queue!r} is {act}d{_kept(removed)}: {_counted(removed, act)}")
 
     ask(found, all_of_them)

@@ -140,11 +140,11 @@ class Client:
 
     async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
         """What is known of tasks now, by their ids; nothing of those that are not known. Raises BrokerError."""
-        return await self._producer().broker.statuses(ids)
+        return await self._producer().broker.statuses.read(ids)
 
     def follow(self, ids: Sequence[str], /) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
         """News of tasks, by their ids: what is known now, then each change. Raises BrokerError."""
-        return awaited(self._producer().broker.follow(ids), ids)
+        return awaited(self._producer().broker.statuses.follow(ids), ids)
 
     def on_their_way(self, ids: Collection[str], /) -> frozenset[str]:
         """Those of these tasks that this program is storing now."""
@@ -152,8 +152,8 @@ class Client:
         return frozenset(id_ for one in producers for id_ in one.on_their_way() if id_ in ids)
 
     async def cancel(self, id_: str, /) -> Status | None:
-        """See `leveret.brokers.Broker.cancel`; `Handle.cancel` waits for what comes of it."""
-        return await self._producer().broker.cancel(id_)
+        """See `leveret.brokers.Control.cancel`; `Handle.cancel` waits for what comes of it."""
+        return await self._producer().broker.control.cancel(id_)
 
     def restore(self, task: str | None, queue: str, result: msgspec.Raw, /) -> Any:
         """An encoded result as its task returned it; plain JSON when the task is not registered here."""

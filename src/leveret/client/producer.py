@@ -59,7 +59,7 @@ class LoopProducer:
                 stored = True
                 if told:
                     now = time.time()
-                    await self.broker.tell([enqueued(envelope, now) for envelope in envelopes])
+                    await self.broker.statuses.notify([enqueued(envelope, now) for envelope in envelopes])
         except (BrokerError, TimeoutError) as error:
             if not stored and isinstance(error, TimeoutError) and wanted - self._declared:
                 names = ", ".join(map(repr, sorted(wanted)))

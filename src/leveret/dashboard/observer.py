@@ -146,7 +146,7 @@ class Observer:
         known = self._whole.get(id_)
         fresh = known is not None and (known.status.is_final or time.monotonic() - known.asked < _STALE)
         if not fresh:
-            found = next(iter(await self.broker.statuses([id_])), None)
+            found = next(iter(await self.broker.statuses.read([id_])), None)
             if found is None:
                 self._whole.pop(id_, None)
                 return self._tasks.get(id_)
@@ -170,21 +170,21 @@ class Observer:
             return await self._read_letters(queue)
 
     async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.Broker.retry_dead`."""
+        """See `leveret.brokers.DeadLetters.retry`."""
         async with self._at_the_letters:
-            return await self.broker.retry_dead(queue, ids)
+            return await self.broker.dead_letters.retry(queue, ids)
 
     async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.Broker.drop_dead`."""
+        """See `leveret.brokers.DeadLetters.drop`."""
         async with self._at_the_letters:
-            return await self.broker.drop_dead(queue, ids)
+            return await self.broker.dead_letters.drop(queue, ids)
 
     async def letter(self, queue: str, id_: str) -> DeadLetter | None:
         """One whole, but for a body that is too large for a page. Raises BrokerError."""
         async with self._at_the_letters:
             known = self._opened.get((queue, id_))
             if known is None or time.monotonic() - known.asked > _STALE_LETTERS:
-                found = await self.broker.dead_letters(
+                found = await self.broker.dead_letters.read(
                     queue, limit=MOST_LETTERS, select=lambda one: _opened(one) if one.envelope.id == id_ else None
                 )
                 known = _Letters(found, time.monotonic(), len(found))
@@ -194,7 +194,7 @@ class Observer:
             return next(iter(known.letters), None)
 
     async def _read_letters(self, queue: str) -> Sequence[DeadLetter]:
-        return await self.broker.dead_letters(queue, limit=MOST_LETTERS, select=_listed)
+        return await self.broker.dead_letters.read(queue, limit=MOST_LETTERS, select=_listed)
 
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""
@@ -220,7 +220,7 @@ class Observer:
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _ask(self) -> None:
-        stats, workers = await asyncio.gather(self._queues.stats(self.broker), self.broker.workers())
+        stats, workers = await asyncio.gather(self._queues.stats(self.broker), self.broker.control.workers())
         for worker in workers:
             self._queues.hear(worker.queues)
         self.stats, self.workers = stats, workers
@@ -230,8 +230,8 @@ class Observer:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self.broker.watch() as news:
-                    for status in reversed(await self.broker.recent(_MOST_TASKS)):
+                async with self.broker.statuses.watch() as news:
+                    for status in reversed(await self.broker.statuses.recent(_MOST_TASKS)):
                         self._keep(_light(status))
                     self._changed()
                     async for updates in news:

@@ -274,10 +274,10 @@ class Dashboard:
         form = await self._form(request)
         queue = text.unpacked(form.get("queue", ""))
         if form.get("action") == "pause":
-            await self._app.client.broker.pause(queue)
+            await self._app.client.broker.queues.pause(queue)
             said = "paused"
         elif form.get("action") == "resume":
-            await self._app.client.broker.resume(queue)
+            await self._app.client.broker.queues.resume(queue)
             said = "resumed"
         else:
             raise HTTPException(400, "The form does not say what to do.")
@@ -287,7 +287,7 @@ class Dashboard:
     async def _cancel(self, request: Request) -> Response:
         form = await self._form(request)
         id_ = text.unpacked(form.get("id", ""))
-        status = await self._app.client.broker.cancel(id_)
+        status = await self._app.client.broker.control.cancel(id_)
         ends = time.monotonic() + _CANCEL
         while status is not None and not status.is_final and time.monotonic() < ends:
             version = self._observer.version

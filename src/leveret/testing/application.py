@@ -227,8 +227,8 @@ class AppUnderTest:
         Returns:
             The dead letters of each queue, the oldest first.
         """
-        names = self._broker.queues if queue is None else [queue]
-        return [letter for name in names for letter in await self._broker.dead_letters(name, limit=1_000_000)]
+        names = self._broker.names if queue is None else [queue]
+        return [letter for name in names for letter in await self._broker.dead_letters.read(name, limit=1_000_000)]
 
     def dead_letters_sync(self, queue: str | None = None) -> list[DeadLetter]:
         """``dead_letters`` for a test without an event loop.
@@ -365,7 +365,7 @@ class _Drain:
     async def run(self) -> None:
         self._broker.home = asyncio.get_running_loop()
         try:
-            while self._broker.is_busy(self._broker.queues) and self._started <= self._at_most:
+            while self._broker.is_busy(self._broker.names) and self._started <= self._at_most:
                 await self._work()
             await asyncio.gather(*self._leaving)
         finally:
@@ -380,7 +380,7 @@ class _Drain:
 
     async def _work(self) -> None:
         """One worker's life."""
-        queues = tuple(self._broker.queues)
+        queues = tuple(self._broker.names)
 
         def listen(event: Event) -> None:
             if isinstance(event, TaskStarted):

@@ -144,7 +144,7 @@ async def settle_all(broker: Broker, deliveries: Sequence[Delivery], outcome: Ou
 
 
 async def stats_of(broker: Broker, queue: Queue) -> QueueStats:
-    return next(stats for stats in await broker.stats([queue.name]) if stats.name == queue.name)
+    return next(stats for stats in await broker.queues.stats([queue.name]) if stats.name == queue.name)
 
 
 async def becomes(broker: Broker, queue: Queue, **expected: int) -> None:

@@ -101,7 +101,7 @@ async def what_is_ready_is_counted_cheaply(bench: Bench) -> None:
 async def counts(broker: Broker, queues: Sequence[str], count: int) -> None:
     """Wait until so many are ready."""
     for _ in range(200):
-        ready = await broker.ready(queues)
+        ready = await broker.queues.ready(queues)
         if ready == count:
             return
         await asyncio.sleep(0.05)
@@ -278,7 +278,7 @@ async def a_dead_letter_is_kept_with_its_reason(bench: Bench) -> None:
     await broker.settle([(first, DeadLettered("why", "where")), (second, DeadLettered("why too"))])
     await becomes(broker, bench.queue, ready=0, running=0, dead=2)
     for _ in range(3):
-        letters = await broker.dead_letters(bench.queue.name, limit=10)
+        letters = await broker.dead_letters.read(bench.queue.name, limit=10)
         assert [(letter.envelope.id, letter.reason, letter.traceback) for letter in letters] == [
             (first.envelope.id, "why", "where"),
             (second.envelope.id, "why too", ""),
@@ -288,7 +288,7 @@ async def a_dead_letter_is_kept_with_its_reason(bench: Bench) -> None:
     assert letters[0].died_at is not None
     assert letters[0].worker is not None
     assert letters[0].worker.endswith(f":{os.getpid()}")
-    assert len(await broker.dead_letters(bench.queue.name, limit=1)) == 1
+    assert len(await broker.dead_letters.read(bench.queue.name, limit=1)) == 1
     await becomes(broker, bench.queue, dead=2)
 
 
@@ -306,7 +306,9 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
     await settle_all(broker, [again, *first[1:]], DeadLettered("why"))
     await becomes(broker, bench.queue, dead=4)
     ids = [envelope.id for envelope in sent]
-    assert sorted(await broker.retry_dead(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted([ids[0], ids[2]])
+    assert sorted(await broker.dead_letters.retry(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted(
+        [ids[0], ids[2]]
+    )
     revived = await taken.next(2)
     assert {delivery.envelope.id for delivery in revived} == {ids[0], ids[2]}
     assert all(
@@ -314,9 +316,9 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
         for delivery in revived
     )
     await settle_all(broker, revived, Succeeded())
-    assert list(await broker.drop_dead(bench.queue.name, [ids[1]])) == [ids[1]]
+    assert list(await broker.dead_letters.drop(bench.queue.name, [ids[1]])) == [ids[1]]
     await becomes(broker, bench.queue, ready=0, running=0, dead=1)
-    (left,) = await broker.dead_letters(bench.queue.name, limit=10)
+    (left,) = await broker.dead_letters.read(bench.queue.name, limit=10)
     assert left.envelope.id == ids[3]
 
 
@@ -336,8 +338,8 @@ async def headers_are_kept_on_every_copy(bench: Bench) -> None:
     (second,) = await taken.next()
     await broker.settle([(second, DeadLettered("why"))])
     await becomes(broker, bench.queue, dead=1)
-    (letter,) = await broker.dead_letters(bench.queue.name, limit=10)
-    await broker.retry_dead(bench.queue.name, [first.envelope.id])
+    (letter,) = await broker.dead_letters.read(bench.queue.name, limit=10)
+    await broker.dead_letters.retry(bench.queue.name, [first.envelope.id])
     (third,) = await taken.next()
     for envelope in (first.envelope, second.envelope, letter.envelope, third.envelope):
         assert envelope.headers == headers, f"attempt {envelope.attempt} has {envelope.headers}"
@@ -502,10 +504,10 @@ async def a_task_keeps_its_priority(bench: Bench) -> None:
         assert {text(delivery): delivery.envelope.priority for delivery in deliveries} == wanted
         await settle_all(broker, deliveries, outcome)
     await becomes(broker, bench.queue, dead=3)
-    letters = await broker.dead_letters(bench.queue.name, limit=3)
+    letters = await broker.dead_letters.read(bench.queue.name, limit=3)
     assert {text_of(letter.envelope): letter.envelope.priority for letter in letters} == wanted
     assert [letter.envelope.id for letter in letters] == [delivery.envelope.id for delivery in deliveries]
-    await broker.retry_dead(bench.queue.name, [letter.envelope.id for letter in letters])
+    await broker.dead_letters.retry(bench.queue.name, [letter.envelope.id for letter in letters])
     assert {text(delivery): delivery.envelope.priority for delivery in await taken.next(3)} == wanted
 
 
@@ -536,7 +538,7 @@ async def a_queue_that_is_not_there_is_an_error(bench: Bench) -> None:
     with refused(QueueNotFound) as refusal:
         await broker.publish(envelopes)
     assert set(getattr(refusal[0], "ids", ())) == {envelope.id for envelope in envelopes}
-    for decide in (broker.retry_dead, broker.drop_dead):
+    for decide in (broker.dead_letters.retry, broker.dead_letters.drop):
         with refused(QueueNotFound):
             await decide(bench.queue.name, ["a"])
 
@@ -549,7 +551,7 @@ async def a_queue_that_may_not_be_made_is_not_made(bench: Bench) -> None:
     for _ in range(2):
         with refused(QueueNotFound):
             await broker.declare([made, absent])
-    assert not [stats for stats in await broker.stats([made.name]) if stats.name == made.name]
+    assert not [stats for stats in await broker.queues.stats([made.name]) if stats.name == made.name]
     await broker.declare([Queue(absent.name)])
     await broker.declare([absent, made])
     await becomes(broker, made, ready=0)
@@ -613,4 +615,4 @@ async def another_limit_is_a_mismatch(bench: Bench) -> None:
         await bench.broker().declare([made, Queue(queue.name, max_length=6)])
     assert "5" in str(refusal[0])
     assert "6" in str(refusal[0])
-    assert not [stats for stats in await broker.stats([made.name]) if stats.name == made.name]
+    assert not [stats for stats in await broker.queues.stats([made.name]) if stats.name == made.name]

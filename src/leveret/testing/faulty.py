@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from leveret.brokers import CancelRequests, Deliveries, Feed, Following, Paused, Watch
-from leveret.brokers.memory import MemoryBroker, MemoryStore
+from leveret.brokers.memory import MemoryBroker, MemoryStatuses, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 
-    from leveret.brokers import Arrival, Consumer
+    from leveret.brokers import Arrival, Consumer, Control
     from leveret.client import Task
     from leveret.errors import BrokerError
     from leveret.model import CancelRequest, Describe, Status
@@ -119,15 +119,17 @@ class FaultyBroker(MemoryBroker):
         self.published: list[Envelope] = []
         #: The loop on which a worker runs now: what other threads do is done there.
         self.home: asyncio.AbstractEventLoop | None = None
+        self.statuses = _StatusesAtHome(self._statuses, self)
+        self.control = _ControlAtHome(self.control, self)
         self._on_crash = on_crash
         self._on_cut = on_cut
         self._unanswered: list[asyncio.Future[None]] = []
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await self._at_home(self._publish(envelopes))
+        await self.at_home(self._publish(envelopes))
 
     async def declare(self, queues: Sequence[Queue]) -> None:
-        await self._at_home(super().declare(queues))
+        await self.at_home(super().declare(queues))
 
     @asynccontextmanager
     async def consume(
@@ -136,33 +138,6 @@ class FaultyBroker(MemoryBroker):
         async with AsyncExitStack() as connection:
             inner = await connection.enter_async_context(super().consume(queues, credit=credit, describe=describe))
             yield _FaultyConsumer(self, inner, connection)
-
-    async def tell(self, updates: Sequence[Status]) -> None:
-        await self._at_home(super().tell(updates))
-
-    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
-        return await self._at_home(super().statuses(ids))
-
-    async def cancel(self, id_: str) -> Status | None:
-        return await self._at_home(super().cancel(id_))
-
-    async def recent(self, limit: int) -> Sequence[Status]:
-        return await self._at_home(super().recent(limit))
-
-    def follow(self, ids: Sequence[str]) -> Following[Feed]:
-        feed = Feed(ids)
-        relay = _Relay(feed)
-
-        async def join() -> None:
-            await self._at_home(self._join(relay))
-            feed.tell(await self.statuses(ids))
-
-        return Following(feed, join, lambda: self._at_home(self._leave(relay)))
-
-    def watch(self) -> Following[Watch]:
-        watch = Watch()
-        relay = _Relay(watch)
-        return Following(watch, lambda: self._at_home(self._join(relay)), lambda: self._at_home(self._leave(relay)))
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         for delivery, outcome in settlements:
@@ -181,7 +156,8 @@ class FaultyBroker(MemoryBroker):
         self._unanswered.clear()
 
     @property
-    def queues(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:
+        """Its queues."""
         return list(self._store.queues)
 
     def is_busy(self, queues: Sequence[str]) -> bool:
@@ -226,12 +202,56 @@ class FaultyBroker(MemoryBroker):
     def _goes_wrong(self, fault: Fault, envelopes: Sequence[Envelope]) -> bool:
         return bool([envelope for envelope in envelopes if self.faults.happens(fault, envelope.task)])
 
-    async def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it on the loop that a worker runs on, if there is one: the store is not for two threads at once."""
         home = self.home
         if home is None or home is asyncio.get_running_loop():
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
+
+
+class _StatusesAtHome:
+    def __init__(self, inner: MemoryStatuses, broker: FaultyBroker) -> None:
+        self._inner = inner
+        self._at_home = broker.at_home
+
+    async def notify(self, updates: Sequence[Status]) -> None:
+        await self._at_home(self._inner.notify(updates))
+
+    async def read(self, ids: Sequence[str]) -> Sequence[Status]:
+        return await self._at_home(self._inner.read(ids))
+
+    async def recent(self, limit: int) -> Sequence[Status]:
+        return await self._at_home(self._inner.recent(limit))
+
+    def follow(self, ids: Sequence[str]) -> Following[Feed]:
+        feed = Feed(ids)
+        relay = _Relay(feed)
+
+        async def join() -> None:
+            await self._at_home(self._inner.join(relay))
+            feed.tell(await self.read(ids))
+
+        return Following(feed, join, lambda: self._at_home(self._inner.leave(relay)))
+
+    def watch(self) -> Following[Watch]:
+        watch = Watch()
+        relay = _Relay(watch)
+        return Following(
+            watch,
+            lambda: self._at_home(self._inner.join(relay)),
+            lambda: self._at_home(self._inner.leave(relay)),
+        )
+
+
+class _ControlAtHome:
+    def __init__(self, inner: Control, broker: FaultyBroker) -> None:
+        self._at_home = broker.at_home
+        self._inner = inner
+        self.workers = inner.workers
+
+    async def cancel(self, id_: str) -> Status | None:
+        return await self._at_home(self._inner.cancel(id_))
 
 
 class _Relay(Feed):

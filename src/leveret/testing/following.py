@@ -52,7 +52,7 @@ class News:
 async def published(broker: Broker, envelope: Envelope) -> None:
     """As an application does it."""
     await broker.publish([envelope])
-    await broker.tell([enqueued(envelope, time.time())])
+    await broker.statuses.notify([enqueued(envelope, time.time())])
 
 
 async def ended(broker: Broker, delivery: Delivery, outcome: Outcome) -> None:
@@ -65,7 +65,7 @@ async def status_of(broker: Broker, id_: str, *states: str) -> Status:
     """The status, once it is in one of the states: producers' word may come a moment later."""
     deadline = asyncio.get_running_loop().time() + PATIENCE
     while True:
-        found = await broker.statuses([id_])
+        found = await broker.statuses.read([id_])
         if found and found[0].state in states:
             return found[0]
         assert asyncio.get_running_loop().time() < deadline, f"{states} was due, it is {found}"
@@ -77,7 +77,7 @@ def sent(bench: Bench, text: str, **changes: object) -> Envelope:
 
 
 def follow(broker: Broker, *envelopes: Envelope) -> AbstractAsyncContextManager[Feed]:
-    return broker.follow([envelope.id for envelope in envelopes])
+    return broker.statuses.follow([envelope.id for envelope in envelopes])
 
 
 @check
@@ -89,7 +89,7 @@ async def a_status_is_known_everywhere(bench: Bench) -> None:
     assert (await status_of(other, envelope.id, "queued")).task == "check"
     taken = await bench.consumer(broker)
     (delivery,) = await taken.next()
-    await broker.tell([started(envelope, "check", time.time())])
+    await broker.statuses.notify([started(envelope, "check", time.time())])
     status = await status_of(other, envelope.id, "running")
     assert status.started_at is not None
     assert status.worker is not None
@@ -97,7 +97,7 @@ async def a_status_is_known_everywhere(bench: Bench) -> None:
     status = await status_of(other, envelope.id, "succeeded")
     assert bytes(status.encoded_result) == b'{"a":[1,2]}'
     assert (status.queue, status.attempt) == (bench.queue.name, 1)
-    assert await other.statuses(["0" * 32, "never-was"]) == []
+    assert await other.statuses.read(["0" * 32, "never-was"]) == []
 
 
 @check
@@ -110,7 +110,7 @@ async def a_task_that_a_worker_holds_is_queued_until_it_begins(bench: Bench) -> 
     (delivery,) = await taken.next()
     await becomes(broker, bench.queue, running=1)
     assert (await status_of(other, envelope.id, "queued", "running")).state == "queued"
-    await broker.tell([started(envelope, "check", time.time())])
+    await broker.statuses.notify([started(envelope, "check", time.time())])
     await status_of(other, envelope.id, "running")
     await ended(broker, delivery, Succeeded(b"1"))
 
@@ -128,9 +128,9 @@ async def who_follows_is_told_each_change(bench: Bench) -> None:
         taken = await bench.consumer(broker)
         (delivery,) = await taken.next()
         running = started(envelope, "check", time.time())
-        await broker.tell([running])
+        await broker.statuses.notify([running])
         assert (await news.until("running")).progress is None
-        await broker.tell([msgspec.structs.replace(running, progress=Progress(3, 7, "half"))])
+        await broker.statuses.notify([msgspec.structs.replace(running, progress=Progress(3, 7, "half"))])
         assert (await news.until("running")).progress == Progress(3, 7, "half")
         await ended(broker, delivery, Retrying("it broke", "the traceback", delay=0.3))
         status = await news.until("retrying")
@@ -148,12 +148,12 @@ async def who_follows_hears_that_the_broker_is_closed(bench: Bench) -> None:
     """Instead of waiting for ever. What was told until then is not lost."""
     broker, other = await bench.declared(), bench.broker()
     envelope = sent(bench, "a")
-    async with follow(broker, envelope) as feed, broker.watch() as watch:
+    async with follow(broker, envelope) as feed, broker.statuses.watch() as watch:
         news = News(feed)
         await published(broker, envelope)
         await news.until("queued")
         await (await bench.consumer(other)).next()
-        await broker.tell([started(envelope, envelope.task, time.time())])
+        await broker.statuses.notify([started(envelope, envelope.task, time.time())])
         await broker.close()
         for ended_ in (feed, watch):
             try:
@@ -220,7 +220,7 @@ async def a_delayed_task_says_when(bench: Bench) -> None:
     await published(broker, returned)
     taken = await bench.consumer(broker)
     (delivery,) = await taken.next()
-    await broker.tell([started(returned, "check", time.time())])
+    await broker.statuses.notify([started(returned, "check", time.time())])
     await status_of(broker, returned.id, "running")
     await taken.consumer.stop()
     await ended(broker, delivery, Released())
@@ -239,7 +239,7 @@ async def a_revived_task_is_queued_again(bench: Bench) -> None:
             break
     await status_of(broker, envelope.id, "dead")
     await becomes(broker, bench.queue, dead=1)
-    await broker.retry_dead(bench.queue.name, [envelope.id])
+    await broker.dead_letters.retry(bench.queue.name, [envelope.id])
     await status_of(broker, envelope.id, "queued")
     taken = await bench.consumer(broker)
     (delivery,) = await taken.next()
@@ -257,7 +257,7 @@ async def a_cancelled_task_that_waits_never_runs(bench: Bench) -> None:
     for envelope in (ready, delayed):
         await status_of(other, envelope.id, "queued", "delayed")
         async with follow(other, envelope) as feed:
-            status = await other.cancel(envelope.id)
+            status = await other.control.cancel(envelope.id)
             assert status is not None
             assert status.state == "cancelled"
             assert "before it ran" in ((await News(feed).until("cancelled")).error or "")
@@ -287,9 +287,9 @@ async def who_runs_a_cancelled_task_is_told(bench: Bench) -> None:
     await published(broker, envelope)
     async with broker.consume([bench.queue], credit=1) as consumer, asyncio.timeout(PATIENCE):
         (delivery,) = await anext(batches_of(consumer))
-        await broker.tell([started(envelope, "check", time.time())])
+        await broker.statuses.notify([started(envelope, "check", time.time())])
         await status_of(other, envelope.id, "running")
-        cancelling = asyncio.ensure_future(other.cancel(envelope.id))
+        cancelling = asyncio.ensure_future(other.control.cancel(envelope.id))
         request = await _request(consumer, envelope)
         assert request.covers(envelope)
         assert not request.covers(msgspec.structs.replace(envelope, enqueued_at=request.at + 1))
@@ -316,12 +316,12 @@ async def who_runs_a_cancelled_task_that_is_acknowledged_is_told(bench: Bench) -
             deliveries |= {delivery.envelope.id: delivery for delivery in await anext(coming)}
         for envelope in (acknowledged, unrecorded):
             await broker.settle([(deliveries[envelope.id], Succeeded())])
-        await broker.tell([started(acknowledged, "check", time.time())])
+        await broker.statuses.notify([started(acknowledged, "check", time.time())])
         await status_of(other, acknowledged.id, "running")
-        status = await other.cancel(acknowledged.id)
+        status = await other.control.cancel(acknowledged.id)
         assert status is not None
         assert status.state == "running"
-        await other.cancel(unrecorded.id)
+        await other.control.cancel(unrecorded.id)
         # An outcome of another task, before the marks are read, does not hide them.
         await ended(broker, deliveries[neighbour.id], Succeeded(b"1"))
         marks: dict[str, CancelRequest] = {}
@@ -344,10 +344,10 @@ async def who_takes_no_more_still_hears_of_a_cancellation(bench: Bench) -> None:
     async with asyncio.timeout(PATIENCE):
         async with broker.consume([bench.queue], credit=1) as consumer:
             (delivery,) = await anext(batches_of(consumer))
-            await broker.tell([started(envelope, "check", time.time())])
+            await broker.statuses.notify([started(envelope, "check", time.time())])
             await status_of(other, envelope.id, "running")
             await consumer.stop()
-            await other.cancel(envelope.id)
+            await other.control.cancel(envelope.id)
             assert (await _request(consumer, envelope)).covers(envelope)
             await ended(broker, delivery, Cancelled("cancelled while it ran"))
         assert [arrival async for arrival in consumer] == []
@@ -363,9 +363,9 @@ async def what_is_cancelled_and_comes_back_does_not_run(bench: Bench) -> None:
         async with broker.consume([bench.queue], credit=1) as consumer:
             (delivery,) = await anext(batches_of(consumer))
             await consumer.stop()
-            await broker.tell([started(envelope, "check", time.time())])
+            await broker.statuses.notify([started(envelope, "check", time.time())])
             await status_of(other, envelope.id, "running")
-            await other.cancel(envelope.id)
+            await other.control.cancel(envelope.id)
             await ended(broker, delivery, outcome)
         await published(broker, neighbour)
         assert await _ran(broker, bench, 1.5) == ["next"]
@@ -389,17 +389,17 @@ async def what_was_cancelled_in_vain_may_live_again(bench: Bench) -> None:
                 break
         for delivery in deliveries:
             if delivery.envelope.id == early.id:
-                await broker.tell([started(early, "check", time.time())])
+                await broker.statuses.notify([started(early, "check", time.time())])
                 await status_of(other, early.id, "running")
-                await other.cancel(early.id)
+                await other.control.cancel(early.id)
             await ended(broker, delivery, DeadLettered("broken"))
     await becomes(broker, bench.queue, dead=3)
-    status = await other.cancel(late.id)
+    status = await other.control.cancel(late.id)
     assert status is not None
     assert status.state == "dead"
     known = [CancelRequest(id_, time.time()) for id_ in ids]
-    assert sorted(await other.retry_dead(bench.queue.name, ids)) == sorted(ids)
-    await other.cancel(again.id)
+    assert sorted(await other.dead_letters.retry(bench.queue.name, ids)) == sorted(ids)
+    await other.control.cancel(again.id)
     assert sorted(await _ran(broker, bench, 1.5, known)) == ["early", "late"]
 
 
@@ -412,10 +412,10 @@ async def it_is_too_late_to_cancel_what_has_ended(bench: Bench) -> None:
     taken = await bench.consumer(broker)
     (delivery,) = await taken.next()
     await ended(broker, delivery, Succeeded(b"1"))
-    status = await broker.cancel(envelope.id)
+    status = await broker.control.cancel(envelope.id)
     assert status is not None
     assert status.state == "succeeded"
-    assert await broker.cancel("never-was") is None
+    assert await broker.control.cancel("never-was") is None
 
 
 async def _ran(broker: Broker, bench: Bench, seconds: float, known: Sequence[CancelRequest] = ()) -> list[str]:

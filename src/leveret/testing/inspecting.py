@@ -39,7 +39,7 @@ class Self:
 
 async def workers_of(broker: Broker, bench: Bench) -> list[WorkerReport]:
     """Those of this check, by their names."""
-    found = [report for report in await broker.workers() if bench.queue.name in report.queues]
+    found = [report for report in await broker.control.workers() if bench.queue.name in report.queues]
     return sorted(found, key=lambda report: report.name)
 
 
@@ -83,10 +83,10 @@ async def what_changed_last_comes_first(bench: Bench) -> None:
     a, b, c = await taken.next(3)
     await ended(broker, c, DeadLettered("broken", "where"))
     await ended(broker, a, Succeeded(b"1"))
-    await broker.tell([started(b.envelope, "check", time.time())])
+    await broker.statuses.notify([started(b.envelope, "check", time.time())])
     deadline = asyncio.get_running_loop().time() + PATIENCE
     while True:
-        recent = [status for status in await other.recent(1_000) if status.queue == bench.queue.name]
+        recent = [status for status in await other.statuses.recent(1_000) if status.queue == bench.queue.name]
         if [status.state for status in recent] == ["running", "succeeded", "dead"]:
             break
         assert asyncio.get_running_loop().time() < deadline, recent
@@ -94,7 +94,7 @@ async def what_changed_last_comes_first(bench: Bench) -> None:
     assert [status.id for status in recent] == [d.envelope.id for d in (b, a, c)]
     assert (recent[2].error, recent[2].traceback) == ("broken", "where")
     assert bytes(recent[1].encoded_result) == b"1"
-    assert len(await other.recent(2)) == 2
+    assert len(await other.statuses.recent(2)) == 2
 
 
 @check
@@ -106,13 +106,13 @@ async def who_watches_sees_all_that_changes(bench: Bench) -> None:
     taken = await bench.consumer(broker)
     (first,) = await taken.next()
     await ended(broker, first, Succeeded(b"0"))
-    async with other.watch() as updates:
+    async with other.statuses.watch() as updates:
         seen = _Seen(updates, bench)
         envelope = sent(bench, "a")
         await published(broker, envelope)
         await seen.until(envelope.id, "queued")
         (delivery,) = await taken.next()
-        await broker.tell([started(envelope, "check", time.time())])
+        await broker.statuses.notify([started(envelope, "check", time.time())])
         assert (await seen.until(envelope.id, "running")).task == "check"
         await ended(broker, delivery, Succeeded(b'"done"'))
         assert bytes((await seen.until(envelope.id, "succeeded")).encoded_result) == b'"done"'
@@ -124,7 +124,7 @@ async def who_watches_slowly_misses_no_task(bench: Bench) -> None:
     """Many updates that wait to be read are added up; two may watch at once."""
     broker, other = await bench.declared(), bench.broker()
     taken = await bench.consumer(broker, credit=None)
-    async with other.watch() as updates, other.watch() as more:
+    async with other.statuses.watch() as updates, other.statuses.watch() as more:
         envelopes = [sent(bench, str(number)) for number in range(200)]
         for envelope in envelopes:
             await published(broker, envelope)

@@ -16,14 +16,14 @@ async def a_paused_queue_hands_nothing_out(bench: Bench) -> None:
     broker = await bench.declared()
     one = await bench.consumer(bench.broker(), credit=1)
     two = await bench.consumer(bench.broker(), credit=1)
-    await broker.pause(bench.queue.name)
+    await broker.queues.pause(bench.queue.name)
     await one.sees_paused(bench.queue)
     await two.sees_paused(bench.queue)
     await broker.publish(bench.envelopes(*"abcd"))
     await becomes(broker, bench.queue, ready=4, running=0, consumers=2, paused=True)
     await one.nothing()
     await two.nothing()
-    await broker.resume(bench.queue.name)
+    await broker.queues.resume(bench.queue.name)
     await one.sees_paused()
     await two.sees_paused()
     deliveries = [*await one.next(), *await two.next()]
@@ -41,7 +41,10 @@ async def a_pause_arrives(bench: Bench) -> None:
     broker = await bench.declared()
     async with bench.broker().consume([bench.queue], credit=1) as consumer, asyncio.timeout(PATIENCE):
         arriving = aiter(consumer)
-        for change, expected in ((broker.pause, frozenset({bench.queue.name})), (broker.resume, frozenset())):
+        for change, expected in (
+            (broker.queues.pause, frozenset({bench.queue.name})),
+            (broker.queues.resume, frozenset()),
+        ):
             waiting = asyncio.ensure_future(anext(arriving))
             await change(bench.queue.name)
             arrival = await waiting
@@ -58,13 +61,13 @@ async def what_a_paused_queue_handed_out_can_be_settled(bench: Bench) -> None:
     await broker.publish(bench.envelopes(*"abcd"))
     taken = await bench.consumer(broker, credit=3)
     first, second, third = await taken.next(3)
-    await broker.pause(bench.queue.name)
+    await broker.queues.pause(bench.queue.name)
     await taken.sees_paused(bench.queue)
     await becomes(broker, bench.queue, ready=1, running=3, paused=True)
     await broker.settle([(first, Succeeded()), (second, Retrying("again")), (third, Released())])
     await becomes(broker, bench.queue, ready=3, running=0, paused=True)
     await taken.nothing()
-    await broker.resume(bench.queue.name)
+    await broker.queues.resume(bench.queue.name)
     again = await taken.next(3)
     assert sorted((text(delivery), delivery.envelope.attempt) for delivery in again) == [("b", 2), ("c", 1), ("d", 1)]
     await settle_all(broker, again, Succeeded())
@@ -77,14 +80,14 @@ async def a_consumer_that_comes_later_sees_the_pause(bench: Bench) -> None:
     other = bench.other_queue()
     broker = await bench.declared()
     await broker.declare([other])
-    await broker.pause(bench.queue.name)
+    await broker.queues.pause(bench.queue.name)
     await broker.publish([*bench.envelopes("paused"), bench.envelope("free", queue=other.name)])
     taken = await bench.consumer(bench.broker(), bench.queue, other, credit=5)
     assert await taken.texts(1) == ["free"]
     await taken.nothing()
     await taken.sees_paused(bench.queue)
     await becomes(broker, other, paused=False)
-    await broker.resume(bench.queue.name)
+    await broker.queues.resume(bench.queue.name)
     assert await taken.texts(1) == ["paused"]
 
 
@@ -96,11 +99,11 @@ async def a_queue_may_be_paused_again_and_again(bench: Bench) -> None:
     taken = await bench.consumer(broker, credit=1)
     (running,) = await taken.next()
     for _ in range(3):
-        await broker.pause(bench.queue.name)
-        await broker.pause(bench.queue.name)
+        await broker.queues.pause(bench.queue.name)
+        await broker.queues.pause(bench.queue.name)
         await taken.sees_paused(bench.queue)
-        await broker.resume(bench.queue.name)
-        await broker.resume(bench.queue.name)
+        await broker.queues.resume(bench.queue.name)
+        await broker.queues.resume(bench.queue.name)
         await taken.sees_paused()
     await broker.settle([(running, Succeeded())])
     assert await taken.texts(1) == ["b"]
@@ -116,10 +119,10 @@ async def credit_holds_across_a_pause(bench: Bench) -> None:
     held = await taken.next(3)
     await broker.settle([(held.pop(0), Succeeded())])
     held += await taken.next(1)
-    await broker.pause(bench.queue.name)
+    await broker.queues.pause(bench.queue.name)
     await taken.sees_paused(bench.queue)
     await broker.settle([(held.pop(0), Succeeded())])
-    await broker.resume(bench.queue.name)
+    await broker.queues.resume(bench.queue.name)
     await taken.sees_paused()
     held += await taken.next(1)
     await taken.nothing()
@@ -132,7 +135,7 @@ async def credit_holds_across_a_pause(bench: Bench) -> None:
 @check
 async def a_queue_that_is_not_there_cannot_be_paused(bench: Bench) -> None:
     """A misspelt name is an error."""
-    for change in (bench.broker().pause, bench.broker().resume):
+    for change in (bench.broker().queues.pause, bench.broker().queues.resume):
         with refused(QueueNotFound) as refusal:
             await change(bench.queue.name)
         assert bench.queue.name in str(refusal[0])

@@ -27,7 +27,7 @@ async def a_purge_deletes_what_waits(bench: Bench) -> None:
     broker = bench.broker()
     await broker.publish([*bench.envelopes(*"abc"), bench.envelope("later", due=time.time() + 600)])
     await becomes(broker, bench.queue, ready=3, delayed=1)
-    removed = await broker.purge(bench.queue.name)
+    removed = await broker.queues.purge(bench.queue.name)
     assert (removed.ready, removed.delayed, removed.dead) == (3, 1, 0)
     await becomes(broker, bench.queue, ready=0, delayed=0, dead=1)
     await broker.publish(bench.envelopes("d"))
@@ -43,12 +43,12 @@ async def a_deleted_queue_is_gone_and_can_be_made_again(bench: Bench) -> None:
     await _with_one_dead(bench)
     producer, broker = await bench.declared(), bench.broker()
     await producer.publish([*bench.envelopes("a"), bench.envelope("later", due=time.time() + 600)])
-    await broker.pause(bench.queue.name)
+    await broker.queues.pause(bench.queue.name)
     await becomes(broker, bench.queue, ready=1, delayed=1, dead=1)
-    removed = await broker.delete(bench.queue.name)
+    removed = await broker.queues.delete(bench.queue.name)
     assert (removed.ready, removed.delayed, removed.dead, removed.kept) == (1, 1, 1, False)
-    assert [one for one in await broker.stats([bench.queue.name]) if one.name == bench.queue.name] == []
-    assert list(await broker.dead_letters(bench.queue.name, limit=10)) == []
+    assert [one for one in await broker.queues.stats([bench.queue.name]) if one.name == bench.queue.name] == []
+    assert list(await broker.dead_letters.read(bench.queue.name, limit=10)) == []
     other = bench.other_queue()
     await broker.declare([other])  # what comes next must not go here, whatever number the store gives it
     await producer.publish(bench.envelopes("b"))
@@ -63,11 +63,11 @@ async def a_queue_in_use_is_deleted_by_force_alone(bench: Bench) -> None:
     await broker.publish(bench.envelopes(*"ab"))
     taken = await bench.consumer(bench.broker(), credit=1)
     (running,) = await taken.next()
-    for remove in (broker.purge, broker.delete):
+    for remove in (broker.queues.purge, broker.queues.delete):
         with refused(QueueInUse):
             await remove(bench.queue.name)
     await becomes(broker, bench.queue, ready=1, running=1)
-    removed = await broker.purge(bench.queue.name, force=True)
+    removed = await broker.queues.purge(bench.queue.name, force=True)
     assert (removed.ready, removed.delayed) == (1, 0)
     await taken.nothing()
     await settle_all(broker, [running], Succeeded())
@@ -79,6 +79,6 @@ async def a_queue_in_use_is_deleted_by_force_alone(bench: Bench) -> None:
 @check
 async def what_is_not_there_is_not_deleted(bench: Bench) -> None:
     broker = bench.broker()
-    for remove in (broker.purge, broker.delete):
+    for remove in (broker.queues.purge, broker.queues.delete):
         with refused(QueueNotFound):
             await remove(bench.queue.name)

@@ -84,12 +84,12 @@ class Session:
 
     async def stats(self) -> Sequence[QueueStats]:
         """What is in its queues. Raises BrokerError."""
-        return await self.broker.stats(self.queues)
+        return await self.broker.queues.stats(self.queues)
 
     async def ready(self) -> int:
         """How many tasks wait with the broker that may be run. Raises BrokerError."""
         paused = self.consumer.paused
-        return await self.broker.ready([name for name in self.queues if name not in paused])
+        return await self.broker.queues.ready([name for name in self.queues if name not in paused])
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         """The executor tells something."""

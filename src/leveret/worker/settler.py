@@ -114,7 +114,7 @@ class StatusUpdates:
 
     async def _tell(self, updates: Sequence[Status]) -> None:
         try:
-            await self._broker.tell(updates)
+            await self._broker.statuses.notify(updates)
         except BrokerError as error:
             self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)
 

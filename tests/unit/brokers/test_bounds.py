@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from leveret.brokers import CancelRequests, connect
-from leveret.brokers.memory import MemoryBroker
+from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
 from leveret.brokers.queue_names import QueueNames
 from leveret.brokers.rabbitmq.statuses.streams import read
 from leveret.errors import QueueMismatch
@@ -159,8 +159,8 @@ async def test_a_bad_row_is_unknown_and_the_others_are_known(tmp_path: Path) -> 
     broker = connect(f"sqlite:///{path}")
     try:
         await broker.declare([Queue("work")])
-        await broker.tell([Status("good", "running", time.time(), "work")])
-        await until(lambda: broker.statuses(["good"]), "it is known")
+        await broker.statuses.notify([Status("good", "running", time.time(), "work")])
+        await until(lambda: broker.statuses.read(["good"]), "it is known")
         with closing(sqlite3.connect(path)) as file, file:
             file.execute(
                 "INSERT INTO record (id, change, at, status) VALUES ('bad', 99, 1.0, ?)", (bad('"at": 1e308'),)
@@ -169,28 +169,31 @@ async def test_a_bad_row_is_unknown_and_the_others_are_known(tmp_path: Path) -> 
                 "INSERT INTO task (queue, state, id, body, attempt, enqueued_at, died_at)"
                 " SELECT id, 'dead', 'letter', x'7b7d', 1, -5.0, 1e308 FROM queue"
             )
-        assert [one.id for one in await broker.statuses(["bad", "good"])] == ["good"]
-        assert {one.id for one in await broker.recent(10)} == {"good", "letter"}
-        (letter,) = await broker.dead_letters("work", limit=5)
+        assert [one.id for one in await broker.statuses.read(["bad", "good"])] == ["good"]
+        assert {one.id for one in await broker.statuses.recent(10)} == {"good", "letter"}
+        (letter,) = await broker.dead_letters.read("work", limit=5)
         assert (letter.died_at, letter.envelope.enqueued_at) == (None, None)
     finally:
         await broker.close()
 
 
 async def test_a_queue_that_was_only_heard_of_costs_nothing() -> None:
-    class Refusing(MemoryBroker):
+    class Refusing(MemoryQueues):
         async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
             if "theirs" in queues:
                 raise QueueMismatch("theirs", found={}, wanted={}, remedy="use another name")
             return [QueueStats(name, 0, 0, 0, 0) for name in queues]
 
+    store = MemoryStore()
+    broker = MemoryBroker(store)
+    broker.queues = Refusing(store, MemoryStatuses(store, 60.0))
     names = QueueNames(["work"])
     names.hear(["theirs", "other"])
-    assert [one.name for one in await names.stats(Refusing())] == ["other", "work"]
+    assert [one.name for one in await names.stats(broker)] == ["other", "work"]
     names.hear(["theirs", *map(str, range(5_000))])
-    assert 500 < len(await names.stats(Refusing())) <= 1_001
+    assert 500 < len(await names.stats(broker)) <= 1_001
     with pytest.raises(QueueMismatch):
-        await QueueNames(["theirs"]).stats(Refusing())
+        await QueueNames(["theirs"]).stats(broker)
 
 
 async def test_a_mark_from_the_future_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,12 +151,12 @@ async def test_an_id_is_taken_until_its_task_has_ended(open_broker: Callable[[],
             assert await is_refused(broker, twin)
             await settle_all(broker, running, outcome)
             assert await is_refused(broker, twin)
-        await broker.retry_dead(bench.queue.name, ["twin"])
+        await broker.dead_letters.retry(bench.queue.name, ["twin"])
         assert await is_refused(broker, twin)
         await settle_all(broker, await taken.next(), Succeeded())
         assert not await is_refused(broker, twin)
         await settle_all(broker, await taken.next(), DeadLettered("no"))
-        await broker.drop_dead(bench.queue.name, ["twin"])
+        await broker.dead_letters.drop(bench.queue.name, ["twin"])
         assert not await is_refused(broker, twin)
 
 

@@ -46,7 +46,7 @@ async def test_a_worker_describes_itself() -> None:
         await bench.put("wait", "d", "e", "f")
 
         async def report() -> WorkerReport | None:
-            (found,) = await bench.broker.workers()
+            (found,) = await bench.broker.control.workers()
             return found if found.waiting == 1 else None
 
         told = await until(report, "two run and one waits")
@@ -59,7 +59,7 @@ async def test_a_worker_describes_itself() -> None:
         assert child.rss > 1_000_000
         bench.gate.set()
         await bench.wait_until_settled(7)
-    assert await bench.broker.workers() == []
+    assert await bench.broker.control.workers() == []
 
 
 def test_a_slow_reader_of_everything_is_given_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,17 +124,17 @@ async def test_what_is_enqueued_is_recorded_only_for_who_watches(tmp_path: Path)
     async def publish() -> str:
         envelope = Envelope(new_id(), "work", "say", b"{}", enqueued_at=time.time())
         await broker.publish([envelope])
-        await broker.tell([enqueued(envelope, time.time())])
+        await broker.statuses.notify([enqueued(envelope, time.time())])
         return envelope.id
 
     unseen = await publish()
     assert await _has(path, "record", 0)
-    async with other.watch() as updates:
+    async with other.statuses.watch() as updates:
         seen = await publish()
         assert [status.id for status in await anext(updates)] == [seen]
     later = await publish()
     assert await _has(path, "record", 1)
-    recent = await other.recent(5)
+    recent = await other.statuses.recent(5)
     assert {(status.id, status.state) for status in recent} == {(id_, "queued") for id_ in (unseen, seen, later)}
     await broker.close()
     await other.close()

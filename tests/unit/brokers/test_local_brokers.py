@@ -55,13 +55,13 @@ async def test_what_is_due_is_queued_though_nobody_consumes(any_place: Place) ->
         bench = Bench(any_place.open, stack)
         broker, other = await bench.declared(), bench.broker()
         told, untold = (sent(bench, text, due=time.time() + 0.2) for text in ("told", "untold"))
-        async with broker.watch():
+        async with broker.statuses.watch():
             await published(broker, told)
             await broker.publish([untold])
         assert (await status_of(other, told.id, "delayed")).due == told.due
         for envelope in (told, untold):
             assert (await status_of(other, envelope.id, "queued")).due is None
-        (stats,) = await other.stats()
+        (stats,) = await other.queues.stats()
         assert (stats.ready, stats.delayed) == (2, 0)
 
 
@@ -115,7 +115,7 @@ async def test_an_id_that_is_used_again_has_no_past(any_place: Place) -> None:
             envelope = bench.envelope(result.decode(), id="invoice-42", enqueued_at=time.time() - age)
             await published(broker, envelope)
             (delivery,) = await taken.next()
-            await broker.tell([started(envelope, "check", time.time())])
+            await broker.statuses.notify([started(envelope, "check", time.time())])
             await ended(broker, delivery, Succeeded(result))
         status = await status_of(broker, envelope.id, "succeeded")
         assert (status.enqueued_at, bytes(status.encoded_result)) == (envelope.enqueued_at, b"2")
@@ -131,7 +131,7 @@ async def test_a_revived_task_keeps_its_history(any_place: Place) -> None:
         taken = await bench.consumer(broker)
         (delivery,) = await taken.next()
         await ended(broker, delivery, DeadLettered("broken"))
-        await broker.retry_dead(bench.queue.name, [envelope.id])
+        await broker.dead_letters.retry(bench.queue.name, [envelope.id])
         (delivery,) = await taken.next()
         await ended(broker, delivery, Succeeded(b"1"))
         status = await status_of(broker, envelope.id, "succeeded")
@@ -142,6 +142,6 @@ async def test_deciding_about_the_dead_of_a_queue_that_is_not_there_is_refused(a
     """It is misspelt: that nothing was found would look as if nothing were dead."""
     async with AsyncExitStack() as stack:
         broker = await Bench(any_place.open, stack).declared()
-        for decide in (broker.retry_dead, broker.drop_dead):
+        for decide in (broker.dead_letters.retry, broker.dead_letters.drop):
             with pytest.raises(QueueNotFound, match="misspelt"):
                 await decide("misspelt", ["1"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from leveret import App
-from leveret.brokers.memory import MemoryBroker
+from leveret.brokers.memory import MemoryBroker, MemoryQueues
 from leveret.cli.dead import command
 from leveret.cli.options import Target
 from leveret.cli.status import status
@@ -32,19 +32,37 @@ class Letters(MemoryBroker):
         super().__init__()
         self.letters = letters
         self.discarded: list[tuple[str, str]] = []
+        self.revived: list[tuple[str, str]] = []
+        self.queues = LetterQueues(self)
+        self.dead_letters = Kept(self)
 
-    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        found = [one for one in self.letters if one.envelope.queue == queue][:limit]
+
+class Kept:
+    def __init__(self, broker: Letters) -> None:
+        self._broker = broker
+
+    async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        found = [one for one in self._broker.letters if one.envelope.queue == queue][:limit]
         return found if select is None else [one for one in map(select, found) if one is not None]
+
+    async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        self._broker.revived += [(queue, id_) for id_ in ids]
+        return ids
+
+    async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        self._broker.discarded += [(queue, id_) for id_ in ids]
+        return ids
+
+
+class LetterQueues(MemoryQueues):
+    def __init__(self, broker: Letters) -> None:
+        super().__init__(broker._store, broker._statuses)
+        self._broker = broker
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues
-        names = dict.fromkeys(one.envelope.queue for one in self.letters)
+        names = dict.fromkeys(one.envelope.queue for one in self._broker.letters)
         return [QueueStats(name, 0, 0, 1, 0) for name in names]
-
-    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        self.discarded += [(queue, id_) for id_ in ids]
-        return ids
 
 
 def run(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, *arguments: str) -> str:
@@ -59,13 +77,14 @@ def letter(id_: str, died_at: float | None, reason: str = "ValueError") -> DeadL
 
 
 def test_a_time_of_death_that_is_unknown_is_not_1970(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found(Letters):
-        async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
-            return [buried(one) for one in self.letters if one.envelope.id in ids]
+    letters = letter("a", None), letter("b", 1e9)
+
+    async def statuses(ids: Sequence[str]) -> Sequence[Status]:
+        return [buried(one) for one in letters if one.envelope.id in ids]
 
     def app(*_: object, **__: object) -> App:
         app = App("memory://")
-        monkeypatch.setattr(app.client, "statuses", Found(letter("a", None), letter("b", 1e9)).statuses)
+        monkeypatch.setattr(app.client, "statuses", statuses)
         return app
 
     monkeypatch.setattr("leveret.cli.status.App", app)
@@ -139,15 +158,10 @@ def test_off_a_terminal_each_letter_is_one_line_below_a_header(monkeypatch: pyte
 
 
 class Queues(Letters):
-    """Letters of several queues, which can be put back."""
+    """Letters of several queues."""
 
     def __init__(self) -> None:
         super().__init__(*(DeadLetter(Envelope(id_, q, "say", b"{}"), "E", "", 1.0) for id_, q in IDS))
-        self.revived: list[tuple[str, str]] = []
-
-    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        self.revived += [(queue, id_) for id_ in ids]
-        return ids
 
 
 IDS = (("1", "mail"), ("2", "work"), ("3", "work"))

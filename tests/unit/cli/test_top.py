@@ -42,7 +42,7 @@ async def test_failures_are_those_that_stand() -> None:
     def update(id_: str, state: State, at: float, error: str | None = None) -> Status:
         return Status(id_, state, began + at, "work", "say", error=error)
 
-    await broker.tell(
+    await broker.statuses.notify(
         [update("1", "dead", 1.0, "old"), update("2", "retrying", 2.0, "not yet"), update("3", "dead", 3.0)]
     )
     async with Collector(broker, []) as collector:
@@ -52,9 +52,11 @@ async def test_failures_are_those_that_stand() -> None:
             return [one.id for one in figures.failures] == list(ids)
 
         assert await seen("3", "2", "1")
-        await broker.tell([update("2", "running", 4.0), update("1", "queued", 4.0), update("4", "dead", 5.0)])
+        await broker.statuses.notify(
+            [update("2", "running", 4.0), update("1", "queued", 4.0), update("4", "dead", 5.0)]
+        )
         await until(lambda: seen("4", "3", "2"), "the revived one is gone, the running one stays")
-        await broker.tell([update("2", "succeeded", 6.0), update("3", "dead", 7.0, "again")])
+        await broker.statuses.notify([update("2", "succeeded", 6.0), update("3", "dead", 7.0, "again")])
         await until(lambda: seen("3", "4"), "what did well is gone")
 
 

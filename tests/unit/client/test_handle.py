@@ -39,7 +39,7 @@ async def test_a_dead_letter_that_was_put_back_is_alive_to_its_handle() -> None:
                 with pytest.raises(TaskFailed, match="ValueError"):
                     await handle.result(60)
             fails.clear()
-            assert len(await bench.broker.retry_dead("work", [first.id, second.id])) == 2
+            assert len(await bench.broker.dead_letters.retry("work", [first.id, second.id])) == 2
             await bench.wait_for(lambda: len(bench.told(TaskSettled)) == 2, "they have been dead once")
             assert (await second.cancel(timeout=60)).state == "cancelled"
             bench.gate.set()

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from leveret import App, ConfigurationError, Progress
-from leveret.brokers.memory import MemoryBroker
+from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
 from leveret.model import Envelope, Queue, Succeeded, new_id
@@ -83,11 +83,11 @@ async def test_a_failure_is_shown_though_much_has_succeeded_since(app: App) -> N
         await until(lambda: _source_with(visitor, "/", "no such file"), "the failure is known")
         now = time.time()
         others = [Status(str(number), "succeeded", now, "work", "other") for number in range(1_500)]
-        await app.client.broker.tell(others)
+        await app.client.broker.statuses.notify(others)
         await until(lambda: _source_with(visitor, "/", ">1499</bdi>"), "the others are known")
         assert "no such file" in await visitor.get("/")
         assert "no such file" not in await visitor.get("/tasks")
-        await app.client.broker.retry_dead("work", [dead().id])
+        await app.client.broker.dead_letters.retry("work", [dead().id])
         await until(lambda: _source_without(visitor, "/", "no such file"), "it waits again, and is no failure")
 
 
@@ -102,10 +102,10 @@ async def test_a_queue_is_paused_and_resumed(app: App) -> None:
         answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "pause")])
         assert answer.status_code == 200
         assert "The queue is paused" in answer.text
-        assert [one.paused for one in await app.client.broker.stats()] == [True]
+        assert [one.paused for one in await app.client.broker.queues.stats()] == [True]
         answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "resume")])
         assert "The queue goes on" in answer.text
-        assert [one.paused for one in await app.client.broker.stats()] == [False]
+        assert [one.paused for one in await app.client.broker.queues.stats()] == [False]
 
 
 async def test_a_queue_that_is_not_there(app: App) -> None:
@@ -139,13 +139,13 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
             body=b'{"args": ["photo.jpg"], "kwargs": {"width": 80}}',
         )
         await app.client.broker.declare([Queue("work")])
-        await app.client.broker.tell([running])
+        await app.client.broker.statuses.notify([running])
         page = await visitor.get("/task?id=one")
         assert '<progress max="100" value="25"' in page
         assert "row 30" in page
         assert "Running for" in page
         assert "photo.jpg" in page
-        await app.client.broker.tell(
+        await app.client.broker.statuses.notify(
             [Status("one", "succeeded", now + 1, "work", "resize", 2, encoded_result=msgspec.Raw(b'{"w": 80}'))]
         )
         page = await until(lambda: _source_with(visitor, "/task?id=one", "succeeded</span>"), "it is shown")
@@ -196,7 +196,7 @@ async def test_dead_letters_are_put_back(app: App) -> None:
         assert await _ids(visitor, "/dead?queue=work") == {letters[number].id for number in (1, 2, 4)}
         answer = await visitor.post("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")])
         assert "3 dead letters put back" in answer.text
-        assert [(one.ready, one.dead) for one in await app.client.broker.stats()] == [(5, 0)]
+        assert [(one.ready, one.dead) for one in await app.client.broker.queues.stats()] == [(5, 0)]
 
 
 async def test_readers_at_the_same_time_see_all_dead_letters(app: App) -> None:
@@ -214,13 +214,13 @@ async def test_all_that_match_are_dropped_after_a_question(app: App) -> None:
         fields = [("queue", "work"), ("action", "drop"), ("error", "timeout"), ("all", "yes")]
         answer = await visitor.post("/dead", fields)
         assert "Drop 2 dead letters for good?" in answer.text
-        assert (await app.client.broker.stats())[0].dead == 3
+        assert (await app.client.broker.queues.stats())[0].dead == 3
         ids = {one.get("value") or "" for one in Page(answer.text).all("input") if one.get("name") == "id"}
         assert ids == {dead(1).id, dead(2).id}
         fields = [("queue", "work"), ("action", "drop"), ("sure", "yes"), *(("id", one) for one in sorted(ids))]
         answer = await visitor.post("/dead", fields)
         assert "2 dead letters deleted for good" in answer.text
-        assert [one.envelope.id for one in await app.client.broker.dead_letters("work", limit=9)] == [dead(3).id]
+        assert [one.envelope.id for one in await app.client.broker.dead_letters.read("work", limit=9)] == [dead(3).id]
 
 
 @pytest.mark.parametrize("evil", HOSTILE)
@@ -233,7 +233,7 @@ async def test_whatever_is_shown_is_escaped(app: App, evil: str) -> None:
     async with visiting(app) as visitor:
         await bury(app.client.broker, [envelope], evil, huge)
         await take(app.client.broker, [good], lambda _: Succeeded(msgspec.json.encode([evil, {evil: huge[:50_000]}])))
-        await app.client.broker.tell(
+        await app.client.broker.statuses.notify(
             [Status(f"{evil}3", "running", time.time(), "work", task, worker=evil, progress=Progress(1, 2, evil))]
         )
         await until(lambda: _source_with(visitor, "/tasks", "running</span>"), "the tasks are known")
@@ -302,7 +302,7 @@ async def test_a_change_from_elsewhere_is_refused(
             answer = await visitor.post(path, [*change, *fields], **headers)
             assert answer.status_code == 403
             assert "Nothing was done" in answer.text
-        (stats,) = await app.client.broker.stats()
+        (stats,) = await app.client.broker.queues.stats()
         assert (stats.dead, stats.ready, stats.paused) == (1, 0, False)
 
 
@@ -457,7 +457,7 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
     await until(knows, "the failure is known")
     monkeypatch.setattr("leveret.dashboard.observer.IDLE", 0.0)
     await until(rests, "nothing is asked any more")
-    await app.client.broker.drop_dead("work", [dead(1).id])
+    await app.client.broker.dead_letters.drop("work", [dead(1).id])
     monkeypatch.undo()
     observer.look()
     assert (observer.stats, observer.latest(), observer.failures()) == ((), [], [])
@@ -468,11 +468,14 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
 
 
 async def test_whatever_goes_wrong_is_told_and_asked_again(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(MemoryBroker):
+    class Broken(MemoryQueues):
         async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
             raise RuntimeError(f"no {queues}")
 
-    with app.client.enqueuing_to(Broken()):
+    store = MemoryStore()
+    broker = MemoryBroker(store)
+    broker.queues = Broken(store, MemoryStatuses(store, 60.0))
+    with app.client.enqueuing_to(broker):
         observer = Observer(app)
         observer.look()
         await observer.first_answer()

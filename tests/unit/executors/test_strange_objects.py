@@ -165,7 +165,7 @@ async def test_a_telemetry_that_fails_does_not_hide_that_a_task_is_stored(caplog
         handle = await task.enqueue()
         assert [one.id for one in await task.enqueue_many([(), ()])]
         assert (await handle.status()).state == "queued"
-        (stats,) = await app.client.broker.stats(["default"])
+        (stats,) = await app.client.broker.queues.stats(["default"])
         assert stats.ready == 3
     assert caplog.text.count("LookupError: its own mistake") == 2
 
@@ -191,7 +191,7 @@ async def test_a_telemetry_that_fails_before_a_task_is_stored_fails_the_enqueue(
         task = app.task(name="work")(lambda: 5)
         with pytest.raises(LookupError):
             await task.enqueue()
-        assert [one.ready for one in await app.client.broker.stats(["default"])] in ([], [0])
+        assert [one.ready for one in await app.client.broker.queues.stats(["default"])] in ([], [0])
 
 
 @pytest.mark.parametrize(

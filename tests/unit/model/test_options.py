@@ -220,7 +220,7 @@ async def test_what_does_not_fit_is_a_dead_letter(header: str, value: Any) -> No
     async with bench.working():
         await bench.wait_until_settled(2)
     assert bench.done == ["fine"]
-    (letter,) = await bench.broker.dead_letters("work", limit=10)
+    (letter,) = await bench.broker.dead_letters.read("work", limit=10)
     assert letter.reason.startswith(f"its header {header} is {value!r}: it must be ")
     assert letter.envelope.headers["tenant"] == "acme"
 
@@ -279,7 +279,7 @@ async def test_the_timeout_of_one_enqueue() -> None:
 async def told(bench: Bench, id_: str) -> list[Status]:
     async with bench.working():
         await bench.wait_until_settled(1)
-    return list(await bench.broker.statuses([id_]))
+    return list(await bench.broker.statuses.read([id_]))
 
 
 async def test_one_enqueue_whose_result_is_not_stored() -> None:

@@ -55,7 +55,7 @@ async def test_one_that_is_given_up_has_ended(caplog: pytest.LogCaptureFixture) 
     await bench.broker.publish([envelope])
     async with bench.working(grace=0.05):
         await bench.wait_for(lambda: "start a" in bench.done, "it runs")
-    (status,) = await bench.broker.statuses([envelope.id])
+    (status,) = await bench.broker.statuses.read([envelope.id])
     assert (status.state, status.error) == ("dead", "its worker stopped before it had ended")
     assert (
         "failed, and does not run again (acknowledge='before'): its worker stopped before it had ended" in caplog.text
@@ -79,7 +79,7 @@ async def test_one_that_cannot_be_acknowledged_does_not_start_after_the_stop() -
         await bench.wait_for(lambda: not worker.condition().running, "it is given up")
         broker.is_away = False
     assert bench.done == []
-    (status,) = await broker.statuses([envelope.id])
+    (status,) = await broker.statuses.read([envelope.id])
     assert status.state == "dead"
     assert await bench.counts() == (0, 0, 0)
 
@@ -124,13 +124,13 @@ async def test_it_is_known_at_each_moment(kind: str, tmp_path: Path) -> None:
 
     async def settle_and_look(settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         await settle(settlements, updates)
-        seen.append([status.state for status in await broker.statuses([envelope.id])])
+        seen.append([status.state for status in await broker.statuses.read([envelope.id])])
 
     broker.settle = settle_and_look  # type: ignore[method-assign]
     async with bench.working():
 
         async def has_ended() -> bool:
-            return [status.state for status in await broker.statuses([envelope.id])] == ["succeeded"]
+            return [status.state for status in await broker.statuses.read([envelope.id])] == ["succeeded"]
 
         await until(has_ended, "it has ended")
     assert seen == [["queued"], ["succeeded"]]

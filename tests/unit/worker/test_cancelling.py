@@ -15,7 +15,7 @@ async def test_what_is_cancelled_as_it_comes_waits_for_no_slot() -> None:
         await bench.wait_for(lambda: bench.done, "the only slot is taken")
         envelope = Envelope(new_id(), "work", "say", b'{"args":["a"]}')
         await bench.broker.publish([envelope])
-        await bench.broker.cancel(envelope.id)
+        await bench.broker.control.cancel(envelope.id)
         (settled,) = await bench.wait_until_settled(1)
         assert settled.outcome == Cancelled("cancelled before it ran")
         bench.gate.set()
@@ -33,5 +33,5 @@ async def test_what_runs_on_in_a_worker_that_stops_is_cancelled() -> None:
         await bench.wait_for(lambda: bench.done, "it runs")
         worker.stop()
         await bench.wait_for(lambda: bench.told(WorkerStopping), "the worker stops")
-        await bench.broker.cancel(envelope.id)
+        await bench.broker.control.cancel(envelope.id)
     assert [event.outcome for event in bench.told(TaskSettled)] == [Cancelled("cancelled while it ran")]

@@ -11,7 +11,7 @@ import pytest
 
 from leveret import BrokerUnavailable, LeaseLost, Queue
 from leveret.brokers import Deliveries
-from leveret.brokers.memory import MemoryBroker
+from leveret.brokers.memory import MemoryBroker, MemoryStatuses, MemoryStore
 from leveret.model import Succeeded
 from leveret.observe.events import TaskSettled
 from leveret.testing.bench import batches_of
@@ -163,7 +163,7 @@ async def test_its_result_stays() -> None:
     async with bench.working() as worker:
         await bench.wait_for(lambda: broker.settlements == 2, "both are settled")
         (settled,) = bench.told(TaskSettled)
-        (status,) = await broker.statuses([settled.envelope.id])
+        (status,) = await broker.statuses.read([settled.envelope.id])
         del worker
     assert bytes(status.encoded_result) == b"3"
 
@@ -258,19 +258,26 @@ async def test_a_task_that_is_acknowledged_before_it_runs_may_come_again_when_it
     assert await bench.counts() == (0, 0, 0)
 
 
+class Noting(MemoryStatuses):
+    def __init__(self, store: MemoryStore, told: list[Status]) -> None:
+        super().__init__(store, 60.0)
+        self._told = told
+
+    async def notify(self, updates: Sequence[Status]) -> None:
+        self._told += updates
+
+
 class Robbed(Thinned):
     """Loses each lease while the task runs, to another worker that has done it."""
 
     def __init__(self) -> None:
         super().__init__(lambda envelope: (envelope, 0))
         self.told: list[Status] = []
+        self.statuses = Noting(self._store, self.told)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         self.told += updates
         raise LeaseLost([delivery.envelope.id for delivery, _ in settlements])
-
-    async def tell(self, updates: Sequence[Status]) -> None:
-        self.told += updates
 
     def lease(self, delivery: Delivery) -> Lease:
         self.last = delivery = msgspec.structs.replace(delivery, lease=super().lease(delivery))

@@ -26,14 +26,14 @@ async def test_one_that_becomes_silent_while_it_runs_has_an_end() -> None:
     async with bench.working() as worker:
 
         async def runs() -> bool:
-            return [status.state for status in await bench.broker.statuses([envelope.id])] == ["running"]
+            return [status.state for status in await bench.broker.statuses.read([envelope.id])] == ["running"]
 
         await until(runs, "it is said to run")
         worker.adopt(silenced(Manifest.of(bench.app), "wait"))
         bench.gate.set()
         (settled,) = await bench.wait_until_settled(1)
         assert settled.outcome == Succeeded(b"null")
-    (status,) = await bench.broker.statuses([envelope.id])
+    (status,) = await bench.broker.statuses.read([envelope.id])
     assert status.state == "succeeded"
 
 

@@ -94,7 +94,7 @@ async def test_what_cannot_run_is_dead_and_its_neighbours_run(task: str | None, 
     async with bench.working():
         await bench.wait_until_settled(2)
     assert await bench.counts() == (0, 0, 1)
-    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    (letter,) = await bench.broker.dead_letters.read("work", limit=9)
     assert letter.reason.startswith(reason)
     assert bench.done == ["b"]
 
@@ -210,7 +210,7 @@ async def test_only_the_queues_named_are_worked_on() -> None:
         await bench.put("say", "a")
         await bench.wait_until_settled(1)
     assert bench.told(WorkerReady) == [WorkerReady(["work"])]
-    assert [stats.name for stats in await bench.broker.stats()] == ["work"]
+    assert [stats.name for stats in await bench.broker.queues.stats()] == ["work"]
 
 
 async def test_a_queue_named_twice_is_one() -> None:
@@ -289,7 +289,7 @@ async def test_what_comes_back_again_and_again_is_dead() -> None:
     async with bench.working():
         (settled,) = await bench.wait_until_settled(1)
     assert isinstance(settled.outcome, DeadLettered)
-    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    (letter,) = await bench.broker.dead_letters.read("work", limit=9)
     assert letter.reason.startswith(f"it came back {MAX_RETURNS} times without an outcome")
     assert bench.done == []
 
@@ -315,7 +315,7 @@ async def test_what_expired_is_dead_and_what_has_not_is_run() -> None:
     async with bench.working():
         await bench.wait_until_settled(2)
     assert bench.done == ["in time"]
-    (letter,) = await bench.broker.dead_letters("work", limit=9)
+    (letter,) = await bench.broker.dead_letters.read("work", limit=9)
     assert letter.envelope.body == b'{"args":["late"]}'
     assert letter.reason.startswith("it expired 1.")
 

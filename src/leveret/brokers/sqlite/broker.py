@@ -7,45 +7,27 @@ import logging
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.base import Capabilities
 from leveret.brokers.deadlines import Deadlines
-from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer, sweep
-from leveret.brokers.sqlite.identity import FileAway
+from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
+from leveret.brokers.sqlite.facets import File, SQLiteControl, SQLiteDeadLetters, SQLiteQueues, SQLiteStatuses
 from leveret.brokers.sqlite.problems import translate
-from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.settling import Settling
-from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.wakeup import WakeUps
-from leveret.brokers.sqlite.watcher import Watcher
 from leveret.brokers.sqlite.writer import Writer
 from leveret.brokers.urls import MEMORY, absolute, censor
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost, QueueNotFound
 from leveret.model import KEEP
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Select
-    from leveret.brokers.feeds import Feed
-    from leveret.model import (
-        DeadLetter,
-        Describe,
-        Envelope,
-        Queue,
-        QueueStats,
-        Removed,
-        Settlement,
-        Status,
-        WorkerReport,
-    )
-
-T = TypeVar("T")
+    from leveret.model import Describe, Envelope, Queue, Settlement, Status
 
 log = logging.getLogger("leveret.sqlite")
 
@@ -61,11 +43,12 @@ class SQLiteBroker:
         self._deadlines = Deadlines(timeout)
         self._bells = WakeUps(self._path.resolve())
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
-        self._watcher = Watcher(self._writer, self._bells)
-        self._overseer = Watcher(self._writer, self._bells)
-        #: Whether anybody wanted to know of every task when this program stored its last ones.
-        self._is_watched = False
         self._settling = Settling(self._writer)
+        file = File(self._writer, self._bells)
+        self.queues = SQLiteQueues(file)
+        self.statuses = SQLiteStatuses(file)
+        self.dead_letters = SQLiteDeadLetters(file)
+        self.control = SQLiteControl(file)
         self._queues: dict[str, Queue] = {}
         self._consumers: set[SQLiteConsumer] = set()
 
@@ -99,7 +82,7 @@ class SQLiteBroker:
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         try:
             with self._deadlines.begin():
-                self._is_watched = await self._store(envelopes)
+                self.statuses.is_watched = await self._store(envelopes)
         except TimeoutError as error:
             ids = [envelope.id for envelope in envelopes]
             raise EnqueueTimeout(
@@ -162,95 +145,15 @@ class SQLiteBroker:
                 told.setdefault(holders.get(update.id), []).append(update)
         for lease, mine in by_lease.items():
             lost += await self._settling.settle(lease, mine, told.get(lease, []))
-        await self.tell(told.get(None, []))
+        await self.statuses.notify(told.get(None, []))
         if lost:
             raise LeaseLost(lost)
-
-    async def tell(self, updates: Sequence[Status]) -> None:
-        # A producer's are in the task's own row, and recorded only for who watches.
-        told = [update for update in updates if self._is_watched or not update.first]
-        if told:
-            try:
-                await self._writer.do(lambda store: store.records.note(told))
-            except FileAway as error:  # who takes and who stores says so; the next update tells it all
-                log.debug("%d updates are not told: %s", len(told), error)
-
-    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
-        return await self._look(lambda store: store.records.statuses(ids), ())
-
-    def follow(self, ids: Sequence[str]) -> AbstractAsyncContextManager[Feed]:
-        return self._watcher.follow(ids)
-
-    async def recent(self, limit: int) -> Sequence[Status]:
-        return await self._look(lambda store: store.records.recent(limit), ())
-
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
-        return self._overseer.watch()
-
-    async def workers(self) -> Sequence[WorkerReport]:
-        if not self._writer.has_file:
-            return ()
-        await sweep(self._writer, self._bells)
-        try:
-            return await ask(self._writer, self._bells)
-        except OSError as error:
-            raise translate(error, self._path) from error
-
-    async def cancel(self, id_: str) -> Status | None:
-        return await self._look(lambda store: store.records.cancel(id_), None)
-
-    async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
-        del queues  # the file lists them all
-        if not self._writer.has_file:
-            return ()
-        await sweep(self._writer, self._bells)
-        return await self._writer.do(Store.stats)
-
-    async def ready(self, queues: Sequence[str]) -> int:
-        return await self._look(lambda store: store.ready(queues), 0)
-
-    async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        return await self._look(lambda store: store.dead_letters(queue, limit, select), ())
-
-    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._change(queue, lambda store: store.retry_dead(queue, ids))
-
-    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._change(queue, lambda store: store.drop_dead(queue, ids))
-
-    async def pause(self, queue: str) -> None:
-        await self._change(queue, lambda store: store.set_paused(queue, paused=True))
-
-    async def resume(self, queue: str) -> None:
-        await self._change(queue, lambda store: store.set_paused(queue, paused=False))
-
-    async def purge(self, queue: str, *, force: bool = False) -> Removed:
-        return await self._clear(queue, force=force, whole=False)
-
-    async def delete(self, queue: str, *, force: bool = False) -> Removed:
-        return await self._clear(queue, force=force, whole=True)
-
-    async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
-        if self._writer.has_file:
-            await sweep(self._writer, self._bells)  # consumers whose process is gone do not use it
-        return await self._change(queue, lambda store: store.clear(queue, force=force, whole=whole))
-
-    async def _look(self, work: Callable[[Store], T], nothing: T) -> T:
-        """What is in the file; ``nothing`` where there is none: a look must not make it."""
-        return await self._writer.do(work) if self._writer.has_file else nothing
-
-    async def _change(self, queue: str, work: Callable[[Store], T]) -> T:
-        """Change what must be there."""
-        if not self._writer.has_file:
-            raise QueueNotFound(f"queue {queue!r} does not exist: there is no file {self._path}")
-        return await self._writer.do(work)
 
     def abandon(self) -> None:
         self._writer.abandon()
 
     async def close(self) -> None:
-        await self._watcher.close()
-        await self._overseer.close()
+        await self.statuses.close()
         await self._settling.finish()
         await asyncio.gather(*(consumer.close() for consumer in self._consumers), return_exceptions=True)
         await self._writer.close()

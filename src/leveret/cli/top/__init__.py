@@ -50,7 +50,7 @@ def command(app: str | None, url: str | None, interval: float, *, once: bool) ->
 async def _print(broker: Broker, queues: Sequence[str], interval: float, *, once: bool) -> None:
     try:
         if once:
-            await broker.stats(list(queues))  # gives up when nobody answers; following waits for the broker
+            await broker.queues.stats(list(queues))  # gives up when nobody answers; following waits for the broker
         async with Collector(broker, queues) as collector:
             figures = await collector.look()
             click.echo(block(figures))
@@ -156,10 +156,10 @@ class _Top:
             self._cursor = Cursor(*rows[0])
 
     def _pause(self) -> None:
-        self._change_queue(self._broker.pause, "is paused")
+        self._change_queue(self._broker.queues.pause, "is paused")
 
     def _resume(self) -> None:
-        self._change_queue(self._broker.resume, "goes on")
+        self._change_queue(self._broker.queues.resume, "goes on")
 
     def _change_queue(self, change: Callable[[str], Coroutine[object, object, None]], done: str) -> None:
         if self._cursor is None or self._cursor.kind != "queue":
@@ -181,7 +181,7 @@ class _Top:
         queue, id_ = letter.queue, letter.id
 
         async def act() -> str:
-            found = await self._broker.retry_dead(queue, [id_])
+            found = await self._broker.dead_letters.retry(queue, [id_])
             return f"task {id_} is {'back in its queue' if found else 'no dead letter any more'}"
 
         self._begin(act())

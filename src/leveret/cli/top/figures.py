@@ -96,8 +96,8 @@ class Collector:
 
     async def __aenter__(self) -> Self:
         try:
-            updates = await self._stack.enter_async_context(self._broker.watch())
-            for status in reversed(await self._broker.recent(_LOOK_BACK)):
+            updates = await self._stack.enter_async_context(self._broker.statuses.watch())
+            for status in reversed(await self._broker.statuses.recent(_LOOK_BACK)):
                 self._note(status)
             self._following = asyncio.get_running_loop().create_task(self._follow(updates))
             self._stack.push_async_callback(_ended, self._following)
@@ -113,7 +113,7 @@ class Collector:
         """Raises BrokerError."""
         if self._following is not None and self._following.done():
             self._following.result()
-        queues, workers = await asyncio.gather(self._names.stats(self._broker), self._broker.workers())
+        queues, workers = await asyncio.gather(self._names.stats(self._broker), self._broker.control.workers())
         now = time.time()
         return Figures(
             now,

@@ -228,7 +228,7 @@ async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         monkeypatch.setattr(Store, "register", register)
         remove(folder(path))
-        await broker.stats()
+        await broker.queues.stats()
         await broker.publish([envelope()])
         assert len(await next_batch(batches_of(consumer))) == 1
     assert refusals == []
@@ -255,7 +255,7 @@ async def test_a_consumer_that_is_left_while_it_registers_again_is_gone(
                 await asyncio.sleep(0)
 
             remove(folder(path))
-            await broker.stats()
+            await broker.queues.stats()
             monkeypatch.setattr(Store, "register", register)
             with pytest.raises(StopAsyncIteration):
                 await next_batch(batches_of(consumer))
@@ -275,15 +275,15 @@ async def test_a_consumer_without_its_bell_still_looks_by_itself(path: Path) -> 
 async def test_a_watch_goes_on_when_its_bell_was_deleted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though each look at the file by another program takes it for dead again."""
     monkeypatch.setattr("leveret.brokers.sqlite.watcher._ROUND", 0.05)
-    async with opened(path, WORK) as broker, opened(path) as other, broker.watch() as watch:
+    async with opened(path, WORK) as broker, opened(path) as other, broker.statuses.watch() as watch:
         remove(folder(path))
-        await other.stats()  # sweeps it away
+        await other.queues.stats()  # sweeps it away
 
         async def is_back() -> bool:
             return folder(path).exists() and names(folder(path)) == registered(path) != []
 
         await until(is_back, "it is registered with a bell that hangs")
-        await other.stats()
+        await other.queues.stats()
         assert names(folder(path)) == registered(path) != []
         told = enqueued(envelope(), time.time())
         await other._writer.do(lambda store: store.records.note([told]))

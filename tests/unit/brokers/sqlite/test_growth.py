@@ -54,7 +54,7 @@ async def test_counting_delayed_tasks_costs_the_same_in_many_queues(path: Path) 
             names = [queues[number % used].name for number in range(2_000)]
             await broker.publish([envelope(name, due=due) for name in names])
             costs.append(await steps(broker, Store.stats))
-            assert [stats.delayed for stats in await broker.stats()][:1] == [2_000 // used]
+            assert [stats.delayed for stats in await broker.queues.stats()][:1] == [2_000 // used]
     assert costs[1] < 2 * costs[0]
     async with opened(path, WORK) as broker:
         await broker.publish([envelope(due=due) for _ in range(2_000)])
@@ -69,9 +69,9 @@ async def test_reading_news_costs_what_is_less_of_what_changed_and_what_is_follo
         async with opened(path.with_name(f"{followed}-{changed}.db"), WORK) as broker:
             tasks = [envelope() for _ in range(2_000)]
             now = time.time()
-            await broker.tell([settled(task, "task", Succeeded(), now) for task in tasks])
-            async with broker.follow([task.id for task in tasks[:followed]]):
-                reading = partial(last_changes, broker._watcher._number, changed, followed)
+            await broker.statuses.notify([settled(task, "task", Succeeded(), now) for task in tasks])
+            async with broker.statuses.follow([task.id for task in tasks[:followed]]):
+                reading = partial(last_changes, broker.statuses._watcher._number, changed, followed)
                 costs.append(await steps(broker, reading))
     assert costs[1] < 2 * costs[0]
     assert costs[3] < 2 * costs[2]
@@ -98,7 +98,7 @@ async def test_enqueuing_to_a_limited_queue_costs_the_same_however_long_it_is(pa
             await broker.publish([envelope(priority=number % 12) for number in range(2_999 - waiting)])
             with pytest.raises(QueueFull, match="3000 ready tasks of at most 3000"):
                 await broker.publish([envelope()])
-            await broker.cancel(tasks[0].id)
+            await broker.control.cancel(tasks[0].id)
             await broker.publish([envelope()])
             with pytest.raises(QueueFull):
                 await broker.publish([envelope()])
@@ -118,7 +118,7 @@ async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome
                 while len(deliveries) < held:
                     deliveries += await next_batch(batches)
                 for delivery in deliveries[:marked]:
-                    await broker.cancel(delivery.envelope.id)
+                    await broker.control.cancel(delivery.envelope.id)
                 last = deliveries[-1]
                 assert isinstance(last.lease, Lease)
                 settle = partial(

@@ -91,8 +91,8 @@ async def test_a_bell_is_no_way_to_another_file(
         execute(path, "INSERT INTO consumer (bell) VALUES (?)", where.format(path=target))
         execute(path, "INSERT INTO taker (queue, consumer, free, turn) VALUES (1, last_insert_rowid() + 1, 9, 0)")
         await broker.publish([envelope()])
-        await broker.stats()
-        await broker.workers()
+        await broker.queues.stats()
+        await broker.control.workers()
         assert is_bell or state(target) == before
         async with broker.consume([WORK], credit=1) as consumer:
             (delivery,) = await next_batch(batches_of(consumer))
@@ -175,7 +175,7 @@ async def test_one_bad_row_is_one_bad_dead_letter(path: Path, case: str) -> None
     async with opened(path, WORK) as broker:
         await broker.publish([envelope(body=b"bad"), envelope(body=b"good")])
         execute(path, sql)
-        assert len(await broker.recent(10)) == 2
+        assert len(await broker.statuses.recent(10)) == 2
         async with broker.consume([WORK], credit=None) as consumer:
             found: dict[bytes, str] = {}
             async for batch in batches_of(consumer):
@@ -192,11 +192,11 @@ async def test_one_bad_row_is_one_bad_dead_letter(path: Path, case: str) -> None
         assert reason.startswith("its row in the file cannot be read: ")
         assert problem in reason
         assert await counts(broker) == (0, 0, 1)
-        (letter,) = await broker.dead_letters("work", limit=10)
+        (letter,) = await broker.dead_letters.read("work", limit=10)
         assert letter.reason == reason
-        assert [status.id for status in await broker.statuses([letter.envelope.id])] == [letter.envelope.id]
-        assert [status.state for status in await broker.recent(10)] == ["dead"]
-        assert await broker.drop_dead("work", [letter.envelope.id]) == [letter.envelope.id]
+        assert [status.id for status in await broker.statuses.read([letter.envelope.id])] == [letter.envelope.id]
+        assert [status.state for status in await broker.statuses.recent(10)] == ["dead"]
+        assert await broker.dead_letters.drop("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (0, 0, 0)
 
 
@@ -245,13 +245,13 @@ async def test_a_bad_row_anywhere_stops_nobody(path: Path, case: str) -> None:
         batches = batches_of(consumer)
         mine = [envelope(body=b"mine") for _ in range(3)]
         await broker.publish(mine)
-        assert "work" in [one.name for one in await broker.stats()]
-        await broker.workers()
-        await broker.recent(100)
-        await broker.statuses(["odd"])
-        await broker.cancel("nothing")
-        await broker.dead_letters("work", limit=10)
-        async with broker.watch():
+        assert "work" in [one.name for one in await broker.queues.stats()]
+        await broker.control.workers()
+        await broker.statuses.recent(100)
+        await broker.statuses.read(["odd"])
+        await broker.control.cancel("nothing")
+        await broker.dead_letters.read("work", limit=10)
+        async with broker.statuses.watch():
             pass
         done: set[str] = set()
         while len(done) < 3:
@@ -276,13 +276,13 @@ async def test_a_bad_dead_letter_is_put_back_and_dropped_as_others_are(path: Pat
         await broker.publish([envelope()])
         execute(path, "UPDATE task SET state = 'dead', died_at = 1")
         execute(path, BAD_DEAD_LETTERS[case])
-        (letter,) = await broker.dead_letters("work", limit=10)
-        assert await broker.retry_dead("work", [letter.envelope.id]) == [letter.envelope.id]
+        (letter,) = await broker.dead_letters.read("work", limit=10)
+        assert await broker.dead_letters.retry("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (1, 0, 0)
         execute(path, "UPDATE task SET state = 'dead', died_at = 1")
         execute(path, BAD_DEAD_LETTERS[case])
-        (letter,) = await broker.dead_letters("work", limit=10)
-        assert await broker.drop_dead("work", [letter.envelope.id]) == [letter.envelope.id]
+        (letter,) = await broker.dead_letters.read("work", limit=10)
+        assert await broker.dead_letters.drop("work", [letter.envelope.id]) == [letter.envelope.id]
         assert await counts(broker) == (0, 0, 0)
 
 
@@ -353,7 +353,7 @@ async def test_a_changed_schema_is_a_clear_error(path: Path, case: str) -> None:
     execute(path, sql)
     before = content(path)
     async with opened(path) as broker:
-        for attempt in (lambda: broker.declare([WORK]), lambda: broker.publish([envelope()]), broker.stats):
+        for attempt in (lambda: broker.declare([WORK]), lambda: broker.publish([envelope()]), broker.queues.stats):
             with pytest.raises(StoreError) as caught:
                 await attempt()
             assert told in str(caught.value)

@@ -373,7 +373,7 @@ async def test_a_backup_that_is_restored_into_the_file_is_read_anew(path: Path, 
 async def test_whoever_follows_hears_of_the_file_that_replaced_it(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     await backed_up(copy)
-    async with opened(path, WORK) as broker, broker.watch() as watch:
+    async with opened(path, WORK) as broker, broker.statuses.watch() as watch:
         copy.replace(path)
         async with opened(path, WORK) as other:
             told: list[str] = []

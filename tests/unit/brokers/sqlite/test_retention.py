@@ -41,9 +41,9 @@ async def test_workers_say_how_long(tmp_path: Path) -> None:
     for _ in range(4):
         waits = task()
         await operator.publish([waits])
-        await operator.cancel(waits.id)
-    await operator.stats()
-    assert len(await operator.statuses([envelope.id for envelope in old])) == 8
+        await operator.control.cancel(waits.id)
+    await operator.queues.stats()
+    assert len(await operator.statuses.read([envelope.id for envelope in old])) == 8
     await operator.close()
     await worker.close()
 
@@ -59,7 +59,7 @@ async def test_what_is_older_goes(tmp_path: Path) -> None:
     left = []
     for _ in range(3):
         await run(broker_later, task(), ago=0.0)
-        left.append(len(await broker.statuses([envelope.id for envelope in old])))
+        left.append(len(await broker.statuses.read([envelope.id for envelope in old])))
     assert left == [2, 0, 0]
     await broker.close()
     await broker_later.close()

@@ -63,7 +63,7 @@ async def test_outcomes_that_wait_together_are_one_request(path: Path, transacti
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=9) as consumer:
         await broker.publish([envelope() for _ in range(9)])
         batch = await next_batch(batches_of(consumer))
-        await broker.stats()
+        await broker.queues.stats()
         transactions.clear()
         async with busy(broker):
             settling = [asyncio.create_task(broker.settle([(delivery, Succeeded())])) for delivery in batch]
@@ -91,7 +91,7 @@ async def test_who_does_not_know_yet_that_it_lost_a_task_changes_nothing(
                 await broker.settle(
                     [(stale, DeadLettered("no"))], [settled(task, "task", DeadLettered("no"), time.time())]
                 )
-        (status,) = await other.statuses([task.id])
+        (status,) = await other.statuses.read([task.id])
         assert status.state == "succeeded"
 
 

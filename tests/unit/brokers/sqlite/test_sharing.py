@@ -41,11 +41,11 @@ async def store(broker):
     await broker.publish([Envelope(new_id(), "work", "task", b"{}")])
 
 async def look(broker):
-    await broker.stats()
-    await broker.workers()
-    await broker.recent(10)
-    await broker.dead_letters("work", limit=10)
-    async with broker.watch():
+    await broker.queues.stats()
+    await broker.control.workers()
+    await broker.statuses.recent(10)
+    await broker.dead_letters.read("work", limit=10)
+    async with broker.statuses.watch():
         pass
 
 async def take(broker):

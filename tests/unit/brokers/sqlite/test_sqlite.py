@@ -127,7 +127,7 @@ async def all_at_once(broker: SQLiteBroker, *calls: Coroutine[Any, Any, Any]) ->
 
 
 async def counts(broker: SQLiteBroker, queue: str = "work") -> tuple[int, int, int]:
-    (stats,) = [stats for stats in await broker.stats() if stats.name == queue]
+    (stats,) = [stats for stats in await broker.queues.stats() if stats.name == queue]
     return stats.ready, stats.running, stats.dead
 
 
@@ -225,7 +225,7 @@ async def test_a_file_that_is_not_leverets_is_left_alone(path: Path, make: Calla
     make(path)
     before = content(path)
     async with opened(path) as broker:
-        for attempt in (lambda: broker.declare([WORK]), lambda: broker.publish([envelope()]), broker.stats):
+        for attempt in (lambda: broker.declare([WORK]), lambda: broker.publish([envelope()]), broker.queues.stats):
             with pytest.raises(StoreError) as caught:
                 await attempt()
             assert str(caught.value).startswith(f"{path} ")
@@ -261,7 +261,7 @@ async def test_a_missing_folder_is_named_with_its_remedy(tmp_path: Path) -> None
             await broker.declare([WORK])
 
 
-@pytest.mark.parametrize("ask", [lambda broker: broker.follow(["1"]), lambda broker: broker.watch()])
+@pytest.mark.parametrize("ask", [lambda broker: broker.statuses.follow(["1"]), lambda broker: broker.statuses.watch()])
 async def test_who_listens_is_told_of_a_missing_folder_too(tmp_path: Path, ask: Callable[[SQLiteBroker], Any]) -> None:
     async with opened(tmp_path / "missing" / "leveret.db") as broker:
         with pytest.raises(StoreError, match="folder"):
@@ -373,7 +373,7 @@ async def test_a_failure_in_the_file_is_its_own_too(path: Path) -> None:
         )
         assert [type(result) for result in results] == [type(None), StoreError, type(None)]
         assert await counts(broker) == (2, 0, 0)
-        assert [stats.name for stats in await broker.stats()] == ["work"]
+        assert [stats.name for stats in await broker.queues.stats()] == ["work"]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ async def test_what_was_given_up_while_it_waited_is_not_done(path: Path) -> None
 async def test_a_queue_named_twice_is_declared_once(path: Path) -> None:
     async with opened(path) as broker:
         await broker.declare([WORK, WORK])
-        assert [stats.name for stats in await broker.stats()] == ["work"]
+        assert [stats.name for stats in await broker.queues.stats()] == ["work"]
 
 
 def test_a_loop_that_ended_before_its_answer_leaves_no_trace(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,10 +486,10 @@ async def test_a_stored_task_is_no_error(path: Path, timeout: float, caplog: pyt
 
     broker = LockedAfterwards(path, timeout=timeout)
     with app.client.enqueuing_to(broker):
-        async with opened(path, WORK) as other, other.watch():
+        async with opened(path, WORK) as other, other.statuses.watch():
             async with broker.lock:
                 await task.enqueue()
-            assert [one.ready for one in await other.stats() if one.ready] == [1]
+            assert [one.ready for one in await other.queues.stats() if one.ready] == [1]
         await broker.close()
     assert "1 tasks are stored, and those who watch are not told" in caplog.text
 

@@ -55,8 +55,8 @@ async def test_a_file_of_version_1(tmp_path: Path) -> None:
         database.executescript(BACK_TO_1)
     assert schema(path) != new
     broker = SQLiteBroker(path, timeout=5)
-    await broker.pause(WORK.name)
-    (stats,) = await broker.stats()
+    await broker.queues.pause(WORK.name)
+    (stats,) = await broker.queues.stats()
     await broker.close()
     assert (stats.ready, stats.paused) == (1, True)
     assert schema(path) == new

@@ -1,4 +1,4 @@
-"""What is said to all workers on RabbitMQ: pause, cancel, questions."""
+"""What operators and programs order on RabbitMQ, and what is said to all workers for it: pause, cancel, questions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from leveret.brokers.rabbitmq.control.bus import (
     Listening,
     Report,
     Signal,
-    Tally,
 )
 from leveret.brokers.rabbitmq.control.cancel_log import (
     CancelLog,
+)
+from leveret.brokers.rabbitmq.control.cancelling import (
+    RabbitMQControl,
+)
+from leveret.brokers.rabbitmq.control.dead_letters import (
+    RabbitMQDeadLetters,
+)
+from leveret.brokers.rabbitmq.control.queues import (
+    RabbitMQQueues,
 )
 
 __all__ = [
@@ -23,7 +31,9 @@ __all__ = [
     "CancelLog",
     "ControlBus",
     "Listening",
+    "RabbitMQControl",
+    "RabbitMQDeadLetters",
+    "RabbitMQQueues",
     "Report",
     "Signal",
-    "Tally",
 ]

@@ -12,7 +12,6 @@ from leveret.brokers.rabbitmq.queues.codec import (
     routed,
     to_dead_letter,
     to_message,
-    unranked,
 )
 from leveret.brokers.rabbitmq.queues.counting import (
     ReadyCounter,
@@ -23,11 +22,13 @@ from leveret.brokers.rabbitmq.queues.credit import (
 from leveret.brokers.rabbitmq.queues.dead import (
     Fetched,
 )
+from leveret.brokers.rabbitmq.queues.declarations import (
+    Declarations,
+)
 from leveret.brokers.rabbitmq.queues.declare import (
     OnceLogger,
     consumer_arguments,
     declare,
-    declare_delay,
     delete_queue,
     has_single_active_consumer,
     is_paused,
@@ -41,11 +42,15 @@ from leveret.brokers.rabbitmq.queues.declare import (
     tell_priorities,
     unmark_paused,
 )
-from leveret.brokers.rabbitmq.queues.priorities import (
-    expires_in_order,
+from leveret.brokers.rabbitmq.queues.delays import (
+    DelayedPublisher,
 )
 from leveret.brokers.rabbitmq.queues.publisher import (
     Publisher,
+)
+from leveret.brokers.rabbitmq.queues.requests import (
+    QUESTION,
+    Requester,
 )
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
@@ -61,23 +66,25 @@ from leveret.brokers.rabbitmq.queues.topology import (
 __all__ = [
     "CONTROL_EXCHANGE",
     "DELAY_STEPS",
+    "QUESTION",
     "UNAPPLIED",
     "Declaration",
+    "Declarations",
+    "DelayedPublisher",
     "Fetched",
     "OnceLogger",
     "Publisher",
     "QueueCredit",
     "ReadyCounter",
+    "Requester",
     "buried",
     "consumer_arguments",
     "dead_letter_id",
     "dead_queue",
     "declare",
-    "declare_delay",
     "delay_queue",
     "delay_step",
     "delete_queue",
-    "expires_in_order",
     "has_single_active_consumer",
     "is_paused",
     "make_control_exchange",
@@ -97,5 +104,4 @@ __all__ = [
     "to_dead_letter",
     "to_message",
     "unmark_paused",
-    "unranked",
 ]

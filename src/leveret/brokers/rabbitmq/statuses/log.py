@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.queues import make_stream
-from leveret.brokers.rabbitmq.statuses.reader import StatusReader, lacks_permission
-from leveret.brokers.rabbitmq.statuses.streams import Batch, events_declaration, to_message, was_just_made
-from leveret.errors import BrokerUnavailable, LeveretError, QueueNotFound, TaskTooLarge
+from leveret.brokers.rabbitmq.statuses.follower import StatusFollower
+from leveret.brokers.rabbitmq.statuses.reader import StatusReader
+from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
+from leveret.brokers.rabbitmq.statuses.stream_link import StreamLink, lacks_permission
+from leveret.brokers.rabbitmq.statuses.streams import Batch, was_just_made
+from leveret.errors import LeveretError, TaskTooLarge
 from leveret.model import NO_RESULT
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
@@ -48,15 +49,10 @@ _REFUSED = 60.0
 
 
 class StatusLog:
-    """One program's way to and from the stream."""
+    """See `leveret.brokers.Statuses`: one program's way to and from the stream."""
 
     def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
-        self._publisher = publisher
-        self._keep = keep
-        self._timeout = timeout
-        self._stream = events_declaration(keep)
-        self._is_made = False
-        self._making = asyncio.Lock()
+        self._stream = StatusStream(publisher, keep=keep, timeout=timeout)
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
@@ -69,7 +65,9 @@ class StatusLog:
         #: Set when what waited is being sent, or the broker takes none.
         self._room = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
-        self._reader = StatusReader(hosts, self)
+        self._link = StreamLink(hosts, self._stream)
+        self._reader = StatusReader(self._link, self._stream)
+        self._follower = StatusFollower(self._link, self._stream, self._reader)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, or if the broker takes nothing now: soon; without the permission to write: never."""
@@ -91,7 +89,7 @@ class StatusLog:
             self._room.set()
             self._hold(updates)
 
-    async def tell(self, updates: Sequence[Status]) -> None:
+    async def notify(self, updates: Sequence[Status]) -> None:
         """Sent in a moment, together with what else is told until then; a new task that nobody waits for, at once."""
         while not self._is_refused() and len(self._waiting) >= _MOST_WAITING and not self._takes_none:
             self._room.clear()
@@ -106,7 +104,7 @@ class StatusLog:
             # With those of the others: a burst on a new queue is late as a whole.
             await asyncio.wait([flushing], timeout=_PATIENCE)
 
-    async def statuses(self, ids: Sequence[str]) -> Sequence[Status]:
+    async def read(self, ids: Sequence[str]) -> Sequence[Status]:
         known: dict[str, Status] = {}
         missing = ids
         while missing:
@@ -121,10 +119,10 @@ class StatusLog:
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
 
     def follow(self, ids: Sequence[str]) -> Following[Feed]:
-        return self._reader.follow(ids)
+        return self._follower.follow(ids)
 
     def watch(self) -> Following[Watch]:
-        return self._reader.watch()
+        return self._follower.watch()
 
     async def recent(self, limit: int) -> Sequence[Status]:
         known = await self._reader.recent(limit)
@@ -137,52 +135,10 @@ class StatusLog:
             await asyncio.wait([self._flushing], timeout=SHUTDOWN_TIMEOUT)
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
+        await self._follower.close()
         await self._reader.close()
+        await self._link.close()
         self._warnings.flush()
-
-    async def send(self, batch: Batch) -> None:
-        """Raises BrokerError."""
-        for _ in range(2):
-            async with self._making:  # once for all that are told at first
-                if not self._is_made:
-                    await self._make()
-            try:
-                return await self._publisher.publish([to_message(self._stream.name, batch)])
-            except QueueNotFound:
-                self._is_made = False
-        raise BrokerUnavailable(f"the stream {self._stream.name!r} is deleted again and again")
-
-    async def make(self) -> None:
-        """Have the stream be there. Raises BrokerError."""
-        async with self._making:
-            await self._make()
-
-    async def _make(self) -> None:
-        doing = f"making the stream {self._stream.name!r}"
-        try:
-            async with asyncio.timeout(self._timeout):
-                await amqp.told(make_stream(await self._publisher.connection(), self._stream))
-        except asyncio.CancelledError as error:
-            if amqp.is_cancelled():
-                raise
-            raise BrokerUnavailable(f"{doing}: the connection to RabbitMQ was lost") from error
-        except TimeoutError as error:
-            raise BrokerUnavailable(f"{doing}: RabbitMQ did not answer") from error
-        except amqp.CONNECTION_LOST as error:
-            raise amqp.translate(error, doing) from error
-        self._is_made = True
-
-    @property
-    def stream(self) -> str:
-        return self._stream.name
-
-    @property
-    def keep(self) -> float:
-        return self._keep
-
-    @property
-    def timeout(self) -> float:
-        return self._timeout
 
     async def _publish(self, updates: Sequence[Status]) -> None:
         for part in _parts(updates):
@@ -192,7 +148,7 @@ class StatusLog:
     async def _send(self, updates: list[Status]) -> None:
         """What the server finds too large goes without what makes it so: the others, and the task, must not wait."""
         try:
-            await self.send(Batch(updates=updates))
+            await self._stream.send(Batch(updates=updates))
         except TaskTooLarge:
             if len(updates) > 1:
                 for update in updates:
@@ -247,7 +203,7 @@ class StatusLog:
 
 
 def _is_late(update: Status, now: float) -> bool:
-    """Whether this is a new task that whoever asks for it may find unknown, and not wait: see `StatusLog.statuses`."""
+    """Whether this is a new task that whoever asks for it may find unknown, and not wait: see `StatusLog.read`."""
     return update.state in {"queued", "delayed"} and not was_just_made(update.id, now, _PROMPT)
 
 

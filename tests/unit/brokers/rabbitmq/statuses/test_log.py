@@ -56,9 +56,9 @@ def events_by(publisher: object) -> StatusLog:
 
 async def asked_twice(events: StatusLog, publisher: Broken) -> list[asyncio.Task[object]]:
     """Two who ask, the second while the first is being answered."""
-    first = asyncio.create_task(events.statuses(["a"]))
+    first = asyncio.create_task(events.read(["a"]))
     await publisher.asked.wait()
-    second = asyncio.create_task(events.statuses(["b"]))
+    second = asyncio.create_task(events.read(["b"]))
     await asyncio.sleep(0)
     return [first, second]
 
@@ -92,16 +92,16 @@ async def test_a_new_task_is_told_of_before_nobody_waits_for_that_any_more(monke
 
     async def make(*_: object) -> None: ...
 
-    monkeypatch.setattr("leveret.brokers.rabbitmq.statuses.log.make_stream", make)
+    monkeypatch.setattr("leveret.brokers.rabbitmq.statuses.status_stream.make_stream", make)
     events = events_by(publisher := Taking())
     now = time.time()
-    await events.tell([enqueued(Envelope(new_id(), "work", "say", b"{}"), now)])
+    await events.notify([enqueued(Envelope(new_id(), "work", "say", b"{}"), now)])
     assert publisher.published == 0, "together with what else is told until then"
     slow = f"{int((now - 2) * 1000):012x}{new_id()[12:]}"
     for count, id_ in enumerate((slow, "an order's"), 1):
-        await events.tell([enqueued(Envelope(id_, "work", "say", b"{}"), now)])
+        await events.notify([enqueued(Envelope(id_, "work", "say", b"{}"), now)])
         assert publisher.published == count
-    await events.tell([started(Envelope(slow, "work", "say", b"{}"), "say", now)])
+    await events.notify([started(Envelope(slow, "work", "say", b"{}"), "say", now)])
     assert publisher.published == count, "only of new ones"
     await events.close()
 
@@ -114,7 +114,7 @@ async def test_all_who_asked_hear_that_it_is_closed() -> None:
     for answer in await answers(asking):
         assert isinstance(answer, BrokerUnavailable)
     events = events_by(Broken())
-    late = asyncio.create_task(events.statuses(["c"]))
+    late = asyncio.create_task(events.read(["c"]))
     await asyncio.sleep(0)
     await events.close()
     (answer,) = await answers([late])

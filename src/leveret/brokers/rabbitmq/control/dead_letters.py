@@ -1,0 +1,172 @@
+"""Dead letters: looked at, put back and deleted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.queues import (
+    QUESTION,
+    Fetched,
+    dead_letter_id,
+    dead_queue,
+    message_count,
+    require_queue,
+    revived_message,
+    to_dead_letter,
+)
+from leveret.errors import EnqueueError, LeveretError
+from leveret.model import revived_again, still
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from leveret.brokers.base import Select
+    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
+    from leveret.brokers.rabbitmq.queues import DelayedPublisher, Publisher, Requester
+    from leveret.brokers.rabbitmq.statuses import StatusLog
+    from leveret.model import DeadLetter, Status
+
+T = TypeVar("T")
+
+#: How long a look at dead letters may take: there may be many (seconds). A silent server is noticed by its heartbeat.
+_LOOKING = 600.0
+#: How many dead letters are put back at once.
+_BATCH = 200
+
+log = logging.getLogger("leveret.rabbitmq")
+
+
+class RabbitMQDeadLetters:
+    """See `leveret.brokers.DeadLetters`. ``timeout``: how long it may take to store some (seconds)."""
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        publisher: Publisher,
+        delayed: DelayedPublisher,
+        requester: Requester,
+        statuses: StatusLog,
+        *,
+        timeout: float,
+    ) -> None:
+        self._hosts = hosts
+        self._publisher = publisher
+        self._delayed = delayed
+        self._requester = requester
+        self._statuses = statuses
+        self._timeout = timeout
+
+    async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
+        return await self._requester.insist(
+            "reading dead letters", lambda: self._read(queue, limit, select), QUESTION, _LOOKING
+        )
+
+    async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        # A timeout for each batch: thousands may take long, and those that are put back stay so.
+        limit = max(_LOOKING, self._timeout * (1 + len(ids) / _BATCH))
+        found: list[str] = []
+        await self._requester.insist("reviving dead letters", lambda: self._retry(queue, ids, found), QUESTION, limit)
+        return found
+
+    async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
+        return await self._requester.insist(
+            "discarding dead letters", lambda: self._drop(queue, ids), QUESTION, _LOOKING
+        )
+
+    async def _read(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
+        def keep(message: Incoming) -> tuple[float, DeadLetter | None]:
+            letter = to_dead_letter(message, queue)
+            return letter.died_at or 0.0, letter if select is None else select(letter)
+
+        async with self._fetched(queue, limit, keep) as fetched:
+            # Those that were not selected too: the limit is for what is looked through.
+            oldest = sorted(fetched.kept, key=lambda kept: kept[0])[:limit]
+            return [letter for _, letter in oldest if letter is not None]
+
+    async def _retry(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
+        """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
+        async with self._chosen(queue, ids) as (fetched, chosen):
+            for start in range(0, len(chosen), _BATCH):
+                batch = chosen[start : start + _BATCH]
+                now = time.time()
+                copies = [revived_message(message, queue, now) for message in batch]
+                refusal: EnqueueError | None = None
+                try:
+                    # Before they are stored: a worker may have the first, and tell of it, before the last one is.
+                    async with self._told_revived([dead_letter_id(message) for message in batch], now):
+                        await self._delayed.publish(copies)
+                except EnqueueError as error:
+                    refusal = error
+                    batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
+                await fetched.remove(batch)
+                found += [dead_letter_id(message) for message in batch]
+                if refusal is not None:
+                    raise refusal
+
+    @asynccontextmanager
+    async def _told_revived(self, ids: Sequence[str], now: float) -> AsyncGenerator[None]:
+        """Say that they wait again; of those that cannot be stored, that they are dead still."""
+        dead = await self._known_dead(ids)
+        await self._statuses.record([revived_again(status, now) for status in dead])
+        try:
+            yield
+        except LeveretError as error:
+            left = error.ids if isinstance(error, EnqueueError) else ids
+            await self._statuses.record([still(status, time.time()) for status in dead if status.id in left])
+            raise
+
+    async def _known_dead(self, ids: Sequence[str]) -> list[Status]:
+        try:
+            return [status for status in await self._statuses.read(ids) if status.state == "dead"]
+        except LeveretError as error:
+            log.warning("the statuses of %d tasks that are put back stay as they are: %s", len(ids), error)
+            return []
+
+    async def _drop(self, queue: str, ids: Sequence[str]) -> list[str]:
+        async with self._chosen(queue, ids) as (fetched, chosen):
+            await fetched.remove(chosen)
+            return [dead_letter_id(message) for message in chosen]
+
+    @asynccontextmanager
+    async def _chosen(self, queue: str, ids: Sequence[str]) -> AsyncGenerator[tuple[Fetched[Incoming], list[Incoming]]]:
+        """Dead letters to decide about. Raises QueueNotFound."""
+        wanted = frozenset(ids)
+
+        def keep(message: Incoming) -> Incoming | None:
+            return message if dead_letter_id(message) in wanted else None
+
+        async with self._fetched(queue, None, keep) as fetched:
+            if not fetched.count:
+                await require_queue(await self._publisher.connection(), queue)
+            yield fetched, fetched.kept
+
+    @asynccontextmanager
+    async def _fetched(
+        self, queue: str, limit: int | None, keep: Callable[[Incoming], T | None]
+    ) -> AsyncGenerator[Fetched[T]]:
+        """Dead letters, the oldest first; those that are not removed go back to where they stood.
+
+        ``keep``: what is kept of each; None: nothing.
+
+        By a connection of its own: the publisher gives its one up when the server is silent, and dead letters of
+        which it has stored copies would stay where they are, and be put back twice.
+        """
+        line = await amqp.Link.open(self._hosts, purpose="dead letters", confirms=False)
+        try:
+            count = await message_count(line.connection, dead_queue(queue))
+            fetched = Fetched(line, dead_queue(queue), keep)
+            if count is None:
+                yield fetched
+                return
+            try:
+                await fetched.take(limit, count[0])
+                yield fetched
+            finally:
+                with suppress(*amqp.CONNECTION_LOST):  # they are back, then
+                    await fetched.put_back(self._publisher)
+        finally:
+            await line.close()

@@ -1,0 +1,98 @@
+"""The queues that this program knows: declared, and made again when they were deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from leveret.brokers.flights import Flights
+from leveret.brokers.rabbitmq.queues.declare import OnceLogger, declare
+from leveret.errors import LeveretError
+from leveret.model import MIDDLE_PRIORITY, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from leveret.brokers.rabbitmq.queues.publisher import Publisher
+    from leveret.brokers.rabbitmq.queues.requests import Requester
+    from leveret.errors import BrokerUnavailable
+    from leveret.model import Delivery, Envelope
+
+#: A queue to be declared, and whether its dead letters' too.
+_Wanted: TypeAlias = tuple[Queue, bool]
+
+#: How many declare at once: each uses a channel, of which a connection has some 2,000 and may have few.
+_DECLARERS = 4
+#: RabbitMQ 3.10 does not tell the consumers of a deleted quorum queue when another one of its name is made within a few
+#: milliseconds; they would wait for ever. So a deleted queue is made again a moment later (seconds).
+_AFTER_DELETION = 0.5
+
+
+class Declarations:
+    """Declares each queue once, for however many want it."""
+
+    def __init__(self, publisher: Publisher, requester: Requester) -> None:
+        self._publisher = publisher
+        self._requester = requester
+        self._queues: dict[str, Queue] = {}
+        self._declaring: Flights[_Wanted] = Flights()
+        self.notes = OnceLogger(publisher.limits)
+        #: To be held while something is declared.
+        self.turn = asyncio.Semaphore(_DECLARERS)
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        await self._declare(queues, dead=False)
+        self.learn(queues)
+
+    def learn(self, queues: Sequence[Queue]) -> None:
+        for queue in queues:
+            self._queues[queue.name] = queue
+            if queue.max_length is not None:
+                self._publisher.limits.add(queue.name)
+
+    async def restore(self, names: Collection[str]) -> bool:
+        """Make queues again that were deleted after they were declared; False: one is the operator's to make."""
+        queues = [self._queues.get(name) for name in names]
+        ours = [queue for queue in queues if queue is not None and queue.create]
+        if len(ours) < len(queues):
+            return False
+        await self._make_again(ours, dead=False)
+        return True
+
+    async def mend(self, delivery: Delivery) -> None:
+        """Make a delivery's queue again, and its dead letters'."""
+        queue = delivery.envelope.queue
+        with suppress(LeveretError):
+            await self._make_again([self._queues.get(queue, Queue(queue))], dead=True)
+
+    def ranked(self, envelope: Envelope) -> Envelope:
+        """A task without a priority is like 4 everywhere: a classic queue takes a missing one as 0."""
+        queue = self._queues.get(envelope.queue)
+        if envelope.priority is not None or queue is None or queue.kind == "quorum":
+            return envelope
+        return msgspec.structs.replace(envelope, priority=MIDDLE_PRIORITY)
+
+    def close(self, error: BrokerUnavailable) -> None:
+        self._declaring.close(error)
+
+    async def _make_again(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        await asyncio.sleep(_AFTER_DELETION)
+        await self._declare(queues, dead=dead)
+
+    async def _declare(self, queues: Sequence[Queue], *, dead: bool) -> None:
+        """Each once, for however many want it now, and as long as it is not to be used yet."""
+        await self._declaring.join([(queue, dead) for queue in queues], self._declare_now)
+
+    async def _declare_now(self, wanted: Sequence[_Wanted]) -> None:
+        queues = [queue for queue, _ in wanted]
+        dead = any(dead for _, dead in wanted)
+
+        async def ask() -> float:
+            return await declare(await self._publisher.connection(), queues, self.notes, dead=dead)
+
+        async with self.turn:
+            wait = await self._requester.insist("declaring queues", ask)
+        await asyncio.sleep(wait)
