@@ -33,7 +33,7 @@ from leveret.executors.base import (
     resident,
     running,
 )
-from leveret.executors.started import StartedProcess
+from leveret.executors.session import StartedProcess
 from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit
 from leveret.model import ChildReport, DeadLettered, Retrying
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-from leveret.model import DeadLettered, Delivery, Outcome, Released, wrong_headers
-from leveret.worker.cancellations import NOT_RUN, Cancellations
+from leveret.model import Cancelled, DeadLettered, Delivery, Outcome, Released, wrong_headers
 from leveret.worker.job import attempt_of
-from leveret.worker.redelivery import Redelivery
+from leveret.worker.settler import Redelivery
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leveret.executors import Executor
-    from leveret.model import CancelRequest
+    from leveret.model import CancelRequest, Envelope
     from leveret.worker.job import Job, Jobs
     from leveret.worker.settler import Settler
     from leveret.worker.stopping import Stop
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
 #: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
 MAX_RETURNS = 15
+#: So many cancelled tasks are known at once.
+_MOST_CANCELLED = 100_000
+NOT_RUN = Cancelled("cancelled before it ran")
 
 
 class Intake:
@@ -89,6 +91,26 @@ class Intake:
                 job.delivery = delivery
             return True
         return bool(delivery.returns) and self._settler.is_settled(delivery)
+
+
+class Cancellations:
+    """The latest requests, by task id. One may be read before its task, or together with it."""
+
+    def __init__(self) -> None:
+        self._requests: OrderedDict[str, CancelRequest] = OrderedDict()
+
+    def note(self, request: CancelRequest) -> None:
+        self._requests[request.id] = request
+        if len(self._requests) > _MOST_CANCELLED:
+            self._requests.popitem(last=False)
+
+    def __bool__(self) -> bool:
+        return bool(self._requests)
+
+    def cover(self, envelope: Envelope) -> bool:
+        """Whether the task must not run."""
+        request = self._requests.get(envelope.id)
+        return request is not None and request.covers(envelope)
 
 
 def is_again(delivery: Delivery, job: Job) -> bool:

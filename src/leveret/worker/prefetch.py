@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from leveret.brokers import Consumer
-    from leveret.worker.background import Background
     from leveret.worker.job import Job, Jobs
-    from leveret.worker.stopping import Stop
+    from leveret.worker.stopping import Background, Stop
 
 log = logging.getLogger("leveret.worker")
 

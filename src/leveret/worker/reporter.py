@@ -1,18 +1,44 @@
-"""What a worker answers when it is asked what it does."""
+"""What a worker tells of itself: events to its log and listeners, and a report to whoever asks."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from leveret.model import ChildReport, DeadLettered, Retrying, WorkerReport, this_process
+from leveret.observe import write_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from leveret.model import Outcome
+    from leveret.observe import Event, Listener
+
+log = logging.getLogger("leveret.worker")
+
+
+class Listeners:
+    """The log and whoever else listens to a worker. One that fails is logged, and harms nothing."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._all = (write_log, *listeners)
+        #: Whether anybody but the log listens.
+        self.are_given = bool(listeners)
+
+    @property
+    def hear_successes(self) -> bool:
+        """Whether anybody wants to know of a task that is done: nearly all events are such."""
+        return self.are_given or log.isEnabledFor(logging.INFO)
+
+    def notify(self, event: Event) -> None:
+        for listener in self._all:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)
 
 
 class WorkerReporter:

@@ -1,4 +1,7 @@
-"""What a worker has the broker record: how its tasks ended, and what those who follow them are told."""
+"""What a worker has the broker record: how its tasks ended, and what those who follow them are told.
+
+A delivery that comes again after its connection was lost is settled as its run ended, and does not run a second time.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,25 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Progress, Released, Retrying, Status, Succeeded, settled, started
 from leveret.observe import LimitedLog, TaskSettled
-from leveret.worker.background import Background
-from leveret.worker.job import State
-from leveret.worker.redelivery import RedeliveryCache
+from leveret.worker.job import State, attempt_of
+from leveret.worker.stopping import Background
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from leveret.brokers import Broker
-    from leveret.model import Delivery, Envelope, Outcome, Settlement
+    from leveret.model import Delivery, Envelope, Lease, Outcome, Settlement
     from leveret.worker.application import Application
-    from leveret.worker.job import Job, Jobs
-    from leveret.worker.listeners import Listeners
-    from leveret.worker.redelivery import Redelivery
+    from leveret.worker.job import Attempt, Job, Jobs
+    from leveret.worker.reporter import Listeners
 
 log = logging.getLogger("leveret.worker")
 
@@ -36,6 +38,9 @@ _SETTLE_AGAIN = 5.0
 #: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
 _MOST_GATHERED = 64
 _GATHER_SUCCESSES = 0.005
+#: How long, and how many, outcomes wait for their task to come again (seconds).
+_REMEMBERED = 600.0
+_MOST_REMEMBERED = 1_000
 _GIVEN_UP = DeadLettered("its worker stopped before it had ended")
 
 
@@ -117,6 +122,62 @@ class StatusUpdates:
             await self._broker.statuses.notify(updates)
         except BrokerError as error:
             self._warnings.warning("the progress of %d tasks could not be told: %s", len(updates), error)
+
+
+class Redelivery(NamedTuple):
+    """A delivery that came again, and what is to be recorded of it; None: that is done, it is only acknowledged."""
+
+    delivery: Delivery
+    outcome: Outcome | None
+
+
+class _Ended(NamedTuple):
+    """``lease``: what it was recorded by. ``outcome``: what is still to be recorded, after the lease was lost."""
+
+    lease: Lease | None
+    outcome: Outcome | None
+    until: float
+
+
+class RedeliveryCache:
+    """The outcomes of late, by attempt: an acknowledgment may be lost with its connection, and nobody is told.
+
+    While an outcome is recorded, its job is in the table (`Jobs.settling_as`).
+    """
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[Attempt, _Ended] = OrderedDict()
+
+    def settled(self, jobs: Iterable[Job], lost: frozenset[str]) -> Sequence[Redelivery]:
+        """Outcomes are recorded, but for the ids whose lease was lost; the deliveries that came again meanwhile."""
+        until = time.monotonic() + _REMEMBERED
+        again: list[Redelivery] = []
+        for job in jobs:
+            if job.attempt is None:
+                continue  # it was handed back
+            # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
+            is_lost = job.delivery.envelope.id in lost
+            ended = _Ended(None, job.outcome, until) if is_lost else _Ended(job.delivery.lease, None, until)
+            self._remember(job.attempt, ended)
+            if job.again is not None:
+                again.append(Redelivery(job.again, ended.outcome))
+        return again
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        """It is acknowledged, and runs only then."""
+        self._remember(attempt_of(delivery), _Ended(delivery.lease, None, time.monotonic() + _REMEMBERED))
+
+    def find(self, delivery: Delivery) -> Redelivery | None:
+        """What is to be done about a delivery that came again; None: it is to be run."""
+        ended = self._ended.get(attempt_of(delivery))
+        if ended is None or time.monotonic() > ended.until or (ended.lease is not None and ended.lease.held):
+            return None
+        return Redelivery(delivery, ended.outcome)
+
+    def _remember(self, key: Attempt, ended: _Ended) -> None:
+        self._ended[key] = ended
+        if len(self._ended) > _MOST_REMEMBERED:
+            self._ended.popitem(last=False)
 
 
 class Settler:

@@ -1,4 +1,4 @@
-"""The stop of a worker, in two stages: what runs may finish within the grace, then what is left is handed back."""
+"""How a worker ends what it does: it is told to stop, and it waits for what runs beside it, or cancels that."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from leveret.executors import Executor
-    from leveret.worker.session import Session
 
 T = TypeVar("T")
-
-#: What is to be recorded when the worker ends may take so long (seconds).
-SHUTDOWN_TIMEOUT = 5.0
 
 
 class Stop:
@@ -40,6 +36,33 @@ class Stop:
         await self._asked_twice.wait()
 
 
+class Background:
+    """Starts coroutines as tasks. asyncio itself keeps only weak references to its tasks."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def until_done(self) -> None:
+        """Wait until nothing runs, what was started meanwhile included."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self, within: float) -> None:
+        """Wait for what runs now, for so many seconds, and cancel what is left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within)
+        self.cancel()
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 async def first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
@@ -57,27 +80,3 @@ async def until_stopped(beginning: Coroutine[Any, Any, T], stop: Stop, executor:
     if executor.broken.done():
         executor.broken.result()
     return None
-
-
-async def finish_running(session: Session, stop: Stop, grace: float) -> None:
-    """Wait until nothing runs that can end, the grace is over, or a second stop."""
-    session.settler.flush()
-    ends = (_all_settled(session), stop.wait_for_second(), session.awaiting.until_stuck())
-    waits: list[asyncio.Task[None]] = [asyncio.create_task(end) for end in ends]
-    await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
-async def _all_settled(session: Session) -> None:
-    # After a stop no job begins, so nothing runs any more once nothing does.
-    await session.jobs.until_none_begun()
-    await session.background.until_done()
-
-
-async def give_up(session: Session, executor: Executor) -> None:
-    """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
-    await executor.stop()
-    session.settler.flush()
-    session.settler.give_up(list(session.jobs.begun.values()))
-    await session.background.close(SHUTDOWN_TIMEOUT)

@@ -1,7 +1,7 @@
 """The worker: takes deliveries, has them run, settles their outcomes. It runs no user code itself.
 
-A delivery becomes a `Job`: `Intake` -> `Dispatcher` -> the executor -> `Runs` -> `Settler`. Stopping has two stages:
-first the taking ends and what runs may finish, then what is left is given up and handed back (`stopping`).
+A delivery becomes a `Job`: `Intake` -> `Dispatcher` -> the executor -> `Dispatcher` -> `Settler`. Stopping has two
+stages: first the taking ends and what runs may finish, then what is left is given up and handed back.
 """
 
 from __future__ import annotations
@@ -9,33 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leveret.brokers import CancelRequests, Deliveries, Paused, location
 from leveret.model.arguments import seconds
-from leveret.observe import WorkerReady, WorkerStopping
+from leveret.observe import ChildReplaced, WorkerReady, WorkerStopping
 from leveret.observe.metrics import Condition
 from leveret.worker.application import Application, connected, log_tasks, select, warn_of_long_tasks
 from leveret.worker.autoscale import Work
 from leveret.worker.awaiting import Awaiting
-from leveret.worker.background import Background
 from leveret.worker.dispatch import Dispatcher
 from leveret.worker.intake import Intake
 from leveret.worker.job import Jobs
-from leveret.worker.listeners import Listeners
 from leveret.worker.prefetch import MOST_PREFETCH, AdaptiveCredit, first_credit
-from leveret.worker.reporter import WorkerReporter
-from leveret.worker.runs import Runs
-from leveret.worker.session import NoSession, Session
+from leveret.worker.reporter import Listeners, WorkerReporter
 from leveret.worker.settler import Settler, StatusUpdates
-from leveret.worker.stopping import Stop, finish_running, first_of, give_up, until_stopped
+from leveret.worker.stopping import Background, Stop, first_of, until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
     from leveret.brokers import Broker, Consumer
-    from leveret.executors import Executor, Manifest
+    from leveret.executors import Executor, ExecutorEvent, Manifest
     from leveret.model import Envelope, QueueStats
     from leveret.observe import Listener
     from leveret.worker.autoscale import Scaler
@@ -45,6 +42,8 @@ log = logging.getLogger("leveret.worker")
 
 #: How long a worker may go on running what it has when it is told to stop (seconds).
 DEFAULT_GRACE = 30.0
+#: What is to be recorded when the worker ends may take so long (seconds).
+SHUTDOWN_TIMEOUT = 5.0
 
 
 class Worker:
@@ -197,22 +196,21 @@ class Worker:
             stop=stop,
             shrunk=intake.hand_back_excess,
         )
-        dispatcher = Dispatcher(executor, application, jobs, settler, adaptive, background, stop)
         awaiting = Awaiting(self._slots, jobs)
-        runs = Runs(application, jobs, dispatcher, settler, updates, adaptive, awaiting, reporter, self._listeners)
-        return Session(
-            broker,
-            consumer,
-            queues,
-            jobs=jobs,
-            intake=intake,
-            dispatcher=dispatcher,
-            runs=runs,
-            settler=settler,
-            credit=adaptive,
-            awaiting=awaiting,
-            background=background,
+        dispatcher = Dispatcher(
+            executor,
+            application,
+            jobs,
+            settler,
+            updates,
+            adaptive,
+            awaiting,
+            reporter,
+            self._listeners,
+            background,
+            stop,
         )
+        return Session(broker, consumer, queues, jobs, intake, dispatcher, settler, adaptive, awaiting, background)
 
     def _slots(self) -> int:
         return self._executor.slots
@@ -221,7 +219,7 @@ class Worker:
         return Work(len(self._jobs.begun), len(self._jobs.waiting), self._jobs.left)
 
     async def _work(self, session: Session) -> None:
-        taking = asyncio.create_task(self._take(session.consumer, session))
+        taking = asyncio.create_task(session.take())
         stopped = asyncio.create_task(self._stop.wait())
         broken = self._executor.broken
         scalers = [] if self._scaler is None else [self._scaler]
@@ -247,20 +245,106 @@ class Worker:
         await session.consumer.stop()
         session.intake.hand_back()
         if self._stop.is_set():
-            await finish_running(session, self._stop, self._grace)
-        await give_up(session, self._executor)
+            await session.finish_running(self._stop, self._grace)
+        await session.give_up(self._executor)
 
-    async def _take(self, consumer: Consumer, session: Session) -> None:
+
+class NoSession:
+    """Before it is connected: no queues, and nothing comes."""
+
+    is_connected = False
+    queues: Sequence[str] = ()
+    #: How often the connection was lost.
+    losses = 0
+
+    def __init__(self, listeners: Listeners) -> None:
+        self._listeners = listeners
+
+    async def stats(self) -> Sequence[QueueStats]:
+        return ()
+
+    def on_events(self, events: Sequence[ExecutorEvent]) -> None:
+        for event in events:
+            if isinstance(event, ChildReplaced):
+                self._listeners.notify(event)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a worker has from when it is connected: the broker, its consumer, and what works on the jobs that come."""
+
+    broker: Broker
+    consumer: Consumer
+    queues: Sequence[str]
+    jobs: Jobs
+    intake: Intake
+    dispatcher: Dispatcher
+    settler: Settler
+    credit: AdaptiveCredit
+    awaiting: Awaiting
+    background: Background
+
+    @property
+    def is_connected(self) -> bool:
+        return self.consumer.connected
+
+    @property
+    def losses(self) -> int:
+        """How often the connection was lost."""
+        return self.consumer.losses
+
+    async def stats(self) -> Sequence[QueueStats]:
+        """What is in its queues. Raises BrokerError."""
+        return await self.broker.queues.stats(self.queues)
+
+    async def ready(self) -> int:
+        """How many tasks wait with the broker that may be run. Raises BrokerError."""
+        paused = self.consumer.paused
+        return await self.broker.queues.ready([name for name in self.queues if name not in paused])
+
+    async def take(self) -> None:
+        """Act on what arrives until the consumer is stopped."""
         paused: frozenset[str] = frozenset()
-        async for arrival in consumer:
+        async for arrival in self.consumer:
             match arrival:
                 case Deliveries(deliveries):
-                    session.intake.admit(deliveries, paused)
+                    self.intake.admit(deliveries, paused)
                 case CancelRequests(requests):
                     for request in requests:
-                        session.intake.cancel(request)
+                        self.intake.cancel(request)
                 case Paused(paused):
                     names = ", ".join(sorted(paused)) or "none any more"
                     log.info("paused queues, of which nothing is started: %s", names)
-                    session.intake.hand_back(paused)
-            session.dispatcher.fill()
+                    self.intake.hand_back(paused)
+            self.dispatcher.fill()
+
+    def on_events(self, events: Sequence[ExecutorEvent]) -> None:
+        """The executor tells something."""
+        self.dispatcher.on_events(events)
+
+    async def finish_running(self, stop: Stop, grace: float) -> None:
+        """Wait until nothing runs that can end, the grace is over, or a second stop."""
+        self.settler.flush()
+        ends = (self._all_settled(), stop.wait_for_second(), self.awaiting.until_stuck())
+        waits: list[asyncio.Task[None]] = [asyncio.create_task(end) for end in ends]
+        await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _all_settled(self) -> None:
+        # After a stop no job begins, so nothing runs any more once nothing does.
+        await self.jobs.until_none_begun()
+        await self.background.until_done()
+
+    async def give_up(self, executor: Executor) -> None:
+        """End the executor and hand back what it still had; what can't be settled goes back with the consumer."""
+        await executor.stop()
+        self.settler.flush()
+        self.settler.give_up(list(self.jobs.begun.values()))
+        await self.background.close(SHUTDOWN_TIMEOUT)
+
+    def close(self) -> None:
+        """Decide, say and record nothing more; what was delivered and is not settled goes back with the consumer."""
+        self.credit.stop()
+        self.settler.stop()
+        self.awaiting.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leveret.executors import Died, Overran
 from leveret.model import DeadLettered, Retrying, RetryPolicy
-from leveret.worker.runs import after_death
+from leveret.worker.dispatch import after_death
 
 POLICY = RetryPolicy(max_attempts=2)
 

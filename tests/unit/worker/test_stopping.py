@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from leveret.worker.background import Background
+from leveret.worker.stopping import Background
 
 
 async def test_it_is_waited_for_with_what_it_starts() -> None:
