@@ -18,7 +18,6 @@ from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.settling import Settling
-from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.wakeup import WakeUps
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.brokers.sqlite.writer import Writer
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.base import Select
     from leveret.brokers.feeds import Feed
+    from leveret.brokers.sqlite.store import Store
     from leveret.model import (
         DeadLetter,
         Describe,
@@ -91,7 +91,7 @@ class SQLiteBroker:
         try:
             # A lock is waited for as long as that and says so; the second more is for what else may be slow.
             async with asyncio.timeout(self._timeout + 1.0):
-                await self._writer.do(lambda store: store.declare(queues))
+                await self._writer.do(lambda store: store.queues.declare(queues))
                 self._queues.update((queue.name, queue) for queue in queues)
         except TimeoutError as error:
             raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
@@ -116,7 +116,7 @@ class SQLiteBroker:
             ours = [queue for queue in mine if queue is not None and queue.create]
             if len(ours) < len(mine):
                 raise
-            await self._writer.do(lambda store: store.declare(ours))
+            await self._writer.do(lambda store: store.queues.declare(ours))
             return await self._writer.do(lambda store: store.insert(envelopes))
 
     @asynccontextmanager
@@ -197,32 +197,32 @@ class SQLiteBroker:
             raise translate(error, self._path) from error
 
     async def cancel(self, id_: str) -> Status | None:
-        return await self._look(lambda store: store.records.cancel(id_), None)
+        return await self._look(lambda store: store.cancellations.cancel(id_), None)
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # the file lists them all
         if not self._writer.has_file:
             return ()
         await sweep(self._writer, self._bells)
-        return await self._writer.do(Store.stats)
+        return await self._writer.do(lambda store: store.queues.stats())
 
     async def ready(self, queues: Sequence[str]) -> int:
-        return await self._look(lambda store: store.ready(queues), 0)
+        return await self._look(lambda store: store.queues.ready(queues), 0)
 
     async def dead_letters(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        return await self._look(lambda store: store.dead_letters(queue, limit, select), ())
+        return await self._look(lambda store: store.dead_letters.found(queue, limit, select), ())
 
     async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._change(queue, lambda store: store.retry_dead(queue, ids))
+        return await self._change(queue, lambda store: store.dead_letters.retry(queue, ids))
 
     async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._change(queue, lambda store: store.drop_dead(queue, ids))
+        return await self._change(queue, lambda store: store.dead_letters.drop(queue, ids))
 
     async def pause(self, queue: str) -> None:
-        await self._change(queue, lambda store: store.set_paused(queue, paused=True))
+        await self._change(queue, lambda store: store.queues.set_paused(queue, paused=True))
 
     async def resume(self, queue: str) -> None:
-        await self._change(queue, lambda store: store.set_paused(queue, paused=False))
+        await self._change(queue, lambda store: store.queues.set_paused(queue, paused=False))
 
     async def purge(self, queue: str, *, force: bool = False) -> Removed:
         return await self._clear(queue, force=force, whole=False)
@@ -233,7 +233,7 @@ class SQLiteBroker:
     async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
         if self._writer.has_file:
             await sweep(self._writer, self._bells)  # consumers whose process is gone do not use it
-        return await self._change(queue, lambda store: store.clear(queue, force=force, whole=whole))
+        return await self._change(queue, lambda store: store.queues.clear(queue, force=force, whole=whole))
 
     async def _look(self, work: Callable[[Store], T], nothing: T) -> T:
         """What is in the file; ``nothing`` where there is none: a look must not make it."""
