@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.sqlite.store import CLAIM
+from leveret.brokers.sqlite.dealing import CLAIM
 from leveret.model import Queue, Succeeded
 from leveret.testing.bench import batches_of
 from tests.support import ledger_app

@@ -83,7 +83,7 @@ def command(
     application = App(url, enqueue_timeout=TIMEOUT) if app is None else loaded(app, url)
     connect(application.url)  # opens nothing: a URL that no broker knows is told now, not on each page
     try:
-        from leveret.dashboard.pages import Dashboard
+        from leveret.dashboard.application import Dashboard
         from leveret.dashboard.serving import LOCAL_NAMES, is_local, serve
     except ModuleNotFoundError as error:
         raise ConfigurationError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from leveret.client import App
-    from leveret.dashboard.pages import Dashboard
+    from leveret.dashboard.application import Dashboard
 
 __all__ = ["Redact", "by_name", "dashboard"]
 
@@ -67,7 +67,7 @@ def dashboard(
     if token is not None:
         checked(token)
     try:
-        from leveret.dashboard.pages import Dashboard
+        from leveret.dashboard.application import Dashboard
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the dashboard needs {error.name}, which is not installed: pip install 'leveret[dashboard]'"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from leveret.model import QueueStats
+from leveret.observe import WorkerRates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,6 @@ KEPT = 150
 _MOST_RUNS = 1_000
 #: A run time is shown of so many steps together: of one alone it would jump between the tasks that ended in it.
 _RUN_STEPS = 15
-#: So many workers are remembered, those too that do not answer any more.
-_MOST_WORKERS = 10_000
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -45,7 +44,7 @@ class Recent:
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=KEPT)
         self._runs: deque[list[float]] = deque([[]], maxlen=_RUN_STEPS)
-        self._counters: dict[str, tuple[int, int]] | None = None
+        self._rates = WorkerRates()
 
     def ran(self, seconds: float) -> None:
         """A task has ended after so long."""
@@ -55,20 +54,7 @@ class Recent:
     def add(self, now: float, stats: Sequence[QueueStats], workers: Sequence[WorkerReport]) -> None:
         runs = sorted(seconds for step in self._runs for seconds in step)
         self._runs.append([])
-        before = self._counters
-        # A worker that did not answer in time is not a new one when it does again.
-        counters = {**(before or {}), **{one.name: (one.finished, one.failed) for one in workers}}
-        self._counters = dict(list(counters.items())[-_MOST_WORKERS:])
-        elapsed = now - self.samples[-1].at if self.samples else 0.0
-        finished = failed = None
-        if before is not None and elapsed > 0:
-            gone = Counter[str]()
-            for one in workers:
-                old = before.get(one.name, (0, 0) if one.started_at >= self.samples[-1].at else None)
-                if old is not None:
-                    gone["finished"] += max(0, one.finished - old[0])
-                    gone["failed"] += max(0, one.failed - old[1])
-            finished, failed = gone["finished"] / elapsed, gone["failed"] / elapsed
+        finished, failed = self._rates.look(now, workers)
         self.samples.append(
             Sample(
                 now,

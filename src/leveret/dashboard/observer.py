@@ -5,59 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from leveret.brokers import QueueNames
+from leveret.dashboard.dead_letters import DeadLetters
 from leveret.dashboard.history import STEP, Recent
+from leveret.dashboard.tasks import MOST_TASKS, Tasks
 from leveret.errors import LeveretError
-from leveret.model import NO_RESULT, DeadLetter, Status, newer, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from leveret.brokers import Broker
     from leveret.client import App
-    from leveret.model import QueueStats, WorkerReport
+    from leveret.model import QueueStats, Status, WorkerReport
 
 log = logging.getLogger("leveret.dashboard")
 
 #: When nobody has looked for so long, nothing is asked any more (seconds).
 IDLE = 600.0
-#: So many tasks are remembered, without their results; and so many whole ones that somebody looked at.
-_MOST_TASKS = 1_000
-_MOST_WHOLE = 32
-_MOST_FAILURES = 20
-#: What the broker told of a task that has not ended is asked again after that (seconds): some tasks tell no news.
-_STALE = 10.0
-#: The same of a queue's dead letters whose number has not changed.
-_STALE_LETTERS = 15.0
-#: Dead letters of one queue that are looked through.
-MOST_LETTERS = 10_000
-#: So many of them are remembered whole, and of the others so much of a reason (characters).
-_MOST_OPENED = 8
-_LISTED_REASON = 1_000
-#: A larger body is not shown on a page (bytes).
-_LARGEST_BODY = 256 * 1024
 #: How long a first page waits for the first answers (seconds), and after an error (seconds).
 _FIRST = 5.0
 _AGAIN = 2.0
-
-
-class _Whole(msgspec.Struct, frozen=True):
-    status: Status
-    asked: float
-
-
-class _Letters(msgspec.Struct, frozen=True):
-    letters: Sequence[DeadLetter]
-    asked: float
-    #: How many there were when this was asked, as the counts told.
-    count: int
 
 
 class Observer:
@@ -66,6 +36,8 @@ class Observer:
     def __init__(self, app: App, queues: Iterable[str] = ()) -> None:
         self._app = app
         self._queues = QueueNames([*queues, *(queue.name for queue in app.queues)])
+        self.tasks = Tasks(app)
+        self.dead_letters = DeadLetters(app)
         self.recent = Recent()
         self.stats: Sequence[QueueStats] = ()
         self.workers: Sequence[WorkerReport] = ()
@@ -73,15 +45,6 @@ class Observer:
         self.problem = ""
         #: Grows with each change.
         self.version = 0
-        self._tasks: OrderedDict[str, Status] = OrderedDict()
-        #: Of those the ones that failed last, which many others would push out.
-        self._failures: OrderedDict[str, Status] = OrderedDict()
-        self._whole: OrderedDict[str, _Whole] = OrderedDict()
-        #: Without what may be large, and those that somebody looks at.
-        self._letters: dict[str, _Letters] = {}
-        self._opened: OrderedDict[tuple[str, str], _Letters] = OrderedDict()
-        #: RabbitMQ hands a dead letter to one reader at a time: another one would not find it.
-        self._at_the_letters = asyncio.Lock()
         self._news = asyncio.Event()
         self._answered = asyncio.Event()
         self._looked = 0.0
@@ -108,8 +71,8 @@ class Observer:
         """What was known when somebody looked last, long ago, is not what is now; the charts begin anew."""
         self.recent = Recent()
         self.stats, self.workers, self.problem = (), (), ""
-        for known in (self._tasks, self._failures, self._whole, self._letters, self._opened):
-            known.clear()
+        self.tasks.forget()
+        self.dead_letters.forget()
         self._answered.clear()
 
     async def first_answer(self) -> None:
@@ -133,73 +96,9 @@ class Observer:
         if self._running is not None:
             self._running.cancel()
 
-    def latest(self, queue: str | None = None) -> list[Status]:
-        """The tasks that changed last, the newest first, without their results."""
-        return [status for status in reversed(self._tasks.values()) if queue in (None, status.queue)]
-
-    def failures(self) -> list[Status]:
-        """The tasks that failed last, the newest first: dead, or waiting for another attempt."""
-        return list(reversed(self._failures.values()))
-
-    async def task(self, id_: str) -> Status | None:
-        """One task whole. Raises BrokerError."""
-        known = self._whole.get(id_)
-        fresh = known is not None and (known.status.is_final or time.monotonic() - known.asked < _STALE)
-        if not fresh:
-            found = next(iter(await self.broker.statuses.read([id_])), None)
-            if found is None:
-                self._whole.pop(id_, None)
-                return self._tasks.get(id_)
-            known = _Whole(found, time.monotonic())
-        assert known is not None
-        self._remember(known)
-        return known.status
-
-    async def letters(self, queue: str) -> Sequence[DeadLetter]:
-        """A queue's dead letters, the oldest first. Raises BrokerError."""
-        async with self._at_the_letters:
-            known = self._letters.get(queue)
-            count = next((one.dead for one in self.stats if one.name == queue), 0)
-            if known is None or known.count != count or time.monotonic() - known.asked > _STALE_LETTERS:
-                known = self._letters[queue] = _Letters(await self._read_letters(queue), time.monotonic(), count)
-            return known.letters
-
-    async def current_letters(self, queue: str) -> Sequence[DeadLetter]:
-        """The same as they are at this moment, to decide about them. Raises BrokerError."""
-        async with self._at_the_letters:
-            return await self._read_letters(queue)
-
-    async def retry_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.DeadLetters.retry`."""
-        async with self._at_the_letters:
-            return await self.broker.dead_letters.retry(queue, ids)
-
-    async def drop_dead(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        """See `leveret.brokers.DeadLetters.drop`."""
-        async with self._at_the_letters:
-            return await self.broker.dead_letters.drop(queue, ids)
-
-    async def letter(self, queue: str, id_: str) -> DeadLetter | None:
-        """One whole, but for a body that is too large for a page. Raises BrokerError."""
-        async with self._at_the_letters:
-            known = self._opened.get((queue, id_))
-            if known is None or time.monotonic() - known.asked > _STALE_LETTERS:
-                found = await self.broker.dead_letters.read(
-                    queue, limit=MOST_LETTERS, select=lambda one: _opened(one) if one.envelope.id == id_ else None
-                )
-                known = _Letters(found, time.monotonic(), len(found))
-                self._opened[queue, id_] = known
-                while len(self._opened) > _MOST_OPENED:
-                    self._opened.popitem(last=False)
-            return next(iter(known.letters), None)
-
-    async def _read_letters(self, queue: str) -> Sequence[DeadLetter]:
-        return await self.broker.dead_letters.read(queue, limit=MOST_LETTERS, select=_listed)
-
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""
-        self._letters.clear()
-        self._opened.clear()
+        self.dead_letters.forget()
         self.stats = await self._queues.stats(self.broker)
         self._changed()
 
@@ -231,41 +130,23 @@ class Observer:
         while True:
             try:
                 async with self.broker.statuses.watch() as news:
-                    for status in reversed(await self.broker.statuses.recent(_MOST_TASKS)):
-                        self._keep(_light(status))
+                    for status in reversed(await self.broker.statuses.recent(MOST_TASKS)):
+                        self.tasks.keep(status)
                     self._changed()
                     async for updates in news:
                         self._fold(updates)
             except Exception as error:  # noqa: BLE001 - as above
                 self._fail(error)
             # What was missed meanwhile is asked for.
-            self._whole.clear()
+            self.tasks.forget_whole()
             await asyncio.sleep(_AGAIN)
 
     def _fold(self, updates: Iterable[Status]) -> None:
         for update in updates:
-            known = self._tasks.get(update.id)
-            status = newer(known, update)
-            if status.is_final and status.started_at is not None and (known is None or not known.is_final):
-                self.recent.ran(status.at - status.started_at)
-            self._keep(_light(status))
-            whole = self._whole.get(update.id)
-            if whole is not None:
-                self._whole[update.id] = _Whole(newer(whole.status, update), whole.asked)
+            ran = self.tasks.fold(update)
+            if ran is not None:
+                self.recent.ran(ran)
         self._changed()
-
-    def _keep(self, status: Status) -> None:
-        _put(self._tasks, status, _MOST_TASKS)
-        if status.state in ("dead", "retrying"):
-            _put(self._failures, status, _MOST_FAILURES)
-        else:
-            self._failures.pop(status.id, None)
-
-    def _remember(self, whole: _Whole) -> None:
-        self._whole[whole.status.id] = whole
-        self._whole.move_to_end(whole.status.id)
-        while len(self._whole) > _MOST_WHOLE:
-            self._whole.popitem(last=False)
 
     def _fail(self, error: Exception) -> None:
         problem = str(error) if isinstance(error, LeveretError) else f"{type(error).__name__}: {error}"
@@ -282,35 +163,3 @@ class Observer:
         self.version += 1
         self._news.set()
         self._news.clear()
-
-
-def _put(statuses: OrderedDict[str, Status], status: Status, most: int) -> None:
-    """As the latest; the oldest go."""
-    statuses[status.id] = status
-    statuses.move_to_end(status.id)
-    while len(statuses) > most:
-        statuses.popitem(last=False)
-
-
-def _light(status: Status) -> Status:
-    """Without what may be large."""
-    error = None if status.error is None else shorten(status.error, _LISTED_REASON)
-    return msgspec.structs.replace(
-        status, encoded_result=NO_RESULT, traceback="", body=None, history=[], error=error, problem=""
-    )
-
-
-def _listed(letter: DeadLetter) -> DeadLetter:
-    """For a list: thousands of these are held."""
-    envelope = msgspec.structs.replace(letter.envelope, body=b"", headers={}, last_error=None)
-    return msgspec.structs.replace(
-        letter, envelope=envelope, reason=shorten(letter.reason, _LISTED_REASON), traceback=""
-    )
-
-
-def _opened(letter: DeadLetter) -> DeadLetter:
-    size = len(letter.envelope.body)
-    if size <= _LARGEST_BODY:
-        return letter
-    told = f"({size} bytes, too large for a page: leveret dead show has it)".encode()
-    return msgspec.structs.replace(letter, envelope=msgspec.structs.replace(letter.envelope, body=told))

@@ -20,7 +20,7 @@ from leveret.observe import BACKLOG, Repeated, accept, most_open
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret.dashboard.pages import Dashboard
+    from leveret.dashboard.application import Dashboard
 
 #: The names of this machine for itself: with these alone a page elsewhere cannot ask in a reader's name.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -30,6 +30,13 @@ from leveret.observe.logs import (
     Logging,
     quieten_connections,
 )
+from leveret.observe.rates import (
+    WINDOW,
+    QueueRates,
+    Rate,
+    Rates,
+    WorkerRates,
+)
 from leveret.observe.telemetry import (
     Ended,
     Telemetry,
@@ -37,6 +44,7 @@ from leveret.observe.telemetry import (
 
 __all__ = [
     "BACKLOG",
+    "WINDOW",
     "ChildReplaced",
     "Counted",
     "Ended",
@@ -45,12 +53,16 @@ __all__ = [
     "LimitedLog",
     "Listener",
     "Logging",
+    "QueueRates",
+    "Rate",
+    "Rates",
     "Repeated",
     "TaskBlocks",
     "TaskFinished",
     "TaskSettled",
     "TaskStarted",
     "Telemetry",
+    "WorkerRates",
     "WorkerReady",
     "WorkerStopping",
     "accept",

@@ -190,7 +190,7 @@ async def test_a_taken_id_is_refused_alone(tmp_path: Path) -> None:
     """Those that share its transaction are stored, and none is taken for its own twin when a neighbour fails."""
 
     def fail(store: Store) -> None:
-        store._execute("INSERT INTO nowhere VALUES (1)")
+        store.execute("INSERT INTO nowhere VALUES (1)")
 
     async with bench_on(lambda: SQLiteBroker(tmp_path / "leveret.db", timeout=20.0)) as bench:
         broker = await bench.declared()

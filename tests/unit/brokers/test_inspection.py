@@ -7,7 +7,6 @@ import os
 import sqlite3
 import time
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +16,6 @@ from leveret.brokers.feeds import Watch
 from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import ask
-from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.trouble import listening
 from leveret.model import Envelope, Queue, new_id, this_process
 from leveret.model.status import Progress, Status, enqueued
@@ -97,7 +95,7 @@ async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
     await broker.declare([WORK])
     bell = listening(broker._bells, lambda: None, broker._writer)  # of a consumer that never looks: no answer
     number = await broker._writer.do(
-        partial(Store.register, bell=bell.name, queues=[WORK], credit=1, receiver=lambda _: None, describes=True)
+        lambda store: store.registrations.register(bell.name, [WORK], 1, lambda _: None, describes=True)
     )
     asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
     await until(lambda: _has(path, "question", 1), "it is asked")
@@ -106,7 +104,7 @@ async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
     await until(lambda: _has(path, "question", 0), "the question is gone")
     asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
     await until(lambda: _has(path, "question", 1), "it is asked")
-    await broker._writer.do(partial(Store.leave, consumer=number))
+    await broker._writer.do(lambda store: store.registrations.leave(number))
     bell.take_down()
     assert await asking == []
     await broker.close()

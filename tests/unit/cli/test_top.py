@@ -7,7 +7,7 @@ import time
 import pytest
 
 from leveret.brokers.memory import MemoryBroker
-from leveret.cli.top.figures import WINDOW, Collector, Figures, Rate, Rates
+from leveret.cli.top.figures import Collector, Figures
 from leveret.cli.top.keys import keys_of
 from leveret.cli.top.plain import length
 from leveret.cli.top.screen import Cursor, moved
@@ -19,19 +19,6 @@ from tests.support.waiting import until
 
 def stats(name: str, ready: int) -> QueueStats:
     return QueueStats(name, ready, 0, 0, 0, 0)
-
-
-def test_rates_are_those_of_the_last_seconds() -> None:
-    """In: what ended and what there is more; never below nothing, and old looks are forgotten."""
-    rates = Rates()
-    assert rates.look(100.0, [stats("work", 10)]) == {}
-    for _ in range(20):
-        rates.ended("work")
-    assert rates.look(102.0, [stats("work", 14), stats("new", 3)]) == {"work": Rate(12.0, 10.0), "new": Rate(0.0, 0.0)}
-    assert rates.look(104.0, [stats("work", 0)]) == {"work": Rate(2.5, 5.0)}
-    for seconds in range(1, 20):
-        now = rates.look(104.0 + seconds, [stats("work", 0)])
-        assert seconds <= WINDOW or now == {"work": Rate(0.0, 0.0)}
 
 
 async def test_failures_are_those_that_stand() -> None:

@@ -447,7 +447,7 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
     observer = Observer(app)
 
     async def knows() -> bool:
-        return bool(observer.failures())
+        return bool(observer.tasks.failures())
 
     async def rests() -> bool:
         return not observer.asking
@@ -460,7 +460,7 @@ async def test_after_a_time_in_which_nobody_looked_the_page_tells_what_is_now(
     await app.client.broker.dead_letters.drop("work", [dead(1).id])
     monkeypatch.undo()
     observer.look()
-    assert (observer.stats, observer.latest(), observer.failures()) == ((), [], [])
+    assert (observer.stats, observer.tasks.latest(), observer.tasks.failures()) == ((), [], [])
     await observer.first_answer()
     assert [one.dead for one in observer.stats] == [0]
     observer.close()
@@ -550,7 +550,7 @@ async def test_a_form_of_too_many_fields_is_refused(app: App) -> None:
 
 
 async def test_a_form_that_does_not_end_is_given_up(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leveret.dashboard.pages._FORM_WITHIN", 0.1)
+    monkeypatch.setattr("leveret.dashboard.site._FORM_WITHIN", 0.1)
 
     async def slowly() -> AsyncIterator[bytes]:
         yield b"form="
@@ -596,7 +596,7 @@ async def test_bodies_of_dead_letters_are_not_held_for_a_list(app: App) -> None:
         await bury(app.client.broker, [large, small], "ValueError: " + "long " * 3_000, "Traceback " * 1_000)
         assert large.id in await visitor.get("/dead?queue=work")
         observer = Observer(app)
-        for letter in await observer.letters("work"):
+        for letter in await observer.dead_letters.listed("work", 2):
             assert (letter.envelope.body, letter.traceback) == (b"", "")
             assert len(letter.reason) < 1_200
         assert "too large for a page" in await visitor.get(f"/task?id={large.id}")

@@ -74,7 +74,7 @@ class SQLiteBroker:
         try:
             # A lock is waited for as long as that and says so; the second more is for what else may be slow.
             async with asyncio.timeout(self._timeout + 1.0):
-                await self._writer.do(lambda store: store.declare(queues))
+                await self._writer.do(lambda store: store.queues.declare(queues))
                 self._queues.update((queue.name, queue) for queue in queues)
         except TimeoutError as error:
             raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
@@ -99,7 +99,7 @@ class SQLiteBroker:
             ours = [queue for queue in mine if queue is not None and queue.create]
             if len(ours) < len(mine):
                 raise
-            await self._writer.do(lambda store: store.declare(ours))
+            await self._writer.do(lambda store: store.queues.declare(ours))
             return await self._writer.do(lambda store: store.insert(envelopes))
 
     @asynccontextmanager

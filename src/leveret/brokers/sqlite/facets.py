@@ -9,7 +9,6 @@ from leveret.brokers.sqlite.consumer import sweep
 from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
-from leveret.brokers.sqlite.store import Store
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.errors import QueueNotFound
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.base import Select
     from leveret.brokers.feeds import Feed, Following, Watch
+    from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.wakeup import WakeUps
     from leveret.brokers.sqlite.writer import Writer
     from leveret.model import DeadLetter, QueueStats, Removed, Status, WorkerReport
@@ -60,16 +60,16 @@ class SQLiteQueues:
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # the file lists them all
-        return await self._file.writer.do(Store.stats) if await self._file.sweep() else ()
+        return await self._file.writer.do(lambda store: store.queues.stats()) if await self._file.sweep() else ()
 
     async def ready(self, queues: Sequence[str]) -> int:
-        return await self._file.look(lambda store: store.ready(queues), 0)
+        return await self._file.look(lambda store: store.queues.ready(queues), 0)
 
     async def pause(self, queue: str) -> None:
-        await self._file.change(queue, lambda store: store.set_paused(queue, paused=True))
+        await self._file.change(queue, lambda store: store.queues.set_paused(queue, paused=True))
 
     async def resume(self, queue: str) -> None:
-        await self._file.change(queue, lambda store: store.set_paused(queue, paused=False))
+        await self._file.change(queue, lambda store: store.queues.set_paused(queue, paused=False))
 
     async def purge(self, queue: str, *, force: bool = False) -> Removed:
         return await self._clear(queue, force=force, whole=False)
@@ -79,7 +79,7 @@ class SQLiteQueues:
 
     async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
         await self._file.sweep()  # consumers whose process is gone do not use it
-        return await self._file.change(queue, lambda store: store.clear(queue, force=force, whole=whole))
+        return await self._file.change(queue, lambda store: store.queues.clear(queue, force=force, whole=whole))
 
 
 class SQLiteStatuses:
@@ -125,13 +125,13 @@ class SQLiteDeadLetters:
         self._file = file
 
     async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        return await self._file.look(lambda store: store.dead_letters(queue, limit, select), ())
+        return await self._file.look(lambda store: store.dead_letters.found(queue, limit, select), ())
 
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._file.change(queue, lambda store: store.retry_dead(queue, ids))
+        return await self._file.change(queue, lambda store: store.dead_letters.retry(queue, ids))
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._file.change(queue, lambda store: store.drop_dead(queue, ids))
+        return await self._file.change(queue, lambda store: store.dead_letters.drop(queue, ids))
 
 
 class SQLiteControl:
@@ -141,7 +141,7 @@ class SQLiteControl:
         self._file = file
 
     async def cancel(self, id_: str) -> Status | None:
-        return await self._file.look(lambda store: store.records.cancel(id_), None)
+        return await self._file.look(lambda store: store.cancellations.cancel(id_), None)
 
     async def workers(self) -> Sequence[WorkerReport]:
         if not await self._file.sweep():

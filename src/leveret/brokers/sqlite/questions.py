@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from leveret.brokers.sqlite.sql import Statements
 from leveret.brokers.sqlite.trouble import listening
 from leveret.model import WorkerReport, report_of
 
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 _WAIT = 1.0
 
 
-class Questions:
+class Questions(Statements):
     """The SQL. Used by `Store`, in its transactions. ``ring``: told of each consumer that has something to see."""
 
     def __init__(self, database: sqlite3.Connection, ring: Callable[[int], object]) -> None:
-        self._database = database
+        super().__init__(database)
         self._ring = ring
 
     def ask(self, asker: int) -> None:
         """Ask all consumers that describe themselves."""
-        asked = self._execute(
+        asked = self.execute(
             "INSERT INTO question (asker, consumer) SELECT ?, id FROM consumer WHERE describes RETURNING consumer",
             asker,
         ).fetchall()
@@ -38,27 +39,24 @@ class Questions:
 
     def unanswered(self, consumer: int) -> frozenset[int]:
         """Who asks the consumer."""
-        rows = self._execute("SELECT asker FROM question WHERE consumer = ? AND answer IS NULL", consumer).fetchall()
+        rows = self.execute("SELECT asker FROM question WHERE consumer = ? AND answer IS NULL", consumer).fetchall()
         return frozenset(asker for (asker,) in rows)
 
     def answer(self, consumer: int, askers: Sequence[int], answer: bytes) -> None:
         for asker in askers:
-            self._execute("UPDATE question SET answer = ? WHERE asker = ? AND consumer = ?", answer, asker, consumer)
+            self.execute("UPDATE question SET answer = ? WHERE asker = ? AND consumer = ?", answer, asker, consumer)
             self._ring(asker)
 
     def answers(self, asker: int) -> list[bytes | None]:
         """One for each that is asked; None: it has not answered yet."""
-        rows = self._execute("SELECT answer FROM question WHERE asker = ? ORDER BY consumer", asker).fetchall()
+        rows = self.execute("SELECT answer FROM question WHERE asker = ? ORDER BY consumer", asker).fetchall()
         return [answer for (answer,) in rows]
 
     def gone(self, consumer: int) -> None:
         """A consumer or an asker has ended."""
-        for (asker,) in self._execute("DELETE FROM question WHERE consumer = ? RETURNING asker", consumer).fetchall():
+        for (asker,) in self.execute("DELETE FROM question WHERE consumer = ? RETURNING asker", consumer).fetchall():
             self._ring(asker)
-        self._execute("DELETE FROM question WHERE asker = ?", consumer)
-
-    def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        return self._database.execute(sql, values)
+        self.execute("DELETE FROM question WHERE asker = ?", consumer)
 
 
 async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
@@ -66,7 +64,7 @@ async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
     rung = asyncio.Event()
     bell = listening(bells, rung.set, writer)
     try:
-        asker, _ = await writer.do(lambda store: store.register_watcher(bell.name))
+        asker, _ = await writer.do(lambda store: store.registrations.register_watcher(bell.name))
         try:
             await writer.do(lambda store: store.questions.ask(asker))
             with suppress(TimeoutError):
@@ -76,7 +74,7 @@ async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
                         rung.clear()
             answers = await writer.do(lambda store: store.questions.answers(asker))
         finally:
-            await asyncio.shield(writer.do(lambda store: store.leave(asker)))
+            await asyncio.shield(writer.do(lambda store: store.registrations.leave(asker)))
     finally:
         bell.take_down()
     reports = [report_of(answer) for answer in answers if answer is not None]

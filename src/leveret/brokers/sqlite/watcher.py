@@ -72,7 +72,7 @@ class Watcher:
         """With a bell of its own: one under which it was removed may be taken down at any moment."""
         bell = listening(self._bells, self._wake.set, self._writer)
         try:
-            number, last = await self._writer.do(lambda store: store.register_watcher(bell.name))
+            number, last = await self._writer.do(lambda store: store.registrations.register_watcher(bell.name))
         except BaseException:
             bell.take_down()
             raise
@@ -106,7 +106,7 @@ class Watcher:
         bell.take_down()
         number = self._number
         with suppress(BrokerError):
-            await self._writer.do(lambda store: store.leave(number))
+            await self._writer.do(lambda store: store.registrations.leave(number))
 
     async def _listen(self) -> None:
         while not self._writer.has_file:
@@ -145,14 +145,16 @@ class Watcher:
 
 
 def _changes(number: int, last: int, followed: int, store: Store) -> Changes | None:
-    return store.records.changes(number, last, followed) if store.has(number) else None
+    return store.watches.changes(number, last, followed) if store.registrations.has(number) else None
 
 
 def _watch(number: int, ids: Sequence[str], store: Store) -> Sequence[Status]:
     # If the file was replaced since it was registered, the next look sees that, and begins anew.
-    return store.records.watch(number, ids) if store.has(number) else store.records.statuses(ids)
+    if store.registrations.has(number):
+        store.watches.add(number, ids)
+    return store.records.statuses(ids)
 
 
 def _unwatch(number: int, ids: Sequence[str], store: Store) -> None:
-    if store.has(number):
-        store.records.unwatch(number, ids)
+    if store.registrations.has(number):
+        store.watches.remove(number, ids)

@@ -193,7 +193,7 @@ class Writer:
         try:
             for request in requests:
                 request.run(store)
-            letters = store.letters()
+            letters = store.recipients.letters()
             database.execute("COMMIT")
             self._check_place_of(opened)
         except BaseException:
@@ -292,7 +292,7 @@ class Writer:
                 text += f". What was stored in the other one last is not in it; its log is kept as {aside}"
         if why != "damaged":  # whoever asks says so
             log.warning("%s %s", self.path, text)
-        for receive in opened.store.receivers():
+        for receive in opened.store.recipients.receivers():
             receive(None)
 
     def _read_any_text(self) -> bool:

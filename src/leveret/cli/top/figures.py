@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -13,25 +12,17 @@ import msgspec
 
 from leveret.brokers import QueueNames
 from leveret.model import QueueStats, Status, WorkerReport, newer
+from leveret.observe import QueueRates, Rate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from typing import Self
 
     from leveret.brokers import Broker
 
-#: Rates are those of this long (seconds).
-WINDOW = 5.0
 #: So many failures are kept, and looked for at the beginning among so many tasks.
 _FAILURES = 100
 _LOOK_BACK = 200
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """Tasks a second."""
-
-    incoming: float = 0.0
-    outgoing: float = 0.0
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -53,36 +44,6 @@ class Figures(msgspec.Struct, frozen=True):
         return next((one for one in self.failures if one.id == id_), None)
 
 
-class Rates:
-    """What goes in and out of queues, from how many tasks ended and how many there are.
-
-    Tasks of which no results are kept end unheard, and are missing in both.
-    """
-
-    def __init__(self) -> None:
-        self._ended: Counter[str] = Counter()
-        self._looks: deque[tuple[float, Mapping[str, int], Mapping[str, int]]] = deque()
-
-    def ended(self, queue: str) -> None:
-        self._ended[queue] += 1
-
-    def look(self, now: float, queues: Sequence[QueueStats]) -> dict[str, Rate]:
-        held = {one.name: one.ready + one.running + one.delayed for one in queues}
-        self._looks.append((now, Counter(self._ended), held))
-        while len(self._looks) > 2 and self._looks[1][0] <= now - WINDOW:
-            self._looks.popleft()
-        then, ended, before = self._looks[0]
-        seconds = now - then
-        if seconds <= 0:
-            return {}
-        rates = {}
-        for name, count in held.items():
-            out = self._ended[name] - ended.get(name, 0)
-            come = out + count - before.get(name, count)
-            rates[name] = Rate(max(0, come) / seconds, out / seconds)
-        return rates
-
-
 class Collector:
     """Asks the broker, and follows all tasks as long as it is open."""
 
@@ -90,7 +51,7 @@ class Collector:
         self._broker = broker
         self._names = QueueNames(queues)
         self._failures: dict[str, Status] = {}
-        self._rates = Rates()
+        self._rates = QueueRates()
         self._stack = AsyncExitStack()
         self._following: asyncio.Task[None] | None = None
 

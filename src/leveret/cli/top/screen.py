@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from leveret.cli.terminal import wants_no_style
-from leveret.cli.top.figures import Rate
 from leveret.cli.top.plain import length
 from leveret.model import WorkerReport
 from leveret.model.printable import in_line
+from leveret.observe import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret.brokers.sqlite import wakeup as bells
-from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.registrations import Registrations
 from leveret.brokers.sqlite.wakeup import Bell, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
@@ -91,17 +91,17 @@ async def test_a_registration_that_nobody_waits_for_is_taken_back(path: Path) ->
             await broker.publish([envelope() for _ in range(4)])
             await all_come(broker, living, 4)
         assert other._writer._open is not None
-        assert other._writer._open.store._receivers == {}
+        assert other._writer._open.store.recipients.receivers() == []
         assert names(folder(path)) == []
 
 
 async def registers_unheard(broker: SQLiteBroker) -> None:
     """Cancelled when its registration is being written."""
     opening: asyncio.Future[Any]
-    original = Store.register
+    original = Registrations.register
     loop = asyncio.get_running_loop()
 
-    def register(self: Store, *args: Any, **kwargs: Any) -> int:
+    def register(self: Registrations, *args: Any, **kwargs: Any) -> int:
         number = original(self, *args, **kwargs)
         asyncio.run_coroutine_threadsafe(cancel(), loop).result(60)
         return number
@@ -110,7 +110,7 @@ async def registers_unheard(broker: SQLiteBroker) -> None:
         opening.cancel()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "register", register)
+        patch.setattr(Registrations, "register", register)
         opening = asyncio.ensure_future(broker.consume([WORK], credit=3).__aenter__())
         await asyncio.wait([opening])
     assert opening.cancelled()
@@ -120,21 +120,23 @@ LEAVES = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.store import Store
+from leveret.brokers.sqlite.registrations import Registrations
 from leveret.model import Queue
 
+folder = Path(sys.argv[1]).with_name("leveret.db-consumers")
+others = set(folder.iterdir())
+
 def die(self, consumer):
-    Path(sys.argv[1]).with_name("leveret.db-consumers").joinpath(bell.name).unlink()
+    (bell,) = set(folder.iterdir()) - others
+    bell.unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
-    global bell
     broker = SQLiteBroker(Path(sys.argv[1]), timeout=20)
     async with broker.consume([Queue("work")], credit=3) as consumer:
-        bell = consumer._bell
         async for _ in consumer:
             break
-        Store.leave = die
+        Registrations.leave = die
 
 asyncio.run(main())
 """
@@ -218,7 +220,7 @@ async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
 ) -> None:
     """The file may be locked in that moment, as in any other; a worker does not end for that."""
     refusals = [BrokerUnavailable("locked just now")] * 2
-    original = Store.register
+    original = Registrations.register
 
     def register(*args: Any, **kwargs: Any) -> int:
         if refusals:
@@ -226,7 +228,7 @@ async def test_a_consumer_that_cannot_register_again_at_once_tries_again(
         return original(*args, **kwargs)
 
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
-        monkeypatch.setattr(Store, "register", register)
+        monkeypatch.setattr(Registrations, "register", register)
         remove(folder(path))
         await broker.queues.stats()
         await broker.publish([envelope()])
@@ -239,14 +241,14 @@ async def test_a_consumer_that_is_left_while_it_registers_again_is_gone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would be dealt tasks for as long as its process lives."""
-    original = Store.register
+    original = Registrations.register
     async with opened(path, WORK) as broker:
         async with AsyncExitStack() as left:
             consumer = await left.enter_async_context(broker.consume([WORK], credit=1))
             leaving: list[asyncio.Future[None]] = []
             loop = asyncio.get_running_loop()
 
-            def register(self: Store, *args: Any, **kwargs: Any) -> int:
+            def register(self: Registrations, *args: Any, **kwargs: Any) -> int:
                 asyncio.run_coroutine_threadsafe(leave(), loop).result(60)
                 return original(self, *args, **kwargs)
 
@@ -256,7 +258,7 @@ async def test_a_consumer_that_is_left_while_it_registers_again_is_gone(
 
             remove(folder(path))
             await broker.queues.stats()
-            monkeypatch.setattr(Store, "register", register)
+            monkeypatch.setattr(Registrations, "register", register)
             with pytest.raises(StopAsyncIteration):
                 await next_batch(batches_of(consumer))
             await asyncio.gather(*leaving)

@@ -37,9 +37,9 @@ async def steps(broker: SQLiteBroker, work: Callable[[Store], Any]) -> int:
 
     def counted(store: Store) -> int:
         taken = count()
-        store._database.set_progress_handler(lambda: next(taken) and 0, 1)
+        store.database.set_progress_handler(lambda: next(taken) and 0, 1)
         work(store)
-        store._database.set_progress_handler(None, 0)
+        store.database.set_progress_handler(None, 0)
         return next(taken)
 
     return await broker._writer.do(counted)
@@ -53,12 +53,12 @@ async def test_counting_delayed_tasks_costs_the_same_in_many_queues(path: Path) 
         async with opened(path.with_name(f"{used}.db"), *queues) as broker:
             names = [queues[number % used].name for number in range(2_000)]
             await broker.publish([envelope(name, due=due) for name in names])
-            costs.append(await steps(broker, Store.stats))
+            costs.append(await steps(broker, lambda store: store.queues.stats()))
             assert [stats.delayed for stats in await broker.queues.stats()][:1] == [2_000 // used]
     assert costs[1] < 2 * costs[0]
     async with opened(path, WORK) as broker:
         await broker.publish([envelope(due=due) for _ in range(2_000)])
-        costs.append(await steps(broker, Store.stats))
+        costs.append(await steps(broker, lambda store: store.queues.stats()))
     assert costs[0] < 2 * costs[2]
 
 
@@ -78,8 +78,8 @@ async def test_reading_news_costs_what_is_less_of_what_changed_and_what_is_follo
 
 
 def last_changes(watcher: int, changed: int, followed: int, store: Store) -> None:
-    (last,) = store._execute("SELECT tick FROM clock").fetchone()
-    news = store.records.changes(watcher, last - changed, followed)
+    (last,) = store.execute("SELECT tick FROM clock").fetchone()
+    news = store.watches.changes(watcher, last - changed, followed)
     assert news is not None
     assert len(news.statuses) == (followed == 2_000)
     assert news.last == last

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leveret.brokers.sqlite.store import share
+from leveret.brokers.sqlite.dealing import share
 
 credits_of = st.lists(st.none() | st.integers(0, 12), max_size=8)
 counts = st.integers(0, 60)

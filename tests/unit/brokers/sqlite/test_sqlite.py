@@ -290,7 +290,7 @@ async def test_a_file_in_the_bells_place_is_an_error_of_the_brokers(path: Path) 
 
 async def test_a_full_file_stores_nothing_and_breaks_nothing(path: Path) -> None:
     async with opened(path, WORK) as broker:
-        await broker._writer.do(lambda store: store._execute("PRAGMA max_page_count = 30").fetchone())
+        await broker._writer.do(lambda store: store.execute("PRAGMA max_page_count = 30").fetchone())
         with pytest.raises(StoreError, match=r"leveret\.db takes nothing more, though its disk is not full"):
             await broker.publish([envelope(body=b"x" * 1_000_000)])
         await broker.publish([envelope()])
@@ -299,7 +299,7 @@ async def test_a_full_file_stores_nothing_and_breaks_nothing(path: Path) -> None
 
 async def test_a_read_only_file_says_what_to_do(path: Path) -> None:
     async with opened(path, WORK) as broker:
-        await broker._writer.do(lambda store: store._execute("PRAGMA query_only = ON"))
+        await broker._writer.do(lambda store: store.execute("PRAGMA query_only = ON"))
         with pytest.raises(StoreError, match=r"leveret\.db is read-only .* make the file and its folder writable"):
             await broker.publish([envelope()])
 
@@ -364,8 +364,8 @@ async def test_a_batch_is_stored_whole_or_not_at_all(path: Path) -> None:
 
 async def test_a_failure_in_the_file_is_its_own_too(path: Path) -> None:
     def fail(store: Store) -> None:
-        store._execute("INSERT INTO queue (name) VALUES ('half')")
-        store._execute("INSERT INTO nowhere VALUES (1)")
+        store.execute("INSERT INTO queue (name) VALUES ('half')")
+        store.execute("INSERT INTO nowhere VALUES (1)")
 
     async with opened(path, WORK) as broker:
         results = await all_at_once(
@@ -518,7 +518,7 @@ async def test_a_lock_is_waited_for_once(path: Path) -> None:
 
 
 def counted(store: Store) -> int:
-    return len(store.stats())
+    return len(store.queues.stats())
 
 
 async def test_a_lock_that_ends_in_time_is_not_noticed(path: Path) -> None:

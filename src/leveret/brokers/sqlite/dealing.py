@@ -1,0 +1,140 @@
+"""Who gets what: ready tasks are dealt to the consumers with free credit, once in each transaction."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from leveret.brokers.sqlite.rows import MOST_NUMBER
+from leveret.brokers.sqlite.sql import Statements, array
+from leveret.model import LATEST, MIDDLE_PRIORITY, unix_time
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Sequence
+
+#: As the index has it, literally: else SQLite would sort all that is ready.
+CLAIM = (
+    "SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
+    f" ORDER BY coalesce(priority, {MIDDLE_PRIORITY}) DESC, seq LIMIT ?"
+)
+_TAKERS = (
+    "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL"
+    " OR (typeof(free) = 'integer' AND free BETWEEN 1 AND 4294967295))"
+    " AND NOT (SELECT paused FROM queue WHERE queue.id = taker.queue) ORDER BY turn"
+)
+#: Tokens in the order of the array. One statement for all of them: this thread gives the GIL away at each.
+_HAND = (
+    "UPDATE task SET state = 'running', consumer = ?, token = ? + hand.key FROM json_each(?) AS hand"
+    " WHERE seq = hand.value"
+)
+#: To the ends of their queues, in the order of the array: what was enqueued while they were not due stands before them.
+_RIPEN = (
+    "UPDATE task SET state = 'ready', seq = (SELECT max(seq) FROM task) + 1 + due.key FROM json_each(?) AS due"
+    " WHERE seq = due.value"
+)
+_STUCK = "UPDATE task SET state = 'ready' WHERE state = 'delayed'"
+
+
+class Dealing(Statements):
+    """Deals, and holds for one transaction which queues have tasks or credit to deal, and whom it concerns."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        super().__init__(database)
+        self._undealt: set[int] = set()
+        #: The consumers that have something to see.
+        self.rung: set[int] = set()
+
+    def deal(self, queues: Iterable[int]) -> None:
+        """Hand ready tasks to the consumers with free credit, in turn: once, at the end of the transaction."""
+        self._undealt.update(queues)
+
+    def deal_all(self) -> None:
+        for queue in self._undealt:
+            takers = self.execute(_TAKERS, queue).fetchall()
+            if takers:
+                self._deal_in_turn(queue, takers)
+        self._undealt.clear()
+
+    def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None]]) -> None:
+        limit = -1 if any(free is None for _, free in takers) else sum(free or 0 for _, free in takers)
+        ready = self.execute(CLAIM, queue, limit).fetchall()
+        hands, last = share([free for _, free in takers], len(ready))
+        for index in last:
+            consumer, _ = takers[index]
+            tokens = self.ticks(len(hands[index]))
+            hand = [ready[card][0] for card in hands[index]]
+            self.execute(_HAND, consumer, tokens[0], array(hand))
+            self.execute(
+                "UPDATE taker SET free = free - ?, turn = ? WHERE queue = ? AND consumer = ?",
+                len(tokens),
+                tokens[-1],
+                queue,
+                consumer,
+            )
+            self.rung.add(consumer)
+
+    def promote(self) -> float | None:
+        """Make ready what is due, and deal it; when the next task is due (Unix time)."""
+        now = time.time()
+        next_due = self._next_due()
+        if next_due is None or next_due > now:
+            return next_due
+        due = self.execute(
+            "SELECT seq, queue FROM task WHERE state = 'delayed' AND due <= ? ORDER BY due", now
+        ).fetchall()
+        self.execute(_RIPEN, array([seq for seq, _ in due]))
+        self.deal({queue for _, queue in due})
+        return self._next_due()
+
+    def _next_due(self) -> float | None:
+        (due,) = self.execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
+        return unix_time(due)
+
+    def free_stuck(self) -> None:
+        """What other programs' hands made, and no event would ever move: it is dealt, and dies of what is wrong."""
+        stuck = [
+            *self.execute(f"{_STUCK} AND due IS NULL RETURNING queue"),
+            *self.execute(f"{_STUCK} AND due > ? RETURNING queue", LATEST),
+        ]
+        self.number_anew()
+        self.deal(queue for (queue,) in stuck)
+
+    def number_anew(self) -> None:
+        """No number follows the last one: what another program gave such a number gets an ordinary one."""
+        if self.execute("SELECT 1 FROM task WHERE seq >= ? LIMIT 1", MOST_NUMBER).fetchone():
+            for (seq,) in self.execute("SELECT seq FROM task WHERE seq >= ? ORDER BY seq", MOST_NUMBER).fetchall():
+                self.execute(
+                    "UPDATE task SET seq = coalesce((SELECT max(seq) FROM task WHERE seq < ?), 0) + 1 WHERE seq = ?",
+                    *(MOST_NUMBER, seq),
+                )
+
+    def ticks(self, count: int) -> range:
+        """That many numbers that no delivery and no turn had before."""
+        (last,) = self.execute("UPDATE clock SET tick = tick + ? RETURNING tick", count).fetchone()
+        return range(last - count + 1, last + 1)
+
+    def begin_anew(self) -> None:
+        """With the next transaction."""
+        self._undealt.clear()
+        self.rung.clear()
+
+
+def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]], list[int]]:
+    """Deal ``cards`` one at a time, in turn, to whoever has credit left (None: no limit).
+
+    Each player's cards, and the players that got any, in the order in which their last card came.
+    """
+    left = list(credit_of)
+    hands: list[list[int]] = [[] for _ in credit_of]
+    last: dict[int, None] = {}
+    card = 0
+    while card < cards and any(credit is None or credit > 0 for credit in left):
+        for player, credit in enumerate(left):
+            if card < cards and (credit is None or credit > 0):
+                hands[player].append(card)
+                left[player] = None if credit is None else credit - 1
+                last.pop(player, None)
+                last[player] = None
+                card += 1
+    return hands, list(last)

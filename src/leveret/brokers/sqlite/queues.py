@@ -1,0 +1,166 @@
+"""The queues of the file: declared, counted, paused, cleared."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from leveret.brokers.base import in_use
+from leveret.brokers.sqlite.capacity import ready_about
+from leveret.brokers.sqlite.rows import text
+from leveret.brokers.sqlite.sql import Statements
+from leveret.errors import QueueFull, QueueMismatch, QueueNotFound, StoreError
+from leveret.model import Envelope, Queue, QueueStats, Removed, purged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.brokers.sqlite.dealing import Dealing
+    from leveret.brokers.sqlite.statuses import Records, Watches
+
+#: So many ready tasks of a queue are counted for a worker that asks whether it is too small: it takes the file's time.
+_COUNTED = 10_000
+
+
+class Queues(Statements):
+    """``declared``: the queues that this process has declared, by name, also in a file that was here before: one that
+    lacks any gets it when it is used.
+    """
+
+    def __init__(self, dealing: Dealing, records: Records, watches: Watches, declared: dict[str, Queue]) -> None:
+        super().__init__(dealing.database)
+        self._dealing = dealing
+        self._records = records
+        self._watches = watches
+        self._declared = declared
+
+    def declare(self, queues: Sequence[Queue]) -> None:
+        missing = [queue for queue in {queue.name: queue for queue in queues}.values() if not self._adopts(queue)]
+        self.database.executemany(
+            "INSERT INTO queue (name, max_length) VALUES (?, ?)", [(queue.name, queue.max_length) for queue in missing]
+        )
+        self._declared.update({queue.name: queue for queue in queues})
+
+    def _adopts(self, queue: Queue) -> bool:
+        row = self.execute("SELECT max_length FROM queue WHERE name = ?", queue.name).fetchone()
+        if row is None and not queue.create:
+            raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
+        if row is not None and queue.max_length not in (None, row[0]):
+            raise QueueMismatch(
+                queue.name,
+                found={"max_length": row[0]},
+                wanted={"max_length": queue.max_length},
+                remedy="use another name, or the max_length that it has",
+            )
+        return row is not None
+
+    def id_of(self, name: str) -> int:
+        return self._find(name)[0]
+
+    def _find(self, name: str, ids: Sequence[str] = ()) -> tuple[int, int | None]:
+        """Its number, and how many ready tasks it may hold."""
+        # Asked each time: another program may have deleted it, or made it again under another number.
+        found: tuple[int, int | None] | None = self.execute(
+            "SELECT id, max_length FROM queue WHERE name = ?", name
+        ).fetchone()
+        if found is None:
+            if name in self._declared:
+                self.declare([self._declared[name]])  # in the file that was here before
+                found = self.execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
+            if found is None:
+                raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
+        if not (found[1] is None or type(found[1]) is int):
+            raise StoreError(
+                f"queue {name!r} has the max_length {found[1]!r} in the file; it must be a number, or NULL"
+            )
+        return found
+
+    def room_for(self, name: str, mine: Sequence[Envelope], all_of_them: Sequence[Envelope]) -> int:
+        ids = [envelope.id for envelope in all_of_them]
+        queue, limit = self._find(name, ids)
+        if limit is not None:
+            self._dealing.promote()
+            self._dealing.deal_all()
+            ready = ready_about(self.database, queue, limit, len(mine))
+            if ready + len(mine) > limit:
+                raise QueueFull(
+                    f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored", ids
+                )
+        return queue
+
+    def stats(self) -> list[QueueStats]:
+        self._dealing.promote()
+        self._dealing.deal_all()
+        # Each of these in one pass: what they count has no index by its queue.
+        running = self.execute(
+            "SELECT queue, count(*) FROM consumer CROSS JOIN task ON task.consumer = consumer.id"
+            " WHERE state = 'running' GROUP BY queue"
+        )
+        running_in = dict(running.fetchall())
+        delayed = self.execute("SELECT queue, count(*) FROM task WHERE state = 'delayed' GROUP BY queue")
+        delayed_in = dict(delayed.fetchall())
+        rows = self.execute(
+            "SELECT id, name,"
+            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'ready'),"
+            " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'dead'),"
+            " (SELECT count(*) FROM taker WHERE queue = queue.id),"
+            " paused"
+            " FROM queue ORDER BY name"
+        )
+        return [
+            QueueStats(
+                text(name), ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0), paused=bool(paused)
+            )
+            for id_, name, ready, dead, consumers, paused in rows
+        ]
+
+    def ready(self, queues: Sequence[str]) -> int:
+        # Nobody else does so while there is no consumer, and none is started for what is not ready.
+        self._dealing.promote()
+        counts = [
+            self.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM task WHERE state = 'ready'"
+                " AND queue = (SELECT id FROM queue WHERE name = ?) LIMIT ?)",
+                name,
+                _COUNTED,
+            ).fetchone()[0]
+            for name in queues
+        ]
+        return sum(counts)
+
+    def set_paused(self, queue: str, *, paused: bool) -> None:
+        number = self.id_of(queue)
+        self.execute("UPDATE queue SET paused = ? WHERE id = ?", paused, number)
+        takers = self.execute("SELECT consumer FROM taker WHERE queue = ?", number).fetchall()
+        self._dealing.rung.update(consumer for (consumer,) in takers)
+        self._dealing.deal([number])
+
+    def clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
+        """Delete what waits in a queue; with ``whole`` its dead letters too, and the queue itself if nobody uses it."""
+        number = self.id_of(queue)
+        (consumers,) = self.execute("SELECT count(*) FROM taker WHERE queue = ?", number).fetchone()
+        counted = self.execute("SELECT state, count(*) FROM task WHERE queue = ? GROUP BY state", number)
+        counts = dict(counted.fetchall())
+        used = bool(consumers or counts.get("running"))
+        if used and not force:
+            raise in_use(queue, consumers=consumers, running=counts.get("running", 0))
+        self._purged(number)
+        self.execute("DELETE FROM task WHERE queue = ? AND state IN ('ready', 'delayed')", number)
+        if whole:
+            self.execute("DELETE FROM task WHERE queue = ? AND state = 'dead'", number)
+            self.execute("UPDATE queue SET paused = 0 WHERE id = ?", number)
+        if whole and not used:
+            self.execute("DELETE FROM queue WHERE id = ?", number)
+        dead = counts.get("dead", 0) if whole else 0
+        return Removed(counts.get("ready", 0), counts.get("delayed", 0), dead, kept=whole and used)
+
+    def _purged(self, queue: int) -> None:
+        """Tell of all tasks that wait in a queue, and are deleted, as far as anybody knows or follows them."""
+        known = " AND (id IN (SELECT id FROM record) OR id IN (SELECT task FROM watch))"
+        which = "" if self._watches.is_watched() else known
+        ids = self.execute(
+            f"SELECT id FROM task WHERE queue = ? AND state IN ('ready', 'delayed'){which}",  # noqa: S608 - constants
+            queue,
+        ).fetchall()
+        now = time.time()
+        self._records.note([purged(status, now) for status in self._records.statuses(id_ for (id_,) in ids)])

@@ -1,0 +1,82 @@
+"""What the dashboard's forms do."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from leveret.dashboard import text, views
+from leveret.dashboard.site import read_form
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from leveret.dashboard.site import Site
+
+#: How long a cancelled task is waited for (seconds).
+_CANCEL = 3.0
+
+
+class Actions:
+    """Each answers with the page to go to, which says what was done."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def change_queue(self, request: Request) -> Response:
+        form = await read_form(request)
+        queue = text.unpacked(form.get("queue", ""))
+        if form.get("action") == "pause":
+            await self._site.app.client.broker.queues.pause(queue)
+            said = "paused"
+        elif form.get("action") == "resume":
+            await self._site.app.client.broker.queues.resume(queue)
+            said = "resumed"
+        else:
+            raise HTTPException(400, "The form does not say what to do.")
+        await self._site.observer.refresh()
+        return RedirectResponse(f"queue?name={text.packed(queue)}&said={said}", 303)
+
+    async def cancel(self, request: Request) -> Response:
+        form = await read_form(request)
+        id_ = text.unpacked(form.get("id", ""))
+        status = await self._site.app.client.broker.control.cancel(id_)
+        ends = time.monotonic() + _CANCEL
+        while status is not None and not status.is_final and time.monotonic() < ends:
+            version = self._site.observer.version
+            status = await self._site.observer.tasks.task(id_)
+            if status is not None and not status.is_final:
+                await self._site.observer.beyond(version, 0.5)
+        await self._site.observer.refresh()
+        if status is None:
+            return RedirectResponse("tasks?said=unknown", 303)
+        said = "cancelled" if status.state == "cancelled" else "late" if status.is_final else "asked"
+        return RedirectResponse(f"task?id={text.packed(id_)}&said={said}", 303)
+
+    async def change_dead(self, request: Request) -> Response:
+        form = await read_form(request)
+        search = views.Search(text.unpacked(form.get("queue", "")), form.get("task", ""), form.get("error", ""))
+        if form.get("all"):
+            letters = await self._site.observer.dead_letters.current(search.queue)
+            ids = [letter.envelope.id for letter in letters if search.matches(letter)]
+        else:
+            ids = [text.unpacked(one) for one in form.getlist("id")]
+        if not ids:
+            return RedirectResponse(f"dead?{search.query()}&said=none", 303)
+        if form.get("action") == "retry":
+            changed = await self._site.observer.dead_letters.retry(search.queue, ids)
+            said = "retried"
+        elif form.get("action") == "drop" and not form.get("sure"):
+            return self._site.page(request, "confirm.html", search=search, ids=ids)
+        elif form.get("action") == "drop":
+            changed = await self._site.observer.dead_letters.drop(search.queue, ids)
+            said = "dropped"
+        else:
+            raise HTTPException(400, "The form does not say what to do.")
+        await self._site.observer.refresh()
+        if said == "retried" and form.get("from") == "task":
+            return RedirectResponse(f"task?id={text.packed(ids[0])}&said={'back' if changed else 'gone'}", 303)
+        return RedirectResponse(f"dead?{search.query()}&said={said}&count={len(changed)}", 303)
