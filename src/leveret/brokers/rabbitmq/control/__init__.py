@@ -13,8 +13,6 @@ from leveret.brokers.rabbitmq.control.bus import (
 )
 from leveret.brokers.rabbitmq.control.cancel_log import (
     CancelLog,
-)
-from leveret.brokers.rabbitmq.control.cancelling import (
     RabbitMQControl,
 )
 from leveret.brokers.rabbitmq.control.dead_letters import (
