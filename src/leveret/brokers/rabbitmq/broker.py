@@ -86,14 +86,7 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[RabbitMQConsumer]:
         self._declarations.learn(queues)
         consumer = RabbitMQConsumer(
-            self._hosts,
-            queues,
-            credit,
-            self._bus,
-            self._declarations.notes,
-            self._postpone,
-            self._publisher,
-            describe,
+            self._hosts, queues, credit, self._bus, self._declarations.notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()

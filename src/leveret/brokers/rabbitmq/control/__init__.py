@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from leveret.brokers.rabbitmq.control.bus import (
     CANCELLING,
-    MOST_QUEUES,
     PAUSING,
     ControlBus,
     Listening,
@@ -24,7 +23,6 @@ from leveret.brokers.rabbitmq.control.queues import (
 
 __all__ = [
     "CANCELLING",
-    "MOST_QUEUES",
     "PAUSING",
     "CancelLog",
     "ControlBus",
