@@ -403,11 +403,11 @@ async def test_a_reading_that_ends_while_more_comes_keeps_the_connection(node: N
     async with events_on(node) as events:
         envelopes = [task() for _ in range(300)]
         await asyncio.gather(*(events.record([enqueued(one, time.time())]) for one in envelopes))
-        line = await events._link.open()
+        line = await events._stream.open()
         for last in (20, 45, 49, 60, 95):
             await read_and_end(line, events._stream.name, last)
         assert (await events.read([envelopes[0].id]))[0].state == "queued"
-        assert events._link._line is line
+        assert events._stream._line is line
         assert not line.is_lost, line.farewell
 
 

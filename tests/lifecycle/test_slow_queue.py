@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.queues import QUESTION
+from leveret.brokers.rabbitmq.queues.requests import QUESTION
 from leveret.brokers.rabbitmq.queues.topology import dead_queue
 from leveret.model import DeadLettered, Envelope, Queue, Succeeded, new_id
 from leveret.testing.bench import batches_of

@@ -356,12 +356,14 @@ class MemoryStatuses:
         return next(filter(None, (stored.status(id_) for stored in self._store.queues.values())), None)
 
 
-class MemoryQueues:
-    """See `leveret.brokers.Queues`."""
-
+class _Facet:
     def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
         self._store = store
         self._statuses = statuses
+
+
+class MemoryQueues(_Facet):
+    """See `leveret.brokers.Queues`."""
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
         del queues  # all are known
@@ -427,12 +429,8 @@ class MemoryQueues:
             taker.look_up()
 
 
-class MemoryDeadLetters:
+class MemoryDeadLetters(_Facet):
     """See `leveret.brokers.DeadLetters`."""
-
-    def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
-        self._store = store
-        self._statuses = statuses
 
     async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
         stored = self._store.queues.get(queue)
@@ -465,12 +463,8 @@ class MemoryDeadLetters:
         return taken
 
 
-class MemoryControl:
+class MemoryControl(_Facet):
     """See `leveret.brokers.Control`."""
-
-    def __init__(self, store: MemoryStore, statuses: MemoryStatuses) -> None:
-        self._store = store
-        self._statuses = statuses
 
     async def cancel(self, id_: str) -> Status | None:
         mark = CancelRequest(id_, self._store.clock.time())

@@ -21,7 +21,7 @@ from leveret.model.suggest import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from leveret.brokers import Broker
+    from leveret.brokers import Broker, DeadLetters
     from leveret.model import DeadLetter
 
 #: Most dead letters that are looked through at once.
@@ -182,13 +182,7 @@ def retry(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead retry default --error ConnectionError
       leveret dead retry --all
     """
-    _decide(
-        words,
-        lambda broker, queue, ids: broker.dead_letters.retry(queue, ids),
-        "put back",
-        everything=everything,
-        **options,
-    )
+    _decide(words, lambda letters, queue, ids: letters.retry(queue, ids), "put back", everything=everything, **options)
 
 
 @command.command()
@@ -205,13 +199,7 @@ def drop(words: tuple[str, ...], everything: bool, **options: Any) -> None:
       leveret dead drop 01a20edbd8e54a6e8c4dd2c8a1f0b3c7
       leveret dead drop default --older 7d
     """
-    _decide(
-        words,
-        lambda broker, queue, ids: broker.dead_letters.drop(queue, ids),
-        "deleted",
-        everything=everything,
-        **options,
-    )
+    _decide(words, lambda letters, queue, ids: letters.drop(queue, ids), "deleted", everything=everything, **options)
 
 
 class _Scope(msgspec.Struct, frozen=True):
@@ -242,7 +230,7 @@ async def _queues(broker: Broker, named: Sequence[str], known: Sequence[str]) ->
 
 def _decide(
     words: Sequence[str],
-    act: Callable[[Broker, str, Sequence[str]], Awaitable[Sequence[str]]],
+    act: Callable[[DeadLetters, str, Sequence[str]], Awaitable[Sequence[str]]],
     done: str,
     *,
     everything: bool,
@@ -264,7 +252,7 @@ def _decide(
         changed: list[str] = []
         for name in scope.queues:
             ids = [letter.envelope.id for letter in await _find(broker, name, chosen)]
-            mine = await act(broker, name, ids) if ids or scope.named else []
+            mine = await act(broker.dead_letters, name, ids) if ids or scope.named else []
             changed += mine
             if mine or scope.named:
                 click.echo(f"{len(mine)} dead letter{'' if len(mine) == 1 else 's'} of queue {name!r} {done}")

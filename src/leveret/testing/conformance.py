@@ -306,9 +306,8 @@ async def a_dead_letter_may_live_again(bench: Bench) -> None:
     await settle_all(broker, [again, *first[1:]], DeadLettered("why"))
     await becomes(broker, bench.queue, dead=4)
     ids = [envelope.id for envelope in sent]
-    assert sorted(await broker.dead_letters.retry(bench.queue.name, [ids[0], ids[2], "nobody"])) == sorted(
-        [ids[0], ids[2]]
-    )
+    found = await broker.dead_letters.retry(bench.queue.name, [ids[0], ids[2], "nobody"])
+    assert sorted(found) == sorted([ids[0], ids[2]])
     revived = await taken.next(2)
     assert {delivery.envelope.id for delivery in revived} == {ids[0], ids[2]}
     assert all(

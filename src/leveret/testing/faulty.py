@@ -238,9 +238,7 @@ class _StatusesAtHome:
         watch = Watch()
         relay = _Relay(watch)
         return Following(
-            watch,
-            lambda: self._at_home(self._inner.join(relay)),
-            lambda: self._at_home(self._inner.leave(relay)),
+            watch, lambda: self._at_home(self._inner.join(relay)), lambda: self._at_home(self._inner.leave(relay))
         )
 
 
@@ -271,10 +269,6 @@ class _Relay(Feed):
     def _hand_over(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it whoever reads
             self._loop.call_soon_threadsafe(call)
-
-
-async def _do(work: Callable[[], T]) -> T:
-    return work()
 
 
 class _FaultyConsumer:

@@ -41,10 +41,8 @@ async def a_pause_arrives(bench: Bench) -> None:
     broker = await bench.declared()
     async with bench.broker().consume([bench.queue], credit=1) as consumer, asyncio.timeout(PATIENCE):
         arriving = aiter(consumer)
-        for change, expected in (
-            (broker.queues.pause, frozenset({bench.queue.name})),
-            (broker.queues.resume, frozenset()),
-        ):
+        queues = broker.queues
+        for change, expected in ((queues.pause, frozenset({bench.queue.name})), (queues.resume, frozenset())):
             waiting = asyncio.ensure_future(anext(arriving))
             await change(bench.queue.name)
             arrival = await waiting

@@ -63,9 +63,7 @@ class RabbitMQBroker:
         self._holding = Holding(self._delayed.publish, self._declarations.mend)
         self.statuses = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget)
-        self.dead_letters = RabbitMQDeadLetters(
-            self._hosts, self._publisher, self._delayed, requester, self.statuses, timeout=timeout
-        )
+        self.dead_letters = RabbitMQDeadLetters(self._hosts, self._publisher, self._delayed, requester, self.statuses)
         self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
@@ -88,14 +86,7 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[RabbitMQConsumer]:
         self._declarations.learn(queues)
         consumer = RabbitMQConsumer(
-            self._hosts,
-            queues,
-            credit,
-            self._bus,
-            self._declarations.notes,
-            self._postpone,
-            self._publisher,
-            describe,
+            self._hosts, queues, credit, self._bus, self._declarations.notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()

@@ -14,7 +14,7 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.base import Capabilities
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
-from leveret.brokers.sqlite.facets import File, SQLiteControl, SQLiteDeadLetters, SQLiteQueues, SQLiteStatuses
+from leveret.brokers.sqlite.facets import SQLiteControl, SQLiteDeadLetters, SQLiteQueues, SQLiteStatuses
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.settling import Settling
 from leveret.brokers.sqlite.wakeup import WakeUps
@@ -44,11 +44,10 @@ class SQLiteBroker:
         self._bells = WakeUps(self._path.resolve())
         self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
         self._settling = Settling(self._writer)
-        file = File(self._writer, self._bells)
-        self.queues = SQLiteQueues(file)
-        self.statuses = SQLiteStatuses(file)
-        self.dead_letters = SQLiteDeadLetters(file)
-        self.control = SQLiteControl(file)
+        self.queues = SQLiteQueues(self._writer, self._bells)
+        self.statuses = SQLiteStatuses(self._writer, self._bells)
+        self.dead_letters = SQLiteDeadLetters(self._writer, self._bells)
+        self.control = SQLiteControl(self._writer, self._bells)
         self._queues: dict[str, Queue] = {}
         self._consumers: set[SQLiteConsumer] = set()
 

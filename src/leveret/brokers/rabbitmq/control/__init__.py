@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from leveret.brokers.rabbitmq.control.bus import (
     CANCELLING,
-    MOST_QUEUES,
     PAUSING,
     ControlBus,
     Listening,
@@ -13,8 +12,6 @@ from leveret.brokers.rabbitmq.control.bus import (
 )
 from leveret.brokers.rabbitmq.control.cancel_log import (
     CancelLog,
-)
-from leveret.brokers.rabbitmq.control.cancelling import (
     RabbitMQControl,
 )
 from leveret.brokers.rabbitmq.control.dead_letters import (
@@ -26,7 +23,6 @@ from leveret.brokers.rabbitmq.control.queues import (
 
 __all__ = [
     "CANCELLING",
-    "MOST_QUEUES",
     "PAUSING",
     "CancelLog",
     "ControlBus",

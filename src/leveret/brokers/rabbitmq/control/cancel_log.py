@@ -10,9 +10,11 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.control.bus import CANCELLING, Signal
 from leveret.brokers.rabbitmq.queues import make_stream, message_count
 from leveret.brokers.rabbitmq.statuses import (
     SILENCE,
@@ -24,30 +26,78 @@ from leveret.brokers.rabbitmq.statuses import (
     to_message,
 )
 from leveret.errors import BrokerError
-from leveret.model import FROM_THE_FUTURE
+from leveret.model import FROM_THE_FUTURE, CancelRequest, cancelled_before
 from leveret.observe import Counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from leveret.brokers.rabbitmq.queues import OnceLogger, Publisher
-    from leveret.brokers.rabbitmq.statuses import Place
-    from leveret.model import CancelRequest
+    from leveret.brokers.rabbitmq.control.bus import ControlBus
+    from leveret.brokers.rabbitmq.queues import OnceLogger, Publisher, Requester
+    from leveret.brokers.rabbitmq.statuses import Place, StatusLog
+    from leveret.model import Status, WorkerReport
 
 log = logging.getLogger("leveret.rabbitmq")
 
 #: How long reading all marks may take before the worker begins without the rest (seconds).
 _READ_TIMEOUT = 10.0
+#: How many cancellations are written in one.
+_CANCELLERS = 200
+#: How long workers may take to hear of a cancellation and say that they run the task (seconds).
+_HEARD = 0.3
 #: How often it is looked in that time whether what is there has come.
 _LOOKS = 50
 _LACK = "tasks that are cancelled before they run, run all the same"
 
 
-async def write(publisher: Publisher, connection: amqp.Connection, new: Sequence[CancelRequest]) -> None:
-    """Durable when it returns."""
-    stream = marks_declaration()
-    await make_stream(connection, stream)
-    await publisher.publish([to_message(stream.name, Batch(marks=list(new)))])
+class RabbitMQControl:
+    """See `leveret.brokers.Control`."""
+
+    def __init__(self, publisher: Publisher, requester: Requester, bus: ControlBus, statuses: StatusLog) -> None:
+        self._publisher = publisher
+        self._requester = requester
+        self._bus = bus
+        self._statuses = statuses
+        self._writing = asyncio.Lock()
+        #: Cancellations that are not written yet, by any key.
+        self._unwritten: dict[object, CancelRequest] = {}
+
+    async def cancel(self, id_: str) -> Status | None:
+        mark = CancelRequest(id_, time.time())
+        await self._requester.ask("cancelling", lambda: self._mark(mark), patience=None)
+        await asyncio.sleep(_HEARD)
+        status = next(iter(await self._statuses.read([id_])), None)
+        if status is None or status.is_final or status.state == "running":
+            return status
+        cancelled = cancelled_before(status, mark.at)
+        await self._statuses.record([cancelled])
+        return cancelled
+
+    async def workers(self) -> Sequence[WorkerReport]:
+        return await self._requester.ask("asking the workers", self._workers)
+
+    async def _workers(self) -> list[WorkerReport]:
+        return await self._bus.workers(await self._publisher.connection())
+
+    async def _mark(self, mark: CancelRequest) -> None:
+        """Write the mark, and tell the workers: in one with all that came while others were being written."""
+        key = object()
+        self._unwritten[key] = mark
+        try:
+            async with self._writing:
+                if key not in self._unwritten:
+                    return  # it went with another's
+                batch = {key: mark, **dict(islice(self._unwritten.items(), _CANCELLERS))}
+                connection = await self._publisher.connection()
+                stream = marks_declaration()
+                await make_stream(connection, stream)
+                await self._publisher.publish([to_message(stream.name, Batch(marks=list(batch.values())))])
+                await self._bus.announce(connection, Signal(kind=CANCELLING))
+                for one in batch:
+                    self._unwritten.pop(one, None)
+        finally:
+            # Who gives up has nothing cancelled later.
+            self._unwritten.pop(key, None)
 
 
 class CancelLog:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues import (
-    QUESTION,
     Fetched,
     dead_letter_id,
     dead_queue,
@@ -41,41 +40,31 @@ log = logging.getLogger("leveret.rabbitmq")
 
 
 class RabbitMQDeadLetters:
-    """See `leveret.brokers.DeadLetters`. ``timeout``: how long it may take to store some (seconds)."""
+    """See `leveret.brokers.DeadLetters`."""
 
     def __init__(
-        self,
-        hosts: Hosts,
-        publisher: Publisher,
-        delayed: DelayedPublisher,
-        requester: Requester,
-        statuses: StatusLog,
-        *,
-        timeout: float,
+        self, hosts: Hosts, publisher: Publisher, delayed: DelayedPublisher, requester: Requester, statuses: StatusLog
     ) -> None:
         self._hosts = hosts
         self._publisher = publisher
         self._delayed = delayed
         self._requester = requester
         self._statuses = statuses
-        self._timeout = timeout
 
     async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
-        return await self._requester.insist(
-            "reading dead letters", lambda: self._read(queue, limit, select), QUESTION, _LOOKING
+        return await self._requester.ask(
+            "reading dead letters", lambda: self._read(queue, limit, select), limit=_LOOKING
         )
 
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
-        limit = max(_LOOKING, self._timeout * (1 + len(ids) / _BATCH))
+        limit = max(_LOOKING, self._requester.timeout * (1 + len(ids) / _BATCH))
         found: list[str] = []
-        await self._requester.insist("reviving dead letters", lambda: self._retry(queue, ids, found), QUESTION, limit)
+        await self._requester.ask("reviving dead letters", lambda: self._retry(queue, ids, found), limit=limit)
         return found
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._requester.insist(
-            "discarding dead letters", lambda: self._drop(queue, ids), QUESTION, _LOOKING
-        )
+        return await self._requester.ask("discarding dead letters", lambda: self._drop(queue, ids), limit=_LOOKING)
 
     async def _read(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
         def keep(message: Incoming) -> tuple[float, DeadLetter | None]:

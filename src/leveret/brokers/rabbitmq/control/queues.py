@@ -12,7 +12,6 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
 from leveret.brokers.rabbitmq.queues import (
     DELAY_STEPS,
-    QUESTION,
     ReadyCounter,
     dead_queue,
     delay_queue,
@@ -49,27 +48,25 @@ class RabbitMQQueues:
         self._ready = ReadyCounter()
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
-        return await self._requester.insist("counting", lambda: self._stats(queues), QUESTION)
+        return await self._requester.ask("counting", lambda: self._stats(queues))
 
     async def ready(self, queues: Sequence[str]) -> int:
         async def ask() -> int:
             return await self._ready.count(await self._publisher.connection(), queues)
 
-        return await self._requester.ask("counting what is ready", ask, QUESTION)
+        return await self._requester.once("counting what is ready", ask)
 
     async def pause(self, queue: str) -> None:
-        await self._requester.insist("pausing", lambda: self._set_paused(queue, mark_paused), QUESTION)
+        await self._requester.ask("pausing", lambda: self._set_paused(queue, mark_paused))
 
     async def resume(self, queue: str) -> None:
-        await self._requester.insist("resuming", lambda: self._set_paused(queue, unmark_paused), QUESTION)
+        await self._requester.ask("resuming", lambda: self._set_paused(queue, unmark_paused))
 
     async def purge(self, queue: str, *, force: bool = False) -> Removed:
-        return await self._requester.insist("purging", lambda: self._clear(queue, force=force, whole=False), QUESTION)
+        return await self._requester.ask("purging", lambda: self._clear(queue, force=force, whole=False))
 
     async def delete(self, queue: str, *, force: bool = False) -> Removed:
-        removed = await self._requester.insist(
-            "deleting", lambda: self._clear(queue, force=force, whole=True), QUESTION
-        )
+        removed = await self._requester.ask("deleting", lambda: self._clear(queue, force=force, whole=True))
         self._forget(queue)
         return removed
 

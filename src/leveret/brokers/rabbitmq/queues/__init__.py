@@ -24,6 +24,7 @@ from leveret.brokers.rabbitmq.queues.dead import (
 )
 from leveret.brokers.rabbitmq.queues.declarations import (
     Declarations,
+    DelayedPublisher,
 )
 from leveret.brokers.rabbitmq.queues.declare import (
     OnceLogger,
@@ -42,14 +43,10 @@ from leveret.brokers.rabbitmq.queues.declare import (
     tell_priorities,
     unmark_paused,
 )
-from leveret.brokers.rabbitmq.queues.delays import (
-    DelayedPublisher,
-)
 from leveret.brokers.rabbitmq.queues.publisher import (
     Publisher,
 )
 from leveret.brokers.rabbitmq.queues.requests import (
-    QUESTION,
     Requester,
 )
 from leveret.brokers.rabbitmq.queues.topology import (
@@ -66,7 +63,6 @@ from leveret.brokers.rabbitmq.queues.topology import (
 __all__ = [
     "CONTROL_EXCHANGE",
     "DELAY_STEPS",
-    "QUESTION",
     "UNAPPLIED",
     "Declaration",
     "Declarations",

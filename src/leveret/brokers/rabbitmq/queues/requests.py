@@ -27,13 +27,14 @@ class Requester:
 
     def __init__(self, publisher: Publisher, *, timeout: float) -> None:
         self._publisher = publisher
-        self._timeout = timeout
+        self.timeout = timeout
 
-    async def insist(
+    async def ask(
         self,
         doing: str,
         question: Callable[[], Awaitable[T]],
-        patience: float | None = None,
+        *,
+        patience: float | None = QUESTION,
         limit: float | None = None,
     ) -> T:
         """Ask again while the broker is unavailable, for as long as ``patience`` (seconds; None: the timeout).
@@ -41,13 +42,13 @@ class Requester:
         ``limit``: for how long one answer may take (seconds; None: the timeout).
         """
         loop = asyncio.get_running_loop()
-        seconds = self._timeout if patience is None else min(patience, self._timeout)
+        seconds = self.timeout if patience is None else min(patience, self.timeout)
         began = loop.time()
         deadline = began + seconds
         for pause in backoff():
             try:
-                return await self.ask(
-                    doing, question, (limit or self._timeout) if patience else deadline - loop.time(), deadline
+                return await self.once(
+                    doing, question, (limit or self.timeout) if patience else deadline - loop.time(), deadline
                 )
             except BrokerUnavailable as error:
                 if loop.time() + pause > deadline:
@@ -57,12 +58,13 @@ class Requester:
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
 
-    async def ask(
-        self, doing: str, question: Callable[[], Awaitable[T]], limit: float, deadline: float | None = None
+    async def once(
+        self, doing: str, question: Callable[[], Awaitable[T]], limit: float = QUESTION, deadline: float | None = None
     ) -> T:
-        """Ask once.
+        """Ask once, for so long (seconds).
 
-        ``deadline``: until when an answer is waited for during an alarm, when none comes (the loop's time)."""
+        ``deadline``: until when an answer is waited for during an alarm, when none comes (the loop's time).
+        """
         loop = asyncio.get_running_loop()
         watch: asyncio.TimerHandle | None = None
 

@@ -6,13 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.feeds import Feed, Following, Watch
-from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.statuses.stream_link import lacks_permission
+from leveret.brokers.rabbitmq.statuses.status_stream import lacks_permission
 from leveret.brokers.rabbitmq.statuses.streams import (
     SILENCE,
     Batch,
@@ -27,9 +25,9 @@ from leveret.errors import BrokerError, BrokerUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers.rabbitmq.amqp import connections as amqp
     from leveret.brokers.rabbitmq.statuses.reader import StatusReader
     from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
-    from leveret.brokers.rabbitmq.statuses.stream_link import StreamLink
     from leveret.model import Status
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -93,8 +91,7 @@ class _Watching(_Subscription):
 class StatusFollower:
     """Reads the stream as long as anybody follows. ``reader``: tells what is known when they begin."""
 
-    def __init__(self, link: StreamLink, stream: StatusStream, reader: StatusReader) -> None:
-        self._link = link
+    def __init__(self, stream: StatusStream, reader: StatusReader) -> None:
         self._stream = stream
         self._reader = reader
         self._subscriptions: set[_Subscription] = set()
@@ -174,21 +171,20 @@ class StatusFollower:
             try:
                 await self._follow_once()
             except BrokerError as error:
-                if not self._link.may_pass(error):
+                if not self._stream.may_pass(error):
                     raise
                 log.warning("news of tasks cannot be read, trying again in %.1f s: %s", pause, error)
             await asyncio.sleep(pause)
 
     async def _follow_once(self) -> None:
-        line = await self._link.open()
+        line = await self._stream.open()
         reading = Reading(line.connection, self._stream.name, self._take)
         is_again = self._attached.is_set()
         reads_on = is_again and any(isinstance(one, _Watching) for one in self._subscriptions)
         place = self._place if reads_on else "next"
-        try:
-            for subscription in self._subscriptions:
-                subscription.forget()
-            await self._link.begin(line, reading, place, "following tasks")
+        for subscription in self._subscriptions:
+            subscription.forget()
+        async with self._stream.reading(line, reading, place, "following tasks"):
             if not reads_on:
                 self._place = place_of([], time.time(), self._stream.keep)
             self._attached.set()
@@ -198,10 +194,6 @@ class StatusFollower:
             await self._until_over(line, reading)
             if reading.was_cancelled:
                 self._place = place_of([], time.time(), self._stream.keep)
-        finally:
-            if not line.is_lost:
-                with suppress(*amqp.CONNECTION_LOST):
-                    await reading.end()
 
     async def _until_over(self, line: amqp.Link, reading: Reading) -> None:
         """Read on, and make sure after a while without news that some would be heard."""
@@ -231,14 +223,14 @@ class StatusFollower:
             # Else that proves nothing: an alarm may be on.
             log.debug("no sentinel could be sent: %s", error)
         else:
-            await self._link.hear(line, reading, came, "following tasks")
+            await self._stream.hear(line, reading, came, "following tasks")
 
     async def _compare(self, line: amqp.Link) -> None:
         """For whoever may not write: look whether the stream's last message has come. Raises BrokerUnavailable."""
-        end = await self._link.run(line, last_offset(line.connection, self._stream.name), "following tasks")
+        end = await self._stream.run(line, last_offset(line.connection, self._stream.name), "following tasks")
         await asyncio.sleep(SILENCE)
         if end is not None and isinstance(self._place, int) and self._place <= end:
-            await self._link.give_up(line)
+            await self._stream.give_up(line)
             raise BrokerUnavailable("news of tasks are stored that are not read from the stream")
 
     async def _read_up(self, place: Place) -> None:

@@ -12,8 +12,7 @@ import msgspec
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq.statuses.follower import StatusFollower
 from leveret.brokers.rabbitmq.statuses.reader import StatusReader
-from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
-from leveret.brokers.rabbitmq.statuses.stream_link import StreamLink, lacks_permission
+from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream, lacks_permission
 from leveret.brokers.rabbitmq.statuses.streams import Batch, was_just_made
 from leveret.errors import LeveretError, TaskTooLarge
 from leveret.model import NO_RESULT
@@ -52,7 +51,9 @@ class StatusLog:
     """See `leveret.brokers.Statuses`: one program's way to and from the stream."""
 
     def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
-        self._stream = StatusStream(publisher, keep=keep, timeout=timeout)
+        self._stream = StatusStream(hosts, publisher, keep=keep, timeout=timeout)
+        self._reader = StatusReader(self._stream)
+        self._follower = StatusFollower(self._stream, self._reader)
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
@@ -65,9 +66,6 @@ class StatusLog:
         #: Set when what waited is being sent, or the broker takes none.
         self._room = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
-        self._link = StreamLink(hosts, self._stream)
-        self._reader = StatusReader(self._link, self._stream)
-        self._follower = StatusFollower(self._link, self._stream, self._reader)
 
     async def record(self, updates: Sequence[Status]) -> None:
         """Durable when it returns, or if the broker takes nothing now: soon; without the permission to write: never."""
@@ -137,7 +135,7 @@ class StatusLog:
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._follower.close()
         await self._reader.close()
-        await self._link.close()
+        await self._stream.close()
         self._warnings.flush()
 
     async def _publish(self, updates: Sequence[Status]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
-    from leveret.brokers.rabbitmq.statuses.stream_link import StreamLink
     from leveret.model import Status
 
 T = TypeVar("T")
 
 #: How many of the last messages are read for an overview; more only if those tell of too few tasks.
 _LOOK_BACK = (100, 1_000)
+_DOING = "reading what became of tasks"
 _Asked: TypeAlias = "tuple[Sequence[str], asyncio.Future[tuple[dict[str, Status], int]]]"
 
 
 class StatusReader:
     """Answers questions, those together that are asked while it reads for others."""
 
-    def __init__(self, link: StreamLink, stream: StatusStream) -> None:
-        self._link = link
+    def __init__(self, stream: StatusStream) -> None:
         self._stream = stream
         self._asked: list[_Asked] = []
         self._answering: asyncio.Task[None] | None = None
@@ -85,7 +84,7 @@ class StatusReader:
             except TimeoutError as error:
                 raise BrokerUnavailable(f"RabbitMQ did not answer within {self._stream.timeout:g} s") from error
             except (BrokerUnavailable, BrokerRefused) as error:
-                if not self._link.may_pass(error) or clock() + pause > deadline:
+                if not self._stream.may_pass(error) or clock() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
         raise AssertionError("backoff() never ends")
@@ -128,7 +127,7 @@ class StatusReader:
         self, place: Place, take: Callable[[int, Batch], None], sentinel: str, limit: asyncio.Timeout
     ) -> AsyncGenerator[Callable[[], Awaitable[int]]]:
         """Read from that place on; gives what waits until the sentinel has come, for its offset."""
-        line = await self._link.open()
+        line = await self._stream.open()
 
         def take_until_then(offset: int, batch: Batch) -> None:
             # What comes before the channel is closed is of another answer: a follower is told of it besides.
@@ -138,13 +137,8 @@ class StatusReader:
 
         reading = Reading(line.connection, self._stream.name, take_until_then)
         came = reading.expect(sentinel)
-        try:
-            await self._link.begin(line, reading, place, "reading what became of tasks")
-            yield lambda: self._link.hear(line, reading, came, "reading what became of tasks")
-        finally:
-            if not line.is_lost:
-                with suppress(*amqp.CONNECTION_LOST):
-                    await reading.end()
+        async with self._stream.reading(line, reading, place, _DOING):
+            yield lambda: self._stream.hear(line, reading, came, _DOING)
 
 
 def _extend(limit: asyncio.Timeout) -> None:

@@ -1,29 +1,50 @@
-"""The stream of statuses, which is made by the first that is told, and again when it was deleted."""
+"""The stream of statuses, which is made by the first that is told, and again when it was deleted.
+
+It is read on a connection of its own: an alarm stops those that publish.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues import Requester, make_stream
 from leveret.brokers.rabbitmq.statuses.streams import Batch, events_declaration, to_message
-from leveret.errors import BrokerUnavailable, QueueNotFound
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Coroutine
+
+    from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.queues import Publisher
+    from leveret.brokers.rabbitmq.statuses.streams import Place, Reading
+
+T = TypeVar("T")
+
+
+def lacks_permission(error: Exception) -> bool:
+    """Whether this was refused, and not the connection: that may be for a moment, while a password is changed, say."""
+    return isinstance(error, BrokerRefused) and (
+        error.__cause__ is None or isinstance(error.__cause__, amqp.ChannelAccessRefused)
+    )
 
 
 class StatusStream:
-    """Its name, and the way to it. ``keep``, ``timeout``: seconds."""
+    """The way to it and from it, with RabbitMQ's errors as Leveret's. ``keep``, ``timeout``: seconds."""
 
-    def __init__(self, publisher: Publisher, *, keep: float, timeout: float) -> None:
+    def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
         self.keep = keep
         self.timeout = timeout
+        self._hosts = hosts
         self._publisher = publisher
         self._requester = Requester(publisher, timeout=timeout)
         self._declaration = events_declaration(keep)
         self._is_made = False
         self._making = asyncio.Lock()
+        self._opening = asyncio.Lock()
+        self._line: amqp.Link | None = None
 
     @property
     def name(self) -> str:
@@ -50,5 +71,58 @@ class StatusStream:
         async def ask() -> None:
             await make_stream(await self._publisher.connection(), self._declaration)
 
-        await self._requester.ask(f"making the stream {self.name!r}", ask, self.timeout)
+        await self._requester.once(f"making the stream {self.name!r}", ask, self.timeout)
         self._is_made = True
+
+    async def open(self) -> amqp.Link:
+        async with self._opening:
+            if self._line is None or self._line.is_lost:
+                if self._line is not None:
+                    await self._line.close()
+                await self.make()
+                self._line = await amqp.Link.open(self._hosts, purpose="reader", confirms=False)
+            return self._line
+
+    @asynccontextmanager
+    async def reading(self, line: amqp.Link, reading: Reading, place: Place, doing: str) -> AsyncGenerator[None]:
+        """Have it read from that place on, until the context is left. Raises BrokerError."""
+        try:
+            try:
+                await self.run(line, reading.begin(place), doing)
+            except BrokerUnavailable as error:
+                if isinstance(error.__cause__, amqp.ChannelNotFoundEntity):
+                    await self.make()  # it was deleted, and nobody may have anything to write to it
+                raise
+            yield
+        finally:
+            if not line.is_lost:
+                with suppress(*amqp.CONNECTION_LOST):
+                    await reading.end()
+
+    async def hear(self, line: amqp.Link, reading: Reading, came: asyncio.Future[int], doing: str) -> int:
+        """The offset of a sentinel that is stored. Raises BrokerUnavailable; then the next try is by another host."""
+        try:
+            return await self.run(line, reading.hear(came), doing)
+        except BrokerError:
+            if not line.is_lost and not reading.is_over:
+                await self.give_up(line)
+            raise
+
+    async def give_up(self, line: amqp.Link) -> None:
+        """Its node may be parted from the others still: the next one is opened to another."""
+        line.host_failed()
+        await line.close()
+
+    async def run(self, line: amqp.Link, operation: Coroutine[object, object, T], doing: str) -> T:
+        try:
+            return await line.run(operation)
+        except amqp.CONNECTION_LOST as error:
+            raise amqp.translate(error, doing) from error
+
+    def may_pass(self, error: BrokerError) -> bool:
+        """Whether trying again may help: once there was a connection, its refusal is like its loss."""
+        return not isinstance(error, BrokerRefused) or (self._line is not None and not lacks_permission(error))
+
+    async def close(self) -> None:
+        if self._line is not None:
+            await self._line.close()
