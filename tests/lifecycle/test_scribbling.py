@@ -238,11 +238,11 @@ async def test_one_that_spoils_and_blocks_runs_on_when_it_is_alone(
 
 async def test_one_that_comes_after_a_spoiler_into_its_ward_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not alone there, in a way."""
-    monkeypatch.setattr(processes, "_WARDS", 1)
+    monkeypatch.setattr(processes, "_MOST_ISOLATED", 1)
     async with Serving(1) as serving:
         suspects = [job(1, "spoil", "limit"), job(2, "need", "2")]
         for suspect in suspects:
-            serving.executor._remember(suspect)
+            serving.executor._backlog.remember(suspect)
         serving.executor.submit(suspects)
         await serving.told.wait_for_success(1)
         await serving.told.wait_for_success(2)

@@ -16,19 +16,10 @@ from leveret.executors.base import (
     RunRequest,
     Started,
 )
-from leveret.executors.in_process import (
-    InProcessExecutor,
-)
-from leveret.executors.loops import (
-    Loop,
-)
-from leveret.executors.orphans import (
-    reaping,
-)
-from leveret.executors.processes import (
-    ProcessExecutor,
-    Recycling,
-)
+from leveret.executors.in_process import InProcessExecutor
+from leveret.executors.loops import Loop
+from leveret.executors.orphans import reaping
+from leveret.executors.processes import ProcessExecutor, Recycling
 
 __all__ = [
     "Awaits",

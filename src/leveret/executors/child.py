@@ -81,7 +81,7 @@ class Watch:
 
     def __init__(self, lifeline: socket.socket) -> None:
         self._lifeline = lifeline
-        self._crew: JobRunner | None = None
+        self._jobs: JobRunner | None = None
         self._asked: float | None = None
         self._told = False
         self._vitals: Vitals | None = None
@@ -91,11 +91,11 @@ class Watch:
         self._unsent = b""
         threading.Thread(target=self._run, name="leveret-watch", daemon=True).start()
 
-    def over(self, crew: JobRunner, vitals: Vitals) -> None:
-        """Watch the running loop, which works for that crew, too."""
+    def over(self, jobs: JobRunner, vitals: Vitals) -> None:
+        """Watch the running loop, which these jobs run on, too."""
         self._loop = asyncio.get_running_loop()
         self._vitals = vitals
-        self._crew = crew
+        self._jobs = jobs
 
     def end_if_alone(self) -> None:
         """At the end of this process: with all that it has started, if the reason is that its worker is gone."""
@@ -118,7 +118,7 @@ class Watch:
     def _look(self) -> None:
         self._send()
         self._look_at_vitals()
-        if self._unsent or self._crew is None or self._loop.is_closed():
+        if self._unsent or self._jobs is None or self._loop.is_closed():
             return
         # Read once: the loop may answer at any moment.
         asked, now = self._asked, time.monotonic()
@@ -126,7 +126,7 @@ class Watch:
             if self._told:
                 self._told = False
                 self._tell([Turns()])
-            if self._crew.running:
+            if self._jobs.running:
                 self._asked = now
                 self._loop.call_soon_threadsafe(self._answer)
         elif now - asked > BLOCKED and not self._told:
@@ -136,14 +136,14 @@ class Watch:
             self._tell([Blocks(job.key, now - asked, stack) for job in suspects])
 
     def _look_at_vitals(self) -> None:
-        if self._crew is None or self._vitals is None or self._is_unfit:
+        if self._jobs is None or self._vitals is None or self._is_unfit:
             return
         # A thread that dies of want of memory while it begins has the loop wait for it for ever: nothing finishes then.
         asked = self._asked
         is_blocked = asked is not None and time.monotonic() - asked > BLOCKED
-        if self._checked == self._crew.finished and not is_blocked:
+        if self._checked == self._jobs.finished and not is_blocked:
             return
-        self._checked = self._crew.finished
+        self._checked = self._jobs.finished
         fault = self._vitals.fault()
         if fault is not None:
             self._is_unfit = True
@@ -164,8 +164,8 @@ class Watch:
 
     def _suspects(self) -> list[RunRequest]:
         """The job that the loop is in; all that run, when it is in an asyncio task that one of them made."""
-        assert self._crew is not None
-        running = dict(self._crew.running)
+        assert self._jobs is not None
+        running = dict(self._jobs.running)
         current = asyncio.current_task(self._loop)
         return [running[current]] if current in running else list(running.values())
 
@@ -201,9 +201,9 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         except BlockingIOError:
             return 0
 
-    crew = JobRunner(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
+    jobs = JobRunner(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
     vitals = Vitals()
-    watch.over(crew, vitals)
+    watch.over(jobs, vitals)
 
     def tell(reports: Sequence[Report]) -> None:
         """A failure may be another task's doing, which the worker must know first; else the watch finds that out.
@@ -213,19 +213,19 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         fault = vitals.fault() if vitals.lacks_memory() or any(map(_has_failed, reports)) else None
         pipe.write(reports if fault is None else [Unfit(fault), *reports])
 
-    crew.report_to(tell)
+    jobs.report_to(tell)
 
     def hear(batch: list[ToChild]) -> None:
-        crew.submit([message.job for message in batch if isinstance(message, Run)])
-        crew.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
+        jobs.submit([message.job for message in batch if isinstance(message, Run)])
+        jobs.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
 
     pipe.hear = hear
     pipe.write([Ready(Manifest.of(app), _sources(begin.app))])
     await pipe.ended
     if pipe.broken is not None:
         log.error("ends, as something has read what its worker wrote to it, or written into it: %s", pipe.broken)
-    ours = {asyncio.current_task(), *crew.running}
-    await crew.stop()
+    ours = {asyncio.current_task(), *jobs.running}
+    await jobs.stop()
     await _see_off([task for task in asyncio.all_tasks() - ours if not _is_a_drivers(task)])
     await app.close()
 

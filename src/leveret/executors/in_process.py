@@ -49,7 +49,7 @@ class InProcessExecutor:
 
     def __init__(self, app: App, *, concurrency: int = 10) -> None:
         self._app = app
-        self._crew = JobRunner(Runner(app, concurrency=concurrency), concurrency=concurrency)
+        self._jobs = JobRunner(Runner(app, concurrency=concurrency), concurrency=concurrency)
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slots = concurrency
 
@@ -58,25 +58,25 @@ class InProcessExecutor:
         return self._broken
 
     async def start(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> Manifest:
-        self._crew.report_to(report)
+        self._jobs.report_to(report)
         return Manifest.of(self._app)
 
     def submit(self, jobs: Sequence[RunRequest]) -> None:
-        self._crew.submit(jobs)
+        self._jobs.submit(jobs)
 
     def cancel(self, keys: Sequence[int]) -> None:
-        self._crew.cancel(keys)
+        self._jobs.cancel(keys)
 
     def children(self) -> Sequence[ChildReport]:
         pid = os.getpid()
-        return [ChildReport(pid, self._crew.running_tasks(), self._crew.finished, resident(pid))]
+        return [ChildReport(pid, self._jobs.running_tasks(), self._jobs.finished, resident(pid))]
 
     async def stop(self) -> None:
-        await self._crew.stop()
+        await self._jobs.stop()
 
 
 class _Link:
-    """Between a job and its crew; see `leveret.model.Runtime`."""
+    """Between a job and its runner; see `leveret.model.Runtime`."""
 
     def __init__(self, key: int, tell: Callable[[int, Progress], None], tell_awaits: Callable[[int], None]) -> None:
         self._key = key

@@ -1,9 +1,9 @@
 """Child processes that run the tasks, so that user code can block, leak or crash without harm to the connection.
 
 Children serve (they are given jobs), or leave (they finish what they run and are given no more: recycled, blocked, or
-overrun), or are wards (they run one job alone, to learn whether it is what kills its process). A child that dies is
+overrun), or are isolated (they run one job alone, to learn whether it is what kills its process). A child that dies is
 replaced. What it had not started goes to another child, uncharged. Of what it had started the guilty job is charged:
-the only one, or the one that it was killed for; of several suspects each runs again, uncharged, alone in a ward.
+the only one, or the one that it was killed for; of several suspects each runs again, uncharged, isolated.
 
 A child may also become unfit: a task of its changes what belongs to all (its limits, its user, its descriptors). It
 leaves, and is ended if its event loop does not turn any more. What fails or dies in it is a suspect, unless it was
@@ -38,7 +38,7 @@ from leveret.executors.base import (
     resident,
 )
 from leveret.executors.loops import check_loop
-from leveret.executors.spawn import Begun, Child
+from leveret.executors.spawn import Begun, Child, ChildOwner
 from leveret.executors.wire import Begin
 from leveret.model import Cancelled
 from leveret.observe import ChildReplaced, write
@@ -64,8 +64,8 @@ _LATE = 0.5
 #: An unfit child whose event loop is known to be blocked for so long is ended (seconds): it may wait for a thread that
 #: found no memory to begin, and so for ever. What blocks it for a moment only has ended by then.
 _STUCK = 5.0
-#: So many suspects run at once, each in a ward.
-_WARDS = 2
+#: So many suspects run at once, each in a child of its own.
+_MOST_ISOLATED = 2
 #: While the application can't be imported any more, a child is tried after so long at first, and at last (seconds).
 _NOT_LOADED = (2.0, 60.0)
 #: The tasks that killed a child here and are not forgotten yet.
@@ -88,7 +88,7 @@ class Recycling(msgspec.Struct, frozen=True):
 
     def is_due(self, child: Child) -> bool:
         """Whether that child is to be replaced."""
-        if self.max_tasks is not None and child.finished >= self.max_tasks:
+        if self.max_tasks is not None and child.jobs.finished >= self.max_tasks:
             return True
         return self.max_rss is not None and resident(child.pid) >= self.max_rss
 
@@ -125,237 +125,561 @@ class ProcessExecutor:
     ) -> None:
         check_loop(loop)
         # Whole: the application's module may change the directory while it is imported.
-        self._begin = Begin(app, None if url is None else absolute(url), concurrency, logs, loop)
-        self._processes = processes
+        begin = Begin(app, None if url is None else absolute(url), concurrency, logs, loop)
+        self._report: Callable[[Sequence[ExecutorEvent]], None] = lambda _: None
+        self._backlog = Backlog(self._tell)
+        self._pool = Pool(begin, processes, recycling, self, self._backlog, self._tell)
+        self._watchdog = Watchdog(self._pool, self._backlog, self._tell)
+
+    @property
+    def processes(self) -> int:
+        """How many children serve, or are about to."""
+        return self._pool.processes
+
+    @property
+    def concurrency(self) -> int:
+        return self._pool.concurrency
+
+    @property
+    def slots(self) -> int:
+        return self._pool.processes * self._pool.concurrency
+
+    @property
+    def broken(self) -> asyncio.Future[None]:
+        return self._pool.starter.broken
+
+    @property
+    def pids(self) -> list[int]:
+        """The children that are given jobs."""
+        return [child.pid for child in self._pool.serving]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The files of the application that the children had imported when they were ready."""
+        return frozenset(path for child in self._pool.serving for path in child.sources)
+
+    async def start(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> Manifest:
+        self._report = report
+        return await self._pool.start()
+
+    def submit(self, jobs: Sequence[RunRequest]) -> None:
+        if self._pool.is_stopping:
+            return
+        self._backlog.add(jobs)
+        if self._backlog.suspects:
+            self._pool.restock()
+        self._pool.assign()
+
+    def cancel(self, keys: Sequence[int]) -> None:
+        self._backlog.cancel(keys)
+        for child in self._pool.all():
+            child.cancel(keys)
+        self._backlog.withdraw()
+
+    def children(self) -> Sequence[ChildReport]:
+        return [child.report() for child in self._pool.all()]
+
+    def resize(self, processes: int) -> None:
+        """Have so many children from now on. Those that are too many finish what they run, and then leave."""
+        self._pool.resize(processes)
+
+    async def reload(self, adopt: Callable[[Manifest], None]) -> int:
+        """Replace the children, each when a fresh one is ready: how many. Not to be called again before it has ended.
+
+        Those that are being started are not waited for, nor counted, but do not stay either. ``adopt`` is called with
+        what the application is now, before it runs anything. Raises AppNotLoaded when it can't be imported any more;
+        then the children that are there go on.
+        """
+        return await self._pool.reload(adopt)
+
+    async def stop(self) -> None:
+        self._backlog.waiting.clear()
+        await self._pool.stop()
+
+    def _tell(self, events: Sequence[ExecutorEvent]) -> None:
+        self._report(events)
+
+    # What the children tell.
+
+    def reported(self, child: Child, reports: Sequence[Report]) -> None:
+        self._backlog.hear(reports)
+        self._report(reports)
+        pool = self._pool
+        if pool.is_stopping:
+            return
+        if child.unfit is not None:
+            self._watchdog.replace_unfit(child)
+        if child in pool.serving:
+            pool.recycle_if_due(child)
+        elif not child.jobs:
+            pool.has_finished(child)
+        pool.assign()
+
+    def doubts(self, child: Child, job: RunRequest) -> bool:
+        """It runs again, uncharged, alone; but what fails alone is to blame, and what may not run again is not run."""
+        is_alone = self._pool.is_alone(child)
+        if self._pool.is_stopping or is_alone or not self._backlog.may_run_again(job):
+            if is_alone:
+                self._backlog.remember(job)
+            return False
+        self._backlog.suspects.append(job)
+        self._pool.restock()
+        return True
+
+    def looked(self, child: Child) -> None:
+        if self._pool.is_stopping:
+            return
+        self._watchdog.look(child)
+        if child in self._pool.serving:
+            self._pool.recycle_if_due(child)
+
+    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started]) -> None:
+        pool = self._pool
+        was_replaced, was_alone = child in pool.leaving, pool.is_alone(child)
+        if pool.is_stopping or not pool.forget(child):
+            return
+        log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.jobs.started))
+        begun, charged = self._backlog.inherit(child, unstarted, is_known=child.unfit is None or was_alone)
+        pool.restock()
+        replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
+        self._report([*belated, *begun, *replaced, *charged])
+        pool.assign()
+
+
+class Pool:
+    """The children: those that serve, that leave, that are isolated, and that are being started."""
+
+    def __init__(
+        self,
+        begin: Begin,
+        processes: int,
+        recycling: Recycling,
+        owner: ChildOwner,
+        backlog: Backlog,
+        report: Callable[[Sequence[ExecutorEvent]], None],
+    ) -> None:
+        self.processes = processes
+        self.concurrency = begin.concurrency
         self._recycling = recycling
-        #: How often it was reloaded, and of which generations the children are that shall not stay.
-        self._generation = 0
+        self._backlog = backlog
+        self._report = report
+        self.serving: list[Child] = []
+        self.leaving: set[Child] = set()
+        self.isolated: set[Child] = set()
+        self._generations = Generations()
+        self.starter = ChildStarter(begin, owner, self._generations, self.serving)
+        #: Serving children that are being started, each with the child that leaves when it has come.
+        self._starting: dict[asyncio.Task[None], Child | None] = {}
+        self._starting_isolated: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self.is_stopping = False
+
+    def all(self) -> Sequence[Child]:
+        return (*self.serving, *self.leaving, *self.isolated)
+
+    async def start(self) -> Manifest:
+        """Raises AppNotLoaded, and OSError when no process can be started."""
+        first = await self.starter.first()
+        self._generations.know(first)
+        self.serving.append(first)
+        if self._generations.is_stale(first):  # there was a reload while it was started
+            self._starting[asyncio.create_task(self._add())] = first
+        self.restock()
+        return first.manifest
+
+    def resize(self, processes: int) -> None:
+        self.processes = processes
+        self._trim()
+        self.restock()
+
+    async def reload(self, adopt: Callable[[Manifest], None]) -> int:
+        self._generations.begin(adopt)
+        count = 0
+        while self._stale() is not None:
+            try:
+                fresh = await self.starter.start()
+            except AppNotLoaded:
+                self._generations.give_up()
+                raise
+            if self.is_stopping:
+                await fresh.stop()
+                break
+            self._generations.introduce(fresh)
+            self.serving.append(fresh)
+            stale = self._stale()
+            if stale is not None:
+                self.retire(stale)
+                count += 1
+            self._trim()
+            self.assign()
+        return count
+
+    async def stop(self) -> None:
+        self.is_stopping = True
+        starting = [*self._starting, *self._starting_isolated]
+        for start in starting:
+            start.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*(child.stop() for child in self.all()))
+        await asyncio.gather(*self._ending)
+
+    def assign(self) -> None:
+        """Give waiting jobs to the children with free slots, the idlest first."""
+        self._backlog.withdraw()
+        loads = {child: len(child.jobs) for child in self.serving} if self._backlog.waiting else {}
+        batches: dict[Child, list[RunRequest]] = {}
+        while self._backlog.waiting and loads:
+            child = min(loads, key=loads.__getitem__)
+            if loads[child] >= self.concurrency:
+                break
+            loads[child] += 1
+            batches.setdefault(child, []).append(self._backlog.waiting.popleft())
+        for child, jobs in batches.items():
+            child.send(jobs)
+
+    def retire(self, child: Child, *, is_blocked: bool = False) -> int:
+        """Give a serving child no more jobs, and take back those that it has not started: how many."""
+        self.forget(child)
+        self.leaving.add(child)
+        jobs = child.take_back()
+        self._backlog.take_back(jobs, is_blocked=is_blocked)
+        if not child.jobs:
+            self._dismiss(child)
+        self.restock()
+        self.assign()
+        return len(jobs)
+
+    def has_finished(self, child: Child) -> None:
+        """A child that does not serve runs nothing: an isolated one takes its next suspect, any other ends."""
+        if (
+            child in self.isolated
+            and self._backlog.suspects
+            and child.unfit is None
+            and not self._generations.is_stale(child)
+        ):
+            child.send([self._backlog.suspects.popleft()])
+        else:
+            self._dismiss(child)
+            self.restock()
+
+    def forget(self, child: Child) -> bool:
+        """Whether it was still one of ours."""
+        for start, leaver in self._starting.items():
+            if leaver is child:
+                self._starting[start] = None
+        known = child in self.serving or child in self.leaving or child in self.isolated
+        if child in self.serving:
+            self.serving.remove(child)
+        self.leaving.discard(child)
+        self.isolated.discard(child)
+        return known
+
+    def has_room(self) -> bool:
+        """Children that leave take memory too: when many do, no more are replaced before some have gone."""
+        return len(self.serving) + len(self.leaving) + len(self._starting) < 2 * self.processes + 2
+
+    def is_alone(self, child: Child) -> bool:
+        """Whether what that child runs is the first that it runs, and the only one: nobody else can have spoilt it."""
+        return child in self.isolated and not child.jobs.finished
+
+    def recycle_if_due(self, child: Child) -> None:
+        """One at a time, and the next child is ready before this one leaves."""
+        if not any(self._starting.values()) and self._recycling.is_due(child):
+            log.info("a child process (pid %d) is recycled after %d tasks", child.pid, child.jobs.finished)
+            self._starting[asyncio.create_task(self._add())] = child
+
+    def restock(self) -> None:
+        """Start the children that are wanted and not there."""
+        coming = sum(leaver is None for leaver in self._starting.values())
+        for _ in range(self.processes - len(self.serving) - coming):
+            self._starting[asyncio.create_task(self._add())] = None
+        wanted = min(_MOST_ISOLATED - len(self.isolated), len(self._backlog.suspects)) - len(self._starting_isolated)
+        for _ in range(wanted):
+            self._starting_isolated.add(asyncio.create_task(self._add_isolated()))
+
+    def _trim(self) -> None:
+        """Have the children leave that are too many: those of an earlier generation first, then the idlest."""
+        for _ in range(len(self.serving) - self.processes):
+            self.retire(min(self.serving, key=lambda child: (not self._generations.is_stale(child), len(child.jobs))))
+
+    def _stale(self) -> Child | None:
+        return next((child for child in self.serving if self._generations.is_stale(child)), None)
+
+    def _dismiss(self, child: Child) -> None:
+        if self.forget(child):
+            ending = asyncio.create_task(child.stop())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _add(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            child = await self.starter.start_unless_broken()
+        finally:
+            leaver = self._starting.pop(this)
+        if child is None:
+            return
+        if self._generations.is_stale(child):  # there was a reload while it was started
+            self.leaving.add(child)
+            self._dismiss(child)
+            self.restock()
+            return
+        self._generations.introduce(child)
+        self.serving.append(child)
+        if leaver is not None:
+            self.retire(leaver)
+            if not self._generations.is_stale(leaver):
+                self._report([ChildReplaced(leaver.pid, "recycled")])
+        self._trim()
+        self.assign()
+
+    async def _add_isolated(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            child = await self.starter.start_unless_broken()
+        finally:
+            # Not when this task is done: if this child is sent away, another one is wanted at once.
+            self._starting_isolated.discard(this)
+        if child is not None:
+            self.isolated.add(child)
+            if not self._generations.is_stale(child):
+                self._generations.introduce(child)
+            self.has_finished(child)
+
+
+class ChildStarter:
+    """Starts children of one application. ``serving``: those that go on meanwhile."""
+
+    def __init__(self, begin: Begin, owner: ChildOwner, generations: Generations, serving: Sequence[Child]) -> None:
+        self._begin = begin
+        self._owner = owner
+        self._generations = generations
+        self._serving = serving
+        #: Gets an exception when no child can be had any more.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def first(self) -> Child:
+        """Raises AppNotLoaded, and OSError when no process can be started."""
+        return await self._start(self._generations.latest)
+
+    async def start_unless_broken(self) -> Child | None:
+        """A child, however long that takes; None when the application can't be imported and no child is there."""
+        for pause in backoff(*_NOT_LOADED):
+            try:
+                return await self.start()
+            except AppNotLoaded as error:
+                if not self._serving:
+                    if not self.broken.done():
+                        self.broken.set_exception(error)
+                    return None
+                message = "no fresh child process, so those that are there go on; trying again in %.0f s: %s"
+                write(log, logging.ERROR, message, pause, error, traceback=error.traceback)
+            await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
+
+    async def start(self) -> Child:
+        """A child, however long that takes. Raises AppNotLoaded."""
+        generation = self._generations.latest
+        for pause in backoff():
+            try:
+                return await self._start(generation)
+            except OSError as error:
+                log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
+                await asyncio.sleep(pause)
+        raise AssertionError("backoff() never ends")
+
+    async def _start(self, generation: int) -> Child:
+        child = await Child.start(self._begin, self._owner)
+        child.generation = generation
+        return child
+
+
+class Generations:
+    """How often the application was loaded again, and which children have it as it was before."""
+
+    def __init__(self) -> None:
+        self.latest = 0
+        #: Children of an earlier one shall not stay.
         self._stale_before = 0
-        #: Of which generation the worker knows the application, and how it learns of another.
+        #: As of which one the worker knows the application, and how it learns of another.
         self._known = 0
         self._adopt: Callable[[Manifest], None] = lambda _: None
-        self._serving: list[Child] = []
-        self._leaving: set[Child] = set()
-        self._wards: set[Child] = set()
-        #: Births of serving children, each with the child that leaves when it has come.
-        self._births: dict[asyncio.Task[None], Child | None] = {}
-        self._ward_births: set[asyncio.Task[None]] = set()
-        self._farewells: set[asyncio.Task[None]] = set()
-        self._waiting: deque[RunRequest] = deque()
-        self._suspects: deque[RunRequest] = deque()
+
+    def begin(self, adopt: Callable[[Manifest], None]) -> None:
+        self.latest += 1
+        self._stale_before = self.latest
+        self._adopt = adopt
+
+    def give_up(self) -> None:
+        """The children that are there go on."""
+        self._stale_before = 0
+
+    def is_stale(self, child: Child) -> bool:
+        return child.generation < self._stale_before
+
+    def know(self, child: Child) -> None:
+        """The worker is told of the application as the first child has it."""
+        self._known = child.generation
+
+    def introduce(self, child: Child) -> None:
+        """Before it runs anything, the worker must know the application as that child has it."""
+        if child.generation > self._known:
+            self._known = child.generation
+            self._adopt(child.manifest)
+
+
+class Backlog:
+    """The jobs that no child has, and what is known of jobs wherever they are.
+
+    ``report``: called with what is to be told of them.
+    """
+
+    def __init__(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> None:
+        self._report = report
+        self.waiting: deque[RunRequest] = deque()
+        #: Jobs that run alone, each in an isolated child.
+        self.suspects: deque[RunRequest] = deque()
         #: Jobs that shall not run: with a child, or waiting here when it gave them back.
         self._unwanted: set[int] = set()
         #: How often each job was taken back from a child that was blocked.
         self._moves: dict[int, int] = {}
         self._killers: OrderedDict[str, None] = OrderedDict()
-        self._stopping = False
-        self._report: Callable[[Sequence[ExecutorEvent]], None] = lambda _: None
-        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    @property
-    def processes(self) -> int:
-        """How many children serve, or are about to."""
-        return self._processes
-
-    @property
-    def concurrency(self) -> int:
-        return self._begin.concurrency
-
-    @property
-    def slots(self) -> int:
-        return self._processes * self._begin.concurrency
-
-    @property
-    def broken(self) -> asyncio.Future[None]:
-        return self._broken
-
-    @property
-    def pids(self) -> list[int]:
-        """The children that are given jobs."""
-        return [child.pid for child in self._serving]
-
-    @property
-    def sources(self) -> frozenset[str]:
-        """The files of the application that the children had imported when they were ready."""
-        return frozenset(path for child in self._serving for path in child.sources)
-
-    async def start(self, report: Callable[[Sequence[ExecutorEvent]], None]) -> Manifest:
-        self._report = report
-        generation = self._generation
-        first = await Child.start(self._begin, self)
-        first.generation = self._known = generation
-        self._serving.append(first)
-        if self._is_stale(first):  # there was a reload while it was born
-            self._births[asyncio.create_task(self._bear())] = first
-        self._restock()
-        return first.manifest
-
-    def submit(self, jobs: Sequence[RunRequest]) -> None:
-        if self._stopping:
-            return
+    def add(self, jobs: Sequence[RunRequest]) -> None:
         for job in jobs:
-            (self._suspects if job.envelope.id in self._killers else self._waiting).append(job)
-        if self._suspects:
-            self._restock()
-        self._assign()
+            (self.suspects if job.envelope.id in self._killers else self.waiting).append(job)
 
     def cancel(self, keys: Sequence[int]) -> None:
         self._unwanted.update(keys)
-        for child in (*self._serving, *self._leaving, *self._wards):
-            child.cancel(keys)
-        self._withdraw()
 
-    def children(self) -> Sequence[ChildReport]:
-        return [child.report() for child in (*self._serving, *self._leaving, *self._wards)]
+    def may_run_again(self, job: RunRequest) -> bool:
+        return not job.once and job.key not in self._unwanted
 
-    def resize(self, processes: int) -> None:
-        """Have so many children from now on. Those that are too many finish what they run, and then leave."""
-        self._processes = processes
-        self._trim()
-        self._restock()
+    def patience(self, key: int) -> float:
+        """How long a child may take to begin that job (seconds)."""
+        return _PATIENCE * 2.0 ** self._moves.get(key, 0)
 
-    async def reload(self, adopt: Callable[[Manifest], None]) -> int:
-        """Replace the children, each when a fresh one is ready: how many. Not to be called again before it has ended.
-
-        Those that are being born are not waited for, nor counted, but do not stay either. ``adopt`` is called with what
-        the application is now, before it runs anything. Raises AppNotLoaded when it can't be imported any more; then
-        the children that are there go on.
-        """
-        self._generation += 1
-        self._stale_before = self._generation
-        self._adopt = adopt
-        count = 0
-        while self._stale() is not None:
-            try:
-                fresh = await self._started()
-            except AppNotLoaded:
-                self._stale_before = 0
-                raise
-            if self._stopping:
-                await fresh.stop()
-                break
-            self._introduce(fresh)
-            self._serving.append(fresh)
-            stale = self._stale()
-            if stale is not None:
-                self._retire(stale)
-                count += 1
-            self._trim()
-            self._assign()
-        return count
-
-    async def stop(self) -> None:
-        self._stopping = True
-        self._waiting.clear()
-        births = [*self._births, *self._ward_births]
-        for birth in births:
-            birth.cancel()
-        await asyncio.gather(*births, return_exceptions=True)
-        await asyncio.gather(*(child.stop() for child in [*self._serving, *self._leaving, *self._wards]))
-        await asyncio.gather(*self._farewells)
-
-    # What the children tell.
-
-    def reported(self, child: Child, reports: Sequence[Report]) -> None:
+    def hear(self, reports: Sequence[Report]) -> None:
+        """Children tell of their jobs."""
         if self._unwanted:
             self._unwanted.difference_update(one.key for one in reports if isinstance(one, Finished))
         if self._moves:
             for one in reports:
                 if isinstance(one, Started):
                     self._moves.pop(one.key, None)
-        self._report(reports)
-        if self._stopping:
-            return
-        if child.unfit is not None:
-            self._replace_unfit(child)
-        if child in self._serving:
-            self._recycle_if_due(child)
-        elif not child.load():
-            self._has_finished(child)
-        self._assign()
 
-    def doubts(self, child: Child, job: RunRequest) -> bool:
-        """It runs again, uncharged, alone; but what fails alone is to blame, and what may not run again is not run."""
-        is_alone = self._is_alone(child)
-        if self._stopping or is_alone or job.once or job.key in self._unwanted:
-            if is_alone:
-                self._remember(job)
-            return False
-        self._suspects.append(job)
-        self._restock()
-        return True
-
-    def looked(self, child: Child) -> None:
-        if self._stopping:
-            return
-        if child.unfit is not None:
-            self._replace_unfit(child)
-        blocked = child.blocked_for()
-        if child.unfit is None or blocked is None or self._is_alone(child):
-            for key, begun in list(child.started.items()):
-                self._check_time(child, key, begun)
-        elif blocked > _STUCK:
-            child.end_for(f"was ended, as it was spoilt and its event loop did not turn any more ({child.unfit})")
-        self._check_unstarted(child)
-        if child in self._serving:
-            self._recycle_if_due(child)
-
-    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started]) -> None:
-        was_replaced, was_alone = child in self._leaving, self._is_alone(child)
-        if self._stopping or not self._forget(child):
-            return
-        log.error("a child process (pid %d) %s; it ran %d tasks", child.pid, child.cause(), len(child.started))
-        condemned = None if child.condemned is None else child.condemned[0]
-        never_begun = [job for job in unstarted if job.key == condemned]
-        self._waiting.extendleft(job for job in reversed(unstarted) if job.key != condemned)
-        charged = self._charge(child, is_known=child.unfit is None or was_alone)
-        if child.condemned is not None and never_begun:
-            belated = [*belated, Started(child.condemned[0])]
-            charged = [Died(*child.condemned), *charged]
-            self._remember(never_begun[0])
-        self._unwanted.difference_update(verdict.key for verdict in charged)
-        self._restock()
-        replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
-        self._report([*belated, *replaced, *charged])
-        self._assign()
-
-    # What follows from it.
-
-    def _assign(self) -> None:
-        """Give waiting jobs to the children with free slots, the idlest first."""
-        self._withdraw()
-        loads = {child: child.load() for child in self._serving} if self._waiting else {}
-        batches: dict[Child, list[RunRequest]] = {}
-        while self._waiting and loads:
-            child = min(loads, key=loads.__getitem__)
-            if loads[child] >= self._begin.concurrency:
-                break
-            loads[child] += 1
-            batches.setdefault(child, []).append(self._waiting.popleft())
-        for child, jobs in batches.items():
-            child.send(jobs)
-
-    def _withdraw(self) -> None:
+    def withdraw(self) -> None:
         """Report on waiting jobs that shall not run."""
         if not self._unwanted:
             return
-        keys = [job.key for job in (*self._waiting, *self._suspects) if job.key in self._unwanted]
+        keys = [job.key for job in (*self.waiting, *self.suspects) if job.key in self._unwanted]
         if keys:
-            self._waiting = deque(job for job in self._waiting if job.key not in self._unwanted)
-            self._suspects = deque(job for job in self._suspects if job.key not in self._unwanted)
+            self.waiting = deque(job for job in self.waiting if job.key not in self._unwanted)
+            self.suspects = deque(job for job in self.suspects if job.key not in self._unwanted)
             self._unwanted.difference_update(keys)
             for key in keys:
                 self._moves.pop(key, None)
             self._report([Finished(key, Cancelled("cancelled before it ran")) for key in keys])
+
+    def take_back(self, jobs: Sequence[RunRequest], *, is_blocked: bool) -> None:
+        """A child has not started these, and does not any more."""
+        for job in reversed(jobs):
+            if is_blocked and self._count_move(job) >= _MOST_MOVES:
+                self.suspects.appendleft(job)
+            else:
+                self.waiting.appendleft(job)
+
+    def inherit(
+        self, child: Child, unstarted: Sequence[RunRequest], *, is_known: bool
+    ) -> tuple[list[Started], list[Report]]:
+        """Take the jobs of a child that died, but for the guilty ones: what is told of these.
+
+        ``is_known``: whether the only one that ran is the guilty one, for nobody before it can have been.
+        """
+        condemned = None if child.condemned is None else child.condemned[0]
+        never_begun = [job for job in unstarted if job.key == condemned]
+        self.waiting.extendleft(job for job in reversed(unstarted) if job.key != condemned)
+        charged = self._charge(child, is_known=is_known)
+        belated: list[Started] = []
+        if child.condemned is not None and never_begun:
+            belated = [Started(child.condemned[0])]
+            charged = [Died(*child.condemned), *charged]
+            self.remember(never_begun[0])
+        self._unwanted.difference_update(verdict.key for verdict in charged)
+        return belated, charged
+
+    def remember(self, job: RunRequest) -> None:
+        """Its next attempt is made in an isolated child, if it comes here."""
+        self._killers[job.envelope.id] = None
+        if len(self._killers) > _KILLERS:
+            self._killers.popitem(last=False)
+
+    def _charge(self, child: Child, *, is_known: bool) -> list[Report]:
+        """Who is guilty of a child's death; the others run again, those that may be guilty alone."""
+        cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
+        verdicts: dict[int, Report] = {}
+        shelter = self.suspects
+        if child.condemned is not None:
+            key, reason = child.condemned
+            verdicts[key] = Overran(key, reason)
+            shelter = self.waiting
+        elif len(child.jobs.started) == 1 and is_known:
+            (key,) = child.jobs.started
+            verdicts[key] = Died(key, cause)
+            self.remember(child.jobs.started[key].job)
+        for key, begun in reversed(child.jobs.started.items()):
+            if key in verdicts:
+                continue
+            if begun.job.once:
+                verdicts[key] = Died(key, cause)
+            else:
+                shelter.appendleft(begun.job)
+        return [verdict for verdict in verdicts.values() if verdict.key in child.jobs.started]
+
+    def _count_move(self, job: RunRequest) -> int:
+        moves = self._moves.get(job.key, 0) + 1
+        if moves < _MOST_MOVES:
+            self._moves[job.key] = moves
+        else:
+            self._moves.pop(job.key, None)
+        return moves
+
+
+class Watchdog:
+    """Looks at children that have jobs: one that is spoilt, blocked or held up is replaced, and ended if it must be."""
+
+    def __init__(self, pool: Pool, backlog: Backlog, report: Callable[[Sequence[ExecutorEvent]], None]) -> None:
+        self._pool = pool
+        self._backlog = backlog
+        self._report = report
+
+    def look(self, child: Child) -> None:
+        if child.unfit is not None:
+            self.replace_unfit(child)
+        blocked = child.jobs.blocked_for()
+        if child.unfit is None or blocked is None or self._pool.is_alone(child):
+            for key, begun in list(child.jobs.started.items()):
+                self._check_time(child, key, begun)
+        elif blocked > _STUCK:
+            child.end_for(f"was ended, as it was spoilt and its event loop did not turn any more ({child.unfit})")
+        self._check_unstarted(child)
+
+    def replace_unfit(self, child: Child) -> None:
+        if child in self._pool.serving and self._pool.has_room():
+            log.error("a child process (pid %d) is replaced, as others would fail in it: %s", child.pid, child.unfit)
+            self._report([ChildReplaced(child.pid, "unfit")])
+            self._pool.retire(child)
 
     def _check_time(self, child: Child, key: int, begun: Begun) -> None:
         """A task that outlasts its timeout costs its child, which first may finish the neighbours."""
         over = begun.overtime(time.monotonic())
         if over <= _LATE or child.condemned is not None:
             return
-        if child.blockers and key not in child.blockers:
+        if child.jobs.blockers and key not in child.jobs.blockers:
             return  # it can't end while another one blocks, which runs on
-        if over > OVERTIME and len(child.blockers) > 1:
+        if over > OVERTIME and len(child.jobs.blockers) > 1:
             log.warning(
                 "a child process (pid %d) is killed: one of its tasks blocks it and outlasts its timeout", child.pid
             )
@@ -366,10 +690,10 @@ class ProcessExecutor:
                 f"the task ran longer than its timeout of {begun.timeout:g} s and did not end, "
                 f"so its child process (pid {child.pid}) was killed",
             )
-        elif child in self._serving and self._has_room():
+        elif child in self._pool.serving and self._pool.has_room():
             log.warning("a child process (pid %d) is replaced: a task outlasts its timeout", child.pid)
             self._report([ChildReplaced(child.pid, "overran")])
-            self._retire(child)
+            self._pool.retire(child)
 
     def _check_unstarted(self, child: Child) -> None:
         """A child that has a slot for a job and does not begin it is left, or ended where it is the last resort."""
@@ -377,208 +701,16 @@ class ProcessExecutor:
         if oldest is None:
             return
         key, waits = oldest
-        if child in self._serving:
-            if waits > _PATIENCE * 2 ** self._moves.get(key, 0) and self._has_room():
+        if child in self._pool.serving:
+            if waits > self._backlog.patience(key) and self._pool.has_room():
                 self._leave_blocked(child)
-        elif waits > _LAST_PATIENCE and not child.blockers:
-            if child in self._wards:
+        elif waits > _LAST_PATIENCE and not child.jobs.blockers:
+            if child in self._pool.isolated:
                 child.condemn(key, f"{_MOST_MOVES} child processes and one of its own did not begin the task in time")
             else:
-                child.end_for(f"was ended, as it did not begin {child.load()} tasks that it has, and gave none back")
+                child.end_for(f"was ended, as it did not begin {len(child.jobs)} tasks that it has, and gave none back")
 
     def _leave_blocked(self, child: Child) -> None:
-        jobs = self._retire(child, is_blocked=True)
+        jobs = self._pool.retire(child, is_blocked=True)
         self._report([ChildReplaced(child.pid, "blocked")])
         log.warning("a child process (pid %d) is blocked: %d tasks that waited go to another", child.pid, jobs)
-
-    def _replace_unfit(self, child: Child) -> None:
-        if child in self._serving and self._has_room():
-            log.error("a child process (pid %d) is replaced, as others would fail in it: %s", child.pid, child.unfit)
-            self._report([ChildReplaced(child.pid, "unfit")])
-            self._retire(child)
-
-    def _is_alone(self, child: Child) -> bool:
-        """Whether what that child runs is the first that it runs, and the only one: nobody else can have spoilt it."""
-        return child in self._wards and not child.finished
-
-    def _charge(self, child: Child, *, is_known: bool) -> list[Report]:
-        """Who is guilty of a child's death; the others run again, those that may be guilty alone.
-
-        ``is_known``: whether the only one that ran is the guilty one, for nobody before it can have been.
-        """
-        cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
-        verdicts: dict[int, Report] = {}
-        shelter = self._suspects
-        if child.condemned is not None:
-            key, reason = child.condemned
-            verdicts[key] = Overran(key, reason)
-            shelter = self._waiting
-        elif len(child.started) == 1 and is_known:
-            (key,) = child.started
-            verdicts[key] = Died(key, cause)
-            self._remember(child.started[key].job)
-        for key, begun in reversed(child.started.items()):
-            if key in verdicts:
-                continue
-            if begun.job.once:
-                verdicts[key] = Died(key, cause)
-            else:
-                shelter.appendleft(begun.job)
-        return [verdict for verdict in verdicts.values() if verdict.key in child.started]
-
-    def _remember(self, job: RunRequest) -> None:
-        """Its next attempt is made in a ward, if it comes here."""
-        self._killers[job.envelope.id] = None
-        if len(self._killers) > _KILLERS:
-            self._killers.popitem(last=False)
-
-    def _retire(self, child: Child, *, is_blocked: bool = False) -> int:
-        """Give a serving child no more jobs, and take back those that it has not started: how many."""
-        self._forget(child)
-        self._leaving.add(child)
-        jobs = child.take_back()
-        for job in reversed(jobs):
-            if is_blocked and self._count_move(job) >= _MOST_MOVES:
-                self._suspects.appendleft(job)
-            else:
-                self._waiting.appendleft(job)
-        if not child.load():
-            self._dismiss(child)
-        self._restock()
-        self._assign()
-        return len(jobs)
-
-    def _count_move(self, job: RunRequest) -> int:
-        moves = self._moves.get(job.key, 0) + 1
-        if moves < _MOST_MOVES:
-            self._moves[job.key] = moves
-        else:
-            self._moves.pop(job.key, None)
-        return moves
-
-    def _stale(self) -> Child | None:
-        return next((child for child in self._serving if self._is_stale(child)), None)
-
-    def _is_stale(self, child: Child) -> bool:
-        return child.generation < self._stale_before
-
-    def _introduce(self, child: Child) -> None:
-        """Before it runs anything, the worker must know the application as that child has it."""
-        if child.generation > self._known:
-            self._known = child.generation
-            self._adopt(child.manifest)
-
-    def _trim(self) -> None:
-        """Have the children leave that are too many: those of an earlier generation first, then the idlest."""
-        for _ in range(len(self._serving) - self._processes):
-            self._retire(min(self._serving, key=lambda child: (not self._is_stale(child), child.load())))
-
-    def _recycle_if_due(self, child: Child) -> None:
-        """One at a time, and the next child is ready before this one leaves."""
-        if not any(self._births.values()) and self._recycling.is_due(child):
-            log.info("a child process (pid %d) is recycled after %d tasks", child.pid, child.finished)
-            self._births[asyncio.create_task(self._bear())] = child
-
-    def _has_finished(self, child: Child) -> None:
-        """A child that does not serve runs nothing: a ward takes its next suspect, any other ends."""
-        if child in self._wards and self._suspects and child.unfit is None and not self._is_stale(child):
-            child.send([self._suspects.popleft()])
-        else:
-            self._dismiss(child)
-            self._restock()
-
-    def _dismiss(self, child: Child) -> None:
-        if self._forget(child):
-            farewell = asyncio.create_task(child.stop())
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
-
-    def _forget(self, child: Child) -> bool:
-        """Whether it was still one of ours."""
-        for birth, leaver in self._births.items():
-            if leaver is child:
-                self._births[birth] = None
-        known = child in self._serving or child in self._leaving or child in self._wards
-        if child in self._serving:
-            self._serving.remove(child)
-        self._leaving.discard(child)
-        self._wards.discard(child)
-        return known
-
-    def _has_room(self) -> bool:
-        """Children that leave take memory too: when many do, no more are replaced before some have gone."""
-        return len(self._serving) + len(self._leaving) + len(self._births) < 2 * self._processes + 2
-
-    def _restock(self) -> None:
-        """Start the children that are wanted and not there."""
-        coming = sum(leaver is None for leaver in self._births.values())
-        for _ in range(self._processes - len(self._serving) - coming):
-            self._births[asyncio.create_task(self._bear())] = None
-        wanted = min(_WARDS - len(self._wards), len(self._suspects)) - len(self._ward_births)
-        for _ in range(wanted):
-            self._ward_births.add(asyncio.create_task(self._bear_ward()))
-
-    async def _bear(self) -> None:
-        this = asyncio.current_task()
-        assert this is not None
-        try:
-            child = await self._newborn()
-        finally:
-            leaver = self._births.pop(this)
-        if child is None:
-            return
-        if self._is_stale(child):  # there was a reload while it was born
-            self._leaving.add(child)
-            self._dismiss(child)
-            self._restock()
-            return
-        self._introduce(child)
-        self._serving.append(child)
-        if leaver is not None:
-            self._retire(leaver)
-            if not self._is_stale(leaver):
-                self._report([ChildReplaced(leaver.pid, "recycled")])
-        self._trim()
-        self._assign()
-
-    async def _bear_ward(self) -> None:
-        this = asyncio.current_task()
-        assert this is not None
-        try:
-            child = await self._newborn()
-        finally:
-            # Not when this task is done: if this ward is sent away, another one is wanted at once.
-            self._ward_births.discard(this)
-        if child is not None:
-            self._wards.add(child)
-            if not self._is_stale(child):
-                self._introduce(child)
-            self._has_finished(child)
-
-    async def _newborn(self) -> Child | None:
-        """A child, however long that takes; None when the application can't be imported and no child is there."""
-        for pause in backoff(*_NOT_LOADED):
-            try:
-                return await self._started()
-            except AppNotLoaded as error:
-                if not self._serving:
-                    if not self._broken.done():
-                        self._broken.set_exception(error)
-                    return None
-                message = "no fresh child process, so those that are there go on; trying again in %.0f s: %s"
-                write(log, logging.ERROR, message, pause, error, traceback=error.traceback)
-            await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
-
-    async def _started(self) -> Child:
-        """A child, however long that takes. Raises AppNotLoaded."""
-        generation = self._generation
-        for pause in backoff():
-            try:
-                child = await Child.start(self._begin, self)
-                child.generation = generation
-                return child
-            except OSError as error:
-                log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
-                await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")

@@ -97,42 +97,98 @@ class Lines(NamedTuple):
         os.close(self.tickets_out)
 
 
-class Child:
-    """One child process."""
+class ChildJobs:
+    """The jobs that a child has: those that wait in it, those that it runs, and which of these block it."""
 
-    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, keeper: ChildOwner) -> None:
-        self.pid = process.pid
-        self.manifest = ready.manifest
-        self.sources = ready.sources
-        #: How often its keeper had reloaded when it began to import the application.
-        self.generation = 0
+    def __init__(self) -> None:
         self.started: dict[int, Begun] = {}
-        #: How many jobs it has finished.
+        #: How many it has finished.
         self.finished = 0
-        #: The job that it was killed for, and why, if so.
-        self.condemned: tuple[int, str] | None = None
         #: While its event loop is blocked: the jobs of which one does that, as far as can be told.
         self.blockers: frozenset[int] = frozenset()
         #: Since when that is known (monotonic, seconds).
         self._blocked_at = 0.0
-        #: Why what it runs may fail without a fault of its own, if so.
-        self.unfit: str | None = None
         #: The jobs that it has not started, and when each was sent.
         self._held: dict[int, tuple[RunRequest, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self.started) + len(self._held)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self.started or key in self._held
+
+    def sent(self, jobs: Sequence[RunRequest]) -> None:
+        now = time.monotonic()
+        self._held.update((job.key, (job, now)) for job in jobs)
+
+    def start(self, message: Started, now: float) -> None:
+        job, _ = self._held.pop(message.key)
+        self.started[message.key] = Begun(job, now, message.timeout)
+
+    def oldest_unstarted(self) -> tuple[int, float] | None:
+        """The first of the jobs that it has not started, and when it was sent."""
+        return next(((key, since) for key, (_, since) in self._held.items()), None)
+
+    @property
+    def unstarted(self) -> int:
+        return len(self._held)
+
+    def take_last(self, count: int) -> list[RunRequest]:
+        """So many of those that it has not started, the last ones."""
+        keys = list(self._held)[len(self._held) - count :]
+        return [self._held.pop(key)[0] for key in keys]
+
+    def start_rest(self) -> list[Started]:
+        """Those that it has not started, as far as it could say."""
+        rest, self._held = self._held, {}
+        now = time.monotonic()
+        self.started.update((key, Begun(job, now, None)) for key, (job, _) in rest.items())
+        return [Started(key) for key in rest]
+
+    def block(self, key: int) -> None:
+        """That job may be what blocks the event loop."""
+        if not self.blockers:
+            self._blocked_at = time.monotonic()
+        self.blockers |= {key}
+
+    def blocked_for(self) -> float | None:
+        """How long the event loop is known not to turn (seconds); None: it turns."""
+        return time.monotonic() - self._blocked_at if self.blockers else None
+
+    def turns_again(self) -> None:
+        now = time.monotonic()
+        for key in self.started.keys() - self.blockers:
+            self.started[key] = self.started[key]._replace(held_up=now)
+        self.blockers = frozenset()
+
+
+class Child:
+    """One child process."""
+
+    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, owner: ChildOwner) -> None:
+        self.pid = process.pid
+        self.manifest = ready.manifest
+        self.sources = ready.sources
+        #: How often its owner had reloaded when it began to import the application.
+        self.generation = 0
+        self.jobs = ChildJobs()
+        #: The job that it was killed for, and why, if so.
+        self.condemned: tuple[int, str] | None = None
+        #: Why what it runs may fail without a fault of its own, if so.
+        self.unfit: str | None = None
         self._reading = Reading(lines.pipe)
         #: Why it was killed, if there is more to say than the signal.
         self._reason: str | None = None
         self._process = process
         self._lines = lines
-        self._keeper = keeper
-        self._ended = asyncio.ensure_future(process.wait())
+        self._owner = owner
         self._looking: asyncio.TimerHandle | None = None
         lines.pipe.hear = self._hear
         lines.lifeline.hear = self._hear_watch
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     @classmethod
-    async def start(cls, begin: Begin, keeper: ChildOwner) -> Child:
+    async def start(cls, begin: Begin, owner: ChildOwner) -> Child:
         """A child that has imported the application. Raises AppNotLoaded with the reason, and leaves nothing behind."""
         process, lines = await _spawn()
         try:
@@ -156,26 +212,17 @@ class Child:
                     f"{_cause(process) if broken is None else _scribbled(broken)}"
                 ) from None
             raise
-        return cls(process, lines, ready, keeper)
-
-    def load(self) -> int:
-        """How many jobs it has."""
-        return len(self.started) + len(self._held)
-
-    def blocked_for(self) -> float | None:
-        """How long its event loop is known not to turn (seconds); None: it turns."""
-        return time.monotonic() - self._blocked_at if self.blockers else None
+        return cls(process, lines, ready, owner)
 
     def send(self, jobs: Sequence[RunRequest]) -> None:
-        now = time.monotonic()
-        self._held.update((job.key, (job, now)) for job in jobs)
+        self.jobs.sent(jobs)
         os.write(self._lines.tickets_in, bytes(len(jobs)))
         self._reading.write([Run(job) for job in jobs])
         self._look_later()
 
     def cancel(self, keys: Sequence[int]) -> None:
         """Tell it to have those of the jobs that it has not run, or end."""
-        mine = [key for key in keys if key in self.started or key in self._held]
+        mine = [key for key in keys if key in self.jobs]
         if mine:
             self._reading.write([Cancel(mine)])
 
@@ -184,29 +231,30 @@ class Child:
 
         Not since it was sent, but since the child has all that it can get: while it reads on, it is not blocked.
         """
-        for key, (_, since) in self._held.items():
-            return key, time.monotonic() - max(since, self._reading.moved_at)
-        return None
+        oldest = self.jobs.oldest_unstarted()
+        if oldest is None:
+            return None
+        key, since = oldest
+        return key, time.monotonic() - max(since, self._reading.moved_at)
 
     def take_back(self) -> list[RunRequest]:
         """The jobs that it has not started and now never will. It must not be sent another one after this."""
-        if not self._held:
+        if not self.jobs.unstarted:
             return []
         try:
-            count = len(os.read(self._lines.tickets_out, len(self._held)))
+            count = len(os.read(self._lines.tickets_out, self.jobs.unstarted))
         except BlockingIOError:
             return []
         # It starts them in the order in which they were sent: ours are the last ones.
-        keys = list(self._held)[len(self._held) - count :]
-        return [self._held.pop(key)[0] for key in keys]
+        return self.jobs.take_last(count)
 
     def cause(self) -> str:
         return self._reason or _cause(self._process)
 
     def report(self) -> ChildReport:
         now, monotonic = time.time(), time.monotonic()
-        tasks = [running(begun.job, now - (monotonic - begun.since)) for begun in self.started.values()]
-        return ChildReport(self.pid, tasks, self.finished, resident(self.pid))
+        tasks = [running(begun.job, now - (monotonic - begun.since)) for begun in self.jobs.started.values()]
+        return ChildReport(self.pid, tasks, self.jobs.finished, resident(self.pid))
 
     def condemn(self, key: int, cause: str) -> None:
         """Kill it because of one of its jobs."""
@@ -224,7 +272,7 @@ class Child:
 
     async def stop(self) -> None:
         """Let an idle child end by itself; kill one that still runs a task."""
-        if self.load():
+        if self.jobs:
             self.kill()
         self._lines.pipe.close()
         await _end(self._process)
@@ -239,13 +287,13 @@ class Child:
         self._looking = None
         is_held_up = self._reading.look()
         lines = (self._lines.pipe, self._lines.lifeline)
-        if not is_held_up and not self.blockers and any(map(_is_incomplete, lines)):
+        if not is_held_up and not self.jobs.blockers and any(map(_is_incomplete, lines)):
             self.end_for(
                 "was ended, as the rest of a message did not come: something that runs in it has written into "
                 "descriptors that are not its own, or has closed them"
             )
-        self._keeper.looked(self)
-        if self.load() or any(pipe.is_within for pipe in lines):
+        self._owner.looked(self)
+        if self.jobs or any(pipe.is_within for pipe in lines):
             self._look_later()
 
     def _hear(self, batch: list[ToWorker]) -> None:
@@ -253,46 +301,37 @@ class Child:
         reports: list[Report] = []
         for message in batch:
             if isinstance(message, Started):
-                job, _ = self._held.pop(message.key)
-                self.started[message.key] = Begun(job, now, message.timeout)
+                self.jobs.start(message, now)
                 reports.append(message)
             elif isinstance(message, (Progressed, Awaits)):
                 reports.append(message)
             elif isinstance(message, Finished):
-                begun = self.started.pop(message.key)
-                if not (self.unfit and _has_failed(message) and self._keeper.doubts(self, begun.job)):
+                job = self.jobs.started.pop(message.key).job
+                if not (self.unfit and _has_failed(message) and self._owner.doubts(self, job)):
                     reports.append(message)
-                self.finished += 1
+                self.jobs.finished += 1
             elif isinstance(message, Unfit):
                 self.unfit = message.reason
-        self._keeper.reported(self, reports)
+        self._owner.reported(self, reports)
 
     def _hear_watch(self, batch: list[ToWorker]) -> None:
         reports: list[Report] = []
         for message in batch:
             if isinstance(message, Blocks):
-                if not self.blockers:
-                    self._blocked_at = time.monotonic()
-                self.blockers |= {message.key}
-                if message.key in self.started:
+                self.jobs.block(message.key)
+                if message.key in self.jobs.started:
                     reports.append(message)
             elif isinstance(message, Turns):
-                self._turns_again()
+                self.jobs.turns_again()
             elif isinstance(message, Unfit):
                 self.unfit = message.reason
         if reports or self.unfit:
-            self._keeper.reported(self, reports)
-
-    def _turns_again(self) -> None:
-        now = time.monotonic()
-        for key in self.started.keys() - self.blockers:
-            self.started[key] = self.started[key]._replace(held_up=now)
-        self.blockers = frozenset()
+            self._owner.reported(self, reports)
 
     async def _live(self) -> None:
         """Until the process has ended, though one that it forked may hold its socket open."""
-        socket_ended = self._lines.pipe.ended
-        ends: list[asyncio.Future[Any]] = [socket_ended, self._lines.lifeline.ended, self._ended]
+        socket_ended, ended = self._lines.pipe.ended, asyncio.ensure_future(self._process.wait())
+        ends: list[asyncio.Future[Any]] = [socket_ended, self._lines.lifeline.ended, ended]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         broken = self._lines.pipe.broken or self._lines.lifeline.broken
         if broken is not None:
@@ -303,16 +342,10 @@ class Child:
         self._lines.pipe.close()
         await _end(self._process)
         unstarted = self.take_back()
-        belated = self._start_rest()
+        # Its last reports may be lost with it, but the ticket of a job that it began is gone.
+        belated = self.jobs.start_rest()
         self._end_lines()
-        self._keeper.died(self, unstarted, belated)
-
-    def _start_rest(self) -> list[Started]:
-        """Its last reports may be lost with it, but the ticket of a job that it began is gone."""
-        rest, self._held = self._held, {}
-        now = time.monotonic()
-        self.started.update((key, Begun(job, now, None)) for key, (job, _) in rest.items())
-        return [Started(key) for key in rest]
+        self._owner.died(self, unstarted, belated)
 
     def _end_lines(self) -> None:
         if self._looking is not None:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from leveret.worker.autoscale import (
-    Bounds,
-    Processes,
-    Scaler,
-)
-from leveret.worker.prefetch import (
-    MOST_PREFETCH,
-    Prefetch,
-)
-from leveret.worker.program import (
-    MOST_CONCURRENCY,
-    run_worker,
-)
-from leveret.worker.worker import (
-    DEFAULT_GRACE,
-    Worker,
-)
+from leveret.worker.autoscale import Bounds, Processes, Scaler
+from leveret.worker.prefetch import MOST_PREFETCH, Prefetch
+from leveret.worker.program import MOST_CONCURRENCY, run_worker
+from leveret.worker.worker import DEFAULT_GRACE, Worker
 
 __all__ = [
     "DEFAULT_GRACE",

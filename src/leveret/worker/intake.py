@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-from leveret.model import Cancelled, DeadLettered, Delivery, Outcome, Released, wrong_headers
-from leveret.worker.job import attempt_of
+from leveret.model import DeadLettered, Delivery, Outcome, Released, wrong_headers
+from leveret.worker.job import NOT_RUN, State, attempt_of
 from leveret.worker.settler import Redelivery
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MAX_RETURNS = 15
 #: So many cancelled tasks are known at once.
 _MOST_CANCELLED = 100_000
-NOT_RUN = Cancelled("cancelled before it ran")
 
 
 class Intake:
@@ -52,9 +51,10 @@ class Intake:
     def cancel(self, request: CancelRequest) -> None:
         """Somebody wants a task to end, or not to run if it comes."""
         self._cancellations.note(request)
-        running = [job for job in self._jobs.begun.values() if self._is_meant(job, request) and job.cancel()]
+        begun = [job for job in self._jobs.begun.values() if self._is_meant(job, request) and job.cancel()]
+        running = [job.key for job in begun if job.state is State.RUNNING]
         if running:
-            self._executor.cancel([job.key for job in running])
+            self._executor.cancel(running)
         self._settler.settle_as(NOT_RUN, self._jobs.take_waiting(self._is_cancelled))
 
     def hand_back(self, queues: frozenset[str] | None = None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Attempt: TypeAlias = tuple[str, str, int, "float | None", int]
 
+NOT_RUN = Cancelled("cancelled before it ran")
 _CANCELLED = Cancelled("cancelled while it ran")
 
 
@@ -73,7 +74,7 @@ class Job(msgspec.Struct, eq=False):
     seconds: float | None = None
     #: What is told of it while it runs, with its progress; None: nothing.
     status: Status | None = None
-    #: The executor was told to end it.
+    #: It is to end, or not to run; the executor is told if it has it.
     is_cancelled: bool = False
     #: The broker had forgotten it before it ran.
     is_acknowledged: bool = False
@@ -96,13 +97,13 @@ class Job(msgspec.Struct, eq=False):
         self.is_acknowledged = True
 
     def cancel(self) -> bool:
-        """Whether the executor is to be told now: it is told once."""
+        """Have it end, or not run. Whether this is the first time."""
         is_first = not self.is_cancelled
         self.is_cancelled = True
         return is_first
 
     def judged(self, outcome: Outcome) -> Outcome:
-        """Its outcome after a run: a job that was told to end, and did not succeed in spite of it, is cancelled."""
+        """Its outcome after a run: a job that was to end, and did not succeed in spite of it, is cancelled."""
         if not self.is_cancelled or isinstance(outcome, (Succeeded, Cancelled)):
             return outcome
         return _CANCELLED

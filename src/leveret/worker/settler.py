@@ -17,7 +17,7 @@ import msgspec
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Progress, Released, Retrying, Status, Succeeded, settled, started
 from leveret.observe import LimitedLog, TaskSettled
-from leveret.worker.job import State, attempt_of
+from leveret.worker.job import NOT_RUN, State, attempt_of
 from leveret.worker.stopping import Background
 
 if TYPE_CHECKING:
@@ -260,7 +260,9 @@ class Settler:
             return False
         self._redeliveries.acknowledged(delivery)
         job.acknowledged()
-        return True
+        if job.is_cancelled:  # meanwhile
+            self.settle_acknowledged(job, NOT_RUN)
+        return not job.is_cancelled
 
     def is_settled(self, delivery: Delivery) -> bool:
         """Whether a delivery came again whose task has run: its outcome is, or will be, recorded by it."""

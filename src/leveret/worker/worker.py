@@ -190,13 +190,13 @@ class Worker:
             is_on=self._is_auto and broker.capabilities.adjustable_credit,
             consumer=consumer,
             queues=len(queues),
-            slots=self._slots,
+            slots=lambda: executor.slots,
             jobs=jobs,
             background=background,
             stop=stop,
             shrunk=intake.hand_back_excess,
         )
-        awaiting = Awaiting(self._slots, jobs)
+        awaiting = Awaiting(lambda: executor.slots, jobs)
         dispatcher = Dispatcher(
             executor,
             application,
@@ -211,9 +211,6 @@ class Worker:
             stop,
         )
         return Session(broker, consumer, queues, jobs, intake, dispatcher, settler, adaptive, awaiting, background)
-
-    def _slots(self) -> int:
-        return self._executor.slots
 
     def _work_here(self) -> Work:
         return Work(len(self._jobs.begun), len(self._jobs.waiting), self._jobs.left)

@@ -11,8 +11,8 @@ import pytest
 from leveret import BrokerUnavailable
 from leveret.brokers.memory import MemoryBroker
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.model import DeadLettered, Envelope, new_id
-from leveret.observe.events import TaskSettled
+from leveret.model import Cancelled, DeadLettered, Envelope, new_id
+from leveret.observe.events import TaskSettled, TaskStarted
 from leveret.worker import settler as recorder
 from leveret.worker.prefetch import TICK
 from tests.support.bench import Bench
@@ -92,6 +92,26 @@ async def test_one_that_cannot_be_acknowledged_at_all_goes_back() -> None:
         await bench.wait_for(lambda: broker.refused, "it cannot be acknowledged")
     assert bench.done == []
     assert await bench.counts() == (1, 0, 0)
+
+
+async def test_one_that_is_cancelled_while_it_is_acknowledged_does_not_begin() -> None:
+    """It holds a slot by then, and the executor has not got it."""
+    broker = Away()
+    bench = Bench(broker)
+    envelope = Envelope(new_id(), "work", "say_once", b'{"args":["a"]}')
+    await bench.put("say_once")
+    await broker.publish([envelope])
+    async with bench.working() as worker:
+        await bench.wait_for(lambda: broker.refused, "it cannot be acknowledged")
+        await broker.cancel(envelope.id)
+        broker.is_away = False
+        (settled,) = await bench.wait_until_settled(1)
+        assert (settled.outcome, settled.at_most_once) == (Cancelled("cancelled before it ran"), True)
+        assert worker.condition().running == 0
+    assert (bench.done, bench.told(TaskStarted)) == ([], [])
+    (status,) = await broker.statuses([envelope.id])
+    assert (status.state, status.error) == ("cancelled", "cancelled before it ran")
+    assert await bench.counts() == (0, 0, 0)
 
 
 async def test_credit_that_short_tasks_brought_is_given_back() -> None:
