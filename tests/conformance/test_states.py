@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from leveret.brokers import memory
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.brokers.sqlite import SQLiteBroker, consumer, store
+from leveret.brokers.sqlite import SQLiteBroker, consumer, dead_letters, dealing, registrations, store
 from leveret.errors import LeaseLost, QueueFull
 from leveret.model import (
     DeadLettered,
@@ -366,7 +366,7 @@ class MemoryMachine(Machine):
 
 
 class SQLiteMachine(Machine):
-    modules = (store, consumer)
+    modules = (consumer, dead_letters, dealing, registrations, store)
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="leveret-states-"))
@@ -379,7 +379,8 @@ class SQLiteMachine(Machine):
         """The kernel closes the bell; nobody takes it down, and nobody says good-bye."""
         await taker.hang_up()
         taker.consumer._looking.cancel()  # type: ignore[attr-defined]
-        bell, taker.consumer._bell = taker.consumer._bell, None  # type: ignore[attr-defined]
+        registration = taker.consumer._registration  # type: ignore[attr-defined]
+        bell, registration._bell = registration._bell, None
         bell.let_go()
         self.gone.append(taker)
 
