@@ -103,13 +103,13 @@ async def test_one_that_is_cancelled_while_it_is_acknowledged_does_not_begin() -
     await broker.publish([envelope])
     async with bench.working() as worker:
         await bench.wait_for(lambda: broker.refused, "it cannot be acknowledged")
-        await broker.cancel(envelope.id)
+        await broker.control.cancel(envelope.id)
         broker.is_away = False
         (settled,) = await bench.wait_until_settled(1)
         assert (settled.outcome, settled.at_most_once) == (Cancelled("cancelled before it ran"), True)
         assert worker.condition().running == 0
     assert (bench.done, bench.told(TaskStarted)) == ([], [])
-    (status,) = await broker.statuses([envelope.id])
+    (status,) = await broker.statuses.read([envelope.id])
     assert (status.state, status.error) == ("cancelled", "cancelled before it ran")
     assert await bench.counts() == (0, 0, 0)
 
