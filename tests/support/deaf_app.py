@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leveret import App
-from leveret.executors.in_process import JobRunner
+from leveret.executors.attempt import JobRunner
 
 app = App()
 JobRunner.submit = lambda *_: None  # type: ignore[method-assign]

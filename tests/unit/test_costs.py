@@ -13,8 +13,7 @@ from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader, Incoming
 from leveret.brokers.rabbitmq.queues.codec import received
 from leveret.client.payload import Signature
 from leveret.executors import RunRequest
-from leveret.executors.attempt import Runner
-from leveret.executors.in_process import JobRunner
+from leveret.executors.attempt import JobRunner, Runner
 from leveret.model import Envelope
 from leveret.model.printable import in_json, printable
 from tests.unit.brokers.rabbitmq.amqp.test_frame_reader import FAREWELL, TAKEN, message

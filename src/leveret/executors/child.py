@@ -30,10 +30,9 @@ from leveret.client import App, load_app
 from leveret.errors import AppNotLoaded
 from leveret.executors import attempt as execution
 from leveret.executors import loops, session
-from leveret.executors.attempt import Runner
+from leveret.executors.attempt import JobRunner, Runner
 from leveret.executors.base import Blocks, Finished, Manifest, RunRequest
 from leveret.executors.forking import Forks
-from leveret.executors.in_process import JobRunner
 from leveret.executors.vitals import Vitals
 from leveret.executors.wire import (
     Begin,

@@ -14,8 +14,7 @@ import pytest
 
 from leveret import App, ConfigurationError, Dead, current_task
 from leveret.executors import Finished, RunRequest
-from leveret.executors.attempt import Runner
-from leveret.executors.in_process import JobRunner
+from leveret.executors.attempt import JobRunner, Runner
 from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
 from tests.support.waiting import until
 

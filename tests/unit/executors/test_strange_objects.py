@@ -14,8 +14,7 @@ import pytest
 from leveret import App, BrokerUnavailable, ConfigurationError, LeveretError
 from leveret.brokers.memory import MemoryBroker
 from leveret.executors import Finished, RunRequest
-from leveret.executors.attempt import Runner
-from leveret.executors.in_process import JobRunner
+from leveret.executors.attempt import JobRunner, Runner
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded, new_id
 from leveret.model.retry import MAX_DELAY, RetryRules
 from leveret.testing import under_test

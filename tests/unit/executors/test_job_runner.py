@@ -9,8 +9,7 @@ import pytest
 
 from leveret import App
 from leveret.executors import Finished, RunRequest
-from leveret.executors.attempt import Runner
-from leveret.executors.in_process import JobRunner
+from leveret.executors.attempt import JobRunner, Runner
 from leveret.model import Cancelled, Envelope, Succeeded
 from tests.support.waiting import until
 
