@@ -351,12 +351,12 @@ async def test_a_queue_that_is_made_again_is_not_consumed_after_a_stop(
         assert isinstance(consumer, RabbitMQConsumer)
         assert consumer._session is not None
         session = consumer._session
-        always = len(session._mending)
+        always = len(session.repairs.running)
         channel = await operator.channel()
         await channel.queue_delete(QUEUE.name)
         await until(lambda: _is("making it again" in caplog.text), "the deletion is seen")
         await consumer.stop()
-        await until(lambda: _is(len(session._mending) <= always), "the queue is there again")
+        await until(lambda: _is(len(session.repairs.running) <= always), "the queue is there again")
         await broker.publish(envelopes(3))
         await counts(broker, ready=3, running=0)
         assert (await channel.declare_queue(QUEUE.name, passive=True)).declaration_result.consumer_count == 0
@@ -396,7 +396,7 @@ async def test_a_session_that_could_not_begin_leaves_nothing_to_do(node: Node, m
             await asyncio.Event().wait()
 
         begun.append(session)
-        session._mend(QUEUE, work)
+        session.repairs.mend(QUEUE, work)
         raise BrokerRefused("no")
 
     monkeypatch.setattr(Session, "begin", begin)
@@ -405,5 +405,5 @@ async def test_a_session_that_could_not_begin_leaves_nothing_to_do(node: Node, m
         async with broker.consume([QUEUE], credit=5):
             pass
     assert begun
-    assert not any(session._mending for session in begun)
+    assert not any(session.repairs.running for session in begun)
     await broker.close()

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from leveret.client.app import App
 from leveret.client.client import Client
-from leveret.client.handle import (
-    Handle,
-    as_finished,
-    gather_results,
-)
+from leveret.client.handle import Handle, as_finished, gather_results
 from leveret.client.loading import load_app
-from leveret.client.settings import (
-    OF_AN_APPLICATION,
-    Project,
-    check,
-    project,
-    resolve_url,
-)
-from leveret.client.task import (
-    P,
-    R,
-    Task,
-)
+from leveret.client.settings import OF_AN_APPLICATION, Project, check, project, resolve_url
+from leveret.client.task import P, R, Task
 
 __all__ = [
     "OF_AN_APPLICATION",

@@ -138,7 +138,7 @@ class App:
     @property
     def enqueue_timeout(self) -> float:
         """Seconds after which an enqueue that is not confirmed raises."""
-        return self.client.enqueue_timeout
+        return self.client.settings.enqueue_timeout
 
     @property
     def max_message_size(self) -> int:

@@ -8,6 +8,7 @@ import logging
 import os
 import weakref
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -21,8 +22,8 @@ from leveret.errors import EnqueueTimeout, UnknownTask
 from leveret.model import awaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from leveret.client.registration import Registry
     from leveret.model import Envelope, Status
@@ -55,7 +56,7 @@ class Client:
 
     def __init__(self, registry: Registry, settings: ClientSettings, telemetry: Telemetry | None) -> None:
         self._registry = registry
-        self._settings = settings
+        self.settings = settings
         self.telemetry = telemetry
         self._producers: _Producers = weakref.WeakKeyDictionary()
         self._given_broker: Broker | None = None
@@ -68,23 +69,19 @@ class Client:
 
     @property
     def url(self) -> str:
-        return resolve_url(self._settings.url, self._settings.folder)
-
-    @property
-    def enqueue_timeout(self) -> float:
-        return self._settings.enqueue_timeout
+        return resolve_url(self.settings.url, self.settings.folder)
 
     @property
     def max_message_size(self) -> int:
-        return self._settings.max_message_size
+        return self.settings.max_message_size
 
     @property
     def keep_results(self) -> float:
-        return self._settings.keep_results
+        return self.settings.keep_results
 
     def connect_to(self, url: str) -> None:
         """Use another broker from now on (the command line's ``--url``)."""
-        self._settings = msgspec.structs.replace(self._settings, url=absolute(url))
+        self.settings = msgspec.structs.replace(self.settings, url=absolute(url))
 
     @contextmanager
     def enqueuing_to(self, broker: Broker) -> Iterator[None]:
@@ -105,27 +102,7 @@ class Client:
         """Store tasks on this loop's connection, opening it first if need be. ``told``: let those who follow know."""
         if self.telemetry is None:
             return self._publish(envelopes, told=told)
-        return self._publish_within(self.telemetry, envelopes, told=told)
-
-    async def _publish_within(self, telemetry: Telemetry, envelopes: Sequence[Envelope], *, told: bool) -> None:
-        is_over, failure = False, None
-        try:
-            with telemetry.sending(envelopes, self.url) as marked:
-                try:
-                    await self._publish(marked, told=told)
-                except BaseException as error:
-                    failure = error
-                    raise
-                finally:
-                    is_over = True
-        except Exception as mistake:
-            if not is_over:
-                raise
-            # Who got it would enqueue again what is stored, and it would run twice.
-            if mistake is not failure:
-                log.exception("the application's telemetry failed; what became of the enqueue is as it was")
-        if failure is not None:
-            raise failure
+        return _within(self.telemetry.sending(envelopes, self.url), partial(self._publish, told=told))
 
     async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
         try:
@@ -135,7 +112,7 @@ class Client:
                 raise
             ids = [envelope.id for envelope in envelopes]
             raise EnqueueTimeout(
-                f"{len(ids)} tasks were not confirmed within {self.enqueue_timeout:g} s", ids
+                f"{len(ids)} tasks were not confirmed within {self.settings.enqueue_timeout:g} s", ids
             ) from error
 
     async def statuses(self, ids: Sequence[str], /) -> Sequence[Status]:
@@ -204,17 +181,43 @@ class Client:
                 ended = self._producers.pop(other, None) if other is not None and other.is_closed() else None
                 if ended is not None:
                     ended.broker.abandon()
-            broker = self._given_broker or connect(self.url, timeout=self.enqueue_timeout, keep=self.keep_results)
+            broker = self._given_broker or connect(
+                self.url, timeout=self.settings.enqueue_timeout, keep=self.keep_results
+            )
             # The broker's own timeout comes first, since its errors say more: this one bounds all steps together.
             producer = LoopProducer(
-                broker, self._registry.queues, Deadlines(self.enqueue_timeout + MORE), self._unknown
+                broker, self._registry.queues, Deadlines(self.settings.enqueue_timeout + MORE), self._unknown
             )
             self._producers[loop] = producer
         return producer
 
 
+async def _within(
+    sending: AbstractContextManager[Sequence[Envelope]], publish: Callable[[Sequence[Envelope]], Awaitable[None]]
+) -> None:
+    """Publish inside of what telemetry does around it, whose faults change nothing about what is stored."""
+    is_over, failure = False, None
+    try:
+        with sending as marked:
+            try:
+                await publish(marked)
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                is_over = True
+    except Exception as mistake:
+        if not is_over:
+            raise
+        # Who got it would enqueue again what is stored, and it would run twice.
+        if mistake is not failure:
+            log.exception("the application's telemetry failed; what became of the enqueue is as it was")
+    if failure is not None:
+        raise failure
+
+
 def _after_fork(client: Client) -> None:
-    """In a forked child, have the clientlication begin anew."""
+    """In a forked child, have the client begin anew."""
     reference = weakref.ref(client)
 
     def renew() -> None:

@@ -12,16 +12,7 @@ from leveret.client.handle import Handle, Source
 from leveret.client.payload import Signature, makes_coroutines
 from leveret.client.returns import Returns
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
-from leveret.model import (
-    Envelope,
-    TaskOptions,
-    carrying,
-    check_headers,
-    check_id,
-    check_overrides,
-    new_ids,
-    repeated,
-)
+from leveret.model import Envelope, TaskOptions, carrying, check_headers, check_id, check_overrides, new_ids, repeated
 from leveret.model.arguments import moment, seconds
 from leveret.model.durations import MAX_DELAY, show
 
@@ -68,6 +59,9 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
         if self.id is not None:
             check_id(self.id)
 
+    def ids(self, count: int) -> list[str]:
+        return new_ids(count) if self.id is None else [self.id] * count
+
 
 #: What tasks of other queues are asked to do, and how it is done here.
 _ENQUEUE = "'await {task}.enqueue(...)' enqueues it, '{task}.enqueue_sync(...)' does without an event loop"
@@ -97,6 +91,20 @@ class Call(Generic[P]):
     def __repr__(self) -> str:
         arguments = [*map(show, self.args), *(f"{name}={show(value)}" for name, value in self.kwargs.items())]
         return f"<Call {self.task}({', '.join(arguments)})>"
+
+
+def _arguments(task: str, call: Call[Any] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `Task.enqueue_many` was given for one call."""
+    if isinstance(call, Call):
+        if call.task != task:
+            raise InvalidArguments(f"a call of task {call.task!r} was given to {task!r}.enqueue_many")
+        return call.args, call.kwargs
+    if not isinstance(call, (tuple, list)):
+        raise InvalidArguments(
+            f"{show(call)} is no call of task {task!r}: give enqueue_many a tuple of arguments for each, "
+            f"as [(1,), (2,)], or {task}.call(...)"
+        )
+    return tuple(call), {}
 
 
 class Task(Generic[P, R]):
@@ -281,7 +289,7 @@ class Task(Generic[P, R]):
                 application's ``enqueue_timeout`` (seconds) and one second later.
             ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
-        envelope = self._envelope(self._new_ids(1)[0], args, kwargs)
+        envelope = self._envelope(self._enqueue.ids(1)[0], args, kwargs)
         await self._producer.publish([envelope], told=self.store_result)
         return self._handle(envelope)
 
@@ -308,8 +316,8 @@ class Task(Generic[P, R]):
             InvalidArguments: What is given is no call of this task, or its arguments do not fit. Nothing was sent.
             LeveretError: As with ``enqueue``.
         """
-        every = [self._arguments(call) for call in calls]
-        chosen = self._new_ids(len(every)) if ids is None else list(ids)
+        every = [_arguments(self.name, call) for call in calls]
+        chosen = self._enqueue.ids(len(every)) if ids is None else list(ids)
         if len(chosen) != len(every):
             raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
         for id_ in () if ids is None else chosen:
@@ -349,18 +357,6 @@ class Task(Generic[P, R]):
         """
         return Handle(id_, self._producer, task=self.name, stored=self.store_result)
 
-    def _arguments(self, call: Call[P] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if isinstance(call, Call):
-            if call.task != self.name:
-                raise InvalidArguments(f"a call of task {call.task!r} was given to {self.name!r}.enqueue_many")
-            return call.args, call.kwargs
-        if not isinstance(call, (tuple, list)):
-            raise InvalidArguments(
-                f"{show(call)} is no call of task {self.name!r}: give enqueue_many a tuple of arguments for each, "
-                f"as [(1,), (2,)], or {self.name}.call(...)"
-            )
-        return tuple(call), {}
-
     def _handle(self, envelope: Envelope) -> Handle[R]:
         return Handle(
             envelope.id,
@@ -370,9 +366,6 @@ class Task(Generic[P, R]):
             stored=self.store_result,
             stored_at=envelope.enqueued_at,
         )
-
-    def _new_ids(self, count: int) -> list[str]:
-        return new_ids(count) if self._enqueue.id is None else [self._enqueue.id] * count
 
     def _envelope(self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
         body, content_type = self.signature.encode(args, kwargs)

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from leveret.model.bounds import (
-    LATEST,
-    MAX_HEADERS_DEPTH,
-    Count,
-    Name,
-    decoded,
-    is_flat,
-    number,
-    shallow,
-    unix_time,
-)
+from leveret.model.bounds import LATEST, MAX_HEADERS_DEPTH, Count, Name, decoded, is_flat, number, shallow, unix_time
 from leveret.model.current import (
     NO_RUNTIME,
     CurrentTask,
@@ -76,23 +66,9 @@ from leveret.model.outcomes import (
     retried,
     revived,
 )
-from leveret.model.reports import (
-    ChildReport,
-    Describe,
-    RunningTask,
-    WorkerReport,
-    report_of,
-)
-from leveret.model.retry import (
-    Decide,
-    RetryPolicy,
-    RetryRules,
-    leaves,
-)
-from leveret.model.signals import (
-    Dead,
-    Retry,
-)
+from leveret.model.reports import ChildReport, Describe, RunningTask, WorkerReport, report_of
+from leveret.model.retry import Decide, RetryPolicy, RetryRules, leaves
+from leveret.model.signals import Dead, Retry
 from leveret.model.status import (
     FROM_THE_FUTURE,
     KEEP,
@@ -119,11 +95,7 @@ from leveret.model.status import (
     status_of,
     still,
 )
-from leveret.model.text import (
-    MAX_TRACEBACK,
-    brief,
-    shorten,
-)
+from leveret.model.text import MAX_TRACEBACK, brief, shorten
 
 __all__ = [
     "DEAD_SUFFIX",

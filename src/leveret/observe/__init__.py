@@ -15,32 +15,11 @@ from leveret.observe.events import (
     write,
     write_log,
 )
-from leveret.observe.limited_log import (
-    LimitedLog,
-)
-from leveret.observe.listening import (
-    BACKLOG,
-    Counted,
-    Repeated,
-    accept,
-    most_open,
-)
-from leveret.observe.logs import (
-    Format,
-    Logging,
-    quieten_connections,
-)
-from leveret.observe.rates import (
-    WINDOW,
-    QueueRates,
-    Rate,
-    Rates,
-    WorkerRates,
-)
-from leveret.observe.telemetry import (
-    Ended,
-    Telemetry,
-)
+from leveret.observe.limited_log import LimitedLog
+from leveret.observe.listening import BACKLOG, Counted, Repeated, accept, most_open
+from leveret.observe.logs import Format, Logging, quieten_connections
+from leveret.observe.rates import WINDOW, QueueRates, Rate, Rates, WorkerRates
+from leveret.observe.telemetry import Ended, Telemetry
 
 __all__ = [
     "BACKLOG",

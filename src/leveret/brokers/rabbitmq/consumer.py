@@ -10,6 +10,7 @@ import itertools
 import logging
 import random
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,7 +37,7 @@ from leveret.brokers.rabbitmq.queues import (
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
     from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
@@ -235,6 +236,192 @@ class RabbitMQConsumer:
         asyncio.get_running_loop().call_later(seconds, deliver)
 
 
+class _Repairs:
+    """What a session does besides, in the background, and whether some of it went wrong for good."""
+
+    def __init__(self) -> None:
+        self.failed = asyncio.Event()
+        self.running: set[asyncio.Task[None]] = set()
+        self.is_closed = False
+
+    def mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
+        self.start(self._or_fail(queue, work))
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _or_fail(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
+        try:
+            await work(queue)
+        except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
+            log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
+            self.failed.set()
+
+    async def close(self) -> None:
+        self.is_closed = True
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+
+class _Consuming:
+    """A session's consumers, one or more for each queue that is not paused, and the credit of each queue."""
+
+    def __init__(
+        self,
+        line: amqp.Link,
+        queues: Sequence[Queue],
+        unsettled: Mapping[int, str],
+        pausing: Callable[[frozenset[str]], None],
+        notes: OnceLogger,
+        repairs: _Repairs,
+    ) -> None:
+        self._line = line
+        self._queues = queues
+        self._unsettled = unsettled
+        #: Told which queues are paused.
+        self._tell_paused = pausing
+        self._notes = notes
+        self._repairs = repairs
+        self._paused: frozenset[str] = frozenset()
+        self._pausing = asyncio.Lock()
+        #: The queue of each consumer that there was.
+        self.queue_of: dict[bytes, str] = {}
+        self.credits: dict[str, QueueCredit] = {}
+        self._tags: dict[str, Queue] = {}
+        self._numbers = itertools.count(1)
+        #: Asked for no more deliveries.
+        self.cancelled = False
+
+    async def begin(self, credit: int) -> None:
+        async with self._pausing:  # a notice may have come by now
+            for queue in self._queues:
+                if await self._is_paused(queue):
+                    self._paused |= {queue.name}
+                else:
+                    await self._consume(queue, credit)
+            self._tell_paused(self._paused)
+
+    def prepare(self, credit: int) -> None:
+        """Before a notice can come."""
+        self.credits = {queue.name: QueueCredit(credit) for queue in self._queues}
+        self._line.channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+
+    def counts(self) -> Counter[str]:
+        """How many consumers each queue has."""
+        return Counter(queue.name for queue in self._tags.values())
+
+    def settled(self, names: Mapping[int, str]) -> None:
+        """Deliveries are settled, given with their queues. Needs to be told only while some credit is uneven."""
+        for tag, name in names.items():
+            self._give(name, self.credits[name].settled(tag))
+
+    def stuck(self, tag: int, name: str) -> None:
+        """A delivery of a queue stays unsettled, nobody knows how long: others shall come all the same."""
+        self._give(name, self.credits[name].stuck(tag))
+
+    def _give(self, name: str, credit: int) -> None:
+        if credit:
+            queue = next(queue for queue in self._queues if queue.name == name)
+            self._repairs.mend(queue, partial(self._consume_more, credit))
+
+    async def cancel(self) -> None:
+        """Ask for no more deliveries, and wait until none is on the way."""
+        self.cancelled = True
+        tags, self._tags = list(self._tags), {}
+        if self._repairs.is_closed or self._line.is_lost:
+            return
+        # Never cancelled: aiormq closes the channel, and with it every lease, when a call is given up.
+        cancels = [self._line.start(self._line.channel.basic_cancel(tag)) for tag in tags]
+        if cancels:
+            done, _ = await asyncio.wait(cancels, timeout=_CANCEL_TIMEOUT)
+            for cancel in done:
+                if not cancel.cancelled():
+                    cancel.exception()
+
+    async def _consume(self, queue: Queue, credit: int) -> None:
+        arguments = await consumer_arguments(self._line.connection, queue)
+        await self._line.channel.basic_qos(prefetch_count=credit)
+        if self.cancelled:
+            return  # meanwhile: what is delivered from now on nobody would take
+        # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
+        tag = f"leveret-{next(self._numbers)}"
+        self._tags[tag] = queue
+        self.queue_of[tag.encode()] = queue.name
+        await self._line.channel.basic_consume(queue.name, _not_called, consumer_tag=tag, arguments=arguments)
+
+    def _on_cancel(self, frame: amqp.Cancel) -> None:
+        """The broker ended a consumer: its queue was deleted, or moved."""
+        queue = self._tags.get(frame.consumer_tag or "")
+        self._tags = {tag: consumed for tag, consumed in self._tags.items() if consumed is not queue}
+        if queue is not None and not (self._repairs.is_closed or self.cancelled):
+            self._repairs.mend(queue, self._replace)
+
+    async def look_whether_paused(self, queue: Queue, pauses: Sequence[float] = (0.0, _SECOND_LOOK)) -> None:
+        for pause in pauses:
+            await asyncio.sleep(pause)
+            async with self._pausing:
+                paused = await self._is_paused(queue)
+                if paused != (queue.name in self._paused):
+                    await (self._pause(queue) if paused else self._resume(queue))
+                    self._tell_paused(self._paused)
+
+    async def _is_paused(self, queue: Queue) -> bool:
+        try:
+            return await is_paused(self._line.connection, queue.name)
+        except amqp.ChannelAccessRefused as error:
+            self._notes.tell_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
+            return False
+
+    async def _pause(self, queue: Queue) -> None:
+        for tag in [tag for tag, consumed in self._tags.items() if consumed is queue]:
+            if self._tags.pop(tag, None) is not None:  # a stop may have come before
+                await self._line.run(self._line.channel.basic_cancel(tag))
+        # Not before: what is handed back as long as it consumes would be delivered to it again.
+        self._paused |= {queue.name}
+
+    async def _resume(self, queue: Queue) -> None:
+        # It may have been deleted meanwhile; to consume from a queue that is not there closes the channel.
+        await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
+        self._paused -= {queue.name}
+        older = {tag for tag, name in self._unsettled.items() if name == queue.name}
+        if older and await has_single_active_consumer(self._line.connection, queue):
+            older = set()  # a second consumer, for what they give back, would get nothing
+        credit = self.credits[queue.name].resume(older)
+        if credit is not None and not self.cancelled:
+            await self._consume(queue, credit)
+
+    async def _consume_more(self, credit: int, queue: Queue) -> None:
+        async with self._pausing:
+            if queue.name in self._paused or self.cancelled:
+                return
+            older = [tag for tag, consumed in self._tags.items() if consumed is queue]
+            if not await has_single_active_consumer(self._line.connection, queue):
+                await self._consume(queue, credit)
+                return
+            await self._consume(queue, self.credits[queue.name].total)
+            for tag in older:
+                if self._tags.pop(tag, None) is not None:
+                    await self._line.run(self._line.channel.basic_cancel(tag))
+
+    async def _replace(self, queue: Queue) -> None:
+        async with self._pausing:
+            if queue.name in self._paused or self.cancelled:
+                return
+            if await message_count(self._line.connection, queue.name) is not None:
+                # A consumer timeout (RabbitMQ 4.3) or a move. The server may keep the cancelled consumer and deliver to
+                # it, where nobody listens (4.3.6); only a new connection is free of it.
+                log.warning("RabbitMQ cancelled the consumer of queue %r, which is still there", queue.name)
+                self._repairs.failed.set()
+                return
+            log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
+            await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
+            credit = self.credits[queue.name].resume(set())
+            await self._consume(queue, credit or 0)
+
+
 class Session:
     """One connection's consumers; also the lease of all that they were given."""
 
@@ -252,31 +439,19 @@ class Session:
         self._notes = notes
         self._queues = queues
         self._deliver = deliver
-        #: Told which queues are paused.
-        self._tell_paused = pausing
-        self.paused: frozenset[str] = frozenset()
-        self._pausing = asyncio.Lock()
         #: In the order of the tags, and with every delivery of the channel: `acks` rests on both.
         self._unsettled: dict[int, str] = {}
-        #: The queue of each consumer that there was.
-        self._consumed: dict[bytes, str] = {}
-        self._credits: dict[str, QueueCredit] = {}
-        self._tags: dict[str, Queue] = {}
-        self._numbers = itertools.count(1)
-        self._closed = False
-        self._cancelled = False
-        #: Settled since then.
+        self.repairs = _Repairs()
+        self._consuming = _Consuming(line, queues, self._unsettled, pausing, notes, self.repairs)
+        #: Settled since it asked for no more.
         self._settled_since = 0
-        self._failed = asyncio.Event()
-        self._mending: set[asyncio.Task[None]] = set()
 
     async def begin(self, credit: int, census: ControlBus, describe: Describe | None) -> None:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
-        channel, connection = self._line.channel, self._line.connection
+        connection = self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
         await tell_priorities(connection, self._queues, self._notes)
-        self._credits = {queue.name: QueueCredit(credit) for queue in self._queues}
-        channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+        self._consuming.prepare(credit)
         self._line.take_deliveries(self._on_messages)
         listening = None
         try:
@@ -285,18 +460,12 @@ class Session:
             lack = "a pause is seen some seconds late, and `leveret queues` cannot count what this worker runs"
             self._notes.tell_refusal(lack, error)
         await self._marks.read_on(self._line)
-        async with self._pausing:  # a notice may have come by now
-            for queue in self._queues:
-                if await self._is_paused(queue):
-                    self.paused |= {queue.name}
-                else:
-                    await self._consume(queue, credit)
-            self._tell_paused(self.paused)
-        self._background(self._look_around(listening))
+        await self._consuming.begin(credit)
+        self.repairs.start(self._look_around(listening))
 
     @property
     def held(self) -> bool:
-        return not (self._closed or self._line.is_lost)
+        return not (self.repairs.is_closed or self._line.is_lost)
 
     @property
     def outstanding(self) -> int:
@@ -307,8 +476,8 @@ class Session:
         counts = dict.fromkeys((queue.name for queue in self._queues), 0)
         for name in self._unsettled.values():
             counts[name] += 1
-        consumed = [queue.name for queue in self._tags.values()]
-        return Report(counts, {name: consumed.count(name) for name in counts if consumed.count(name) != 1})
+        consumed = self._consuming.counts()
+        return Report(counts, {name: consumed[name] for name in counts if consumed[name] != 1})
 
     def holds(self, tag: int) -> bool:
         return self.held and tag in self._unsettled
@@ -332,21 +501,17 @@ class Session:
         if not self.held:
             return []
         names = {tag: self._unsettled.pop(tag) for tag in tags if tag in self._unsettled}
-        for tag, name in names.items() if any(one.is_uneven for one in self._credits.values()) else ():
-            self._give(name, self._credits[name].settled(tag))
-        self._settled_since += len(names) if self._cancelled else 0
+        consuming = self._consuming
+        if any(one.is_uneven for one in consuming.credits.values()):
+            consuming.settled(names)
+        self._settled_since += len(names) if consuming.cancelled else 0
         return list(names)
 
     def lend(self, tag: int) -> None:
         """A delivery stays unsettled, nobody knows how long: others of its queue shall come all the same."""
         name = self._unsettled.get(tag)
         if name is not None:
-            self._give(name, self._credits[name].stuck(tag))
-
-    def _give(self, name: str, credit: int) -> None:
-        if credit:
-            queue = next(queue for queue in self._queues if queue.name == name)
-            self._mend(queue, partial(self._consume_more, credit))
+            self._consuming.stuck(tag, name)
 
     def why(self) -> str:
         """What the server said when it ended this session, in brackets; nothing if it said nothing."""
@@ -366,7 +531,7 @@ class Session:
 
     async def over(self) -> None:
         """Wait until this session can deliver no more."""
-        failed = asyncio.ensure_future(self._failed.wait())
+        failed = asyncio.ensure_future(self.repairs.failed.wait())
         lost = asyncio.ensure_future(self._line.lost())
         try:
             await asyncio.wait([failed, lost], return_when=asyncio.FIRST_COMPLETED)
@@ -376,57 +541,27 @@ class Session:
 
     async def cancel(self) -> None:
         """Ask for no more deliveries, and wait until none is on the way. What is unsettled stays this session's."""
-        self._cancelled = True
-        tags, self._tags = list(self._tags), {}
-        if not self.held:
-            return
-        # Never cancelled: aiormq closes the channel, and with it every lease, when a call is given up.
-        cancels = [self._line.start(self._line.channel.basic_cancel(tag)) for tag in tags]
-        if cancels:
-            done, _ = await asyncio.wait(cancels, timeout=_CANCEL_TIMEOUT)
-            for cancel in done:
-                if not cancel.cancelled():
-                    cancel.exception()
+        await self._consuming.cancel()
 
     async def close(self) -> None:
-        self._closed = True
-        for task in self._mending:
-            task.cancel()
-        await asyncio.gather(*self._mending, return_exceptions=True)
+        await self.repairs.close()
         if self._settled_since > UNAPPLIED and not self._line.is_lost:
             await asyncio.sleep(_APPLYING)
         await self._line.close()
 
-    async def _consume(self, queue: Queue, credit: int) -> None:
-        arguments = await consumer_arguments(self._line.connection, queue)
-        await self._line.channel.basic_qos(prefetch_count=credit)
-        if self._cancelled:
-            return  # meanwhile: what is delivered from now on nobody would take
-        # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
-        tag = f"leveret-{next(self._numbers)}"
-        self._tags[tag] = queue
-        self._consumed[tag.encode()] = queue.name
-        await self._line.channel.basic_consume(queue.name, _not_called, consumer_tag=tag, arguments=arguments)
-
     def _on_messages(self, messages: Sequence[Incoming]) -> None:
-        deliveries = [received(message, self._consumed[message.consumer], self) for message in messages]
+        queue_of = self._consuming.queue_of
+        deliveries = [received(message, queue_of[message.consumer], self) for message in messages]
         self._unsettled.update((delivery.tag, delivery.envelope.queue) for delivery in deliveries)
         self._deliver(deliveries)
-
-    def _on_cancel(self, frame: amqp.Cancel) -> None:
-        """The broker ended a consumer: its queue was deleted, or moved."""
-        queue = self._tags.get(frame.consumer_tag or "")
-        self._tags = {tag: consumed for tag, consumed in self._tags.items() if consumed is not queue}
-        if queue is not None and not self._closed and not self._cancelled:
-            self._mend(queue, self._replace)
 
     def _on_notice(self, notice: Signal) -> None:
         if notice.kind == CANCELLING:
             for queue in self._queues[:1]:
-                self._mend(queue, self._read_marks)
+                self.repairs.mend(queue, self._read_marks)
         for queue in self._queues:
             if notice.kind == PAUSING and notice.queue == queue.name:
-                self._mend(queue, self._look_whether_paused)
+                self.repairs.mend(queue, self._consuming.look_whether_paused)
 
     async def _read_marks(self, _: Queue) -> None:
         await self._marks.read_on(self._line)
@@ -442,91 +577,14 @@ class Session:
                 if listening is not None and await self._line.run(listening.mend()):
                     log.warning("the exchange or the queue by which workers are told was deleted; made again")
                 for queue in self._queues:
-                    await self._line.run(self._look_whether_paused(queue, [0.0]))
+                    await self._line.run(self._consuming.look_whether_paused(queue, [0.0]))
                 await self._line.run(self._marks.read_on(self._line))
             except amqp.CONNECTION_LOST as error:
                 log.debug("this worker could not look whether it was told all: %s", error)
                 await asyncio.sleep(_LOOK_AGAIN)
             except (BrokerError, ConfigurationError) as error:
                 log.warning("what was paused could not be consumed again on this connection: %s", error)
-                self._failed.set()
-
-    def _mend(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
-        self._background(self._or_fail(queue, work))
-
-    def _background(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._mending.add(task)
-        task.add_done_callback(self._mending.discard)
-
-    async def _or_fail(self, queue: Queue, work: Callable[[Queue], Coroutine[object, object, None]]) -> None:
-        try:
-            await work(queue)
-        except (BrokerError, ConfigurationError, *amqp.CONNECTION_LOST) as error:
-            log.warning("queue %r could not be consumed again on this connection: %s", queue.name, error)
-            self._failed.set()
-
-    async def _look_whether_paused(self, queue: Queue, pauses: Sequence[float] = (0.0, _SECOND_LOOK)) -> None:
-        for pause in pauses:
-            await asyncio.sleep(pause)
-            async with self._pausing:
-                paused = await self._is_paused(queue)
-                if paused != (queue.name in self.paused):
-                    await (self._pause(queue) if paused else self._resume(queue))
-                    self._tell_paused(self.paused)
-
-    async def _is_paused(self, queue: Queue) -> bool:
-        try:
-            return await is_paused(self._line.connection, queue.name)
-        except amqp.ChannelAccessRefused as error:
-            self._notes.tell_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
-            return False
-
-    async def _pause(self, queue: Queue) -> None:
-        for tag in [tag for tag, consumed in self._tags.items() if consumed is queue]:
-            if self._tags.pop(tag, None) is not None:  # a stop may have come before
-                await self._line.run(self._line.channel.basic_cancel(tag))
-        # Not before: what is handed back as long as it consumes would be delivered to it again.
-        self.paused |= {queue.name}
-
-    async def _resume(self, queue: Queue) -> None:
-        # It may have been deleted meanwhile; to consume from a queue that is not there closes the channel.
-        await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
-        self.paused -= {queue.name}
-        older = {tag for tag, name in self._unsettled.items() if name == queue.name}
-        if older and await has_single_active_consumer(self._line.connection, queue):
-            older = set()  # a second consumer, for what they give back, would get nothing
-        credit = self._credits[queue.name].resume(older)
-        if credit is not None and not self._cancelled:
-            await self._consume(queue, credit)
-
-    async def _consume_more(self, credit: int, queue: Queue) -> None:
-        async with self._pausing:
-            if queue.name in self.paused or self._cancelled:
-                return
-            older = [tag for tag, consumed in self._tags.items() if consumed is queue]
-            if not await has_single_active_consumer(self._line.connection, queue):
-                await self._consume(queue, credit)
-                return
-            await self._consume(queue, self._credits[queue.name].total)
-            for tag in older:
-                if self._tags.pop(tag, None) is not None:
-                    await self._line.run(self._line.channel.basic_cancel(tag))
-
-    async def _replace(self, queue: Queue) -> None:
-        async with self._pausing:
-            if queue.name in self.paused or self._cancelled:
-                return
-            if await message_count(self._line.connection, queue.name) is not None:
-                # A consumer timeout (RabbitMQ 4.3) or a move. The server may keep the cancelled consumer and deliver to
-                # it, where nobody listens (4.3.6); only a new connection is free of it.
-                log.warning("RabbitMQ cancelled the consumer of queue %r, which is still there", queue.name)
-                self._failed.set()
-                return
-            log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
-            await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
-            credit = self._credits[queue.name].resume(set())
-            await self._consume(queue, credit or 0)
+                self.repairs.failed.set()
 
 
 async def _not_called(message: amqp.DeliveredMessage) -> None:

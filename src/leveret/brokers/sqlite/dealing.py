@@ -114,8 +114,8 @@ class Dealing(Statements):
         (last,) = self.execute("UPDATE clock SET tick = tick + ? RETURNING tick", count).fetchone()
         return range(last - count + 1, last + 1)
 
-    def begin_anew(self) -> None:
-        """With the next transaction."""
+    def end(self) -> None:
+        """The transaction has ended."""
         self._undealt.clear()
         self.rung.clear()
 

@@ -127,11 +127,10 @@ class Recipients(Statements):
             self.execute("UPDATE task SET id = ? WHERE state = 'running' AND token = ?", envelope.id, token)
         return Claim(token, count(returns), envelope, defect)
 
-    def committed(self) -> None:
-        self._receivers.update(self._joining)
-        self._newest.update(self._read)
-
-    def begin_anew(self) -> None:
-        """With the next transaction."""
+    def end(self, *, committed: bool) -> None:
+        """The transaction has ended."""
+        if committed:
+            self._receivers.update(self._joining)
+            self._newest.update(self._read)
         self._joining.clear()
         self._read.clear()

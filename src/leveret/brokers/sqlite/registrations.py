@@ -166,9 +166,8 @@ class Registrations(Statements):
             (last,) = self.execute("SELECT coalesce(max(id), 0) FROM consumer").fetchone()
             self.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'consumer'", last + _FAR)
 
-    def committed(self) -> None:
-        self._own |= self._registering
-
-    def begin_anew(self) -> None:
-        """With the next transaction."""
+    def end(self, *, committed: bool) -> None:
+        """The transaction has ended."""
+        if committed:
+            self._own |= self._registering
         self._registering.clear()

@@ -10,15 +10,7 @@ import msgspec
 from leveret.brokers.feeds import EVERY
 from leveret.brokers.sqlite.rows import text
 from leveret.brokers.sqlite.sql import Statements
-from leveret.model import (
-    State,
-    Status,
-    kept_body,
-    newer,
-    placed,
-    status_of,
-    unix_time,
-)
+from leveret.model import State, Status, kept_body, newer, placed, status_of, unix_time
 
 if TYPE_CHECKING:
     import sqlite3

@@ -75,14 +75,11 @@ class Store(Statements):
             dealing, self.queues, self.recipients, self.records, self.watches, self.cancellations, self.questions
         )
 
-    def committed(self) -> None:
-        self.recipients.committed()
-        self.registrations.committed()
-        self.rolled_back()
-
-    def rolled_back(self) -> None:
-        for part in (self.dealing, self.recipients, self.registrations):
-            part.begin_anew()
+    def end(self, *, committed: bool) -> None:
+        """The transaction has ended, in one way or the other."""
+        self.dealing.end()
+        self.recipients.end(committed=committed)
+        self.registrations.end(committed=committed)
 
     def insert(self, envelopes: Sequence[Envelope]) -> bool:
         """Store tasks; whether anybody wants to know of every task."""

@@ -197,11 +197,11 @@ class Writer:
             database.execute("COMMIT")
             self._check_place_of(opened)
         except BaseException:
-            store.rolled_back()
+            store.end(committed=False)
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
-        store.committed()
+        store.end(committed=True)
         for receive, dealt in letters.own:
             receive(dealt)
         for name in letters.bells:

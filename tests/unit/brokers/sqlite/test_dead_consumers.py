@@ -90,8 +90,7 @@ async def test_a_registration_that_nobody_waits_for_is_taken_back(path: Path) ->
             await until(is_alone, "the registration is gone")
             await broker.publish([envelope() for _ in range(4)])
             await all_come(broker, living, 4)
-        assert other._writer._open is not None
-        assert other._writer._open.store.recipients.receivers() == []
+        assert await other._writer.do(lambda store: store.recipients.receivers()) == []
         assert names(folder(path)) == []
 
 

@@ -94,6 +94,82 @@ class Limits:
         self._learnt[queue] = loop.call_later(seconds, self._learnt.pop, queue)
 
 
+class _Bounded:
+    """What is on the way to queues with a limit: few messages at once, so that few are refused."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        #: By queue: the tags that are on the way, and the calls that wait until there are fewer.
+        self.tags: dict[str, set[int]] = {}
+        self.parked: dict[str, deque[PublishCall]] = {}
+
+    def is_full(self, queue: str) -> bool:
+        """Whether a queue with a limit has as much on the way as it may."""
+        return queue in self.limits and len(self.tags.get(queue, ())) >= BOUNDED
+
+    def make_room(self, tags: range, queues: set[str], parcels: deque[PublishCall]) -> None:
+        """These are not on the way any more: as many calls as there is room for again go on."""
+        for queue in queues & self.tags.keys():
+            on_the_way = self.tags[queue]
+            on_the_way.difference_update(tags)
+            parked = self.parked.get(queue)
+            for _ in range(BOUNDED - len(on_the_way)):
+                if parked:
+                    parcels.append(parked.popleft())
+            if not parked:
+                self.parked.pop(queue, None)
+            if not on_the_way:
+                del self.tags[queue]
+
+    def clear(self) -> list[PublishCall]:
+        """The calls that waited."""
+        parcels = [parcel for parked in self.parked.values() for parcel in parked]
+        self.parked.clear()
+        self.tags.clear()
+        return parcels
+
+
+class _Silence:
+    """For how long the channel has confirmed nothing, and whether the server was asked for a sign of life.
+
+    ``unsent``, ``challenge``, ``patience``: see `ConfirmTracker`.
+    """
+
+    def __init__(self, unsent: Callable[[], int], challenge: Callable[[], None] | None, patience: float) -> None:
+        self._unsent = unsent
+        self._challenge = challenge
+        self._patience = patience
+        #: How often to look (seconds).
+        self.interval = min(SILENCE, patience * 2.5) / _LOOKS
+        #: When the channel last confirmed something, or had nothing to confirm (the loop's time).
+        self.heard_at = 0.0
+        #: When the server was asked for a sign of life that has not come yet.
+        self.challenged_at: float | None = None
+        #: Bytes, of all that was written.
+        self.given = 0
+        #: Of the next look.
+        self.timer: asyncio.TimerHandle | None = None
+        #: At the last look: bytes still here, and gone.
+        self._seen = 0, 0
+
+    def left(self, now: float, *, is_blocked: bool) -> float:
+        """After how many seconds the channel is silent, as far as it shows now. Asks for a sign of life."""
+        if is_blocked or self._is_sending():
+            self.heard_at, self.challenged_at = now, None
+        elif self._challenge is not None and self.challenged_at is None and now - self.heard_at >= self.interval:
+            self.challenged_at = now
+            self._challenge()
+        left = self.heard_at + SILENCE - now
+        return left if self.challenged_at is None else min(left, self.challenged_at + self._patience - now)
+
+    def _is_sending(self) -> bool:
+        """Whether some of what was still here at the last look is gone: a large task takes its time on a slow line."""
+        (here, before), unsent = self._seen, self._unsent()
+        gone = self.given - unsent
+        self._seen = unsent, gone
+        return here > 0 and gone > before
+
+
 class _Sent(NamedTuple):
     """A message that waits for its confirm."""
 
@@ -122,31 +198,16 @@ class ConfirmTracker:
         self._encode = encoder.encode
         self._write = write
         self._is_clogged = is_clogged
-        self._unsent = unsent
-        self._limits = Limits() if limits is None else limits
-        self._challenge = challenge
-        self._patience = patience
-        self._interval = min(SILENCE, patience * 2.5) / _LOOKS
-        #: When the server was asked for a sign of life that has not come yet (the loop's time).
-        self._challenged_at: float | None = None
+        self._bounded = _Bounded(Limits() if limits is None else limits)
+        self._silence = _Silence(unsent, challenge, patience)
         self._loop = asyncio.get_running_loop()
         self._parcels: deque[PublishCall] = deque()
         #: By delivery tag: a channel in confirm mode numbers what is published on it, from 1.
         self._sent: dict[int, _Sent] = {}
         self._last_tag = 0
-        #: By queue with a limit: the tags that are on the way, and the calls that wait until there are fewer.
-        self._bounded: dict[str, set[int]] = {}
-        self._parked: dict[str, deque[PublishCall]] = {}
         #: A returned message tells its id and not its tag, so no two with one id may be on the way at once.
         self._tags: dict[str, int] = {}
         self._flush: asyncio.Handle | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        #: When the channel last confirmed something, or had nothing to confirm (the loop's time).
-        self._heard_at = 0.0
-        #: Bytes, of all that was given to ``write``.
-        self._given = 0
-        #: At the last look: bytes still here, and gone.
-        self._seen = 0, 0
         #: The server takes no publishes now (a memory or disk alarm).
         self.is_blocked = False
         #: Nothing goes out any more.
@@ -178,7 +239,7 @@ class ConfirmTracker:
 
     def answered(self) -> None:
         """The server has given a sign of life."""
-        self._challenged_at = None
+        self._silence.challenged_at = None
 
     def returned(self, id_: str | None) -> None:
         """No queue takes a message. Its confirm follows, and means nothing."""
@@ -191,7 +252,7 @@ class ConfirmTracker:
 
     def unblock(self) -> None:
         self.is_blocked = False
-        self._heard_at = self._loop.time()
+        self._silence.heard_at = self._loop.time()
         self._flush_soon()
 
     def retire(self) -> asyncio.Future[None]:
@@ -208,13 +269,10 @@ class ConfirmTracker:
     def abandon(self) -> None:
         """The channel is lost, or given up: what is pending may be stored or not."""
         self.is_over = self._is_closing = True
-        if self._watch is not None:
-            self._watch.cancel()
-        parked = [parcel for parcels in self._parked.values() for parcel in parcels]
-        parcels = [*self._parcels, *parked, *(sent.parcel for sent in self._sent.values())]
+        if self._silence.timer is not None:
+            self._silence.timer.cancel()
+        parcels = [*self._parcels, *self._bounded.clear(), *(sent.parcel for sent in self._sent.values())]
         self._parcels.clear()
-        self._parked.clear()
-        self._bounded.clear()
         self._sent.clear()
         self._tags.clear()
         for parcel in parcels:
@@ -222,17 +280,18 @@ class ConfirmTracker:
         self._rest_if_done()
 
     def _rest_if_done(self) -> None:
-        if self._rest is not None and not (self._sent or self._parcels or self._parked or self._rest.done()):
+        if self._rest is not None and not (self._sent or self._parcels or self._bounded.parked or self._rest.done()):
             self._rest.set_result(None)
 
     def _take(self, tag: int, *, multiple: bool) -> list[_Sent]:
         """The messages that a confirm is about; they are not on the way any more."""
-        self._heard_at = self._loop.time()
-        self._challenged_at = None
+        silence = self._silence
+        silence.heard_at = self._loop.time()
+        silence.challenged_at = None
         first = next(iter(self._sent), tag) if multiple else tag
         taken = [sent for one in range(first, tag + 1) if (sent := self._sent.pop(one, None)) is not None]
-        if self._bounded:
-            self._make_room(range(first, tag + 1), {sent.message.queue for sent in taken})
+        if self._bounded.tags:
+            self._bounded.make_room(range(first, tag + 1), {sent.message.queue for sent in taken}, self._parcels)
         for sent in taken:
             if sent.parcel.mandatory:
                 self._tags.pop(sent.message.id, None)
@@ -242,24 +301,6 @@ class ConfirmTracker:
             self._rest_if_done()
         return taken
 
-    def _make_room(self, tags: range, queues: set[str]) -> None:
-        """For queues with a limit: let as many calls go on as there is room for again."""
-        for queue in queues & self._bounded.keys():
-            on_the_way = self._bounded[queue]
-            on_the_way.difference_update(tags)
-            parked = self._parked.get(queue)
-            for _ in range(BOUNDED - len(on_the_way)):
-                if parked:
-                    self._parcels.append(parked.popleft())
-            if not parked:
-                self._parked.pop(queue, None)
-            if not on_the_way:
-                del self._bounded[queue]
-
-    def _is_bound(self, queue: str) -> bool:
-        """Whether a queue with a limit has as much on the way as it may."""
-        return queue in self._limits and len(self._bounded.get(queue, ())) >= BOUNDED
-
     def _flush_soon(self) -> None:
         if self._flush is None:
             self._flush = self._loop.call_soon(self._flush_now)
@@ -268,21 +309,22 @@ class ConfirmTracker:
         self._flush = None
         while self._parcels and not (self._is_closing or self.is_blocked or self._is_clogged()):
             if not self._sent:
-                self._heard_at = self._loop.time()
+                self._silence.heard_at = self._loop.time()
             frames = self._next_frames()
             if not frames:
                 self._rest_if_done()
                 return
             data = b"".join(frames)
-            self._given += len(data)
+            self._silence.given += len(data)
             self._write(data)
-            if self._watch is None:
-                self._watch = self._loop.call_later(self._interval, self._look)
+            if self._silence.timer is None:
+                self._silence.timer = self._loop.call_later(self._silence.interval, self._look)
 
     def _next_frames(self) -> list[bytes]:
         """What goes out in the next write; it is on the way from now on."""
         frames: list[bytes] = []
         size, room, parcels = 0, min(OUTSTANDING - len(self._sent), _CHUNK), self._parcels
+        bounded = self._bounded if self._bounded.limits else None
         while parcels and len(frames) < room and size < _CHUNK_SIZE:
             parcel = parcels[0]
             if parcel.done.done():
@@ -290,8 +332,8 @@ class ConfirmTracker:
                 continue
             place = parcel.written
             message = parcel.messages[place]
-            if self._limits and self._is_bound(message.queue):
-                self._parked.setdefault(message.queue, deque()).append(parcels.popleft())
+            if bounded is not None and bounded.is_full(message.queue):
+                bounded.parked.setdefault(message.queue, deque()).append(parcels.popleft())
                 continue
             if parcel.mandatory and message.id in self._tags:
                 break
@@ -306,8 +348,8 @@ class ConfirmTracker:
             self._sent[self._last_tag] = _Sent(parcel, place, message)
             if parcel.mandatory:
                 self._tags[message.id] = self._last_tag
-            if self._limits and message.queue in self._limits:
-                self._bounded.setdefault(message.queue, set()).add(self._last_tag)
+            if bounded is not None and message.queue in bounded.limits:
+                bounded.tags.setdefault(message.queue, set()).add(self._last_tag)
             parcel.written += 1
             if parcel.written == len(parcel.messages):
                 parcels.popleft()
@@ -321,30 +363,15 @@ class ConfirmTracker:
         A quorum queue of RabbitMQ 3.10 may never confirm what is published while its node starts, before the queue
         has a leader: only sending it again on a new connection helps.
         """
-        self._watch = None
+        self._silence.timer = None
         if not self._sent:
-            self._challenged_at = None
+            self._silence.challenged_at = None
             return
-        now = self._loop.time()
-        if self.is_blocked or self._is_sending():
-            self._heard_at, self._challenged_at = now, None
-        elif self._challenge is not None and self._challenged_at is None and now - self._heard_at >= self._interval:
-            self._challenged_at = now
-            self._challenge()
-        patience = self._heard_at + SILENCE - now
-        if self._challenged_at is not None:
-            patience = min(patience, self._challenged_at + self._patience - now)
-        if patience <= 0:
+        left = self._silence.left(self._loop.time(), is_blocked=self.is_blocked)
+        if left <= 0:
             self.abandon()
         else:
-            self._watch = self._loop.call_later(min(patience, self._interval), self._look)
-
-    def _is_sending(self) -> bool:
-        """Whether some of what was still here at the last look is gone: a large task takes its time on a slow line."""
-        (here, before), unsent = self._seen, self._unsent()
-        gone = self._given - unsent
-        self._seen = unsent, gone
-        return here > 0 and gone > before
+            self._silence.timer = self._loop.call_later(min(left, self._silence.interval), self._look)
 
 
 def _full(message: Message) -> QueueFull:

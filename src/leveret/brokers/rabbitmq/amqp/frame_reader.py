@@ -126,6 +126,42 @@ class _Transport(TransportFactory):
         return self.frames, self.writer
 
 
+class _Assembly:
+    """The delivery that is being put together from its frames."""
+
+    def __init__(self) -> None:
+        #: Its consumer's tag, its number, and whether it was delivered before; None: no delivery has begun.
+        self.method: tuple[bytes, int, bool] | None = None
+        self._header = b""
+        self._parts: list[bytes] = []
+        self._lacking = 0
+
+    def collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:
+        """Whether a frame is part of a delivery."""
+        begin = at + _HEAD.size
+        if kind == _METHOD:
+            if not data.startswith(_DELIVER, begin):
+                return False
+            name = begin + 5
+            stop = name + data[begin + 4]
+            tag, mark = _NUMBER.unpack_from(data, stop)
+            self.method = data[name:stop], tag, bool(mark & 1)
+            return True
+        if self.method is None:
+            return False
+        if kind == _HEADER:
+            self._header = data[begin : end - 1]
+            self._lacking = int.from_bytes(data[begin + 4 : begin + 12], "big")
+        elif kind == _BODY:
+            self._parts.append(data[begin : end - 1])
+            self._lacking -= end - 1 - begin
+        if self._lacking <= 0:
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            taken.append(Incoming(*self.method, self._header, body))
+            self.method, self._parts = None, []
+        return True
+
+
 class FrameReader(asyncio.StreamReader):
     """The part of a stream reader that aiormq uses."""
 
@@ -148,10 +184,7 @@ class FrameReader(asyncio.StreamReader):
         self._latest = 0
         #: Of the server's Connection.Close.
         self.last_words: tuple[int, str] | None = None
-        self._method: tuple[bytes, int, bool] | None = None
-        self._header = b""
-        self._parts: list[bytes] = []
-        self._lacking = 0
+        self._assembly = _Assembly()
         self._clock = asyncio.get_running_loop().time
         self._last_frame = self._clock()
 
@@ -186,13 +219,14 @@ class FrameReader(asyncio.StreamReader):
         return found
 
     def _sign_of_life(self) -> bytes:
-        is_taking = self._method is None and (self._channel >= 0 or self.take is not None)
+        is_taking = self._assembly.method is None and (self._channel >= 0 or self.take is not None)
         return _HEARTBEAT if is_taking and self._clock() - self._last_frame > _SILENCE else b""
 
     def _look(self) -> bytes:
         """Go through what was read, up to the next frame for aiormq; nothing, when there is none in it."""
         data, at, size = self._data, self._done, len(self._data)
         taken: list[Incoming] = []
+        collect = self._assembly.collect  # once, and not for each frame
         found = b""
         while not found and at + _HEAD.size <= size:
             kind, channel, length = _HEAD.unpack_from(data, at)
@@ -201,7 +235,7 @@ class FrameReader(asyncio.StreamReader):
                 found, end = data[at:], size  # no frame: the server's answer to a client of another protocol
             elif end > size:
                 break
-            elif channel != self._channel or data[end - 1] != _END or not self._collect(kind, data, at, end, taken):
+            elif channel != self._channel or data[end - 1] != _END or not collect(kind, data, at, end, taken):
                 frame = data[at:end]
                 if self._keeps_headers:
                     self._keep(frame)
@@ -221,31 +255,6 @@ class FrameReader(asyncio.StreamReader):
         elif frame[0] == _METHOD and payload.startswith((_DELIVER, _GET_OK)):
             at = 4 if payload.startswith(_GET_OK) else 5 + payload[4]
             self._latest, _ = _NUMBER.unpack_from(payload, at)
-
-    def _collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:
-        """Whether a frame is part of a delivery."""
-        begin = at + _HEAD.size
-        if kind == _METHOD:
-            if not data.startswith(_DELIVER, begin):
-                return False
-            name = begin + 5
-            stop = name + data[begin + 4]
-            tag, mark = _NUMBER.unpack_from(data, stop)
-            self._method = data[name:stop], tag, bool(mark & 1)
-            return True
-        if self._method is None:
-            return False
-        if kind == _HEADER:
-            self._header = data[begin : end - 1]
-            self._lacking = int.from_bytes(data[begin + 4 : begin + 12], "big")
-        elif kind == _BODY:
-            self._parts.append(data[begin : end - 1])
-            self._lacking -= end - 1 - begin
-        if self._lacking <= 0:
-            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            taken.append(Incoming(*self._method, self._header, body))
-            self._method, self._parts = None, []
-        return True
 
 
 def _reason(frame: bytes) -> tuple[int, str]:
