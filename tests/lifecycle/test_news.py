@@ -131,7 +131,7 @@ async def test_an_answer_may_take_longer_than_silence_may(node: Node, monkeypatc
         assert await events.read(["0" * 32]) == []  # what a question needs is open
         began = time.monotonic()
         await events.read([envelope.id])
-        monkeypatch.setattr(events, "_timeout", (time.monotonic() - began) / 4)
+        monkeypatch.setattr(events._stream, "timeout", (time.monotonic() - began) / 4)
         assert [status.id for status in await events.read([envelope.id])] == [envelope.id]
 
 
