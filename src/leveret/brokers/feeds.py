@@ -31,7 +31,7 @@ class Feed:
         self._wake = asyncio.Event()
         self._error: BrokerError | None = None
 
-    def tell(self, updates: Iterable[Status]) -> None:
+    def notify(self, updates: Iterable[Status]) -> None:
         for update in updates:
             if update.id in self.ids:
                 status = newer(self._known.get(update.id), update)
@@ -44,7 +44,7 @@ class Feed:
         for status in statuses:
             known = self._known.get(status.id)
             if known is None or status == known or status.at < known.at:
-                self.tell([status])
+                self.notify([status])
             else:
                 self._known[status.id] = status
                 self._add(status)
@@ -78,7 +78,7 @@ class Watch(Feed):
     def __init__(self) -> None:
         super().__init__([EVERY])
 
-    def tell(self, updates: Iterable[Status]) -> None:
+    def notify(self, updates: Iterable[Status]) -> None:
         for update in updates:
             self._add(newer(self._fresh.get(update.id), update))
         for id_ in list(islice(self._fresh, max(0, len(self._fresh) - _MOST_UNREAD))):
@@ -140,7 +140,7 @@ class Feeds:
             del self._by_id[id_]
         return left
 
-    def tell(self, updates: Sequence[Status]) -> None:
+    def notify(self, updates: Sequence[Status]) -> None:
         if not self._feeds:
             return
         every = self._by_id.get(EVERY, ())
@@ -149,7 +149,7 @@ class Feeds:
             for feed in (*every, *self._by_id.get(update.id, ())):
                 theirs.setdefault(feed, []).append(update)
         for feed, mine in theirs.items():
-            feed.tell(mine)
+            feed.notify(mine)
 
     def fail(self, error: BrokerError) -> None:
         """There will be no more news for any."""

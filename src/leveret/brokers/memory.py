@@ -318,7 +318,7 @@ class MemoryStatuses:
 
         async def join() -> None:
             await self.join(feed)
-            feed.tell(await self.read(ids))
+            feed.notify(await self.read(ids))
 
         return Following(feed, join, lambda: self.leave(feed))
 
@@ -346,7 +346,7 @@ class MemoryStatuses:
         for update in updates:
             known = statuses.pop(update.id, None)
             statuses[update.id] = newer(known, update)
-        self._store.feeds.tell(updates)
+        self._store.feeds.notify(updates)
         # Updates carry the time of day, whatever clock the store goes by.
         before = time.time() - self._keep
         for id_ in [id_ for id_, status in itertools.islice(statuses.items(), 2 * len(updates)) if status.at < before]:

@@ -98,15 +98,15 @@ class Client:
         """This loop's broker, for views that ask more than a producer does; opened when it is used first."""
         return self._producer().broker
 
-    def publish(self, envelopes: Sequence[Envelope], /, *, told: bool = True) -> Coroutine[Any, Any, None]:
-        """Store tasks on this loop's connection, opening it first if need be. ``told``: let those who follow know."""
+    def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool = True) -> Coroutine[Any, Any, None]:
+        """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know."""
         if self.telemetry is None:
-            return self._publish(envelopes, told=told)
-        return _within(self.telemetry.sending(envelopes, self.url), partial(self._publish, told=told))
+            return self._publish(envelopes, notify=notify)
+        return _within(self.telemetry.sending(envelopes, self.url), partial(self._publish, notify=notify))
 
-    async def _publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
+    async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         try:
-            await self._producer().publish(envelopes, told=told)
+            await self._producer().publish(envelopes, notify=notify)
         except TimeoutError as error:
             if isinstance(error, EnqueueTimeout):
                 raise

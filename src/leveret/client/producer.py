@@ -47,7 +47,7 @@ class LoopProducer:
     async def declare(self) -> None:
         await self._declare(self._queues)
 
-    async def publish(self, envelopes: Sequence[Envelope], *, told: bool) -> None:
+    async def publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         stored, wanted = False, frozenset[str]()
         self._sending[id(envelopes)] = envelopes
         try:
@@ -57,7 +57,7 @@ class LoopProducer:
                     await self._declare(wanted)
                 await self.broker.publish(envelopes)
                 stored = True
-                if told:
+                if notify:
                     now = time.time()
                     await self.broker.statuses.notify([enqueued(envelope, now) for envelope in envelopes])
         except (BrokerError, TimeoutError) as error:

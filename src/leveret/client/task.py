@@ -33,7 +33,7 @@ class Producer(Source, Protocol):
 
     @property
     def max_message_size(self) -> int: ...
-    async def publish(self, envelopes: Sequence[Envelope], /, *, told: bool) -> None: ...
+    async def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
@@ -290,7 +290,7 @@ class Task(Generic[P, R]):
             ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
         envelope = self._envelope(self._enqueue.ids(1)[0], args, kwargs)
-        await self._producer.publish([envelope], told=self.store_result)
+        await self._producer.publish([envelope], notify=self.store_result)
         return self._handle(envelope)
 
     async def enqueue_many(
@@ -327,7 +327,7 @@ class Task(Generic[P, R]):
         if twice:
             raise DuplicateTask(twice)
         if envelopes:
-            await self._producer.publish(envelopes, told=self.store_result)
+            await self._producer.publish(envelopes, notify=self.store_result)
         return [self._handle(envelope) for envelope in envelopes]
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:

@@ -230,7 +230,7 @@ class _StatusesAtHome:
 
         async def join() -> None:
             await self._at_home(self._inner.join(relay))
-            feed.tell(await self.read(ids))
+            feed.notify(await self.read(ids))
 
         return Following(feed, join, lambda: self._at_home(self._inner.leave(relay)))
 
@@ -260,8 +260,8 @@ class _Relay(Feed):
         self._feed = feed
         self._loop = asyncio.get_running_loop()
 
-    def tell(self, updates: Iterable[Status]) -> None:
-        self._hand_over(partial(self._feed.tell, list(updates)))
+    def notify(self, updates: Iterable[Status]) -> None:
+        self._hand_over(partial(self._feed.notify, list(updates)))
 
     def fail(self, error: BrokerError) -> None:
         self._hand_over(partial(self._feed.fail, error))

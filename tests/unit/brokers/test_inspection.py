@@ -67,9 +67,9 @@ def test_a_slow_reader_of_everything_is_given_the_latest(monkeypatch: pytest.Mon
     async def read() -> None:
         watch = Watch()
         for number in range(5):
-            watch.tell([enqueued(Envelope(str(number), "work", "say", b""), 1.0)])
+            watch.notify([enqueued(Envelope(str(number), "work", "say", b""), 1.0)])
             running = Status(str(number), "running", 2.0, "work", "say", started_at=2.0, worker="w")
-            watch.tell([running, msgspec.structs.replace(running, progress=Progress(number))])
+            watch.notify([running, msgspec.structs.replace(running, progress=Progress(number))])
         batch = await anext(aiter(watch))
         assert [(status.id, status.state, status.progress) for status in batch] == [
             (str(number), "running", Progress(number)) for number in (2, 3, 4)

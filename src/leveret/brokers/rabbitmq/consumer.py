@@ -32,7 +32,7 @@ from leveret.brokers.rabbitmq.queues import (
     message_count,
     postponed,
     received,
-    tell_priorities,
+    warn_of_priorities,
 )
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
@@ -372,7 +372,7 @@ class _Consuming:
         try:
             return await is_paused(self._line.connection, queue.name)
         except amqp.ChannelAccessRefused as error:
-            self._notes.tell_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
+            self._notes.warn_of_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
             return False
 
     async def _pause(self, queue: Queue) -> None:
@@ -450,7 +450,7 @@ class Session:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         connection = self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
-        await tell_priorities(connection, self._queues, self._notes)
+        await warn_of_priorities(connection, self._queues, self._notes)
         self._consuming.prepare(credit)
         self._line.take_deliveries(self._on_messages)
         listening = None
@@ -458,7 +458,7 @@ class Session:
             listening = await census.listen_on(connection, self.report, describe, self._on_notice)
         except amqp.ChannelAccessRefused as error:
             lack = "a pause is seen some seconds late, and `leveret queues` cannot count what this worker runs"
-            self._notes.tell_refusal(lack, error)
+            self._notes.warn_of_refusal(lack, error)
         await self._marks.read_on(self._line)
         await self._consuming.begin(credit)
         self.repairs.start(self._look_around(listening))

@@ -61,7 +61,7 @@ class Watcher:
                 self._listening = asyncio.create_task(self._listen())
             self._feeds.add(feed)
             if self._bell is not None:
-                feed.tell(await self._watch(list(feed.ids)))
+                feed.notify(await self._watch(list(feed.ids)))
 
     async def close(self) -> None:
         async with self._changing:
@@ -134,14 +134,14 @@ class Watcher:
                 continue
             trouble.end()
             self._last = news.last
-            self._feeds.tell(news.statuses)
+            self._feeds.notify(news.statuses)
 
     async def _renew(self) -> None:
         """Somebody removed this living watcher: begin anew, and tell all that is known."""
         seen = self._last
         await self._register()
         self._last = min(seen, self._last)
-        self._feeds.tell(await self._watch(list(self._feeds.ids)))
+        self._feeds.notify(await self._watch(list(self._feeds.ids)))
 
 
 def _changes(number: int, last: int, followed: int, store: Store) -> Changes | None:

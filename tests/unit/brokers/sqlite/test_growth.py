@@ -134,9 +134,9 @@ async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome
 class CountedFeed(Feed):
     told = 0
 
-    def tell(self, updates: Sequence[Status]) -> None:  # type: ignore[override]
+    def notify(self, updates: Sequence[Status]) -> None:  # type: ignore[override]
         type(self).told += len(updates)
-        super().tell(updates)
+        super().notify(updates)
 
 
 async def test_an_update_is_told_to_those_who_follow_it() -> None:
@@ -148,7 +148,7 @@ async def test_an_update_is_told_to_those_who_follow_it() -> None:
     for feed in (*followers, both, watch):
         feeds.add(feed)
     update = enqueued(tasks[0], 1.0)
-    feeds.tell([update])
+    feeds.notify([update])
     assert CountedFeed.told == 2
     for feed in (followers[0], both, watch):
         assert await anext(aiter(feed)) == [update]
@@ -156,5 +156,5 @@ async def test_an_update_is_told_to_those_who_follow_it() -> None:
     assert feeds.remove(both) == ()
     assert feeds.remove(followers[1]) == [tasks[1].id]
     assert tasks[1].id not in feeds.ids
-    feeds.tell([enqueued(tasks[1], 1.0)])
+    feeds.notify([enqueued(tasks[1], 1.0)])
     assert CountedFeed.told == 2

@@ -128,7 +128,7 @@ class CancelLog:
             try:
                 await self._begin(line)
             except amqp.ChannelAccessRefused as error:
-                self._notes.tell_refusal(_LACK, error)
+                self._notes.warn_of_refusal(_LACK, error)
             except (amqp.ChannelNotFoundEntity, amqp.ChannelPreconditionFailed) as error:
                 # It was deleted just now, or has no leader yet; or a node that came to the cluster later has no copy of
                 # it to read. That is tried again when this is called again.

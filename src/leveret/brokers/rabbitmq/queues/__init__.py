@@ -40,7 +40,7 @@ from leveret.brokers.rabbitmq.queues.declare import (
     pause_marks,
     purge_queue,
     require_queue,
-    tell_priorities,
+    warn_of_priorities,
     unmark_paused,
 )
 from leveret.brokers.rabbitmq.queues.publisher import (
@@ -96,7 +96,7 @@ __all__ = [
     "retry_message",
     "revived_message",
     "routed",
-    "tell_priorities",
+    "warn_of_priorities",
     "to_dead_letter",
     "to_message",
     "unmark_paused",

@@ -65,16 +65,16 @@ class OnceLogger:
         if self._limits is not None and refuses(queue):
             self._limits.add(queue.name)
 
-    def tell(self, queue: str, lack: str) -> None:
+    def warn(self, queue: str, lack: str) -> None:
         if self._is_new(queue, lack):
             log.warning("queue %r is used as it is: %s", queue, lack)
 
-    def tell_priorities(self, queue: str, priorities: Given) -> None:
+    def warn_of_priorities(self, queue: str, priorities: Given) -> None:
         if self._is_new(queue, priorities.text):
             level = logging.INFO if priorities.complete else logging.WARNING
             log.log(level, "queue %r: %s", queue, priorities.text)
 
-    def tell_refusal(self, lack: str, error: amqp.ChannelAccessRefused) -> None:
+    def warn_of_refusal(self, lack: str, error: amqp.ChannelAccessRefused) -> None:
         if self._is_new("", lack):
             log.warning("%s, for want of a permission: %s", lack, error)
 
@@ -97,13 +97,13 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: O
     return _REMEMBERED if missing else 0.0
 
 
-async def tell_priorities(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> None:
+async def warn_of_priorities(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> None:
     """Log what becomes of priorities in those of the queues whose tasks have some."""
     version = amqp.server_version(connection)
     for queue in queues:
         if queue.priorities or queue.kind == "classic":
             found = await _examine(connection, task_declaration(queue))
-            notes.tell_priorities(queue.name, given(queue, found, version))
+            notes.warn_of_priorities(queue.name, given(queue, found, version))
 
 
 async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:
@@ -274,7 +274,7 @@ async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], n
         else:
             found = await _examine(connection, wanted)
             for lack in judge(queue, found):
-                notes.tell(queue.name, lack)
+                notes.warn(queue.name, lack)
             notes.found(found)
     return missing
 
@@ -287,7 +287,7 @@ async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes
             continue
         with suppress(amqp.ChannelAccessRefused):
             for lack in judge_dead(await _examine(connection, wanted)):
-                notes.tell(wanted.name, lack)
+                notes.warn(wanted.name, lack)
     return missing
 
 

@@ -58,7 +58,7 @@ class _Subscription:
             if mine:
                 self._early.append((offset, mine))
         elif offset > self._seen:
-            self.feed.tell(updates)
+            self.feed.notify(updates)
 
     def forget(self) -> None:
         """Much may have come that was not seen: keep what comes until `begin`."""
@@ -82,7 +82,7 @@ class _Watching(_Subscription):
 
     def take(self, offset: int, updates: list[Status]) -> None:
         del offset
-        self.feed.tell(updates)
+        self.feed.notify(updates)
 
     def begin(self, known: Sequence[Status], seen: int) -> None:
         """Nothing was read for it."""
