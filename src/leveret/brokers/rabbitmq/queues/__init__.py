@@ -40,8 +40,8 @@ from leveret.brokers.rabbitmq.queues.declare import (
     pause_marks,
     purge_queue,
     require_queue,
-    warn_of_priorities,
     unmark_paused,
+    warn_of_priorities,
 )
 from leveret.brokers.rabbitmq.queues.publisher import (
     Publisher,
@@ -96,8 +96,8 @@ __all__ = [
     "retry_message",
     "revived_message",
     "routed",
-    "warn_of_priorities",
     "to_dead_letter",
     "to_message",
     "unmark_paused",
+    "warn_of_priorities",
 ]
