@@ -21,6 +21,6 @@ class Statements:
         return self.database.execute(sql, values)
 
 
-def array(numbers: Sequence[int]) -> str:
+def array(values: Sequence[int] | Sequence[str]) -> str:
     """For `json_each`: as text, since SQLite 3.45.0 takes bytes for its own binary JSON."""
-    return msgspec.json.encode(numbers).decode()
+    return msgspec.json.encode(values).decode()

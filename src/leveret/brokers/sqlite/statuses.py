@@ -9,7 +9,7 @@ import msgspec
 
 from leveret.brokers.feeds import EVERY
 from leveret.brokers.sqlite.rows import text
-from leveret.brokers.sqlite.sql import Statements
+from leveret.brokers.sqlite.sql import Statements, array
 from leveret.model import State, Status, kept_body, newer, placed, status_of, unix_time
 
 if TYPE_CHECKING:
@@ -97,23 +97,38 @@ class Records(Statements):
         """Record updates."""
         if not updates:
             return
-        for update in updates:
-            status = newer(self.recorded(update.id), update)
-            (change,) = self.execute("UPDATE clock SET tick = tick + 1 RETURNING tick").fetchone()
-            self.execute(
-                "INSERT INTO record (id, change, at, status) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET change = excluded.change, at = excluded.at, status = excluded.status",
-                update.id,
-                change,
-                status.at,
-                _pack(status),
-            )
+        latest = self._latest(updates)
+        (last,) = self.execute("UPDATE clock SET tick = tick + ? RETURNING tick", len(latest)).fetchone()
+        self.database.executemany(
+            "INSERT INTO record (id, change, at, status) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET change = excluded.change, at = excluded.at, status = excluded.status",
+            [
+                (id_, change, status.at, _pack(status))
+                for change, (id_, status) in enumerate(latest.items(), start=last - len(latest) + 1)
+            ],
+        )
         self._watches.ring_for(updates)
+
+    def _latest(self, updates: Sequence[Status]) -> dict[str, Status]:
+        """What is known of each task with its updates, in the order of the last one of each."""
+        known = self._known([update.id for update in updates])
+        latest: dict[str, Status] = {}
+        for update in updates:
+            latest[update.id] = newer(latest.pop(update.id, None) or known.get(update.id), update)
+        return latest
+
+    def _known(self, ids: Sequence[str]) -> dict[str, Status]:
+        """What is recorded of each."""
+        rows = self.execute(
+            "SELECT record.id, record.status FROM json_each(?) CROSS JOIN record ON record.id = json_each.value",
+            array(ids),
+        )
+        found = ((id_, status_of(status)) for id_, status in rows)
+        return {id_: status for id_, status in found if status is not None}
 
     def amend(self, ids: Iterable[str], change: Callable[[Status], Status]) -> None:
         """Tell something new of those of the tasks that are recorded."""
-        known = [self.recorded(id_) for id_ in ids]
-        self.note([change(status) for status in known if status is not None])
+        self.note([change(status) for status in self._known(list(ids)).values()])
 
     def statuses(self, ids: Iterable[str]) -> list[Status]:
         found = [placed(self.recorded(id_), self._row(id_)) for id_ in dict.fromkeys(ids)]

@@ -11,14 +11,16 @@ import pytest
 
 from leveret.brokers.feeds import Feed, Feeds, Watch
 from leveret.brokers.sqlite.consumer import Lease
+from leveret.brokers.sqlite.sql import Statements
 from leveret.brokers.sqlite.store import Settled, Store
 from leveret.errors import QueueFull
 from leveret.model import Queue, Released, Succeeded
-from leveret.model.status import enqueued, settled
+from leveret.model.status import enqueued, settled, started
 from leveret.testing.bench import batches_of
 from tests.unit.brokers.sqlite.test_sqlite import WORK, envelope, next_batch, opened
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -158,3 +160,31 @@ async def test_an_update_is_told_to_those_who_follow_it() -> None:
     assert tasks[1].id not in feeds.ids
     feeds.notify([enqueued(tasks[1], 1.0)])
     assert CountedFeed.told == 2
+
+
+async def test_what_became_of_many_tasks_is_recorded_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates of one task too: the later one counts."""
+    asked: list[str] = []
+    execute = Statements.execute
+
+    def counted(self: Statements, sql: str, *values: Any) -> sqlite3.Cursor:
+        asked.append(sql)
+        return execute(self, sql, *values)
+
+    async with opened(path, WORK) as broker:
+        costs = []
+        for number in (1, 100):
+            tasks, now = [envelope() for _ in range(number)], time.time()
+            updates = [
+                *(started(task, "task", now) for task in tasks),
+                *(settled(task, "task", Succeeded(b"1"), now) for task in tasks),
+            ]
+            with monkeypatch.context() as patch:
+                patch.setattr(Statements, "execute", counted)
+                asked.clear()
+                await broker.statuses.notify(updates)
+                costs.append(len(asked))
+            found = await broker.statuses.read([task.id for task in tasks])
+            assert [status.state for status in found] == ["succeeded"] * number
+            assert {status.started_at for status in found} == {now}
+    assert costs[0] == costs[1]
