@@ -48,6 +48,11 @@ class Inbox:
         self._is_closed = False
         self._wake = asyncio.Event()
 
+    @property
+    def unread(self) -> int:
+        """How many deliveries wait to be read."""
+        return len(self._deliveries)
+
     def deliver(self, deliveries: Iterable[Delivery]) -> None:
         self._deliveries.extend(deliveries)
         self._wake.set()

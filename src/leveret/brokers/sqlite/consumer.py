@@ -40,8 +40,14 @@ class Lease:
         self.consumer = consumer
         self.bell = bell
         self.held = True
-        #: How many deliveries are out under it.
+        #: How many deliveries are out under it, and where those are that nobody has read yet.
         self.unsettled = 0
+        self.inbox: Inbox | None = None
+
+    @property
+    def in_hand(self) -> int:
+        """How many were read, and are not settled."""
+        return self.unsettled - (0 if self.inbox is None else self.inbox.unread)
 
 
 class _Registration:
@@ -286,6 +292,7 @@ class SQLiteConsumer:
         claims, self._claims = self._claims, []
         lease = self._registration.lease
         lease.unsettled += len(claims)
+        lease.inbox = self._inbox
         self._inbox.deliver(
             Delivery(claim.envelope, lease, claim.token, claim.returns, claim.defect) for claim in claims
         )

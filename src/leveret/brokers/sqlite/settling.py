@@ -99,7 +99,7 @@ class Settling:
             enough.set_result(None)
 
     def _are_enough(self) -> bool:
-        return self._count * _PART >= sum(lease.unsettled for lease in self._leases)
+        return self._count * _PART >= sum(lease.in_hand for lease in self._leases)
 
     async def _commit(self, lease: Lease, calls: list[_Call]) -> None:
         settled = [
