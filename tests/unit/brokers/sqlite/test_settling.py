@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers.sqlite.consumer import SQLiteConsumer
+from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
 from leveret.brokers.sqlite.wakeup import Bell
 from leveret.brokers.sqlite.writer import Writer
 from leveret.errors import BrokerError, LeaseLost
@@ -108,3 +108,17 @@ async def test_an_outcome_that_cannot_be_stored_keeps_no_other_from_it(path: Pat
         assert (results[0], results[2]) == (None, None)
         assert isinstance(results[1], BrokerError)
         assert await counts(broker) == (0, 1, 0)
+
+
+async def test_what_nobody_has_read_yet_is_not_waited_for(path: Path) -> None:
+    """A transaction waits for more outcomes only while tasks that were read are not settled."""
+    async with opened(path, WORK) as broker, broker.consume([WORK], credit=None) as consumer:
+        await broker.publish([envelope() for _ in range(10)])
+        batch = await next_batch(batches_of(consumer))
+        await broker.publish([envelope() for _ in range(5)])
+        await broker.queues.stats()  # what was dealt has arrived
+        (lease,) = {delivery.lease for delivery in batch}
+        assert isinstance(lease, Lease)
+        assert (lease.unsettled, lease.in_hand) == (15, len(batch))
+        await broker.settle([(delivery, Succeeded()) for delivery in batch])
+        assert (lease.unsettled, lease.in_hand) == (15 - len(batch), 0)
