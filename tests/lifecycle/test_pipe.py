@@ -5,13 +5,17 @@ otherwise than `leveret.brokers.rabbitmq.amqp.confirm_channel` counts on.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import warnings
 from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
 
 from leveret.brokers import connect
+from leveret.brokers.rabbitmq.amqp import Hosts
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.errors import QueueFull, QueueNotFound
 from leveret.model import Envelope, Queue, new_id
 from tests.support.proxy import Proxy
@@ -156,3 +160,22 @@ async def test_a_connection_that_always_confirms_is_alive(node: Node) -> None:
             await asyncio.sleep(0.05)  # as a program that enqueues now and then
         assert proxy.accepted == before
         await broker.close()
+
+
+async def test_an_operation_on_a_lost_link_ends_quietly(node: Node) -> None:
+    """It is cancelled before its first step, and Python says nothing of it."""
+    begun: list[str] = []
+
+    async def operation() -> None:
+        begun.append("lost")
+
+    link = await amqp.Link.open(Hosts(node.url, timeout=20.0), purpose="test", confirms=False)
+    await link.run(operation())
+    await link.close()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(amqp.LinkLost):
+            await link.run(operation())
+        gc.collect()
+    assert begun == ["lost"]
+    assert [str(warning.message) for warning in said] == []

@@ -116,6 +116,38 @@ async def test_a_task_that_this_program_takes_long_to_store(any_place: Place, mo
     await broker.close()
 
 
+async def test_a_task_that_is_stored_while_it_is_asked_for(any_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer was given before the task was stored, and comes after."""
+    monkeypatch.setattr(handle, "UNKNOWN", 0.1)
+    broker = any_place.open()
+    gate = asyncio.Event()
+    publish, read = broker.publish, broker.statuses.read
+
+    async def publish_later(envelopes: Sequence[Envelope]) -> None:
+        await gate.wait()
+        await publish(envelopes)
+
+    async def ask(ids: Sequence[str]) -> Sequence[object]:
+        found = await read(ids)
+        gate.set()
+        await enqueuing
+        return found
+
+    monkeypatch.setattr(broker, "publish", publish_later)
+    monkeypatch.setattr(broker.statuses, "read", ask)
+    app = application()
+    (double,) = app.tasks
+    with app.client.enqueuing_to(broker):
+        worker = Worker(InProcessExecutor(app, concurrency=2), broker=broker)
+        working = asyncio.create_task(worker.run())
+        enqueuing = asyncio.create_task(double.options(id="order-3").enqueue(21))
+        waiting = asyncio.create_task(app.handle("order-3").result(LIMIT))
+        assert await waiting == 42
+        worker.stop()
+        await working
+    await broker.close()
+
+
 PROGRAM = """
 import asyncio, sys
 sys.path.insert(0, {folder!r})

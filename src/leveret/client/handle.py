@@ -347,8 +347,10 @@ class _News:
                 return batch
 
     async def _look(self) -> None:
+        # Before and after: what is stored while the question is on its way may be too late for the answer.
+        coming = self._source.on_their_way(self._unknown)
         known = {status.id for status in await self._source.statuses(list(self._unknown))}
-        lost = self._unknown - known - self._source.on_their_way(self._unknown)
+        lost = self._unknown - known - coming - self._source.on_their_way(self._unknown)
         if lost:
             raise TaskNotFound(_unknown(sorted(lost)))
         self._deadline = self._clock() + UNKNOWN

@@ -171,7 +171,7 @@ class _Top:
             await change(queue)
             return f"queue {queue!r} {done}"
 
-        self._begin(act())
+        self._begin(act)
 
     def _retry(self) -> None:
         letter = self._figures.failure(self._cursor.key) if self._cursor and self._cursor.kind == "failure" else None
@@ -184,12 +184,12 @@ class _Top:
             found = await self._broker.dead_letters.retry(queue, [id_])
             return f"task {id_} is {'back in its queue' if found else 'no dead letter any more'}"
 
-        self._begin(act())
+        self._begin(act)
 
-    def _begin(self, work: Coroutine[object, object, str]) -> None:
+    def _begin(self, work: Callable[[], Coroutine[object, object, str]]) -> None:
         async def act() -> None:
             try:
-                self._message = await work
+                self._message = await work()
                 with suppress(LeveretError):
                     self._figures = await self._collector.look()
             except LeveretError as error:

@@ -177,6 +177,8 @@ class Link:
         task = asyncio.create_task(told(operation))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        # Of a task that is cancelled before its first step Python would say that the operation "was never awaited".
+        task.add_done_callback(lambda _: operation.close())
         if self._watch.done():
             task.cancel()
         return task
