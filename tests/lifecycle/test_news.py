@@ -12,6 +12,7 @@ import aio_pika
 import msgspec
 
 from leveret.brokers import CancelRequests, connect
+from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.brokers.rabbitmq.amqp.hosts import Hosts
 from leveret.brokers.rabbitmq.queues.publisher import Publisher
 from leveret.brokers.rabbitmq.statuses.log import StatusLog
@@ -384,13 +385,13 @@ async def read_and_end(line: Link, stream: str, last: int) -> None:
     count = 0
     ending: list[asyncio.Task[None]] = []
 
-    def take(_: int, __: Batch) -> None:
+    def take(_: int, __: bytes) -> None:
         nonlocal count
         count += 1
         if count == last:
             ending.append(asyncio.create_task(reading.end()))
 
-    reading = Reading(line.connection, stream, take)
+    reading = Reading(line, stream, take)
     await reading.begin("first")
 
     async def has_ended() -> bool:
@@ -427,3 +428,37 @@ async def test_a_healthy_broker_drops_no_update(node: Node, caplog: pytest.LogCa
             ids = [one.id for one in envelopes[start : start + 10_000]]
             await until(partial(all_known, events, ids), "the last that were told are sent")
     assert "are lost" not in caplog.text
+
+
+async def test_what_this_program_enqueues_while_it_listens_is_not_looked_for(node: Node) -> None:
+    """Its result costs the same, whatever others do: nothing is read that was said before it was enqueued."""
+    broker = connect(node.url)
+    await broker.declare([Queue("work")])
+    first, second, other = task(), task(), task()
+    await broker.publish([first])
+    async with broker.statuses.follow([first.id]):
+        asked: list[Sequence[str]] = []
+        assert isinstance(broker, RabbitMQBroker)
+        ask = broker.statuses._reader.ask
+
+        async def note(ids: Sequence[str], *, to_the_end: bool = False) -> tuple[dict[str, Status], int]:
+            asked.append(ids)
+            return await ask(ids, to_the_end=to_the_end)
+
+        broker.statuses._reader.ask = note  # type: ignore[method-assign]
+        await broker.publish([second])
+        async with events_on(node) as workers:
+            await workers.record([started(second, "say", time.time())])
+            await workers.record([succeeded(second, b"1")])
+            await workers.record([started(other, "say", time.time())])
+
+            async def is_followed() -> bool:
+                async with asyncio.timeout(60), broker.statuses.follow([second.id]) as feed:
+                    return [status.state for status in await anext(feed)] == ["succeeded"]
+
+            await until(is_followed, "what was said before it was followed is there at once")
+            assert asked == []
+            async with asyncio.timeout(60), broker.statuses.follow([other.id]) as feed:
+                assert [status.state for status in await anext(feed)] == ["running"]
+            assert asked == [[other.id]]
+    await broker.close()

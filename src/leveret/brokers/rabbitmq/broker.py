@@ -71,6 +71,11 @@ class RabbitMQBroker:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         messages = [to_message(self._declarations.ranked(envelope)) for envelope in envelopes]
+        mark = self.statuses.lately.mark
+        await self._store(messages)
+        self.statuses.lately.note(envelopes, mark)
+
+    async def _store(self, messages: Sequence[Message]) -> None:
         try:
             await self._delayed.publish(messages)
         except QueueNotFound as error:

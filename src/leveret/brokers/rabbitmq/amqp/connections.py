@@ -115,7 +115,9 @@ class Link:
     what is started through a line ends with it.
     """
 
-    def __init__(self, connection: Connection, channel: Channel, *, lost: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, connection: reading.Connection, channel: Channel, *, lost: Callable[[], None] | None = None
+    ) -> None:
         self.connection = connection
         self.channel = channel
         #: Called when it is closed by the other side.
@@ -194,12 +196,10 @@ class Link:
 
     def take_deliveries(self, take: reading.Take) -> None:
         """Have each delivery of the channel from now on, in place of its consumers' callbacks."""
-        assert isinstance(self.connection, reading.Connection)
         self.connection.take_deliveries(self.channel.number, take)
 
     def keep_headers(self) -> Callable[[DeliveredMessage], reading.Incoming]:
         """Keep the content headers of what comes from now on; how to have a message that came with its own."""
-        assert isinstance(self.connection, reading.Connection)
         self.connection.frames.keep_headers()
         return self.connection.as_delivered
 
@@ -237,7 +237,6 @@ class Link:
 
     def abort(self) -> None:
         """End it without a word: the other side does not answer. `close` follows."""
-        assert isinstance(self.connection, reading.Connection)
         self.connection.abort()
 
     async def close(self) -> None:

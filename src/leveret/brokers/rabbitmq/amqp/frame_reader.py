@@ -1,6 +1,6 @@
 """What stands between a socket and aiormq, on Leveret's own connections alone. See docs/adr/0012 and 0015.
 
-aiormq gets frame after frame, each of them readable (`foreign`). The deliveries of one channel it does not get: they
+aiormq gets frame after frame, each of them readable (`foreign`). The deliveries of some channels it does not get: they
 are put together here, all that one read of the socket brought, and handed on at once. aiormq would decode each of
 their three frames, wake two tasks and start a third one for each message.
 """
@@ -102,6 +102,14 @@ class Connection(aio_pika.Connection):
         """Have each delivery of that channel from now on. ``take`` must not raise."""
         self.frames.take_deliveries(channel, take)
 
+    def leave_deliveries(self, channel: int, take: Take) -> None:
+        """Have no more of them: the channel is closed, and its number may be another's."""
+        self.frames.leave_deliveries(channel, take)
+
+    def ask_for_more(self, channel: int, tag: int) -> None:
+        """Acknowledge all deliveries of a channel up to that one. The channel must be open."""
+        self.writer.write(_settle(channel, _ACK, tag, _MULTIPLE))
+
     def as_delivered(self, message: DeliveredMessage) -> Incoming:
         """A message that aiormq handed over, with its content header as it came: after `FrameReader.keep_headers`."""
         tag = message.delivery_tag or 0
@@ -126,17 +134,24 @@ class _Transport(TransportFactory):
         return self.frames, self.writer
 
 
-class _Assembly:
-    """The delivery that is being put together from its frames."""
+class _Lane:
+    """A channel whose deliveries are taken, and the one that is being put together from its frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, take: Take) -> None:
+        self.take = take
+        self.taken: list[Incoming] = []
         #: Its consumer's tag, its number, and whether it was delivered before; None: no delivery has begun.
         self.method: tuple[bytes, int, bool] | None = None
         self._header = b""
         self._parts: list[bytes] = []
         self._lacking = 0
 
-    def collect(self, kind: int, data: bytes, at: int, end: int, taken: list[Incoming]) -> bool:
+    def hand_on(self) -> None:
+        if self.taken:
+            taken, self.taken = self.taken, []
+            self.take(taken)
+
+    def collect(self, kind: int, data: bytes, at: int, end: int) -> bool:
         """Whether a frame is part of a delivery."""
         begin = at + _HEAD.size
         if kind == _METHOD:
@@ -157,7 +172,7 @@ class _Assembly:
             self._lacking -= end - 1 - begin
         if self._lacking <= 0:
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            taken.append(Incoming(*self.method, self._header, body))
+            self.taken.append(Incoming(*self.method, self._header, body))
             self.method, self._parts = None, []
         return True
 
@@ -174,8 +189,7 @@ class FrameReader(asyncio.StreamReader):
         #: What was read from the socket, and how much of it is done.
         self._data = b""
         self._done = 0
-        self._channel = -1
-        self._deliver: Take = _nobody
+        self._lanes: dict[int, _Lane] = {}
         #: Sees each other frame first, and says whether it took it: aiormq does not get that one.
         self.take: Callable[[bytes], bool] | None = None
         #: The content headers of messages that aiormq gets, by the numbers of their deliveries: see `keep_headers`.
@@ -184,13 +198,17 @@ class FrameReader(asyncio.StreamReader):
         self._latest = 0
         #: Of the server's Connection.Close.
         self.last_words: tuple[int, str] | None = None
-        self._assembly = _Assembly()
         self._clock = asyncio.get_running_loop().time
         self._last_frame = self._clock()
 
     def take_deliveries(self, channel: int, take: Take) -> None:
         """Hand that channel's deliveries to ``take``, some at once and in their order among the other frames."""
-        self._channel, self._deliver = channel, take
+        self._lanes[channel] = _Lane(take)
+
+    def leave_deliveries(self, channel: int, take: Take) -> None:
+        """Give aiormq what comes on that channel."""
+        if channel in self._lanes and self._lanes[channel].take == take:
+            del self._lanes[channel]
 
     def keep_headers(self) -> None:
         """Keep the content headers of messages that one channel gets from now on: aiormq's lose the types of values."""
@@ -219,14 +237,14 @@ class FrameReader(asyncio.StreamReader):
         return found
 
     def _sign_of_life(self) -> bytes:
-        is_taking = self._assembly.method is None and (self._channel >= 0 or self.take is not None)
+        is_between = all(lane.method is None for lane in self._lanes.values())
+        is_taking = is_between and (self._lanes or self.take is not None)
         return _HEARTBEAT if is_taking and self._clock() - self._last_frame > _SILENCE else b""
 
     def _look(self) -> bytes:
         """Go through what was read, up to the next frame for aiormq; nothing, when there is none in it."""
         data, at, size = self._data, self._done, len(self._data)
-        taken: list[Incoming] = []
-        collect = self._assembly.collect  # once, and not for each frame
+        lanes = self._lanes
         found = b""
         while not found and at + _HEAD.size <= size:
             kind, channel, length = _HEAD.unpack_from(data, at)
@@ -235,7 +253,7 @@ class FrameReader(asyncio.StreamReader):
                 found, end = data[at:], size  # no frame: the server's answer to a client of another protocol
             elif end > size:
                 break
-            elif channel != self._channel or data[end - 1] != _END or not collect(kind, data, at, end, taken):
+            elif (lane := lanes.get(channel)) is None or data[end - 1] != _END or not lane.collect(kind, data, at, end):
                 frame = data[at:end]
                 if self._keeps_headers:
                     self._keep(frame)
@@ -244,8 +262,8 @@ class FrameReader(asyncio.StreamReader):
                 found = b"" if self.take is not None and self.take(frame) else readable(frame)
             at = end
         self._done = at
-        if taken:
-            self._deliver(taken)
+        for lane in list(lanes.values()):
+            lane.hand_on()
         return found
 
     def _keep(self, frame: bytes) -> None:
@@ -280,7 +298,3 @@ def nack(channel: int, tag: int) -> bytes:
 
 def _settle(channel: int, method: int, tag: int, options: int) -> bytes:
     return _SETTLE.pack(_METHOD, channel, _SETTLE.size - _HEAD.size - 1, method, tag, options, _END)
-
-
-def _nobody(incoming: list[Incoming]) -> None:
-    raise RuntimeError(f"{len(incoming)} deliveries before take()")

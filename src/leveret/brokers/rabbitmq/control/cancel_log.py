@@ -23,6 +23,7 @@ from leveret.brokers.rabbitmq.statuses import (
     last_offset,
     marks_declaration,
     new_sentinel,
+    read,
     to_message,
 )
 from leveret.errors import BrokerError
@@ -167,7 +168,7 @@ class CancelLog:
         if await message_count(line.connection, stream) is None:
             self._offset = None
             return
-        reading = Reading(line.connection, stream, self._note)
+        reading = Reading(line, stream, self._note)
         sentinel = new_sentinel()
         came = reading.expect(sentinel)
         place: Place = "first" if self._offset is None else self._offset + 1
@@ -184,8 +185,11 @@ class CancelLog:
             return
         log.warning("the cancelled tasks could not all be read within %g s; some may run", _READ_TIMEOUT)
 
-    def _note(self, offset: int, batch: Batch) -> None:
+    def _note(self, offset: int, body: bytes) -> None:
         self._offset = offset
+        batch = read(body)
+        if batch is None:
+            return
         now = time.time()
         marks = [mark for mark in batch.marks if not mark.is_from_the_future(now)]
         if len(marks) < len(batch.marks):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from leveret.brokers.rabbitmq.statuses.log import (
-    StatusLog,
-)
+from leveret.brokers.rabbitmq.statuses.log import StatusLog
 from leveret.brokers.rabbitmq.statuses.streams import (
     SILENCE,
     Batch,
@@ -13,6 +11,7 @@ from leveret.brokers.rabbitmq.statuses.streams import (
     last_offset,
     marks_declaration,
     new_sentinel,
+    read,
     to_message,
 )
 
@@ -25,5 +24,6 @@ __all__ = [
     "last_offset",
     "marks_declaration",
     "new_sentinel",
+    "read",
     "to_message",
 ]

@@ -16,9 +16,11 @@ from leveret.brokers.rabbitmq.statuses.streams import (
     Batch,
     Place,
     Reading,
+    Wanted,
     last_offset,
     new_sentinel,
     place_of,
+    read,
 )
 from leveret.errors import BrokerError, BrokerUnavailable
 
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.amqp import connections as amqp
     from leveret.brokers.rabbitmq.statuses.reader import StatusReader
+    from leveret.brokers.rabbitmq.statuses.recent import Recent
     from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
     from leveret.model import Status
 
 log = logging.getLogger("leveret.rabbitmq")
 
 #: The stream is read on for so long after the last who followed has gone: the next one comes soon (seconds).
-_LINGER = 5.0
+_LINGER = 60.0
 #: After so long without news whoever follows makes sure that it would hear some (seconds, and half as much more by
 #: chance: of many who follow the first one's sentinel is heard by all, and is theirs too).
 _QUIET = 15.0
@@ -54,9 +57,7 @@ class _Subscription:
 
     def take(self, offset: int, updates: list[Status]) -> None:
         if self._seen is None:
-            mine = [update for update in updates if update.id in self.feed.ids]
-            if mine:
-                self._early.append((offset, mine))
+            self._early.append((offset, updates))
         elif offset > self._seen:
             self.feed.notify(updates)
 
@@ -91,10 +92,15 @@ class _Watching(_Subscription):
 class StatusFollower:
     """Reads the stream as long as anybody follows. ``reader``: tells what is known when they begin."""
 
-    def __init__(self, stream: StatusStream, reader: StatusReader) -> None:
+    def __init__(self, stream: StatusStream, reader: StatusReader, recent: Recent) -> None:
         self._stream = stream
         self._reader = reader
         self._subscriptions: set[_Subscription] = set()
+        self._watching: set[_Subscription] = set()
+        self._by_id: dict[str, set[_Subscription]] = {}
+        #: The tasks of `_by_id`; None: others since.
+        self._wanted: Wanted | None = None
+        self._recent = recent
         self._following: asyncio.Task[None] | None = None
         self._attached = asyncio.Event()
         #: From where on nothing was taken yet.
@@ -107,6 +113,10 @@ class StatusFollower:
 
         async def join() -> None:
             await self._join(subscription)
+            lately = self._recent.known(ids)
+            if lately is not None:
+                subscription.begin(lately, self._last_offset)
+                return
             known, offset = await self._reader.ask(ids)
             subscription.begin(list(known.values()), offset)
 
@@ -115,10 +125,26 @@ class StatusFollower:
     def watch(self) -> Following[Watch]:
         watch = Watch()
         subscription = _Watching(watch)
-        return Following(watch, lambda: self._join(subscription), lambda: self._leave(subscription))
+
+        async def join() -> None:
+            self._watching.add(subscription)
+            await self._join(subscription)
+
+        async def leave() -> None:
+            self._watching.discard(subscription)
+            await self._leave(subscription)
+
+        return Following(watch, join, leave)
+
+    @property
+    def _last_offset(self) -> int:
+        return self._place - 1 if isinstance(self._place, int) else -1
 
     async def _join(self, subscription: _Subscription) -> None:
         self._subscriptions.add(subscription)
+        for id_ in subscription.ids:
+            self._by_id.setdefault(id_, set()).add(subscription)
+            self._wanted = None
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -130,6 +156,11 @@ class StatusFollower:
 
     async def _leave(self, subscription: _Subscription) -> None:
         self._subscriptions.discard(subscription)
+        for id_ in subscription.ids & self._by_id.keys():
+            self._by_id[id_].discard(subscription)
+            if not self._by_id[id_]:
+                del self._by_id[id_]
+            self._wanted = None
         if not self._subscriptions and self._ending is None:
             self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
 
@@ -178,9 +209,9 @@ class StatusFollower:
 
     async def _follow_once(self) -> None:
         line = await self._stream.open()
-        reading = Reading(line.connection, self._stream.name, self._take)
+        reading = Reading(line, self._stream.name, self._take)
         is_again = self._attached.is_set()
-        reads_on = is_again and any(isinstance(one, _Watching) for one in self._subscriptions)
+        reads_on = is_again and bool(self._watching)
         place = self._place if reads_on else "next"
         for subscription in self._subscriptions:
             subscription.forget()
@@ -188,10 +219,14 @@ class StatusFollower:
             if not reads_on:
                 self._place = place_of([], time.time(), self._stream.keep)
             self._attached.set()
+            self._recent.begin()
             if is_again and self._subscriptions:
                 await self._read_up(place)
             line.when_lost(reading.give_up)
-            await self._until_over(line, reading)
+            try:
+                await self._until_over(line, reading)
+            finally:
+                self._recent.end()
             if reading.was_cancelled:
                 self._place = place_of([], time.time(), self._stream.keep)
 
@@ -238,15 +273,28 @@ class StatusFollower:
         subscriptions = list(self._subscriptions)
         for subscription in subscriptions:
             subscription.forget()
-        known, offset = await self._reader.ask([id_ for one in subscriptions for id_ in one.ids])
+        known, offset = await self._reader.ask([id_ for one in subscriptions for id_ in one.ids], to_the_end=True)
         if isinstance(place, int) and offset < place:
             self._place = "first"
             raise BrokerUnavailable(f"the stream {self._stream.name!r} was deleted meanwhile, and made again")
         for subscription in subscriptions:
             subscription.begin(list(known.values()), offset)
 
-    def _take(self, offset: int, batch: Batch) -> None:
+    def _take(self, offset: int, body: bytes) -> None:
         self._place = offset + 1
-        if batch.updates:
-            for subscription in self._subscriptions:
-                subscription.take(offset, batch.updates)
+        self._recent.take(body)
+        theirs: dict[_Subscription, list[Status]] = {}
+        for update in self._updates(body):
+            for subscription in (*self._watching, *self._by_id.get(update.id, ())):
+                theirs.setdefault(subscription, []).append(update)
+        for subscription, updates in theirs.items():
+            subscription.take(offset, updates)
+
+    def _updates(self, body: bytes) -> Sequence[Status]:
+        """Those that anybody here wants."""
+        if self._watching:
+            batch = read(body)
+            return [] if batch is None else batch.updates
+        if self._wanted is None:
+            self._wanted = Wanted(self._by_id)
+        return self._wanted.updates(body)

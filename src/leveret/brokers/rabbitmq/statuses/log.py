@@ -12,6 +12,7 @@ import msgspec
 from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq.statuses.follower import StatusFollower
 from leveret.brokers.rabbitmq.statuses.reader import StatusReader
+from leveret.brokers.rabbitmq.statuses.recent import Recent
 from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream, lacks_permission
 from leveret.brokers.rabbitmq.statuses.streams import Batch, was_just_made
 from leveret.errors import LeveretError, TaskTooLarge
@@ -53,7 +54,9 @@ class StatusLog:
     def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
         self._stream = StatusStream(hosts, publisher, keep=keep, timeout=timeout)
         self._reader = StatusReader(self._stream)
-        self._follower = StatusFollower(self._stream, self._reader)
+        #: Whoever stores tasks here notes them there: then what becomes of them costs little to follow.
+        self.lately = Recent()
+        self._follower = StatusFollower(self._stream, self._reader, self.lately)
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from leveret.brokers.rabbitmq.amqp import Message
+from leveret.brokers.rabbitmq.amqp import Message, content_of
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues import Declaration
 from leveret.model import MOST_SKEW, CancelRequest, Status, decoded, is_name, is_plausible, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
+
+    from leveret.brokers.rabbitmq.amqp import Incoming
 
 VERSION = 1
 #: Where to begin: an offset, a moment (the chunk of messages that holds it), the oldest, or what comes from now on.
@@ -34,6 +37,8 @@ _MOST_MARKS = 4 * 1024 * 1024
 _PREFETCH = 200
 #: For how long nothing may come, though there is something, until a reader counts as deaf (seconds).
 SILENCE = 5.0
+#: A batch with a sentinel has nothing else in it (bytes).
+_LONGEST_SENTINEL = 200
 #: How long the last messages of a stream may take to come (seconds).
 _ANSWER = 2.0
 
@@ -89,14 +94,14 @@ def new_sentinel() -> str:
 
 
 class Reading:
-    """A channel that reads a stream from some place on, and hands each batch over with its offset.
+    """A channel that reads a stream from some place on, and hands each message's body over with its offset.
 
     RabbitMQ 4.3 may send a reader nothing more, and not tell it, after its node was parted from the others for a while.
     So whoever goes on reading makes sure now and then that it still hears: by a sentinel, or by `last_offset`.
     """
 
-    def __init__(self, connection: amqp.Connection, stream: str, take: Callable[[int, Batch], None]) -> None:
-        self._connection = connection
+    def __init__(self, line: amqp.Link, stream: str, take: Callable[[int, bytes], None]) -> None:
+        self._connection = line.connection
         self._stream = stream
         self._take = take
         self._unacknowledged = 0
@@ -143,15 +148,20 @@ class Reading:
         """Returned means that nothing from that place on is missed. Raises what aio-pika raises."""
         # A node that lags behind begins where it is.
         self._first = place if isinstance(place, int) else 0
-        self._channel = await amqp.open_channel(self._connection, confirms=False)
-        self._channel.closing.add_done_callback(lambda _: self.give_up())
-        self._channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        await self._channel.basic_qos(prefetch_count=_PREFETCH)
+        channel = self._channel = await amqp.open_channel(self._connection, confirms=False)
+        channel.closing.add_done_callback(lambda _: self._leave(channel))
+        channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+        await channel.basic_qos(prefetch_count=_PREFETCH)
+        self._connection.take_deliveries(channel.number, self._on_messages)
         arguments: dict[str, Any] = {"x-stream-offset": place}
-        await self._channel.basic_consume(self._stream, self._on_message, arguments=arguments)
+        await channel.basic_consume(self._stream, _nothing, arguments=arguments)
         self._heard_at = asyncio.get_running_loop().time()
         self._may_acknowledge = not self.is_over
-        await self._acknowledge()  # all that it may have at once may have come by now
+        self._acknowledge()  # all that it may have at once may have come by now
+
+    def _leave(self, channel: amqp.Channel) -> None:
+        self._connection.leave_deliveries(channel.number, self._on_messages)
+        self.give_up()
 
     def expect(self, sentinel: str) -> asyncio.Future[int]:
         """Gets the sentinel's offset when it comes, or LinkLost when the reading is over first."""
@@ -178,29 +188,48 @@ class Reading:
         self.was_cancelled = True
         self.give_up()
 
-    async def _on_message(self, message: amqp.DeliveredMessage) -> None:
+    def _on_messages(self, messages: list[Incoming]) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        offset = (message.header.properties.headers or {}).get("x-stream-offset")
-        batch = read(message.body)
-        if batch is not None and isinstance(offset, int):
-            if offset >= self._first:
-                self._take(offset, batch)
-            waiting = self._sentinels.pop(batch.sentinel or "", None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(offset)
-        if self.is_over:
-            return  # an acknowledgment on a channel that was just closed would end the connection
-        self._unacknowledged += 1
-        self._last_tag = message.delivery_tag or 0
-        await self._acknowledge()
+        for message in messages:
+            offset = stream_offset(message.header)
+            if offset is not None and offset >= self._first:
+                self._take(offset, message.body)
+            if offset is not None and self._sentinels and len(message.body) <= _LONGEST_SENTINEL:
+                self._look_for_sentinels(offset, message.body)
+        self._unacknowledged += len(messages)
+        self._last_tag = messages[-1].tag
+        self._acknowledge()
 
-    async def _acknowledge(self) -> None:
+    def _look_for_sentinels(self, offset: int, body: bytes) -> None:
+        for sentinel in [one for one in self._sentinels if one.encode() in body]:
+            waiting = self._sentinels.pop(sentinel)
+            if not waiting.done():
+                waiting.set_result(offset)
+
+    def _acknowledge(self) -> None:
         """A stream's acknowledgment is only the wish for more."""
         if self._may_acknowledge and self._unacknowledged * 4 >= _PREFETCH:
             assert self._channel is not None
             self._unacknowledged = 0
-            with suppress(*amqp.CONNECTION_LOST):
-                await self._channel.basic_ack(self._last_tag, multiple=True, wait=False)
+            self._connection.ask_for_more(self._channel.number, self._last_tag)
+
+
+#: How a message's offset stands in its header, as RabbitMQ writes it: name, type, and 8 bytes.
+_OFFSET = b"\x0fx-stream-offset"
+_LONG = b"l"
+
+
+def stream_offset(header: bytes) -> int | None:
+    """Where a message is in its stream; None: it came from no stream."""
+    _, found, rest = header.partition(_OFFSET)
+    if found and rest.startswith(_LONG) and _OFFSET not in rest:
+        return int.from_bytes(rest[1:9], "big")
+    offset = (content_of(header).properties.headers or {}).get("x-stream-offset")
+    return offset if isinstance(offset, int) else None
+
+
+async def _nothing(_: amqp.DeliveredMessage) -> None:
+    """What comes on a channel that is being closed."""
 
 
 async def last_offset(connection: amqp.Connection, stream: str) -> int | None:
@@ -251,6 +280,47 @@ def read(body: bytes) -> Batch | None:
     )
 
 
+class Wanted:
+    """Tasks that are looked for. Most messages are about others; they are not decoded."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = frozenset(ids)
+        is_plain = len(self.ids) <= _FEW and all(map(_PLAIN.fullmatch, self.ids))
+        #: Each as it stands in a message; None: there are too many, or JSON may write one in several ways.
+        self._needles = [id_.encode() for id_ in self.ids] if is_plain else None
+
+    def updates(self, body: bytes) -> list[Status]:
+        """What a message says of them."""
+        if not self._may_be_in(body):
+            return []
+        batch = read(body)
+        return [] if batch is None else [update for update in batch.updates if update.id in self.ids]
+
+    def _may_be_in(self, body: bytes) -> bool:
+        if self._needles is not None:
+            return any(needle in body for needle in self._needles)
+        named = decoded(_decode_ids, body)
+        return named is None or any(update.id in self.ids for update in named.updates)
+
+
+#: Up to so many ids are each looked for as bytes.
+_FEW = 8
+_PLAIN = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+class _Ids(msgspec.Struct):
+    """A batch of which only the ids are decoded."""
+
+    updates: list[_Named] = []
+
+
+_decode_ids = msgspec.json.Decoder(_Ids).decode
+
+
 class _Parts(msgspec.Struct):
     """A batch whose parts are yet to be decoded."""
 
@@ -279,13 +349,16 @@ def _read_each(body: bytes) -> Batch | None:
     )
 
 
-def place_of(ids: Sequence[str], now: float, keep: float) -> Place:
-    """Where news of these tasks can begin: ids that Leveret makes begin with the time (milliseconds, 12 hex digits)."""
+def place_of(ids: Iterable[str], now: float, keep: float, skew: float = MOST_SKEW) -> Place:
+    """Where news of these tasks can begin: ids that Leveret makes begin with the time (milliseconds, 12 hex digits).
+
+    ``skew``: how far their makers' clocks may be from the server's (seconds).
+    """
     moments = [_made_at(id_, now) for id_ in ids]
     oldest = min((moment for moment in moments if moment is not None), default=now)
     if None in moments or oldest < now - keep:
         return "first"
-    return dt.datetime.fromtimestamp(oldest - MOST_SKEW, dt.UTC)
+    return dt.datetime.fromtimestamp(oldest - skew, dt.UTC)
 
 
 #: How long after it was made a task is waited for that nothing was told of yet (seconds).
@@ -298,6 +371,11 @@ def was_just_made(id_: str, now: float, within: float = YOUNG) -> bool:
     """Whether a task is so young, by its id (seconds), that its producer may not have told of it yet."""
     made_at = _made_at(id_, now)
     return made_at is not None and abs(now - made_at) < within
+
+
+def tells_its_time(id_: str, now: float) -> bool:
+    """Whether Leveret has made this id, as far as one can see; then it is one task's alone."""
+    return _made_at(id_, now) is not None
 
 
 def _made_at(id_: str, now: float) -> float | None:

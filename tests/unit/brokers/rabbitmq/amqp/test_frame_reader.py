@@ -189,3 +189,37 @@ def test_what_settles_is_what_aiormq_would_send() -> None:
     ack, back = commands.Basic.Ack(5, multiple=True), commands.Basic.Nack(2**40, requeue=True)
     assert acks(3, [4, 5], None) == ChannelFrame.marshall(3, [ack]).payload
     assert nack(3, 2**40) == ChannelFrame.marshall(3, [back]).payload
+
+
+async def test_two_channels_are_taken_side_by_side() -> None:
+    """Their frames come mixed; a channel that is left is aiormq's again."""
+    one, two = ([frame.marshal(part, channel) for part in parts(channel)] for channel in (TAKEN, OTHER))
+    source = asyncio.StreamReader()
+    frames = FrameReader(source)
+    taken: dict[int, list[Incoming]] = {TAKEN: [], OTHER: []}
+    takers = {channel: messages.extend for channel, messages in taken.items()}
+    for channel, take in takers.items():
+        frames.take_deliveries(channel, take)
+    source.feed_data(b"".join(piece for pair in zip(one, two, strict=True) for piece in pair))
+    source.feed_data(frame.marshal(commands.Basic.CancelOk("leveret-1"), OTHER))
+    receiver = FrameReceiver(frames)
+    assert isinstance((await anext(receiver))[2], commands.Basic.CancelOk)
+    assert [message.body for message in taken[TAKEN]] == [b"text of 1"]
+    assert [message.body for message in taken[OTHER]] == [b"text of 2"]
+    frames.leave_deliveries(TAKEN, takers[OTHER])
+    frames.leave_deliveries(OTHER, takers[OTHER])
+    source.feed_data(message(5, b"a") + message(6, b"b", channel=OTHER) + FAREWELL)
+    source.feed_eof()
+    kinds = [type(kind) async for _, _, kind in receiver]
+    assert kinds == [commands.Basic.Deliver, ContentHeader, body.ContentBody, commands.Connection.CloseOk]
+    assert [message.body for message in taken[TAKEN]] == [b"text of 1", b"a"], "only its own taker leaves it"
+
+
+def parts(channel: int) -> list[frame.FrameTypes]:
+    text = b"text of %d" % channel
+    return [
+        commands.Basic.Deliver("leveret-1", 1, redelivered=False, exchange="", routing_key="work"),
+        ContentHeader(0, len(text), Properties()),
+        body.ContentBody(text[:4]),
+        body.ContentBody(text[4:]),
+    ]
