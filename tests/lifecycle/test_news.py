@@ -430,6 +430,40 @@ async def test_a_healthy_broker_drops_no_update(node: Node, caplog: pytest.LogCa
     assert "are lost" not in caplog.text
 
 
+def questions_of(events: StatusLog) -> list[Sequence[str]]:
+    """What is looked for in the stream from now on."""
+    asked: list[Sequence[str]] = []
+    ask = events._reader.ask
+
+    async def note(ids: Sequence[str], *, to_the_end: bool = False) -> tuple[dict[str, Status], int]:
+        asked.append(ids)
+        return await ask(ids, to_the_end=to_the_end)
+
+    events._reader.ask = note  # type: ignore[method-assign]
+    return asked
+
+
+async def test_whoever_asks_often_is_answered_from_what_comes(node: Node) -> None:
+    """And hears at once what was said before the question."""
+    first, second = task(), task()
+    async with events_on(node) as workers, events_on(node) as events:
+        await workers.record([enqueued(one, time.time()) for one in (first, second)])
+        asked = questions_of(events)
+
+        async def is_known() -> bool:
+            asked.clear()
+            await events.read([first.id, second.id])
+            return asked == []
+
+        await until(is_known, "nothing is looked for any more")
+        for number in range(20):
+            progress = msgspec.structs.replace(started(first, "say", time.time()), attempt=number + 1)
+            await workers.record([progress])
+            statuses = await events.read([first.id, second.id])
+            assert [(status.state, status.attempt) for status in statuses] == [("running", number + 1), ("queued", 1)]
+        assert asked == []
+
+
 async def test_what_this_program_enqueues_while_it_listens_is_not_looked_for(node: Node) -> None:
     """Its result costs the same, whatever others do: nothing is read that was said before it was enqueued."""
     broker = connect(node.url)
@@ -437,15 +471,8 @@ async def test_what_this_program_enqueues_while_it_listens_is_not_looked_for(nod
     first, second, other = task(), task(), task()
     await broker.publish([first])
     async with broker.statuses.follow([first.id]):
-        asked: list[Sequence[str]] = []
         assert isinstance(broker, RabbitMQBroker)
-        ask = broker.statuses._reader.ask
-
-        async def note(ids: Sequence[str], *, to_the_end: bool = False) -> tuple[dict[str, Status], int]:
-            asked.append(ids)
-            return await ask(ids, to_the_end=to_the_end)
-
-        broker.statuses._reader.ask = note  # type: ignore[method-assign]
+        asked = questions_of(broker.statuses)
         await broker.publish([second])
         async with events_on(node) as workers:
             await workers.record([started(second, "say", time.time())])

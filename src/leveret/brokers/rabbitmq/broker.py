@@ -73,7 +73,7 @@ class RabbitMQBroker:
         messages = [to_message(self._declarations.ranked(envelope)) for envelope in envelopes]
         mark = self.statuses.lately.mark
         await self._store(messages)
-        self.statuses.lately.note(envelopes, mark)
+        self.statuses.lately.note_stored(envelopes, mark)
 
     async def _store(self, messages: Sequence[Message]) -> None:
         try:

@@ -106,6 +106,7 @@ class StatusFollower:
         #: From where on nothing was taken yet.
         self._place: Place = "next"
         self._ending: asyncio.TimerHandle | None = None
+        self._heard: tuple[amqp.Link, Reading] | None = None
 
     def follow(self, ids: Sequence[str]) -> Following[Feed]:
         feed = Feed(ids)
@@ -117,7 +118,9 @@ class StatusFollower:
             if lately is not None:
                 subscription.begin(lately, self._last_offset)
                 return
+            mark = self._recent.mark
             known, offset = await self._reader.ask(ids)
+            self._recent.note_found(known.values(), offset, mark)
             subscription.begin(list(known.values()), offset)
 
         return Following(feed, join, lambda: self._leave(subscription))
@@ -148,11 +151,14 @@ class StatusFollower:
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
+        await self._until_attached(self._start())
+
+    def _start(self) -> asyncio.Task[None]:
         if self._following is None:
             self._attached.clear()
             self._following = asyncio.get_running_loop().create_task(self._follow())
             self._following.add_done_callback(self._fail_feeds)
-        await self._until_attached(self._following)
+        return self._following
 
     async def _leave(self, subscription: _Subscription) -> None:
         self._subscriptions.discard(subscription)
@@ -162,7 +168,29 @@ class StatusFollower:
                 del self._by_id[id_]
             self._wanted = None
         if not self._subscriptions and self._ending is None:
-            self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
+            self._end_later()
+
+    def stay(self) -> None:
+        """Read on for a while though nobody follows: whoever asks often is answered from what came."""
+        if self._subscriptions:
+            return
+        if self._ending is not None:
+            self._ending.cancel()
+        self._start()
+        self._end_later()
+
+    async def hear_all(self) -> None:
+        """Return when all that was said until now has come. Raises BrokerUnavailable."""
+        if self._heard is None:
+            raise BrokerUnavailable("the news of tasks are not read now")
+        line, reading = self._heard
+        sentinel = new_sentinel()
+        came = reading.expect(sentinel)
+        await self._stream.send(Batch(sentinel=sentinel))
+        await self._stream.hear(line, reading, came, "asking what became of tasks")
+
+    def _end_later(self) -> None:
+        self._ending = asyncio.get_running_loop().call_later(_LINGER, self._end_following)
 
     def _end_following(self) -> None:
         self._ending = None
@@ -220,12 +248,14 @@ class StatusFollower:
                 self._place = place_of([], time.time(), self._stream.keep)
             self._attached.set()
             self._recent.begin()
+            self._heard = line, reading
             if is_again and self._subscriptions:
                 await self._read_up(place)
             line.when_lost(reading.give_up)
             try:
                 await self._until_over(line, reading)
             finally:
+                self._heard = None
                 self._recent.end()
             if reading.was_cancelled:
                 self._place = place_of([], time.time(), self._stream.keep)
@@ -282,7 +312,7 @@ class StatusFollower:
 
     def _take(self, offset: int, body: bytes) -> None:
         self._place = offset + 1
-        self._recent.take(body)
+        self._recent.take(offset, body)
         theirs: dict[_Subscription, list[Status]] = {}
         for update in self._updates(body):
             for subscription in (*self._watching, *self._by_id.get(update.id, ())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +16,7 @@ from leveret.brokers.rabbitmq.statuses.reader import StatusReader
 from leveret.brokers.rabbitmq.statuses.recent import Recent
 from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream, lacks_permission
 from leveret.brokers.rabbitmq.statuses.streams import Batch, was_just_made
-from leveret.errors import LeveretError, TaskTooLarge
+from leveret.errors import BrokerError, LeveretError, TaskTooLarge
 from leveret.model import NO_RESULT
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
@@ -42,6 +43,8 @@ _MOST_IN_ONE = 500
 _MOST_WAITING = 20_000
 #: About so many bytes of results in one message.
 _MOST_BYTES = 256 * 1024
+#: Whoever asks again within this time reads on in between (seconds).
+_OFTEN = 5.0
 #: How long what was told may take to go out when the program ends (seconds).
 SHUTDOWN_TIMEOUT = 2.0
 #: After a missing permission nothing is stored for so long; then that is tried once more (seconds).
@@ -60,6 +63,8 @@ class StatusLog:
         #: For want of a permission nothing is stored until then (the loop's time).
         self._refused_until = float("-inf")
         self._was_refused = False
+        #: When it was asked what became of tasks (the loop's time).
+        self._asked_at = float("-inf")
         self._waiting: list[Status] = []
         self._warnings = LimitedLog(log)
         #: The broker takes none now; what waits is tried again and again.
@@ -107,17 +112,35 @@ class StatusLog:
 
     async def read(self, ids: Sequence[str]) -> Sequence[Status]:
         known: dict[str, Status] = {}
-        missing = ids
+        missing = list(dict.fromkeys(ids))
+        self._note_asking()
         while missing:
             began = time.time()
-            found, _ = await self._reader.ask(missing)
-            known |= found
+            known |= await self._find(missing)
             # Its producer tells of a task a moment after it is stored, and an answer may take longer than a moment.
             unsent = {update.id for update in self._waiting} if len(known) < len(missing) else frozenset()
             missing = [id_ for id_ in missing if id_ not in known and (id_ in unsent or was_just_made(id_, began))]
             if missing:
                 await asyncio.sleep(_GATHER)
         return [known[id_] for id_ in dict.fromkeys(ids) if id_ in known]
+
+    async def _find(self, ids: Sequence[str]) -> dict[str, Status]:
+        """What the stream tells of them until now."""
+        if self.lately.known(ids) is not None:
+            with suppress(BrokerError):
+                await self._follower.hear_all()
+                if (known := self.lately.known(ids)) is not None:
+                    return {status.id: status for status in known}
+        mark = self.lately.mark
+        found, offset = await self._reader.ask(ids)
+        self.lately.note_found(found.values(), offset, mark)
+        return found
+
+    def _note_asking(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._asked_at < _OFTEN:
+            self._follower.stay()
+        self._asked_at = now
 
     def follow(self, ids: Sequence[str]) -> Following[Feed]:
         return self._follower.follow(ids)

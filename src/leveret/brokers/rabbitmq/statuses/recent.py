@@ -1,39 +1,50 @@
-"""What came from the stream lately. A task that this program has enqueued since it listens need not be looked for."""
+"""What came from the stream lately. What began since then, or was read up on, need not be looked for."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from leveret.brokers.rabbitmq.statuses.streams import Wanted
-from leveret.model import enqueued, newer
+from leveret.model import Envelope, enqueued, newer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from leveret.model import Envelope, Status
+    from leveret.model import Status
 
-#: So much is kept of messages that came (bytes), and of tasks that were enqueued.
+#: So much is kept of messages that came (bytes), and so many tasks.
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_TASKS = 20_000
 
 
-class _Stored(NamedTuple):
-    #: How many messages had come before it was stored.
-    after: int
-    envelope: Envelope
+class Mark(NamedTuple):
+    """A moment: which reading it was, and the last offset that had come. Nothing of a later one is missing here."""
+
+    reading: int
+    offset: int
+
+
+class _Base(NamedTuple):
+    """What was known of a task at that offset: a message that was stored, or what the stream had told until then."""
+
+    offset: int
+    known: Envelope | Status
 
 
 class Recent:
-    """The last messages that one reading of the stream brought, and the tasks that were stored meanwhile."""
+    """The last messages that one reading of the stream brought, and tasks of which no earlier ones need be known."""
 
     def __init__(self) -> None:
+        self._reading = 0
         self._is_listening = False
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[tuple[int, bytes]] = deque()
         self._size = 0
-        #: How many messages have come, in this reading and those before.
-        self._count = 0
-        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        #: All that came after it is among the messages.
+        self._complete_after = -1
+        self._latest = -1
+        self._bases: OrderedDict[str, _Base] = OrderedDict()
 
     def begin(self) -> None:
         """From now on all that is said comes here."""
@@ -43,46 +54,64 @@ class Recent:
     def end(self) -> None:
         """What is said is not heard any more, or some of it was missed."""
         self._is_listening = False
+        self._reading += 1
         self._messages.clear()
         self._size = 0
-        self._count += 1  # what is being stored began before the next reading
-        self._stored.clear()
+        self._complete_after = self._latest = -1
+        self._bases.clear()
 
-    def take(self, body: bytes) -> None:
-        self._count += 1
-        self._messages.append(body)
+    def take(self, offset: int, body: bytes) -> None:
+        self._messages.append((offset, body))
+        self._latest = offset
         self._size += len(body)
         while self._size > _MOST_BYTES:
-            self._size -= len(self._messages.popleft())
+            self._complete_after, dropped = self._messages.popleft()
+            self._size -= len(dropped)
 
     @property
-    def mark(self) -> int | None:
-        """A moment before some tasks are stored; None: nobody listens."""
-        return self._count if self._is_listening else None
+    def mark(self) -> Mark | None:
+        """A moment before some tasks are stored, or looked for; None: nobody listens."""
+        return Mark(self._reading, self._latest) if self._is_listening else None
 
-    def note(self, envelopes: Iterable[Envelope], mark: int | None) -> None:
+    def note_stored(self, envelopes: Iterable[Envelope], mark: Mark | None) -> None:
         """They are stored, since then."""
-        if mark is None or mark < self._count - len(self._messages):
-            return
-        for envelope in envelopes:
-            self._stored[envelope.id] = _Stored(mark, envelope)
-            self._stored.move_to_end(envelope.id)
-        while len(self._stored) > _MOST_TASKS:
-            self._stored.popitem(last=False)
+        if mark is not None and self._covers(mark):
+            self._add({envelope.id: _Base(mark.offset, envelope) for envelope in envelopes})
+
+    def note_found(self, statuses: Iterable[Status], offset: int, mark: Mark | None) -> None:
+        """The stream was read for them since then, up to that offset."""
+        if mark is not None and self._covers(mark) and offset >= max(mark.offset, self._complete_after):
+            self._add({status.id: _Base(offset, status) for status in statuses})
 
     def known(self, ids: Sequence[str]) -> Sequence[Status] | None:
         """What is known of these tasks up to the last message; None: of one more may be known than is here."""
-        stored = [self._stored.get(id_) for id_ in ids]
-        begun = [one for one in stored if one is not None and one.after >= self._count - len(self._messages)]
-        if not ids or len(begun) < len(stored):
+        bases = [self._bases[id_] for id_ in ids if id_ in self._bases]
+        if not ids or len(bases) < len(ids) or any(base.offset < self._complete_after for base in bases):
             return None
-        known = {one.envelope.id: _enqueued(one.envelope) for one in begun}
+        known = dict(zip(ids, map(_status, bases), strict=True))
+        since = dict(zip(ids, (base.offset for base in bases), strict=True))
         wanted = Wanted(ids)
-        for index in range(min(one.after for one in begun) - (self._count - len(self._messages)), len(self._messages)):
-            for update in wanted.updates(self._messages[index]):
-                known[update.id] = newer(known[update.id], update)
+        for offset, body in self._after(min(since.values())):
+            for update in wanted.updates(body):
+                if offset > since[update.id]:
+                    known[update.id] = newer(known[update.id], update)
         return list(known.values())
 
+    def _after(self, offset: int) -> Iterable[tuple[int, bytes]]:
+        late = list(takewhile(lambda message: message[0] > offset, reversed(self._messages)))
+        return reversed(late)
 
-def _enqueued(envelope: Envelope) -> Status:
-    return enqueued(envelope, envelope.enqueued_at or 0.0)
+    def _covers(self, mark: Mark) -> bool:
+        return mark.reading == self._reading and mark.offset >= self._complete_after
+
+    def _add(self, bases: dict[str, _Base]) -> None:
+        for id_, base in bases.items():
+            self._bases[id_] = base
+            self._bases.move_to_end(id_)
+        while len(self._bases) > _MOST_TASKS:
+            self._bases.popitem(last=False)
+
+
+def _status(base: _Base) -> Status:
+    known = base.known
+    return enqueued(known, known.enqueued_at or 0.0) if isinstance(known, Envelope) else known
