@@ -20,6 +20,7 @@ from leveret.model import (
     Delivery,
     Envelope,
     Outcome,
+    Released,
     Retry,
     Retrying,
     Succeeded,
@@ -385,7 +386,7 @@ class _Drain:
         def listen(event: Event) -> None:
             if isinstance(event, TaskStarted):
                 self._started += 1
-            elif isinstance(event, TaskSettled):
+            elif isinstance(event, TaskSettled) and not isinstance(event.outcome, Released):
                 self._test._note(event.envelope, event.outcome, kept=event.kept)  # noqa: SLF001 - one thing in two parts
             settled = isinstance(event, (WorkerReady, TaskSettled))
             if (settled and not self._broker.is_busy(queues)) or self._started > self._at_most:

@@ -12,6 +12,7 @@ import pytest
 from leveret import ConfigurationError, DuplicateTask, StoreError
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.sqlite import SQLiteBroker
+from leveret.brokers.sqlite.queues import Queues
 from leveret.model import DeadLettered, Released, Retrying, Succeeded, new_ids
 from leveret.testing.bench import Bench, becomes, settle_all
 from tests.support.outbox import Outbox
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from leveret.brokers import Broker
-    from leveret.brokers.sqlite.store import Store
     from leveret.model import Envelope
 
 
@@ -186,19 +186,19 @@ async def test_nothing_of_a_call_with_a_taken_id_is_stored(
         await becomes(broker, bench.queue, ready=3)
 
 
-async def test_a_taken_id_is_refused_alone(tmp_path: Path) -> None:
+async def test_a_taken_id_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that share its transaction are stored, and none is taken for its own twin when a neighbour fails."""
 
-    def fail(store: Store) -> None:
-        store.execute("INSERT INTO nowhere VALUES (1)")
+    def fail(self: Queues, *_: object, **__: object) -> None:
+        self.execute("INSERT INTO nowhere VALUES (1)")
 
+    monkeypatch.setattr(Queues, "set_paused", fail)
     async with bench_on(lambda: SQLiteBroker(tmp_path / "leveret.db", timeout=20.0)) as bench:
         broker = await bench.declared()
-        assert isinstance(broker, SQLiteBroker)
         twin = bench.envelope("x", id="twin")
         calls = [[twin], [bench.envelope("y", id="a"), twin], [bench.envelope("z", id="b")]]
         results = await asyncio.gather(
-            *(broker.publish(call) for call in calls), broker._writer.do(fail), return_exceptions=True
+            *(broker.publish(call) for call in calls), broker.queues.pause(bench.queue.name), return_exceptions=True
         )
         assert [type(result) for result in results] == [type(None), DuplicateTask, type(None), StoreError]
         await becomes(broker, bench.queue, ready=2)

@@ -15,9 +15,9 @@ from leveret.brokers import feeds as following
 from leveret.brokers.feeds import Watch
 from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.questions import ask
-from leveret.brokers.sqlite.trouble import listening
+from leveret.brokers.sqlite.questions import Questions
 from leveret.model import Envelope, Queue, new_id, this_process
+from leveret.model.reports import WorkerReport
 from leveret.model.status import Progress, Status, enqueued
 from tests.support.bench import Bench
 from tests.support.waiting import until
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
-
-    from leveret.model.reports import WorkerReport
-
 WORK = Queue("work")
 
 
@@ -87,25 +84,22 @@ def test_questions_and_answers_that_say_more_or_less() -> None:
     assert msgspec.json.decode(b'{"running": {"work": 1}, "language": "go"}', type=Report).worker is None
 
 
-async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_questions_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the asker, though it was cut off while it waited for an answer; and none is waited for from the dead."""
     path = tmp_path / "leveret.db"
     broker, asker = SQLiteBroker(path, timeout=20), SQLiteBroker(path, timeout=20)
 
+    monkeypatch.setattr(Questions, "answer", lambda *_: None)
+    report = WorkerReport("host:1", 1.0, ["work"], [], 0, 0, 0)
     await broker.declare([WORK])
-    bell = listening(broker._bells, lambda: None, broker._writer)  # of a consumer that never looks: no answer
-    number = await broker._writer.do(
-        lambda store: store.registrations.register(bell.name, [WORK], 1, lambda _: None, describes=True)
-    )
-    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
-    await until(lambda: _has(path, "question", 1), "it is asked")
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    await until(lambda: _has(path, "question", 0), "the question is gone")
-    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
-    await until(lambda: _has(path, "question", 1), "it is asked")
-    await broker._writer.do(lambda store: store.registrations.leave(number))
-    bell.take_down()
+    async with broker.consume([WORK], credit=1, describe=lambda: report):
+        asking = asyncio.ensure_future(asker.control.workers())
+        await until(lambda: _has(path, "question", 1), "it is asked")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: _has(path, "question", 0), "the question is gone")
+        asking = asyncio.ensure_future(asker.control.workers())
+        await until(lambda: _has(path, "question", 1), "it is asked")
     assert await asking == []
     await broker.close()
     await asker.close()

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from leveret import App
-from leveret.brokers.memory import MemoryBroker, MemoryQueues
+from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
 from leveret.cli.dead import command
 from leveret.cli.options import Target
 from leveret.cli.status import status
@@ -29,11 +29,12 @@ class Letters(MemoryBroker):
     """Has these letters, as a foreign producer may have left them."""
 
     def __init__(self, *letters: DeadLetter) -> None:
-        super().__init__()
+        store = MemoryStore()
+        super().__init__(store)
         self.letters = letters
         self.discarded: list[tuple[str, str]] = []
         self.revived: list[tuple[str, str]] = []
-        self.queues = LetterQueues(self)
+        self.queues = LetterQueues(self, store)
         self.dead_letters = Kept(self)
 
 
@@ -55,8 +56,8 @@ class Kept:
 
 
 class LetterQueues(MemoryQueues):
-    def __init__(self, broker: Letters) -> None:
-        super().__init__(broker._store, broker._statuses)
+    def __init__(self, broker: Letters, store: MemoryStore) -> None:
+        super().__init__(store, MemoryStatuses(store, 60.0))
         self._broker = broker
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:

@@ -31,12 +31,12 @@ from leveret.model.retry import RetryPolicy, RetryRules
 from leveret.testing import under_test
 from leveret.worker.program import run_worker
 from leveret.worker.worker import Worker
+from tests.support.outbox import KeepingBroker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.client.task import Task
-    from leveret.model import Envelope
 
 app = App("memory://")
 
@@ -212,13 +212,12 @@ def test_a_count_of_numpy_is_one() -> None:
 # Moments
 
 
-def envelope_at(moment: Any) -> Envelope:
-    return work.options(at=moment)._envelope("id", (), {})
-
-
-def test_a_moment_has_a_zone() -> None:
+async def test_a_moment_has_a_zone() -> None:
     noon = datetime.now(UTC) + timedelta(hours=1)
-    assert envelope_at(noon).due == noon.timestamp()
+    broker = KeepingBroker()
+    with app.client.enqueuing_to(broker):
+        await work.options(at=noon).enqueue()
+    assert [envelope.due for envelope in broker.sent] == [noon.timestamp()]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,7 @@ def test_a_moment_has_a_zone() -> None:
 )
 def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
-        envelope_at(value)
+        work.options(at=value)
 
 
 # The others

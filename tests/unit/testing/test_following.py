@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from leveret import App
+from leveret.brokers.feeds import Feeds
 from leveret.testing import AppUnderTest, under_test
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import TypeAlias
+
+    from leveret.brokers import Feed
+
+    IsFollowed: TypeAlias = Callable[[], Awaitable[bool]]
 
 app = App("memory://")
 #: Each for one run of `long`.
@@ -62,21 +68,33 @@ async def may_go_on() -> bool:
     return go_on.is_set()
 
 
-async def is_followed(test: AppUnderTest) -> bool:
-    return bool(test._broker._store.feeds)
+@pytest.fixture
+def is_followed(monkeypatch: pytest.MonkeyPatch) -> IsFollowed:
+    """Whether somebody has begun to wait for a task."""
+    waits, add = threading.Event(), Feeds.add
+
+    def noted(self: Feeds, feed: Feed) -> None:
+        add(self, feed)
+        waits.set()
+
+    async def is_set() -> bool:
+        return waits.is_set()
+
+    monkeypatch.setattr(Feeds, "add", noted)
+    return is_set
 
 
-async def test_a_task_waits_for_one_that_it_enqueued(test: AppUnderTest) -> None:
+async def test_a_task_waits_for_one_that_it_enqueued(test: AppUnderTest, is_followed: IsFollowed) -> None:
     waiting = await outer.enqueue()
     draining = asyncio.ensure_future(test.drain(concurrency=3))
-    await until(lambda: is_followed(test), "the thread waits")
+    await until(is_followed, "the thread waits")
     go_on.set()
     async with asyncio.timeout(60):
         await draining
         assert await waiting.result() == 7
 
 
-def test_a_thread_waits_for_what_a_loop_runs_later(test: AppUnderTest) -> None:
+def test_a_thread_waits_for_what_a_loop_runs_later(test: AppUnderTest, is_followed: IsFollowed) -> None:
     """It began to wait before there was a worker."""
     handle = inner.enqueue_sync()
     results: list[int] = []
@@ -84,7 +102,7 @@ def test_a_thread_waits_for_what_a_loop_runs_later(test: AppUnderTest) -> None:
     waiting.start()
 
     async def program() -> None:
-        await until(lambda: is_followed(test), "the thread waits")
+        await until(is_followed, "the thread waits")
         await test.drain()
 
     asyncio.run(program())

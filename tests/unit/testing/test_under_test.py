@@ -52,6 +52,11 @@ def note_in_a_thread(text: str) -> None:
     note.enqueue_sync(text)
 
 
+@app.task
+async def take(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
 @app.task(store_result=False)
 async def silent(text: str) -> None:
     seen.append(text)
@@ -446,6 +451,14 @@ async def test_a_queue_that_comes_later_is_drained(test: AppUnderTest) -> None:
     finally:
         del test.app.registry.tasks["spreads"]
     assert seen == ["in a new queue"]
+
+
+async def test_what_is_handed_back_before_it_ran_is_no_run(test: AppUnderTest) -> None:
+    """A worker holds more than it runs while tasks are short, and gives it back when one is long."""
+    await take.enqueue_many((seconds,) for seconds in (*[0.002] * 60, 0.3, *[0.0] * 40))
+    runs = await test.drain()
+    assert [type(run.outcome) for run in runs] == [Succeeded] * 101
+    assert len({run.id for run in runs}) == 101
 
 
 async def test_a_task_that_enqueues_itself_for_ever(test: AppUnderTest) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Forgetful(MemoryBroker):
     """Loses the lease of the first outcome, as a broken connection does, and delivers its task once more."""
 
-    def __init__(self, again: Callable[[Envelope], tuple[Envelope, int]]) -> None:
-        super().__init__()
+    def __init__(self, again: Callable[[Envelope], tuple[Envelope, int]], store: MemoryStore | None = None) -> None:
+        super().__init__(store)
         self._again = again
         self._lost: list[Envelope] = []
 
@@ -130,8 +130,10 @@ def end(delivery: Delivery) -> None:
 class Deaf(Thinned):
     """Says that it recorded the first outcome, and delivers its task once more; ``cut``: on another connection."""
 
-    def __init__(self, again: Callable[[Envelope], tuple[Envelope, int]], *, cut: bool = True) -> None:
-        super().__init__(again)
+    def __init__(
+        self, again: Callable[[Envelope], tuple[Envelope, int]], store: MemoryStore | None = None, *, cut: bool = True
+    ) -> None:
+        super().__init__(again, store)
         self._cut = cut
         self.settlements = 0
 
@@ -179,11 +181,13 @@ async def test_another_of_its_id_and_length_runs() -> None:
 
 
 async def test_a_dead_letter_is_not_put_there_twice() -> None:
+    store = MemoryStore()
+
     def again(envelope: Envelope) -> tuple[Envelope, int]:
-        broker._store.ids.discard(envelope.id)  # or it is taken for the dead one, enqueued again
+        store.ids.discard(envelope.id)  # or it is taken for the dead one, enqueued again
         return envelope, 1
 
-    broker = Deaf(again)
+    broker = Deaf(again, store)
     bench = Bench(broker)
     await bench.put("give_up", "a")
     async with bench.working():
@@ -271,9 +275,10 @@ class Robbed(Thinned):
     """Loses each lease while the task runs, to another worker that has done it."""
 
     def __init__(self) -> None:
-        super().__init__(lambda envelope: (envelope, 0))
+        store = MemoryStore()
+        super().__init__(lambda envelope: (envelope, 0), store)
         self.told: list[Status] = []
-        self.statuses = Noting(self._store, self.told)
+        self.statuses = Noting(store, self.told)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         self.told += updates

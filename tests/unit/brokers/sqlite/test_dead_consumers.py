@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sqlite3
 import sys
 import time
+import weakref
 from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret.brokers.sqlite import wakeup as bells
 from leveret.brokers.sqlite.registrations import Registrations
 from leveret.brokers.sqlite.wakeup import Bell, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
-from leveret.model.status import enqueued
+from leveret.model.status import started
 from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 from tests.unit.brokers.sqlite.test_sqlite import WORK, counts, envelope, locked, names, next_batch, opened, remove
@@ -286,8 +287,8 @@ async def test_a_watch_goes_on_when_its_bell_was_deleted(path: Path, monkeypatch
         await until(is_back, "it is registered with a bell that hangs")
         await other.queues.stats()
         assert names(folder(path)) == registered(path) != []
-        told = enqueued(envelope(), time.time())
-        await other._writer.do(lambda store: store.records.note([told]))
+        told = started(envelope(), "task", time.time())
+        await other.statuses.notify([told])
         async with asyncio.timeout(60):
             assert [status.id for status in await anext(watch)] == [told.id]
 
@@ -313,9 +314,12 @@ async def test_a_bell_without_a_registration_is_removed_when_it_is_old(path: Pat
 def test_bells_that_are_down_leave_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be done after a fork cannot be taken back, so it must not be one thing for each bell."""
     registered_: list[Any] = []
-    before = set(bells._held)  # of other tests in this process
     monkeypatch.setattr(os, "register_at_fork", lambda **callbacks: registered_.append(callbacks))
-    for _ in range(3):
-        WakeUps(path).hang().take_down()
+    held = [WakeUps(path).hang() for _ in range(3)]
+    left = [weakref.ref(bell) for bell in held]
+    for bell in held:
+        bell.take_down()
+    del bell, held
+    gc.collect()
     assert registered_ == []
-    assert set(bells._held) <= before
+    assert [bell() for bell in left] == [None] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 
 from leveret.brokers.feeds import Feed, Feeds, Watch
 from leveret.brokers.sqlite.consumer import Lease
+from leveret.brokers.sqlite.opening import open_database
 from leveret.brokers.sqlite.sql import Statements
 from leveret.brokers.sqlite.store import Settled, Store
 from leveret.errors import QueueFull
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from leveret.brokers.sqlite import SQLiteBroker
     from leveret.model import Delivery, Outcome
     from leveret.model.status import Status
 
@@ -34,17 +35,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "leveret.db"
 
 
-async def steps(broker: SQLiteBroker, work: Callable[[Store], Any]) -> int:
-    """How many steps of SQLite's machine the work takes."""
-
-    def counted(store: Store) -> int:
-        taken = count()
-        store.database.set_progress_handler(lambda: next(taken) and 0, 1)
-        work(store)
-        store.database.set_progress_handler(None, 0)
-        return next(taken)
-
-    return await broker._writer.do(counted)
+def steps(path: Path, work: Callable[[Store], Any]) -> int:
+    """How many steps of SQLite's machine the work on that file takes."""
+    taken = count()
+    database, _ = open_database(path, timeout=20.0)
+    with closing(database):
+        database.execute("BEGIN IMMEDIATE")
+        database.set_progress_handler(lambda: next(taken) and 0, 1)
+        work(Store(database))
+        database.set_progress_handler(None, 0)
+        database.execute("COMMIT")
+    return next(taken)
 
 
 async def test_counting_delayed_tasks_costs_the_same_in_many_queues(path: Path) -> None:
@@ -55,12 +56,12 @@ async def test_counting_delayed_tasks_costs_the_same_in_many_queues(path: Path) 
         async with opened(path.with_name(f"{used}.db"), *queues) as broker:
             names = [queues[number % used].name for number in range(2_000)]
             await broker.publish([envelope(name, due=due) for name in names])
-            costs.append(await steps(broker, lambda store: store.queues.stats()))
+            costs.append(steps(path.with_name(f"{used}.db"), lambda store: store.queues.stats()))
             assert [stats.delayed for stats in await broker.queues.stats()][:1] == [2_000 // used]
     assert costs[1] < 2 * costs[0]
     async with opened(path, WORK) as broker:
         await broker.publish([envelope(due=due) for _ in range(2_000)])
-        costs.append(await steps(broker, lambda store: store.queues.stats()))
+        costs.append(steps(path, lambda store: store.queues.stats()))
     assert costs[0] < 2 * costs[2]
 
 
@@ -68,18 +69,19 @@ async def test_reading_news_costs_what_is_less_of_what_changed_and_what_is_follo
     """And what was read is not read again, though nothing of it was followed."""
     costs = []
     for followed, changed in ((10, 1), (2_000, 1), (1, 10), (1, 1_999)):
-        async with opened(path.with_name(f"{followed}-{changed}.db"), WORK) as broker:
+        file = path.with_name(f"{followed}-{changed}.db")
+        async with opened(file, WORK) as broker:
             tasks = [envelope() for _ in range(2_000)]
             now = time.time()
             await broker.statuses.notify([settled(task, "task", Succeeded(), now) for task in tasks])
             async with broker.statuses.follow([task.id for task in tasks[:followed]]):
-                reading = partial(last_changes, broker.statuses._watcher._number, changed, followed)
-                costs.append(await steps(broker, reading))
+                costs.append(steps(file, partial(last_changes, changed, followed)))
     assert costs[1] < 2 * costs[0]
     assert costs[3] < 2 * costs[2]
 
 
-def last_changes(watcher: int, changed: int, followed: int, store: Store) -> None:
+def last_changes(changed: int, followed: int, store: Store) -> None:
+    (watcher,) = store.execute("SELECT consumer FROM watch LIMIT 1").fetchone()
     (last,) = store.execute("SELECT tick FROM clock").fetchone()
     news = store.watches.changes(watcher, last - changed, followed)
     assert news is not None
@@ -91,11 +93,12 @@ async def test_enqueuing_to_a_limited_queue_costs_the_same_however_long_it_is(pa
     """And in each case exactly as many are let in as there is room for."""
     costs = []
     for waiting in (10, 2_900):
-        async with opened(path.with_name(f"{waiting}.db"), Queue("work", max_length=3_000), Queue("other")) as broker:
+        file = path.with_name(f"{waiting}.db")
+        async with opened(file, Queue("work", max_length=3_000), Queue("other")) as broker:
             tasks = [envelope() for _ in range(waiting)]
             await broker.publish(tasks)
             one = envelope()
-            costs.append(await steps(broker, lambda store, one=one: store.insert([one])))  # type: ignore[misc]
+            costs.append(steps(file, lambda store, one=one: store.insert([one])))  # type: ignore[misc]
             await broker.publish([envelope("other") for _ in range(3_000)])  # what is between them is none of them
             await broker.publish([envelope(priority=number % 12) for number in range(2_999 - waiting)])
             with pytest.raises(QueueFull, match="3000 ready tasks of at most 3000"):
@@ -112,7 +115,8 @@ async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome
     """With some of it cancelled, and without."""
     costs = []
     for held, marked in ((100, 0), (2_000, 0), (100, 5), (2_000, 5)):
-        async with opened(path.with_name(f"{held}-{marked}.db"), WORK) as broker:
+        file = path.with_name(f"{held}-{marked}.db")
+        async with opened(file, WORK) as broker:
             await broker.publish([envelope() for _ in range(held)])
             async with broker.consume([WORK], credit=None) as consumer:
                 batches = batches_of(consumer)
@@ -128,7 +132,7 @@ async def test_settling_costs_the_same_whatever_else_is_held(path: Path, outcome
                     consumer=last.lease.consumer,
                     settled=[Settled(last.tag, last.envelope.id, outcome)],
                 )
-                costs.append(await steps(broker, settle))
+                costs.append(steps(file, settle))
     assert costs[1] < 2 * costs[0]
     assert costs[3] < 2 * costs[2]
 

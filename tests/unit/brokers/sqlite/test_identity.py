@@ -15,7 +15,7 @@ import pytest
 
 from leveret.errors import LeaseLost, StoreError
 from leveret.model import Queue, Succeeded
-from leveret.model.status import enqueued
+from leveret.model.status import started
 from leveret.testing.bench import batches_of
 from tests.support.waiting import until
 from tests.unit.brokers.sqlite.test_sqlite import WORK, counts, envelope, names, next_batch, opened
@@ -386,7 +386,7 @@ async def test_whoever_follows_hears_of_the_file_that_replaced_it(path: Path, tm
             task = envelope()
 
             async def is_told() -> bool:
-                await other._writer.do(lambda store: store.records.note([enqueued(task, 1.0)]))
+                await other.statuses.notify([started(task, "task", 1.0)])
                 return task.id in told
 
             await until(is_told, "it is told of")

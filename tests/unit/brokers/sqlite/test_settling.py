@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
+from leveret.brokers.sqlite import consumer as consumer_module
+from leveret.brokers.sqlite.consumer import Lease
 from leveret.brokers.sqlite.wakeup import Bell
-from leveret.brokers.sqlite.writer import Writer
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Retrying, Succeeded
 from leveret.model.status import settled
@@ -18,7 +18,6 @@ from leveret.testing.bench import batches_of
 from tests.unit.brokers.sqlite.test_sqlite import WORK, busy, counts, envelope, next_batch, opened, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from leveret.model import Outcome
@@ -29,25 +28,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "leveret.db"
 
 
-@pytest.fixture
-def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests each transaction was tried with."""
-    sizes: list[int] = []
-    original = Writer._transaction
-
-    def counted(self: Writer, requests: Sequence[Any]) -> None:
-        sizes.append(len(requests))
-        original(self, requests)
-
-    monkeypatch.setattr(Writer, "_transaction", counted)
-    return sizes
-
-
 async def test_one_transaction_settles_and_claims(
     path: Path, transactions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its own looks at the file would share the transaction, or be one more.
-    monkeypatch.setattr(SQLiteConsumer, "_keep_looking", asyncio.Event().wait)
+    monkeypatch.setattr(consumer_module, "ROUND", 3_600.0)
     async with opened(path, WORK) as broker, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([envelope(), envelope()])
         batches = batches_of(consumer)

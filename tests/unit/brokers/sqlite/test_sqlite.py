@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret import App
-from leveret.brokers.sqlite import SQLiteBroker
+from leveret.brokers.sqlite import SQLiteBroker, writer
 from leveret.brokers.sqlite import consumer as consumer_module
-from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
+from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION, open_database
 from leveret.brokers.sqlite.problems import translate
-from leveret.brokers.sqlite.writer import Writer
+from leveret.brokers.sqlite.queues import Queues
 from leveret.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
     from pathlib import Path
 
-    from leveret.brokers.sqlite.store import Store
+    from leveret.brokers.sqlite.identity import Identity
     from leveret.model import Delivery
 
 WORK = Queue("work")
@@ -82,31 +82,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "leveret.db"
 
 
-@pytest.fixture
-def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests each transaction was tried with."""
-    sizes: list[int] = []
-    original = Writer._transaction
-
-    def counted(self: Writer, requests: Sequence[Any]) -> None:
-        sizes.append(len(requests))
-        original(self, requests)
-
-    monkeypatch.setattr(Writer, "_transaction", counted)
-    return sizes
-
-
 @asynccontextmanager
 async def busy(broker: SQLiteBroker) -> AsyncGenerator[None]:
     """The broker's thread is busy meanwhile, so that requests queue up."""
     started, go_on = threading.Event(), threading.Event()
 
-    def hold(_: Store) -> None:
+    def hold(*_: object) -> int:
         started.set()
         go_on.wait(20)
+        return 0
 
-    holding = asyncio.create_task(broker._writer.do(hold))
-    await asyncio.to_thread(started.wait, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Queues, "ready", hold)
+        holding = asyncio.create_task(broker.queues.ready([]))
+        await asyncio.to_thread(started.wait, 20)
     try:
         yield
     finally:
@@ -116,13 +105,9 @@ async def busy(broker: SQLiteBroker) -> AsyncGenerator[None]:
 
 async def all_at_once(broker: SQLiteBroker, *calls: Coroutine[Any, Any, Any]) -> list[Any]:
     """What each returned or raised, when all waited for the thread together."""
-
-    async def queued() -> bool:
-        return broker._writer._requests.qsize() == len(calls)
-
     async with busy(broker):
         tasks = [asyncio.create_task(call) for call in calls]
-        await until(queued, "all wait")
+        await asyncio.sleep(0)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -288,20 +273,35 @@ async def test_a_file_in_the_bells_place_is_an_error_of_the_brokers(path: Path) 
                 pass
 
 
+@contextmanager
+def opened_with(pragma: str) -> Iterator[None]:
+    """Whoever opens a file meanwhile sets this for its connection."""
+
+    def opened(*args: Any, **kwargs: Any) -> tuple[sqlite3.Connection, Identity]:
+        database, identity = open_database(*args, **kwargs)
+        database.execute(f"PRAGMA {pragma}").fetchone()
+        return database, identity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "open_database", opened)
+        yield
+
+
 async def test_a_full_file_stores_nothing_and_breaks_nothing(path: Path) -> None:
-    async with opened(path, WORK) as broker:
-        await broker._writer.do(lambda store: store.execute("PRAGMA max_page_count = 30").fetchone())
-        with pytest.raises(StoreError, match=r"leveret\.db takes nothing more, though its disk is not full"):
-            await broker.publish([envelope(body=b"x" * 1_000_000)])
-        await broker.publish([envelope()])
-        assert await counts(broker) == (1, 0, 0)
+    with opened_with("max_page_count = 30"):
+        async with opened(path, WORK) as broker:
+            with pytest.raises(StoreError, match=r"leveret\.db takes nothing more, though its disk is not full"):
+                await broker.publish([envelope(body=b"x" * 1_000_000)])
+            await broker.publish([envelope()])
+            assert await counts(broker) == (1, 0, 0)
 
 
 async def test_a_read_only_file_says_what_to_do(path: Path) -> None:
-    async with opened(path, WORK) as broker:
-        await broker._writer.do(lambda store: store.execute("PRAGMA query_only = ON"))
-        with pytest.raises(StoreError, match=r"leveret\.db is read-only .* make the file and its folder writable"):
-            await broker.publish([envelope()])
+    async with opened(path, WORK):
+        with opened_with("query_only = ON"):
+            async with opened(path) as broker:
+                with pytest.raises(StoreError, match=r"leveret\.db is read-only .* make the file and its folder"):
+                    await broker.publish([envelope()])
 
 
 def test_other_errors_keep_their_words_and_their_cause(path: Path) -> None:
@@ -323,7 +323,7 @@ async def test_what_waits_together_is_committed_together(path: Path, transaction
         transactions.clear()
         results = await all_at_once(broker, *(broker.publish([envelope()]) for _ in range(100)))
         assert results == [None] * 100
-        assert transactions == [1, 100]
+        assert transactions == [0, 100]
         assert await counts(broker) == (100, 0, 0)
 
 
@@ -331,7 +331,7 @@ async def test_a_transaction_is_bounded(path: Path, transactions: list[int]) -> 
     async with opened(path, WORK) as broker:
         transactions.clear()
         await all_at_once(broker, *(broker.publish([envelope()]) for _ in range(600)))
-        assert transactions == [1, 512, 88]
+        assert transactions == [0, 512, 88]
         assert await counts(broker) == (600, 0, 0)
 
 
@@ -349,7 +349,7 @@ async def test_a_refusal_is_its_own_and_costs_no_second_transaction(path: Path, 
         )
         assert [type(result) for result in results] == [type(None), QueueFull, QueueNotFound, type(None), type(None)]
         assert results[1].ids == tuple(one.id for one in refused)
-        assert transactions == [1, 5]
+        assert transactions == [0, 5]
         assert await counts(broker) == (2, 0, 0)
         assert await counts(broker, "small") == (1, 0, 0)
 
@@ -362,14 +362,15 @@ async def test_a_batch_is_stored_whole_or_not_at_all(path: Path) -> None:
         assert await counts(broker, "small") == (0, 0, 0)
 
 
-async def test_a_failure_in_the_file_is_its_own_too(path: Path) -> None:
-    def fail(store: Store) -> None:
-        store.execute("INSERT INTO queue (name) VALUES ('half')")
-        store.execute("INSERT INTO nowhere VALUES (1)")
+async def test_a_failure_in_the_file_is_its_own_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Queues, *_: object, **__: object) -> None:
+        self.execute("INSERT INTO queue (name) VALUES ('half')")
+        self.execute("INSERT INTO nowhere VALUES (1)")
 
+    monkeypatch.setattr(Queues, "set_paused", fail)
     async with opened(path, WORK) as broker:
         results = await all_at_once(
-            broker, broker.publish([envelope()]), broker._writer.do(fail), broker.publish([envelope()])
+            broker, broker.publish([envelope()]), broker.queues.pause("work"), broker.publish([envelope()])
         )
         assert [type(result) for result in results] == [type(None), StoreError, type(None)]
         assert await counts(broker) == (2, 0, 0)
@@ -426,11 +427,13 @@ def test_a_loop_that_ended_before_its_answer_leaves_no_trace(path: Path, monkeyp
     async def give_up() -> None:
         started = threading.Event()
 
-        def hold(_: Store) -> None:
+        def hold(*_: object) -> int:
             started.set()
             go_on.wait(20)
+            return 0
 
-        holding = asyncio.create_task(broker._writer.do(hold))
+        monkeypatch.setattr(Queues, "ready", hold)
+        holding = asyncio.create_task(broker.queues.ready([]))
         await asyncio.to_thread(started.wait, 20)
         holding.cancel()
 
@@ -499,11 +502,12 @@ class LockedAfterwards(SQLiteBroker):
 
     def __init__(self, path: Path, *, timeout: float) -> None:
         super().__init__(path, timeout=timeout)
+        self.file = path
         self.lock = AsyncExitStack()
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         await super().publish(envelopes)
-        self.lock.enter_context(locked(self._path))
+        self.lock.enter_context(locked(self.file))
 
 
 async def test_a_lock_is_waited_for_once(path: Path) -> None:
@@ -512,13 +516,9 @@ async def test_a_lock_is_waited_for_once(path: Path) -> None:
         with locked(path):
             async with asyncio.timeout(PATIENCE):  # a wait of each would take 100 s
                 results = await asyncio.gather(
-                    *(broker._writer.do(counted) for _ in range(500)), return_exceptions=True
+                    *(broker.queues.ready(["work"]) for _ in range(500)), return_exceptions=True
                 )
     assert {type(result) for result in results} == {BrokerUnavailable}
-
-
-def counted(store: Store) -> int:
-    return len(store.queues.stats())
 
 
 async def test_a_lock_that_ends_in_time_is_not_noticed(path: Path) -> None:
