@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import os
 import weakref
 from contextlib import contextmanager, suppress
@@ -22,16 +21,13 @@ from leveret.errors import EnqueueTimeout, UnknownTask
 from leveret.model import awaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from leveret.client.registration import Registry
-    from leveret.model import Envelope, Status
-    from leveret.observe import Telemetry
+    from leveret.model import EnqueueLayer, Envelope, Status, Store
 
 T = TypeVar("T")
-
-log = logging.getLogger("leveret.app")
 
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopProducer]"
 
@@ -54,10 +50,11 @@ class ClientSettings(msgspec.Struct, frozen=True):
 class Client:
     """An application's connections, one for each event loop, opened when they are used first."""
 
-    def __init__(self, registry: Registry, settings: ClientSettings, telemetry: Telemetry | None) -> None:
+    def __init__(self, registry: Registry, settings: ClientSettings, layers: Sequence[EnqueueLayer] = ()) -> None:
         self._registry = registry
         self.settings = settings
-        self.telemetry = telemetry
+        #: What is around each enqueue, the outermost first.
+        self._layers = layers
         self._producers: _Producers = weakref.WeakKeyDictionary()
         self._given_broker: Broker | None = None
         self._bridge = SyncBridge()
@@ -100,9 +97,10 @@ class Client:
 
     def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool = True) -> Coroutine[Any, Any, None]:
         """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know."""
-        if self.telemetry is None:
-            return self._publish(envelopes, notify=notify)
-        return _within(self.telemetry.sending(envelopes, self.url), partial(self._publish, notify=notify))
+        store: Store = partial(self._publish, notify=notify)
+        for layer in reversed(self._layers):
+            store = layer(store)
+        return store(envelopes)
 
     async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         try:
@@ -190,30 +188,6 @@ class Client:
             )
             self._producers[loop] = producer
         return producer
-
-
-async def _within(
-    sending: AbstractContextManager[Sequence[Envelope]], publish: Callable[[Sequence[Envelope]], Awaitable[None]]
-) -> None:
-    """Publish inside of what telemetry does around it, whose faults change nothing about what is stored."""
-    is_over, failure = False, None
-    try:
-        with sending as marked:
-            try:
-                await publish(marked)
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                is_over = True
-    except Exception as mistake:
-        if not is_over:
-            raise
-        # Who got it would enqueue again what is stored, and it would run twice.
-        if mistake is not failure:
-            log.exception("the application's telemetry failed; what became of the enqueue is as it was")
-    if failure is not None:
-        raise failure
 
 
 def _after_fork(client: Client) -> None:
