@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -94,6 +95,19 @@ def test_without_an_event_loop_too() -> None:
         work_of(test.app).enqueue_sync(1)
         (run,) = test.drain_sync()
     assert run.result == [1, {"tenant": "acme"}]
+
+
+def test_it_has_the_context_of_who_enqueues() -> None:
+    tenant = ContextVar("tenant", default="nobody")
+
+    async def with_its_tenant(envelopes: Sequence[Envelope], store: Store) -> None:
+        await store([envelope.with_headers({"tenant": tenant.get()}) for envelope in envelopes])
+
+    with under_test(an_app(with_its_tenant)) as test:
+        copy_context().run(lambda: (tenant.set("acme"), work_of(test.app).enqueue_sync(1)))
+        work_of(test.app).enqueue_sync(2)
+        runs = test.drain_sync()
+    assert [run.result for run in runs] == [[1, {"tenant": "acme"}], [2, {"tenant": "nobody"}]]
 
 
 async def test_it_is_around_what_a_task_enqueues() -> None:
