@@ -64,9 +64,11 @@ def storing_within(layer: EnqueueMiddleware, store: Store) -> Store:
             if not is_stored:
                 raise
             # Who got the error would enqueue again what is stored, and it would run twice.
-            log.exception("%s failed when the tasks were stored; they stay so", name)
+            log.exception("%s failed after the tasks were stored", name)
+        if failure is not None and not is_stored:
+            raise failure
         if not is_stored:
-            raise failure or ConfigurationError(
+            raise ConfigurationError(
                 f"{name} returned without 'await store(...)', and nothing is stored; to refuse tasks it must raise"
             )
 

@@ -49,10 +49,13 @@ def kind(outcome: Outcome) -> Kind:
 
 
 class Telemetry(Protocol):
-    """Wrapped around what an application does. ``url``: the broker's; it may hold a password."""
+    """Wrapped around what an application does; its mistakes are logged, and change nothing of that.
+
+    ``url``: the broker's; it may hold a password.
+    """
 
     def sending(self, envelopes: Sequence[Envelope], url: str, /) -> AbstractContextManager[Sequence[Envelope]]:
-        """Around storing these tasks; what is stored is what it gives, with headers of its own."""
+        """Around storing these tasks; what is stored is what it gives: the same tasks, with headers of its own."""
 
     def processing(self, envelope: Envelope, url: str, /) -> AbstractContextManager[Ended]:
         """Around one attempt, also at what turns out to be no task, or to have wrong arguments."""
@@ -85,7 +88,7 @@ def attempting_within(telemetry: Telemetry, url: Callable[[], str], attempt: Att
 
 
 class _Guard:
-    """Logs the mistakes of a telemetry, which change nothing of what it is wrapped around."""
+    """Keeps the mistakes of a telemetry from what it is wrapped around, and logs them. ``kinds``: which exceptions."""
 
     def __init__(self, text: str, kinds: type[BaseException], extra: dict[str, Any] | None = None) -> None:
         self._text = text
