@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import pika
 
+from leveret import App
 from tests.support import ledger_app
 from tests.support.client import Client
 from tests.support.foreign import publish
 from tests.support.workers import Worker, leveret
 
 if TYPE_CHECKING:
-    from leveret.model import Header
+    from collections.abc import Sequence
+
+    from leveret.model import Envelope, Header, Store
     from tests.conftest import Place
     from tests.support.nodes import Node
     from tests.support.workers import Ledger
@@ -67,6 +70,20 @@ def test_headers_are_there_on_every_attempt(place: Place, client: Client, ledger
         ledger.wait_for("headers", 4)
         client.wait_until_dead("work", 1)
     assert [json.loads(line.removeprefix("headers ")) for line in ledger.lines_of("headers")] == [headers] * 4
+
+
+def test_headers_that_an_enqueue_middleware_adds_are_there_on_every_attempt(place: Place, ledger: Ledger) -> None:
+    async def with_tenant(envelopes: Sequence[Envelope], store: Store) -> None:
+        await store([envelope.with_headers({"tenant": "acmé"}) for envelope in envelopes])
+
+    app = App(place.url, enqueue_middleware=[with_tenant])
+    note_headers = app.task(name="note_headers", queue="work")(lambda: None)
+    note_headers.options(headers={"request": 7}, max_attempts=2).enqueue_sync()
+    app.close_sync()
+    with Worker(place.url, ledger):
+        Client(place.url).wait_until_dead("work", 1)
+    noted = [json.loads(line.removeprefix("headers ")) for line in ledger.lines_of("headers")]
+    assert noted == [{"request": 7, "tenant": "acmé"}] * 2
 
 
 def test_a_foreign_producer_sends_options(node: Node, ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from leveret.brokers import Broker
+    from leveret.observe import Telemetry
 
 
 E = TypeVar("E")
@@ -28,8 +29,8 @@ E = TypeVar("E")
 class Bench:
     """An application with some tasks, what they did, and a queue to put them in."""
 
-    def __init__(self, broker: Broker | None = None) -> None:
-        self.app = App("memory://")
+    def __init__(self, broker: Broker | None = None, telemetry: Telemetry | None = None) -> None:
+        self.app = App("memory://", telemetry=telemetry)
         self.broker: Broker = broker or MemoryBroker()
         self.done: list[str] = []
         self.events: list[Event] = []

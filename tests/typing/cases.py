@@ -13,7 +13,9 @@ from leveret import App, CurrentTask, Handle, Queue, Retry
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+
+    from leveret.model import Envelope
 
 app = App("memory://", queues=[Queue("small", max_length=10)])
 
@@ -226,9 +228,20 @@ def thread_middleware(current: CurrentTask, inner: Callable[[], Any]) -> Any:
     return inner()
 
 
-def middleware_has_two_kinds() -> None:
-    App(middleware=[middleware], thread_middleware=[thread_middleware])
+async def enqueue_middleware(
+    envelopes: Sequence[Envelope], store: Callable[[Sequence[Envelope]], Awaitable[None]]
+) -> None:
+    envelopes[0].queue = "other"  # type: ignore[misc]
+    envelopes[0].with_headers({"when": datetime.now(UTC)})  # type: ignore[dict-item]
+    await store(
+        [envelope.with_headers({"tenant": "acme", "try": 1, "ratio": 0.5, "no": None}) for envelope in envelopes]
+    )
+
+
+def middleware_has_three_kinds() -> None:
+    App(middleware=[middleware], thread_middleware=[thread_middleware], enqueue_middleware=[enqueue_middleware])
     App(middleware=[lambda: None])  # type: ignore[list-item, misc]
+    App(enqueue_middleware=[middleware])  # type: ignore[list-item]
 
 
 async def assertions_take_the_arguments_of_their_task(test: AppUnderTest) -> None:

@@ -10,18 +10,6 @@ from leveret.client.settings import OF_AN_APPLICATION, Project, check, project, 
 from leveret.client.task import P, R, Task
 
 __all__ = [
-    "OF_AN_APPLICATION",
-    "App",
-    "Client",
-    "Handle",
-    "P",
-    "Project",
-    "R",
-    "Task",
-    "as_finished",
-    "check",
-    "gather_results",
-    "load_app",
-    "project",
-    "resolve_url",
-]
+    "OF_AN_APPLICATION", "App", "Client", "Handle", "P", "Project", "R", "Task", "as_finished", "check",
+    "gather_results", "load_app", "project", "resolve_url",
+]  # fmt: skip

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from leveret.brokers import DEFAULT_TIMEOUT, absolute
 from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
-from leveret.client.payload import makes_coroutines
+from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.settings import number
-from leveret.errors import (
-    ConfigurationError,
-)
+from leveret.errors import ConfigurationError
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.model.durations import show
+from leveret.observe import attempting_within, sending_within
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        Awaitable,
-        Callable,
-        Coroutine,
-        Sequence,
-    )
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import timedelta
     from typing import Self
 
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
-    from leveret.model import Acknowledge, Decide, Middleware, ThreadMiddleware
+    from leveret.model import (
+        Acknowledge,
+        AttemptLayer,
+        Decide,
+        EnqueueLayer,
+        EnqueueMiddleware,
+        Middleware,
+        ThreadMiddleware,
+    )
     from leveret.model.arguments import Exceptions
     from leveret.observe import Telemetry
 
 T = TypeVar("T")
 
-log = logging.getLogger("leveret.app")
-
-#: Rounds of a loop that a closing takes to be over.
-_ROUNDS = 10
-#: How long closing the synchronous door's connection may take (seconds).
-_CLOSE_TIMEOUT = 5.0
 #: The default limit of an encoded task (bytes).
 MAX_MESSAGE_SIZE = 1024 * 1024
 #: The default limit of an encoded result (bytes).
@@ -72,8 +68,11 @@ class App:
         thread_middleware: Functions that wrap the plain ``def`` tasks alone, in the thread of each: for a database
             session or connection of a thread, the locale, the logging context. Each is ``def (current, inner)``, calls
             ``inner()`` once and returns what that returns.
+        enqueue_middleware: Functions that wrap each enqueue in the program that enqueues, the first one outermost: to
+            add headers, or to refuse tasks. Each is ``async def (envelopes, store)`` and awaits ``store(envelopes)``
+            once, with the same tasks, which may have other headers; or it raises, and nothing is stored.
         telemetry: Traces and measures each enqueue and each run, as ``leveret.observe.opentelemetry.OpenTelemetry``
-            does.
+            does: around all middleware, and its mistakes are logged and change nothing.
         keep_results: How long the broker keeps what became of a task (seconds, or a timedelta). None: 3600 seconds.
         max_result_size: The most bytes of an encoded result. A larger one is not kept, and ``Handle.result`` raises
             NoResult. None: 1 MiB.
@@ -91,6 +90,7 @@ class App:
         max_message_size: int | None = None,
         middleware: Sequence[Middleware] = (),
         thread_middleware: Sequence[ThreadMiddleware] = (),
+        enqueue_middleware: Sequence[EnqueueMiddleware] = (),
         telemetry: Telemetry | None = None,
         keep_results: float | timedelta | None = None,
         max_result_size: int | None = None,
@@ -106,15 +106,19 @@ class App:
         if url is not None and not isinstance(url, str):
             raise ConfigurationError(f"url is {url!r}; it must be text, as 'sqlite:////whole/path.db'")
         #: Functions that wrap each run, the first one outermost.
-        self.middleware = _layers("middleware", middleware)
+        self.middleware = functions("middleware", middleware)
         #: Functions that wrap the plain ``def`` tasks in their threads, the first one outermost.
-        self.thread_middleware = _layers("thread_middleware", thread_middleware)
-        for layer in self.thread_middleware:
-            if makes_coroutines(layer):
-                raise ConfigurationError(
-                    f"thread_middleware has {show(layer)}, which is asynchronous: a task's thread has no event loop. "
-                    "Give it to middleware=[...], or write it as a plain 'def'"
-                )
+        self.thread_middleware = thread_functions("thread_middleware", thread_middleware)
+        #: Functions that wrap each enqueue, the first one outermost.
+        self.enqueue_middleware = functions("enqueue_middleware", enqueue_middleware)
+        #: What traces and measures each enqueue and each run.
+        self.telemetry = telemetry
+        enqueue_layers: list[EnqueueLayer] = [partial(storing_within, layer) for layer in self.enqueue_middleware]
+        #: For programs that extend Leveret: what is around each attempt and looks on, the outermost first.
+        self.attempt_layers: list[AttemptLayer] = []
+        if telemetry is not None:
+            enqueue_layers.insert(0, partial(sending_within, telemetry, self._url))
+            self.attempt_layers.append(partial(attempting_within, telemetry, self._url))
         #: For programs that extend Leveret: the tasks and queues, by their names.
         self.registry = Registry(_checked_queues(queues))
         #: For programs that extend Leveret: what tasks and handles use.
@@ -127,12 +131,15 @@ class App:
                 count("max_message_size", max_message_size),
                 seconds("keep_results", keep_results, above_zero=True),
             ),
-            telemetry,
+            enqueue_layers,
         )
 
     @property
     def url(self) -> str:
         """The broker's. An SQLite file's path is whole: a relative one was meant when the application was made."""
+        return self._url()
+
+    def _url(self) -> str:
         return self.client.url
 
     @property
@@ -328,15 +335,6 @@ def _checked_queues(queues: Sequence[Queue]) -> Sequence[Queue]:
             f"queues has {show((wrong or [given])[0])}; it must be a list of leveret.Queue, as queues=[Queue('mail')]"
         )
     return [queue for queue in every if isinstance(queue, Queue)]
-
-
-def _layers(argument: str, layers: Sequence[Callable[..., Any]]) -> tuple[Any, ...]:
-    wrong = [layer for layer in (layers if isinstance(layers, (list, tuple)) else [layers]) if not callable(layer)]
-    if wrong or callable(layers):
-        raise ConfigurationError(
-            f"{argument} is {show(layers)}; it must be a list of functions, as {argument}=[with_session]"
-        )
-    return tuple(layers)
 
 
 def _working_directory() -> Path | None:

@@ -1,4 +1,4 @@
-"""``Client``: an application's way to its broker. Tasks and handles use it, and programs that extend Leveret."""
+"""``Client``: an application's way to its broker, with a producer on each event loop. Tasks and handles use it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
+import time
 import weakref
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -14,25 +15,29 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.brokers import Broker, Deadlines, absolute, connect
-from leveret.client.producer import MORE, LoopProducer
+from leveret.brokers import Broker, Deadlines, Flights, absolute, connect
 from leveret.client.settings import resolve_url
 from leveret.client.sync_bridge import SyncBridge
-from leveret.errors import EnqueueTimeout, UnknownTask
-from leveret.model import awaited
+from leveret.errors import BrokerError, BrokerUnavailable, EnqueueTimeout, UnknownTask
+from leveret.model import Queue, awaited, enqueued
+from leveret.model.suggest import did_you_mean
+from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from leveret.client.registration import Registry
-    from leveret.model import Envelope, Status
-    from leveret.observe import Telemetry
+    from leveret.model import EnqueueLayer, Envelope, Status, Store
 
 T = TypeVar("T")
 
 log = logging.getLogger("leveret.app")
 
+#: Rounds of a loop that a closing takes to be over.
+_ROUNDS = 10
+#: How much longer than its timeout an enqueue may take (seconds).
+_MORE = 1.0
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopProducer]"
 
 
@@ -54,10 +59,11 @@ class ClientSettings(msgspec.Struct, frozen=True):
 class Client:
     """An application's connections, one for each event loop, opened when they are used first."""
 
-    def __init__(self, registry: Registry, settings: ClientSettings, telemetry: Telemetry | None) -> None:
+    def __init__(self, registry: Registry, settings: ClientSettings, layers: Sequence[EnqueueLayer] = ()) -> None:
         self._registry = registry
         self.settings = settings
-        self.telemetry = telemetry
+        #: What is around each enqueue, the outermost first.
+        self._layers = layers
         self._producers: _Producers = weakref.WeakKeyDictionary()
         self._given_broker: Broker | None = None
         self._bridge = SyncBridge()
@@ -100,9 +106,10 @@ class Client:
 
     def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool = True) -> Coroutine[Any, Any, None]:
         """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know."""
-        if self.telemetry is None:
-            return self._publish(envelopes, notify=notify)
-        return _within(self.telemetry.sending(envelopes, self.url), partial(self._publish, notify=notify))
+        store: Store = partial(self._publish, notify=notify)
+        for layer in reversed(self._layers):
+            store = layer(store)
+        return store(envelopes)
 
     async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         try:
@@ -186,34 +193,114 @@ class Client:
             )
             # The broker's own timeout comes first, since its errors say more: this one bounds all steps together.
             producer = LoopProducer(
-                broker, self._registry.queues, Deadlines(self.settings.enqueue_timeout + MORE), self._unknown
+                broker, self._registry.queues, Deadlines(self.settings.enqueue_timeout + _MORE), self._unknown
             )
             self._producers[loop] = producer
         return producer
 
 
-async def _within(
-    sending: AbstractContextManager[Sequence[Envelope]], publish: Callable[[Sequence[Envelope]], Awaitable[None]]
-) -> None:
-    """Publish inside of what telemetry does around it, whose faults change nothing about what is stored."""
-    is_over, failure = False, None
-    try:
-        with sending as marked:
-            try:
-                await publish(marked)
-            except BaseException as error:
-                failure = error
+class LoopProducer:
+    """One loop's broker, and which queues it has declared."""
+
+    def __init__(self, broker: Broker, queues: dict[str, Queue], deadlines: Deadlines, unknown: set[str]) -> None:
+        self.broker = broker
+        self._deadlines = deadlines
+        self._warnings = LimitedLog(log)
+        self.end = _closed_with_the_loop(broker, self._warnings)
+        self._queues = queues
+        self._declared: set[str] = set()
+        self._declaring: Flights[str] = Flights()
+        #: Why that was not possible when it was tried last.
+        self._trouble: BrokerUnavailable | None = None
+        self._unknown = unknown
+        #: What is being stored and told of, by any key.
+        self._sending: dict[int, Sequence[Envelope]] = {}
+
+    async def declare(self) -> None:
+        await self._declare(self._queues)
+
+    async def publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+        stored, wanted = False, frozenset[str]()
+        self._sending[id(envelopes)] = envelopes
+        try:
+            with self._deadlines.begin():
+                wanted = frozenset(envelope.queue for envelope in envelopes) - self._declared
+                if wanted:
+                    await self._declare(wanted)
+                await self.broker.publish(envelopes)
+                stored = True
+                if notify:
+                    now = time.time()
+                    await self.broker.statuses.notify([enqueued(envelope, now) for envelope in envelopes])
+        except (BrokerError, TimeoutError) as error:
+            if not stored and isinstance(error, TimeoutError) and wanted - self._declared:
+                names = ", ".join(map(repr, sorted(wanted)))
+                within = f"{self._deadlines.seconds - _MORE:g} s"
+                why = f"; the try before said: {self._trouble}" if self._trouble else ""
+                raise BrokerUnavailable(
+                    f"queue {names} could not be declared within {within}; nothing was stored{why}"
+                ) from error
+            if not stored:
                 raise
-            finally:
-                is_over = True
-    except Exception as mistake:
-        if not is_over:
+            # No error: who got one would enqueue again what is stored, and it would run twice.
+            self._warnings.warning(
+                "%d tasks are stored, and those who watch are not told: %s",
+                len(envelopes),
+                str(error) or "it took too long",
+            )
+        finally:
+            del self._sending[id(envelopes)]
+
+    def on_their_way(self) -> Iterator[str]:
+        """The ids of what is being stored now."""
+        for envelopes in list(self._sending.values()):
+            for envelope in envelopes:
+                yield envelope.id
+
+    async def _declare(self, names: Collection[str]) -> None:
+        """Once, for however many want to enqueue there now."""
+        await self._declaring.join(names, self._declare_now)
+
+    async def _declare_now(self, names: Sequence[str]) -> None:
+        try:
+            await self.broker.declare([self._queues.get(name, Queue(name)) for name in names])
+        except BrokerUnavailable as error:
+            self._trouble = error
             raise
-        # Who got it would enqueue again what is stored, and it would run twice.
-        if mistake is not failure:
-            log.exception("the application's telemetry failed; what became of the enqueue is as it was")
-    if failure is not None:
-        raise failure
+        self._trouble = None
+        self._declared.update(names)
+        for name in names:
+            if name not in self._queues and name not in self._unknown:
+                self._unknown.add(name)
+                log.warning(
+                    "queue %r is none of the application's, so its workers take nothing from it unless started with "
+                    "-q; if that is meant, name it: App(queues=[Queue(%r)])%s",
+                    name,
+                    name,
+                    did_you_mean(name, self._queues),
+                )
+
+
+def _closed_with_the_loop(broker: Broker, warnings: LimitedLog) -> AsyncGenerator[None]:
+    """A generator that closes the broker when it ends: `asyncio.run` ends those that live when its program does.
+
+    So a program that never closes its application ends without losing connections or warnings about them.
+    """
+
+    async def live() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await broker.close()
+            warnings.flush()
+            # The drivers' own callbacks of the closing run in the loop's next rounds.
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
+
+    generator = live()
+    with suppress(StopIteration):
+        generator.__anext__().send(None)  # its first step, in which the loop gets to know it, waits for nothing
+    return generator
 
 
 def _after_fork(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""How a call becomes a message body and back: a task's signature, and what JSON can carry."""
+"""How a call becomes a message body and back, by the task's signature; how a result does, by its annotation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leveret.client.values import ANY, Hint, hint, is_text, sent
-from leveret.errors import InvalidArguments, NotSerializable, UnreadableBody
+from leveret.errors import InvalidArguments, NoResult, NotSerializable, UnreadableBody
 from leveret.model import shallow
 
 if TYPE_CHECKING:
@@ -166,6 +166,31 @@ class Signature:
             ) from None
 
 
+class Returns:
+    """The return value of one task's function."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._name = name
+        self._hint = _hint_of_result(function)
+
+    def encode(self, value: Any, limit: int) -> bytes:
+        """As JSON. Raises NotSerializable or NoResult (it is over ``limit`` bytes), saying what to do."""
+        body = _encode(sent(f"the result of task {self._name!r}", value, self._hint, "annotate what it returns with"))
+        if len(body) > limit:
+            raise NoResult(
+                f"the result of task {self._name!r} is {len(body)} bytes, over the limit of {limit}; store it "
+                "elsewhere and return a reference, or raise App(max_result_size=...)"
+            )
+        return body
+
+    def decode(self, body: msgspec.Raw) -> Any:
+        """Raises NotSerializable when it is not of the annotated type: another version of the task returned it."""
+        try:
+            return self._hint.restore(msgspec.json.decode(body))
+        except Exception as error:  # noqa: BLE001 - a type's own constructor may raise anything
+            raise NotSerializable(f"the result of task {self._name!r} does not fit its annotation: {error}") from None
+
+
 def decompressed(body: bytes, encoding: str | None) -> bytes:
     """The body without its compression; as it is where ``encoding`` is not gzip or deflate. Raises UnreadableBody."""
     named = (encoding or "").strip().lower()
@@ -244,7 +269,7 @@ def makes_coroutines(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(entry_point(function))
 
 
-def hint_of_result(function: Callable[..., Any]) -> Hint:
+def _hint_of_result(function: Callable[..., Any]) -> Hint:
     """What a function's return annotation restores."""
     annotation = inspect.signature(function).return_annotation
     return ANY if annotation is inspect.Signature.empty else hint(_evaluated(function, annotation))

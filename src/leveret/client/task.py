@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from leveret.client.handle import Handle, Source
-from leveret.client.payload import Signature, makes_coroutines
-from leveret.client.returns import Returns
+from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import Envelope, TaskOptions, carrying, check_headers, check_id, check_overrides, new_ids, repeated
 from leveret.model.arguments import moment, seconds

@@ -22,21 +22,6 @@ from leveret.executors.orphans import reaping
 from leveret.executors.processes import ProcessExecutor, Recycling
 
 __all__ = [
-    "Awaits",
-    "Blocks",
-    "Died",
-    "Executor",
-    "ExecutorEvent",
-    "Finished",
-    "InProcessExecutor",
-    "Loop",
-    "Manifest",
-    "Overran",
-    "ProcessExecutor",
-    "Progressed",
-    "Recycling",
-    "Report",
-    "RunRequest",
-    "Started",
-    "reaping",
-]
+    "Awaits", "Blocks", "Died", "Executor", "ExecutorEvent", "Finished", "InProcessExecutor", "Loop", "Manifest",
+    "Overran", "ProcessExecutor", "Progressed", "Recycling", "Report", "RunRequest", "Started", "reaping",
+]  # fmt: skip

@@ -17,15 +17,18 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
 
 from leveret.errors import InvalidArguments, NoResult, NotSerializable, TimedOut, UnknownTask, UnreadableBody
 from leveret.executors.base import Awaits, Finished, Progressed, Report, RunRequest, Started, running
 from leveret.model import (
     NO_RUNTIME,
+    Attempted,
     Cancelled,
     CurrentTask,
     Dead,
@@ -43,16 +46,16 @@ from leveret.model import (
     shorten,
     within_thread,
 )
+from leveret.model.failures import summary, traceback_of, words
 from leveret.model.printable import in_line
-from leveret.observe import LimitedLog
+from leveret.observe import LimitedLog, log_mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from leveret.client import App, Task
     from leveret.errors import LeveretError
-    from leveret.model import Progress, RunningTask, Runtime
-    from leveret.observe import Ended, Telemetry
+    from leveret.model import Attempt, Progress, RunningTask, Runtime
 
 log = logging.getLogger("leveret.execution")
 
@@ -155,9 +158,7 @@ class JobRunner:
             if self._stopping:
                 raise
             # The task cancelled the asyncio task that it runs in: it has failed like any other, and costs no slot.
-            outcome = self._runner.classify(error, job.envelope)
-        if link.cancelled and not is_unwanted and not isinstance(outcome, Succeeded):
-            outcome = _CANCELLED
+            outcome = _CANCELLED if link.cancelled else self._runner.classify(error, job.envelope)
         self._tell_progress()
         del self._links[job.key]
         # By hand: a callback would be one more round of the loop for each job.
@@ -242,33 +243,38 @@ class Runner:
         self._app = app
         self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
+        self._layered: Attempt = self._run
+        for layer in reversed(app.attempt_layers):
+            self._layered = layer(self._layered)
 
     async def run(self, envelope: Envelope, link: Runtime = NO_RUNTIME) -> Outcome:
         """The outcome of one attempt. Raises nothing but the cancellation of this coroutine itself."""
-        telemetry = self._app.client.telemetry
-        if telemetry is None:
-            return (await self._attempt(envelope, link))[0]
-        with _observed(telemetry, envelope, self._app.url) as ended:
+        attempted = await self._layered(envelope, link)
+        if attempted.interrupted and attempted.error is not None:
             try:
-                outcome, error = await self._attempt(envelope, link)
-            except BaseException as interruption:
-                ended(_CANCELLED if link.cancelled else Released(), interruption)
-                raise
-            ended(_CANCELLED if link.cancelled and not isinstance(outcome, Succeeded) else outcome, error)
-            return outcome
+                raise attempted.error
+            finally:
+                del attempted
+        return attempted.outcome
 
-    async def _attempt(self, envelope: Envelope, link: Runtime) -> tuple[Outcome, BaseException | None]:
-        """The outcome, and the exception that it comes from."""
+    async def _run(self, envelope: Envelope, link: Runtime) -> Attempted:
+        """The attempt inside of all layers."""
+        attempted = await self._attempt(envelope, link)
+        if link.cancelled and not isinstance(attempted.outcome, Succeeded):
+            return msgspec.structs.replace(attempted, outcome=_CANCELLED)
+        return attempted
+
+    async def _attempt(self, envelope: Envelope, link: Runtime) -> Attempted:
         try:
             task = self._find(envelope)
         except UnknownTask as error:
-            return _unfit(error, "" if envelope.task is None else _FOREIGN), error
+            return Attempted(_unfit(error, "" if envelope.task is None else _FOREIGN), error)
         try:
             args, kwargs = task.signature.decode(envelope.body, envelope.content_encoding)
         except (UnreadableBody, InvalidArguments) as error:
-            return _unfit(error), error
+            return Attempted(_unfit(error), error)
         except BaseException as error:  # noqa: BLE001 - the types of the arguments are the user's; see below
-            return classify(error, envelope.attempt, task.retry), error
+            return Attempted(classify(error, envelope.attempt, task.retry), error)
         try:
             current = _current(task, envelope, link)
             link.interruptible = task.is_async
@@ -278,13 +284,13 @@ class Runner:
         except asyncio.CancelledError as error:
             running = asyncio.current_task()
             if running is not None and running.cancelling():
-                raise
-            return classify(error, envelope.attempt, task.retry), error
+                return Attempted(Released(), error, interrupted=True)
+            return Attempted(classify(error, envelope.attempt, task.retry), error)
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
-            return classify(error, envelope.attempt, task.retry), error
+            return Attempted(classify(error, envelope.attempt, task.retry), error)
         finally:
             link.interruptible = False
-        return self._succeeded(task, envelope, value) if task.store_result else Succeeded(), None
+        return Attempted(self._succeeded(task, envelope, value) if task.store_result else Succeeded())
 
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
@@ -311,7 +317,7 @@ class Runner:
         except (NotSerializable, NoResult) as error:
             problem = str(error)
         except BaseException as error:  # noqa: BLE001 - what was returned runs the user's code when it is looked at
-            problem = f"looking at the result of task {task.name!r} raised {_summary(error)}"
+            problem = f"looking at the result of task {task.name!r} raised {summary(error)}"
         with suppress(Exception):  # a log's handler is the user's too
             self._warnings.warning(
                 "%s %s succeeded, and its result is not kept: %s",
@@ -398,30 +404,6 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
     )
 
 
-@contextmanager
-def _observed(telemetry: Telemetry, envelope: Envelope, url: str) -> Iterator[Ended]:
-    """A telemetry's span around a run; what it raises is logged, and is not the task's."""
-
-    def attempt(step: Callable[[], Any]) -> Any:
-        try:
-            return step()
-        except BaseException as mistake:  # noqa: BLE001 - it is the user's code
-            _log_mistake("the application's telemetry failed; the task goes on", mistake, log_fields(envelope))
-            return None
-
-    span = attempt(lambda: telemetry.processing(envelope, url))
-    ended = attempt(lambda: span.__enter__()) if span is not None else None
-    error: BaseException | None = None
-    try:
-        yield lambda outcome, cause: attempt(lambda: ended and ended(outcome, cause))
-    except BaseException as interruption:
-        error = interruption
-        raise
-    finally:
-        if ended is not None:
-            attempt(lambda: span.__exit__(type(error) if error else None, error, error and error.__traceback__))
-
-
 async def _within(task: Task[..., Any], running: Awaitable[Any], until: float) -> Any:
     """Await what runs, within its task's timeout: until that time of the loop."""
     own: TimeoutError | None = None
@@ -495,104 +477,20 @@ def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
         outcome = _judged(error, attempt, rules, mistakes)
     except BaseException as mistake:  # noqa: BLE001 - an exception's own code ran, and may raise anything
         mistakes.append(mistake)
-        outcome = _charged(_summary(error), _traceback(error), rules.policy.next_try(attempt))
+        outcome = _charged(summary(error), traceback_of(error, __file__), rules.policy.next_try(attempt))
     for one in mistakes:
-        _log_mistake("the retry rule of a task failed; its policy decides", one)
+        log_mistake(log, "the retry rule of a task failed; its policy decides", one, __file__)
     return outcome
 
 
 def _judged(error: BaseException, attempt: int, rules: RetryRules, mistakes: list[BaseException]) -> Outcome:
-    dead = [_words(one) for one in leaves(error) if isinstance(one, Dead)]
+    dead = [words(one) for one in leaves(error) if isinstance(one, Dead)]
     if dead:
-        return DeadLettered(shorten("; ".join(filter(None, dead))) or "the task gave up", _traceback(error))
-    return _charged(_summary(error), _traceback(error), rules.next_try(attempt, error, mistakes))
+        return DeadLettered(shorten("; ".join(filter(None, dead))) or "the task gave up", traceback_of(error, __file__))
+    return _charged(summary(error), traceback_of(error, __file__), rules.next_try(attempt, error, mistakes))
 
 
 def _charged(summary: str, traceback_: str, verdict: float | str) -> Outcome:
     if isinstance(verdict, str):
         return DeadLettered(f"{summary}; {verdict}", traceback_)
     return Retrying(summary, traceback_, verdict)
-
-
-def _words(error: BaseException) -> str:
-    words = _text(lambda: str(error))
-    return _described(error) if words is None else words
-
-
-def _summary(error: BaseException) -> str:
-    text = _text(lambda: "".join(traceback.format_exception_only(error)).strip()) if _is_formattable(error) else None
-    return shorten(_described(error) if text is None else text, 1_000)
-
-
-def _traceback(error: BaseException) -> str:
-    """From the task's own function on: what called it is the same each time, and nobody's mistake."""
-    whole = start = at = _own(error, "__traceback__")
-    while at is not None:
-        if at.tb_frame.f_code.co_filename == __file__:
-            start = at.tb_next
-        at = at.tb_next
-    start = start or whole
-    text = None
-    if _is_formattable(error):
-        text = _text(lambda: "".join(traceback.format_exception(type(error), error, start)))
-    if text is None:
-        text = f"{_text(lambda: ''.join(traceback.format_tb(start))) or ''}{_described(error)}\n"
-    return shorten(text)
-
-
-#: What the traceback module asks an exception for. A class that answers in its own way may never come to an end.
-_ASKED = ("__traceback__", "__cause__", "__context__", "__suppress_context__", "__notes__", "exceptions")
-#: Of a class that was made by a class statement, and not in C.
-_HEAP_TYPE = 1 << 9
-
-
-#: Python makes the whole traceback of an exception that brings along more, though it is cut short, and blocks the loop.
-_MOST_EXCEPTIONS = 200
-
-
-def _is_formattable(error: BaseException) -> bool:
-    """Whether an exception, and each one that it brings along, is as Python made it, and they are not too many."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if len(seen) > _MOST_EXCEPTIONS:
-            return False
-        users = [kind for kind in type(one).__mro__ if kind.__flags__ & _HEAP_TYPE]
-        if any(name in vars(kind) for kind in users for name in _ASKED):
-            return False
-        others = [_own(one, "__cause__"), _own(one, "__context__")]
-        waiting += [other for other in others if other is not None]
-        if issubclass(type(one), BaseExceptionGroup):
-            waiting += _own(one, "exceptions")
-    return True
-
-
-def _own(error: BaseException, name: str) -> Any:
-    """An attribute that every exception has, whatever its class makes of the name."""
-    kind = BaseExceptionGroup if name == "exceptions" else BaseException
-    return vars(kind)[name].__get__(error)
-
-
-def _text(spell: Callable[[], str]) -> str | None:
-    """What the user's own code makes of an exception; None when it raises, or gives no text."""
-    try:
-        return str.__str__(spell())
-    except BaseException:  # noqa: BLE001 - an exception's own __str__ may raise anything
-        return None
-
-
-def _described(error: BaseException) -> str:
-    """By hand: its class, and what it says if that can be had."""
-    name = vars(type)["__name__"].__get__(type(error))
-    words = _text(lambda: str(error))
-    return f"{name} (its message cannot be shown)" if words is None else f"{name}: {words}"
-
-
-def _log_mistake(text: str, mistake: BaseException, extra: dict[str, Any] | None = None) -> None:
-    """With the traceback, made here: a handler that formatted it would run the user's code again."""
-    with suppress(BaseException):  # a handler is the user's too, and there is nowhere else to say it
-        log.error("%s:\n%s", text, _traceback(mistake).rstrip(), extra=extra)

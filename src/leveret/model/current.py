@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from leveret.errors import ConfigurationError, LeveretError, TaskCancelled
-from leveret.model.durations import show
+from leveret.errors import LeveretError, TaskCancelled
 from leveret.model.status import Progress
 from leveret.model.text import shorten
 
@@ -124,15 +121,8 @@ def _finite(value: float) -> float:
     return number
 
 
-#: Runs what is inside; returns what the task returned.
-Inner: TypeAlias = Callable[[], Awaitable[Any]]
-#: Wrapped around each run, on the event loop: awaits ``inner()`` once, and may do something before and after, and on an
-#: exception.
-Middleware: TypeAlias = Callable[[CurrentTask, Inner], Awaitable[Any]]
-#: Wrapped around a plain ``def`` task in its thread: a plain ``def`` itself, that returns what ``inner()`` returns.
-ThreadMiddleware: TypeAlias = Callable[[CurrentTask, Callable[[], Any]], Any]
-
-_running: ContextVar[CurrentTask] = ContextVar("leveret_current_task")
+#: The task that this code runs in.
+running: ContextVar[CurrentTask] = ContextVar("leveret_current_task")
 
 
 def current_task() -> CurrentTask:
@@ -145,47 +135,16 @@ def current_task() -> CurrentTask:
         NoCurrentTask: This code does not run in a task.
     """
     try:
-        return _running.get()
+        return running.get()
     except LookupError:
         raise NoCurrentTask("current_task() is for code that a worker runs as a task; here is none") from None
-
-
-async def run_within(current: CurrentTask, middleware: Sequence[Middleware], inner: Inner) -> Any:
-    """Run ``inner`` as the current task, the first middleware outermost."""
-    for layer in reversed(middleware):
-        inner = partial(_through, layer, current, inner)
-    token = _running.set(current)
-    try:
-        return await inner()
-    finally:
-        _running.reset(token)
-
-
-async def _through(layer: Middleware, current: CurrentTask, inner: Inner) -> Any:
-    running = layer(current, inner)
-    if not inspect.isawaitable(running):
-        raise ConfigurationError(
-            f"the middleware {show(layer)} returned {show(running)}, which cannot be awaited: write it as an "
-            "'async def' that returns await inner(); what is to run in the thread of plain 'def' tasks is given to "
-            "App(thread_middleware=[...])"
-        )
-    return await running
-
-
-def within_thread(
-    current: CurrentTask, middleware: Sequence[ThreadMiddleware], inner: Callable[[], Any]
-) -> Callable[[], Any]:
-    """The call of a plain task with its middleware around it, the first one outermost."""
-    for layer in reversed(middleware):
-        inner = partial(layer, current, inner)
-    return inner
 
 
 def awaited(
     feed: AbstractAsyncContextManager[AsyncIterable[Sequence[Status]]], ids: Iterable[str]
 ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Status]]]:
     """A feed of these tasks, of which whoever runs the current task knows, if there is one: it waits for them."""
-    current = _running.get(None)
+    current = running.get(None)
     return _Awaited(feed, ids, NO_RUNTIME if current is None else current._link)  # noqa: SLF001 - one module
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -11,6 +11,9 @@ from leveret.model.arguments import count
 from leveret.model.durations import show
 from leveret.model.names import DEAD_SUFFIX, DELAY_INFIX, MAX_QUEUE_NAME, PAUSED_SUFFIX, fits
 from leveret.model.text import brief, moment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_QUEUE = "default"
 Kind: TypeAlias = Literal["quorum", "classic"]
@@ -90,6 +93,10 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     priority: int | None = None
     #: How a foreign message's body is encoded: gzip, deflate; None: it is as it is.
     content_encoding: str | None = None
+
+    def with_headers(self, headers: Mapping[str, str | float | bool | None], /) -> Envelope:
+        """The same task with these headers besides, and in the place of others that have their names."""
+        return msgspec.structs.replace(self, headers={**self.headers, **headers})
 
 
 class Lease(Protocol):

@@ -166,13 +166,21 @@ def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if name not in _HEADERS}
 
 
-def check_headers(given: object) -> dict[str, Header]:
-    """The headers of one enqueue. Raises ConfigurationError for a name or a value that no broker could carry."""
+def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:
+    """The headers of one enqueue. Raises ConfigurationError for a name or a value that no broker could carry.
+
+    ``before``: the headers that it has already. Those that are Leveret's must stay.
+    """
     if not isinstance(given, Mapping):
         raise ConfigurationError(f"headers is {show(given)}; it must be a dict, as headers={{'tenant': 'acme'}}")
+    known = before or {}
     for name, value in given.items():
-        _check_name(name)
-        _check_value(name, value)
+        if name not in known or known[name] != value:
+            _check_name(name)
+            _check_value(name, value)
+    for name in known:
+        if name in _HEADERS and name not in given:
+            raise ConfigurationError(f"headers is without {show(name)}, which carries an option of the task: keep it")
     headers = dict(given)
     size = len(msgspec.msgpack.encode(headers))
     if size > MAX_HEADERS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -16,9 +17,19 @@ import msgspec
 
 from leveret.errors import ConfigurationError
 from leveret.model import LOG_FIELDS, NoCurrentTask, current_task
+from leveret.model.failures import traceback_of
 from leveret.model.printable import in_json, in_line, indented
 
 Format: TypeAlias = Literal["text", "json"]
+
+
+def log_mistake(
+    log: logging.Logger, text: str, mistake: BaseException, caller: str, extra: dict[str, Any] | None = None
+) -> None:
+    """An error with the traceback of the user's code that ``caller`` called (its file)."""
+    # As text: a handler that formatted it would run the exception's own code again.
+    with suppress(BaseException):  # a handler is the user's too, and there is nowhere else to say it
+        log.error("%s:\n%s", text, traceback_of(mistake, caller).rstrip(), extra=extra)
 
 
 class TaskFields(logging.Filter):

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from leveret.client.payload import Signature
-from leveret.client.returns import Returns
+from leveret.client.payload import Returns, Signature
 from leveret.errors import InvalidArguments, NotSerializable
 
 if TYPE_CHECKING:

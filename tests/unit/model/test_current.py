@@ -11,7 +11,7 @@ from leveret.executors.attempt import Runner
 from leveret.model import DeadLettered, Envelope, Outcome, Retrying, Succeeded
 
 if TYPE_CHECKING:
-    from leveret.model.current import Inner
+    from leveret.model import Inner
 
 
 async def run(app: App, name: str, attempt: int = 1) -> Outcome:

@@ -30,15 +30,15 @@ class Traced(Bench):
     """A bench whose application is traced."""
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
-        super().__init__(broker)
         self._exporter = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = provider.get_tracer("test")
-        self.app.client.telemetry = OpenTelemetry(
+        self.telemetry = OpenTelemetry(
             tracer_provider=provider, meter_provider=MeterProvider(metric_readers=[self._reader])
         )
+        super().__init__(broker, self.telemetry)
 
         @self.app.task(queue="work")
         async def succeed(number: int) -> int:
@@ -249,11 +249,9 @@ async def test_headers_that_are_no_trace_begin_a_new_one(header: object) -> None
 
 async def test_the_brokers_address_is_told_and_no_password() -> None:
     bench = Traced()
-    telemetry = bench.app.client.telemetry
-    assert telemetry is not None
     envelope = Envelope("a", "work", "succeed", b"")
     for url in ("amqps://me:secret@mq.example/v", "amqp://me:secret@a:1,b:2/", "sqlite:////tmp/a.db"):
-        with telemetry.sending([envelope], url) as marked:
+        with bench.telemetry.sending([envelope], url) as marked:
             assert set(marked[0].headers) == {"traceparent"}
     one, several, file = map(attributes, bench.spans("send work"))
     assert (one["server.address"], one["server.port"], one["messaging.system"]) == ("mq.example", 5671, "rabbitmq")
