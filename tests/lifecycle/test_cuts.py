@@ -12,7 +12,7 @@ import pytest
 
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import RabbitMQBroker
-from leveret.brokers.rabbitmq.amqp import confirm_tracker as outbox
+from leveret.brokers.rabbitmq.amqp import confirm_channel as outbox
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.errors import BrokerRefused, LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
