@@ -19,7 +19,7 @@ from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement
 from leveret.observe.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
 from leveret.testing.bench import batches_of
 from leveret.worker import prefetch
-from leveret.worker.intake import MAX_RETURNS
+from leveret.worker.dispatch import MAX_RETURNS
 from leveret.worker.worker import Worker
 from tests.support.bench import Bench
 from tests.support.waiting import until
