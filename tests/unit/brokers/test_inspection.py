@@ -16,7 +16,7 @@ from leveret.brokers.feeds import Watch
 from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import ask
-from leveret.brokers.sqlite.trouble import listening
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.model import Envelope, Queue, new_id, this_process
 from leveret.model.status import Progress, Status, enqueued
 from tests.support.bench import Bench
@@ -93,7 +93,7 @@ async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
     broker, asker = SQLiteBroker(path, timeout=20), SQLiteBroker(path, timeout=20)
 
     await broker.declare([WORK])
-    bell = listening(broker._bells, lambda: None, broker._writer)  # of a consumer that never looks: no answer
+    bell = listening(broker._bells, lambda: None, broker._writer.path)  # of a consumer that never looks: no answer
     number = await broker._writer.do(
         lambda store: store.registrations.register(bell.name, [WORK], 1, lambda _: None, describes=True)
     )

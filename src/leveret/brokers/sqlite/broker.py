@@ -118,13 +118,14 @@ class SQLiteBroker:
         """Register it; a file that another process keeps locked is waited for, as a broker that is away."""
         for pause in backoff():
             try:
-                return await consumer.start()
+                await consumer.start()
             except BrokerUnavailable as error:
                 log.warning("%s; trying again in %.1f s", error, pause)
+                await asyncio.sleep(pause)
             except OSError as error:
                 raise translate(error, self._path) from error
-            await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
+            else:
+                return
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         by_lease: dict[Lease, list[Settlement]] = {}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.inbox import Inbox
-from leveret.brokers.sqlite.problems import translate
-from leveret.brokers.sqlite.trouble import Trouble, listening
+from leveret.brokers.sqlite.problems import Trouble, translate
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError, StoreError
 from leveret.model import Delivery, Queue
@@ -80,7 +80,7 @@ class _Registration:
         """Register; from now on tasks are dealt to this consumer."""
         registered = await sweep(self._writer, self._bells)
         self._bells.clear(registered)
-        bell = listening(self._bells, rung, self._writer)
+        bell = listening(self._bells, rung, self._writer.path)
         try:
             number = await self._writer.do(
                 lambda store: store.registrations.register(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from leveret.brokers.sqlite.sql import Statements
-from leveret.brokers.sqlite.trouble import listening
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.model import WorkerReport, report_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Questions(Statements):
 async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
     rung = asyncio.Event()
-    bell = listening(bells, rung.set, writer)
+    bell = listening(bells, rung.set, writer.path)
     try:
         asker, _ = await writer.do(lambda store: store.registrations.register_watcher(bell.name))
         try:

@@ -22,6 +22,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeGuard
 
+from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.sharing import follow
 from leveret.errors import StoreError
 
@@ -257,6 +258,14 @@ class Listener:
     def _hear(self) -> None:
         self._bell.hush()
         self._rung()
+
+
+def listening(bells: WakeUps, rung: Callable[[], object], path: Path) -> Listener:
+    """A bell of one's own. Raises StoreError if this user cannot have one beside the file."""
+    try:
+        return Listener(bells, rung)
+    except OSError as error:
+        raise translate(error, path) from error
 
 
 def _is_name(name: object) -> TypeGuard[str]:

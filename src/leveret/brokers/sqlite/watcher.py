@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.feeds import F, Feed, Feeds, Following, Watch
-from leveret.brokers.sqlite.trouble import Trouble, listening
+from leveret.brokers.sqlite.problems import Trouble
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Watcher:
 
     async def _register(self) -> None:
         """With a bell of its own: one under which it was removed may be taken down at any moment."""
-        bell = listening(self._bells, self._wake.set, self._writer)
+        bell = listening(self._bells, self._wake.set, self._writer.path)
         try:
             number, last = await self._writer.do(lambda store: store.registrations.register_watcher(bell.name))
         except BaseException:
