@@ -31,12 +31,12 @@ from leveret.model.retry import RetryPolicy, RetryRules
 from leveret.testing import under_test
 from leveret.worker.program import run_worker
 from leveret.worker.worker import Worker
+from tests.support.outbox import sent_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leveret.client.task import Task
-    from leveret.model import Envelope
 
 app = App("memory://")
 
@@ -212,13 +212,9 @@ def test_a_count_of_numpy_is_one() -> None:
 # Moments
 
 
-def envelope_at(moment: Any) -> Envelope:
-    return work.options(at=moment)._envelope("id", (), {})
-
-
-def test_a_moment_has_a_zone() -> None:
+async def test_a_moment_has_a_zone() -> None:
     noon = datetime.now(UTC) + timedelta(hours=1)
-    assert envelope_at(noon).due == noon.timestamp()
+    assert (await sent_by(app, work.options(at=noon))).due == noon.timestamp()
 
 
 @pytest.mark.parametrize(
@@ -233,9 +229,9 @@ def test_a_moment_has_a_zone() -> None:
     ],
     ids=str,
 )
-def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
+async def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
-        envelope_at(value)
+        await sent_by(app, work.options(at=value))
 
 
 # The others

@@ -13,6 +13,7 @@ from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, delay_step
 from leveret.executors.attempt import classify
 from leveret.model import DeadLettered, Retrying
 from leveret.model.retry import RetryPolicy, RetryRules
+from tests.support.outbox import sent_by
 
 
 @given(attempt=st.integers(1, 10_000), chance=st.floats(0, 1), backoff=st.floats(0, 1e6), most=st.floats(0, 1e9))
@@ -92,15 +93,16 @@ def options_app() -> App:
 
 
 async def test_options_become_moments() -> None:
-    (work,) = options_app().tasks
-    envelope = work.options(delay=timedelta(seconds=90), expires=3600)._envelope("id", (), {})
+    app = options_app()
+    (work,) = app.tasks
+    envelope = await sent_by(app, work.options(delay=timedelta(seconds=90), expires=3600))
     assert envelope.enqueued_at is not None
     assert envelope.due == envelope.enqueued_at + 90
     assert envelope.expires_at == envelope.enqueued_at + 3600
     noon = datetime.now(timezone(timedelta(hours=5))) + timedelta(hours=1)
-    assert work.options(at=noon)._envelope("id", (), {}).due == noon.timestamp()
-    assert work.options(delay=5).options(at=noon)._envelope("id", (), {}).due == noon.timestamp()
-    assert work._envelope("id", (), {}).due is None
+    assert (await sent_by(app, work.options(at=noon))).due == noon.timestamp()
+    assert (await sent_by(app, work.options(delay=5).options(at=noon))).due == noon.timestamp()
+    assert (await sent_by(app, work)).due is None
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,7 @@ async def test_only_those_that_were_lost_are_told_so() -> None:
 async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("leveret.worker.settler._SETTLE_AGAIN", 0.01)
+    monkeypatch.setattr("leveret.worker.settler.SETTLE_AGAIN", 0.01)
 
     class Faltering(MemoryBroker):
         refusals = 3
