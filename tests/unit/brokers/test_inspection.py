@@ -13,10 +13,11 @@ import msgspec
 
 from leveret.brokers import feeds as following
 from leveret.brokers.feeds import Watch
-from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
+from leveret.brokers.rabbitmq.control.bus import Report, asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import ask
-from leveret.brokers.sqlite.wakeup import listening
+from leveret.brokers.sqlite.wakeup import WakeUps, listening
+from leveret.brokers.sqlite.writer import Writer
 from leveret.model import Envelope, Queue, new_id, this_process
 from leveret.model.status import Progress, Status, enqueued
 from tests.support.bench import Bench
@@ -80,9 +81,9 @@ def test_a_slow_reader_of_everything_is_given_the_latest(monkeypatch: pytest.Mon
 
 def test_questions_and_answers_that_say_more_or_less() -> None:
     """Old askers send nothing, others may answer without a word of workers; neither minds what it does not know."""
-    assert _asks_for_workers(b'{"v": 1, "kind": "workers", "new": true}')
+    assert asks_for_workers(b'{"v": 1, "kind": "workers", "new": true}')
     for body in (b"", b"{}", b"hello", b'{"v": 2, "kind": "workers"}', b'{"v": 1, "kind": "weather"}', b"[1]"):
-        assert not _asks_for_workers(body)
+        assert not asks_for_workers(body)
     assert msgspec.json.encode(Report({"work": 1})) == b'{"running":{"work":1}}'
     assert msgspec.json.decode(b'{"running": {"work": 1}, "language": "go"}', type=Report).worker is None
 
@@ -90,22 +91,23 @@ def test_questions_and_answers_that_say_more_or_less() -> None:
 async def test_questions_leave_nothing_behind(tmp_path: Path) -> None:
     """Of the asker, though it was cut off while it waited for an answer; and none is waited for from the dead."""
     path = tmp_path / "leveret.db"
-    broker, asker = SQLiteBroker(path, timeout=20), SQLiteBroker(path, timeout=20)
+    wake_ups = WakeUps(path)
+    broker, asker = Writer(path, wake_ups, timeout=20), Writer(path, wake_ups, timeout=20)
 
-    await broker.declare([WORK])
-    bell = listening(broker._bells, lambda: None, broker._writer.path)  # of a consumer that never looks: no answer
-    number = await broker._writer.do(
-        lambda store: store.registrations.register(bell.name, [WORK], 1, lambda _: None, describes=True)
+    await broker.do(lambda store: store.queues.declare([WORK]))
+    wake_up = listening(wake_ups, lambda: None, path)  # of a consumer that never looks: no answer
+    number = await broker.do(
+        lambda store: store.registrations.register(wake_up.name, [WORK], 1, lambda _: None, describes=True)
     )
-    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
+    asking = asyncio.ensure_future(ask(asker, wake_ups))
     await until(lambda: _has(path, "question", 1), "it is asked")
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     await until(lambda: _has(path, "question", 0), "the question is gone")
-    asking = asyncio.ensure_future(ask(asker._writer, asker._bells))
+    asking = asyncio.ensure_future(ask(asker, wake_ups))
     await until(lambda: _has(path, "question", 1), "it is asked")
-    await broker._writer.do(lambda store: store.registrations.leave(number))
-    bell.take_down()
+    await broker.do(lambda store: store.registrations.leave(number))
+    wake_up.remove()
     assert await asking == []
     await broker.close()
     await asker.close()

@@ -143,7 +143,7 @@ class Queues(Statements):
         number = self.id_of(queue)
         self.execute("UPDATE queue SET paused = ? WHERE id = ?", paused, number)
         takers = self.execute("SELECT consumer FROM taker WHERE queue = ?", number).fetchall()
-        self._dealing.rung.update(consumer for (consumer,) in takers)
+        self._dealing.woken.update(consumer for (consumer,) in takers)
         self._dealing.deal([number])
 
     def clear(self, queue: str, *, force: bool, whole: bool) -> Removed:

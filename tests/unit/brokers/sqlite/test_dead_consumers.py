@@ -15,7 +15,7 @@ import pytest
 
 from leveret.brokers.sqlite import wakeup as bells
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.wakeup import Bell, WakeUps
+from leveret.brokers.sqlite.wakeup import WakeUp, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
 from leveret.model.status import enqueued
@@ -190,7 +190,7 @@ async def test_a_consumer_whose_bell_was_deleted_hangs_it_again(path: Path) -> N
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """That its bell was deleted is seen by others before the consumer looks for it."""
-    monkeypatch.setattr(Bell, "hangs", True)
+    monkeypatch.setattr(WakeUp, "is_there", True)
 
 
 @pytest.mark.usefixtures("unseen")
@@ -301,13 +301,13 @@ async def test_a_bell_without_a_registration_is_removed_when_it_is_old(path: Pat
         for bell in (left, young):
             os.mkfifo(bell)
         os.utime(left, (1.0, 1.0))
-        held = WakeUps(path).hang()
+        held = WakeUps(path).make()
         os.utime(folder(path) / held.name, (1.0, 1.0))
         async with broker.consume([WORK], credit=1):
             there = names(folder(path))
             assert "left" not in there
             assert {"young", held.name} <= set(there)
-        held.take_down()
+        held.remove()
 
 
 def test_bells_that_are_down_leave_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +316,6 @@ def test_bells_that_are_down_leave_nothing_behind(path: Path, monkeypatch: pytes
     before = set(bells._held)  # of other tests in this process
     monkeypatch.setattr(os, "register_at_fork", lambda **callbacks: registered_.append(callbacks))
     for _ in range(3):
-        WakeUps(path).hang().take_down()
+        WakeUps(path).make().remove()
     assert registered_ == []
     assert set(bells._held) <= before
