@@ -380,7 +380,7 @@ class SQLiteMachine(Machine):
         await taker.hang_up()
         taker.consumer._looking.cancel()  # type: ignore[attr-defined]
         registration = taker.consumer._registration  # type: ignore[attr-defined]
-        bell, registration._bell = registration._bell, None
+        bell, registration._wake_up = registration._wake_up, None
         bell.let_go()
         self.gone.append(taker)
 

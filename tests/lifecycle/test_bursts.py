@@ -121,11 +121,12 @@ async def test_enqueue_many_to_many_queues(place: Place) -> None:
     await app.close()
 
 
-async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node) -> None:
+async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node, declared: Declared) -> None:
     """The first of all, by whom the declaring was begun."""
     app, say = app_on(node.url)
     enqueuing = [asyncio.create_task(say.enqueue(str(number))) for number in range(100)]
-    await until(lambda: is_declaring(app), "they declare")
+    await until(lambda: is_asked_for(declared, "work"), "they declare")
+    assert not any(one.done() for one in enqueuing)
     for one in enqueuing[:50]:
         one.cancel()
     results = await asyncio.gather(*enqueuing, return_exceptions=True)
@@ -135,8 +136,8 @@ async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node) -> Non
     await app.close()
 
 
-async def is_declaring(app: App) -> bool:
-    return bool(app.client._producer()._declaring._running)
+async def is_asked_for(declared: Declared, name: str) -> bool:
+    return declared.times(name) > 0
 
 
 async def test_a_queue_that_cannot_be_is_an_error_for_all(node: Node) -> None:

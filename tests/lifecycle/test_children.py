@@ -55,19 +55,19 @@ class Told:
     """What an executor told of its jobs."""
 
     def __init__(self) -> None:
-        self._news: list[ExecutorEvent] = []
+        self.events: list[ExecutorEvent] = []
 
     def take(self, news: Sequence[ExecutorEvent]) -> None:
-        self._news.extend(news)
+        self.events.extend(news)
 
     def of(self, kind: type[T], key: int) -> list[T]:
-        return [one for one in self._news if isinstance(one, kind) and one.key == key]
+        return [one for one in self.events if isinstance(one, kind) and one.key == key]
 
     async def wait_for(self, kind: type[T], key: int) -> T:
         async def told() -> bool:
             return bool(self.of(kind, key))
 
-        await until(told, f"{kind.__name__} of job {key} in {self._news}")
+        await until(told, f"{kind.__name__} of job {key} in {self.events}")
         return self.of(kind, key)[-1]
 
     async def wait_for_success(self, key: int) -> None:

@@ -11,9 +11,9 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker
-from leveret.brokers.rabbitmq.amqp import confirm_tracker as outbox
+from leveret.brokers.rabbitmq.amqp import confirm_channel as outbox
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
+from leveret.brokers.rabbitmq.queues import Publisher
 from leveret.errors import BrokerRefused, LeaseLost, QueueFull
 from leveret.model import DeadLettered, Envelope, Outcome, Queue, Released, Retrying, Succeeded, new_id
 from leveret.testing.bench import batches_of
@@ -366,17 +366,17 @@ async def test_a_queue_that_is_made_again_is_not_consumed_after_a_stop(
 
 async def test_a_copy_that_is_being_stored_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker leaves while it puts off what is not due yet: that is not in its queue and delayed as well."""
-    broker, producer = RabbitMQBroker(node.url, timeout=20.0), connect(node.url)
-    publish, stored = broker._publisher.publish, asyncio.Event()
+    broker, producer = connect(node.url), connect(node.url)
+    publish, stored = Publisher.publish, asyncio.Event()
 
-    async def publish_slowly(messages: Sequence[Message]) -> None:
-        await publish(messages)
+    async def publish_slowly(publisher: Publisher, messages: Sequence[Message]) -> None:
+        await publish(publisher, messages)
         stored.set()
         await asyncio.sleep(0.3)
 
     await producer.declare([QUEUE])
     async with await aio_pika.connect(node.url) as operator, broker.consume([QUEUE], credit=5):
-        monkeypatch.setattr(broker._publisher, "publish", publish_slowly)
+        monkeypatch.setattr(Publisher, "publish", publish_slowly)
         channel = await operator.channel()
         headers: dict[str, aio_pika.abc.FieldValue] = {"leveret-due": int((time.time() + 600) * 1000)}
         early = aio_pika.Message(b"{}", message_id="early", type="say", delivery_mode=2, headers=headers)

@@ -12,7 +12,8 @@ import pytest
 
 from leveret import App, BrokerUnavailable, Queue
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq import RabbitMQBroker
+from leveret.brokers.rabbitmq.amqp import Hosts
+from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.model import Envelope, new_id
 from leveret.testing.bench import Taken
 from tests.support import ledger_app
@@ -79,10 +80,10 @@ async def test_a_silent_host_costs_a_moment(node: Node, stack: ExitStack, shape:
 async def test_the_host_that_was_well_is_asked_first(node: Node, stack: ExitStack) -> None:
     """By the later connections of a program: the silent one is not begun with again."""
     url = arranged(stack, node, ("accepting", "well"))
-    broker = RabbitMQBroker(url, timeout=TIMEOUT)
-    await broker.declare([Queue("work")])
-    assert str(node.port) in broker._hosts.in_order()[0]
-    await broker.close()
+    hosts = Hosts(url, timeout=TIMEOUT)
+    link = await amqp.Link.open(hosts, purpose="producer", confirms=False)
+    assert str(node.port) in hosts.in_order()[0]
+    await link.close()
 
 
 async def test_a_name_with_several_addresses(node: Node, stack: ExitStack) -> None:

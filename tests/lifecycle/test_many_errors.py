@@ -59,7 +59,7 @@ async def test_outcomes_that_cannot_be_stored(
     node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is held and tried again; now and then a line says how many there are."""
-    monkeypatch.setattr(holding, "_REMIND", 5.0)
+    monkeypatch.setattr(holding, "REMIND", 5.0)
     broker = connect(node.url, timeout=1.0)
     await broker.declare([Queue("work")])
     await broker.publish([Envelope(new_id(), "work", "say", b"{}", enqueued_at=1.0) for _ in range(MANY)])

@@ -166,7 +166,7 @@ async def test_an_outcome_that_is_too_large_by_now_is_held(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server's limit was lowered: nothing is lost, and the publishing channel is not closed again and again."""
-    monkeypatch.setattr(holding, "_RARELY", 5.0)
+    monkeypatch.setattr(holding, "RARELY", 5.0)
     broker, producer = connect(node.url, timeout=20.0), connect(node.url, timeout=20.0)
     await producer.declare([Queue("work")])
     await producer.publish([Envelope(new_id(), "work", "say", bytes(600_000))])

@@ -53,7 +53,7 @@ class Serving:
         await self.executor.stop()
 
     def replaced(self) -> list[str]:
-        return [one.reason for one in self.told._news if isinstance(one, ChildReplaced)]
+        return [one.reason for one in self.told.events if isinstance(one, ChildReplaced)]
 
     async def until_replaced(self, reason: str) -> None:
         async def is_replaced() -> bool:

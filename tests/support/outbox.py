@@ -10,6 +10,7 @@ from leveret.brokers.memory import MemoryBroker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.client.task import Task
     from leveret.model import Envelope
 
 
@@ -37,3 +38,12 @@ class Outbox(App):
     @property
     def sent(self) -> list[Envelope]:
         return self._kept.sent
+
+
+async def sent_by(app: App, task: Task[..., Any], *arguments: Any) -> Envelope:
+    """What an enqueue of the task sends."""
+    broker = KeepingBroker()
+    with app.client.enqueuing_to(broker):
+        await task.enqueue(*arguments)
+    (envelope,) = broker.sent
+    return envelope

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from leveret.brokers.backoff import (
-    backoff,
-)
+from leveret.brokers.backoff import backoff
 from leveret.brokers.base import (
     DEFAULT_TIMEOUT,
     Broker,
@@ -17,38 +15,13 @@ from leveret.brokers.base import (
     Select,
     Statuses,
 )
-from leveret.brokers.deadlines import (
-    Deadlines,
-)
-from leveret.brokers.feeds import (
-    Feed,
-    Following,
-    Watch,
-)
-from leveret.brokers.flights import (
-    Flights,
-)
-from leveret.brokers.inbox import (
-    Arrival,
-    CancelRequests,
-    Deliveries,
-    Inbox,
-    Paused,
-)
-from leveret.brokers.queue_names import (
-    QueueNames,
-)
-from leveret.brokers.registry import (
-    Opener,
-    connect,
-    schemes,
-)
-from leveret.brokers.urls import (
-    absolute,
-    censor,
-    file_of,
-    location,
-)
+from leveret.brokers.deadlines import Deadlines
+from leveret.brokers.feeds import Feed, Following, Watch
+from leveret.brokers.flights import Flights
+from leveret.brokers.inbox import Arrival, CancelRequests, Deliveries, Inbox, Paused
+from leveret.brokers.queue_names import QueueNames
+from leveret.brokers.registry import Opener, connect, schemes
+from leveret.brokers.urls import absolute, censor, file_of, location
 
 __all__ = [
     "DEFAULT_TIMEOUT",

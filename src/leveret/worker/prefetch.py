@@ -76,16 +76,15 @@ class Pace:
 
 
 class AdaptiveCredit:
-    """Has a consumer's credit follow the pace of the tasks. ``is_on=False``: it stays what it is.
+    """Has a consumer's credit follow the pace of the tasks.
 
     ``queues``: their number. ``shrunk``: called with a new credit, since more than that may be held.
     """
 
     def __init__(
         self,
-        present: int | None,
+        present: int,
         *,
-        is_on: bool,
         consumer: Consumer,
         queues: int,
         slots: Callable[[], int],
@@ -95,7 +94,6 @@ class AdaptiveCredit:
         shrunk: Callable[[int], None],
     ) -> None:
         self._present = present
-        self._is_on = is_on
         self._consumer = consumer
         self._queues = queues
         self._slots = slots
@@ -108,13 +106,12 @@ class AdaptiveCredit:
 
     def ended(self, jobs: Iterable[Job], now: float) -> None:
         """These have given their slots back."""
-        if self._is_on:
-            for job in jobs:
-                self._pace.ended(job.began_at, now)
+        for job in jobs:
+            self._pace.ended(job.began_at, now)
 
     def decide_soon(self) -> None:
         """Decide on the credit in a moment, and again as long as anything runs."""
-        if self._is_on and self._deciding is None:
+        if self._deciding is None:
             self._deciding = asyncio.get_running_loop().call_later(TICK, self._decide)
 
     def stop(self) -> None:
@@ -124,10 +121,9 @@ class AdaptiveCredit:
     def _decide(self) -> None:
         now = time.monotonic()
         run_time = self._pace.run_time(now, [job.began_at for job in self._jobs.begun.values()])
-        present = self._present
-        if run_time is not None and present is not None and not self._stop.is_set():
-            wanted = credit(run_time, slots=self._slots(), queues=self._queues, present=present)
-            if wanted != present:
+        if run_time is not None and not self._stop.is_set():
+            wanted = credit(run_time, slots=self._slots(), queues=self._queues, present=self._present)
+            if wanted != self._present:
                 self._background.start(self._change(wanted))
                 return
         self._decide_again()

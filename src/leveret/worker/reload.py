@@ -27,7 +27,7 @@ _LOOK = 1_000
 #: How long until the first child can say what it has imported (seconds).
 _PAUSE = 0.2
 #: How long until files that could not be watched are watched again (seconds).
-_AGAIN = 5.0
+WATCH_AGAIN = 5.0
 
 
 class Workforce(Protocol):
@@ -153,8 +153,8 @@ async def _watch(watcher: Watcher, workforce: Workforce, ask: Callable[[], None]
                 if _folders(workforce.sources) != folders:
                     break
         except Exception as error:  # noqa: BLE001 - of watchfiles, or of the system beneath it
-            log.error("no file is watched now, trying again in %g s: %s", _AGAIN, error)  # noqa: TRY400
-            await asyncio.sleep(_AGAIN)
+            log.error("no file is watched now, trying again in %g s: %s", WATCH_AGAIN, error)  # noqa: TRY400
+            await asyncio.sleep(WATCH_AGAIN)
 
 
 def _saved_since(moment: float, folders: Sequence[str]) -> set[str]:

@@ -34,7 +34,7 @@ log = logging.getLogger("leveret.worker")
 #: What happens to a task within this time is told as one (seconds): a short task costs one update, at its end.
 GATHER = 0.05
 #: Longest wait before an outcome that could not be recorded is tried again (seconds).
-_SETTLE_AGAIN = 5.0
+SETTLE_AGAIN = 5.0
 #: Successes are recorded so many at once, or after so long (seconds), as long as other work waits here meanwhile.
 _MOST_GATHERED = 64
 _GATHER_SUCCESSES = 0.005
@@ -327,7 +327,7 @@ class Settler:
             except Exception as error:
                 if not isinstance(error, BrokerError):
                     log.exception("a mistake in Leveret or its drivers: %d outcomes are not recorded", len(settlements))
-                pause = random.uniform(_SETTLE_AGAIN / 10, _SETTLE_AGAIN)  # noqa: S311 - jitter
+                pause = random.uniform(SETTLE_AGAIN / 10, SETTLE_AGAIN)  # noqa: S311 - jitter
                 self._warnings.warning(
                     "%d outcomes can't be recorded, trying again in %.1f s: %s", len(settlements), pause, error
                 )

@@ -19,8 +19,7 @@ from leveret.observe.metrics import Condition
 from leveret.worker.application import Application, connected, log_tasks, select, warn_of_long_tasks
 from leveret.worker.autoscale import Work
 from leveret.worker.awaiting import Awaiting
-from leveret.worker.dispatch import Dispatcher
-from leveret.worker.intake import Intake
+from leveret.worker.dispatch import Dispatcher, Intake
 from leveret.worker.job import Jobs
 from leveret.worker.prefetch import MOST_PREFETCH, AdaptiveCredit, first_credit
 from leveret.worker.reporter import Listeners, WorkerReporter
@@ -185,17 +184,18 @@ class Worker:
         background = Background()
         settler = Settler(broker, jobs, updates, self._listeners, background)
         intake = Intake(executor, jobs, settler, stop)
-        adaptive = AdaptiveCredit(
-            credit,
-            is_on=self._is_auto and broker.capabilities.adjustable_credit,
-            consumer=consumer,
-            queues=len(queues),
-            slots=lambda: executor.slots,
-            jobs=jobs,
-            background=background,
-            stop=stop,
-            shrunk=intake.hand_back_excess,
-        )
+        adaptive = None
+        if credit is not None and self._is_auto and broker.capabilities.adjustable_credit:
+            adaptive = AdaptiveCredit(
+                credit,
+                consumer=consumer,
+                queues=len(queues),
+                slots=lambda: executor.slots,
+                jobs=jobs,
+                background=background,
+                stop=stop,
+                shrunk=intake.hand_back_excess,
+            )
         awaiting = Awaiting(lambda: executor.slots, jobs)
         dispatcher = Dispatcher(
             executor,
@@ -277,7 +277,8 @@ class Session:
     intake: Intake
     dispatcher: Dispatcher
     settler: Settler
-    credit: AdaptiveCredit
+    #: None: the credit stays what it is.
+    credit: AdaptiveCredit | None
     awaiting: Awaiting
     background: Background
 
@@ -342,6 +343,7 @@ class Session:
 
     def close(self) -> None:
         """Decide, say and record nothing more; what was delivered and is not settled goes back with the consumer."""
-        self.credit.stop()
+        if self.credit is not None:
+            self.credit.stop()
         self.settler.stop()
         self.awaiting.stop()

@@ -13,7 +13,7 @@ import msgspec
 
 from leveret.brokers import feeds as following
 from leveret.brokers.feeds import Watch
-from leveret.brokers.rabbitmq.control.bus import Report, _asks_for_workers
+from leveret.brokers.rabbitmq.control.bus import Report, asks_for_workers
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.questions import Questions
 from leveret.model import Envelope, Queue, new_id, this_process
@@ -77,9 +77,9 @@ def test_a_slow_reader_of_everything_is_given_the_latest(monkeypatch: pytest.Mon
 
 def test_questions_and_answers_that_say_more_or_less() -> None:
     """Old askers send nothing, others may answer without a word of workers; neither minds what it does not know."""
-    assert _asks_for_workers(b'{"v": 1, "kind": "workers", "new": true}')
+    assert asks_for_workers(b'{"v": 1, "kind": "workers", "new": true}')
     for body in (b"", b"{}", b"hello", b'{"v": 2, "kind": "workers"}', b'{"v": 1, "kind": "weather"}', b"[1]"):
-        assert not _asks_for_workers(body)
+        assert not asks_for_workers(body)
     assert msgspec.json.encode(Report({"work": 1})) == b'{"running":{"work":1}}'
     assert msgspec.json.decode(b'{"running": {"work": 1}, "language": "go"}', type=Report).worker is None
 

@@ -31,7 +31,7 @@ from leveret.model.retry import RetryPolicy, RetryRules
 from leveret.testing import under_test
 from leveret.worker.program import run_worker
 from leveret.worker.worker import Worker
-from tests.support.outbox import KeepingBroker
+from tests.support.outbox import sent_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,10 +214,7 @@ def test_a_count_of_numpy_is_one() -> None:
 
 async def test_a_moment_has_a_zone() -> None:
     noon = datetime.now(UTC) + timedelta(hours=1)
-    broker = KeepingBroker()
-    with app.client.enqueuing_to(broker):
-        await work.options(at=noon).enqueue()
-    assert [envelope.due for envelope in broker.sent] == [noon.timestamp()]
+    assert (await sent_by(app, work.options(at=noon))).due == noon.timestamp()
 
 
 @pytest.mark.parametrize(
@@ -232,9 +229,9 @@ async def test_a_moment_has_a_zone() -> None:
     ],
     ids=str,
 )
-def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
+async def test_all_else_is_no_moment(value: Any, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
-        work.options(at=value)
+        await sent_by(app, work.options(at=value))
 
 
 # The others

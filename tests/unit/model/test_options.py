@@ -16,7 +16,7 @@ from leveret.model import DeadLettered, Envelope, Retrying, Succeeded, TaskOptio
 from leveret.model.options import MAX_TIMEOUT
 from leveret.testing import under_test
 from tests.support.bench import Bench
-from tests.support.outbox import KeepingBroker
+from tests.support.outbox import sent_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,11 +32,7 @@ async def work() -> None: ...
 
 async def headers_of(task: Any) -> dict[str, Any]:
     """Of the message that an enqueue sends."""
-    broker = KeepingBroker()
-    with app.client.enqueuing_to(broker):
-        await task.enqueue()
-    (envelope,) = broker.sent
-    return envelope.headers
+    return (await sent_by(app, task)).headers
 
 
 # On their way to the worker

@@ -13,7 +13,7 @@ from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, delay_step
 from leveret.executors.attempt import classify
 from leveret.model import DeadLettered, Retrying
 from leveret.model.retry import RetryPolicy, RetryRules
-from tests.support.outbox import Outbox
+from tests.support.outbox import sent_by
 
 
 @given(attempt=st.integers(1, 10_000), chance=st.floats(0, 1), backoff=st.floats(0, 1e6), most=st.floats(0, 1e9))
@@ -83,8 +83,8 @@ def test_a_policy_that_makes_no_sense(settings: dict[str, float], message: str) 
         app.task(**settings)(print)  # type: ignore[call-overload]
 
 
-def options_app() -> Outbox:
-    app = Outbox()
+def options_app() -> App:
+    app = App("memory://")
 
     @app.task
     async def work() -> None: ...
@@ -95,17 +95,14 @@ def options_app() -> Outbox:
 async def test_options_become_moments() -> None:
     app = options_app()
     (work,) = app.tasks
-    noon = datetime.now(timezone(timedelta(hours=5))) + timedelta(hours=1)
-    await work.options(delay=timedelta(seconds=90), expires=3600).enqueue()
-    await work.options(at=noon).enqueue()
-    await work.options(delay=5).options(at=noon).enqueue()
-    await work.enqueue()
-    envelope, at_noon, at_noon_in_the_end, at_once = app.sent
+    envelope = await sent_by(app, work.options(delay=timedelta(seconds=90), expires=3600))
     assert envelope.enqueued_at is not None
     assert envelope.due == envelope.enqueued_at + 90
     assert envelope.expires_at == envelope.enqueued_at + 3600
-    assert at_noon.due == at_noon_in_the_end.due == noon.timestamp()
-    assert at_once.due is None
+    noon = datetime.now(timezone(timedelta(hours=5))) + timedelta(hours=1)
+    assert (await sent_by(app, work.options(at=noon))).due == noon.timestamp()
+    assert (await sent_by(app, work.options(delay=5).options(at=noon))).due == noon.timestamp()
+    assert (await sent_by(app, work)).due is None
 
 
 @pytest.mark.parametrize(

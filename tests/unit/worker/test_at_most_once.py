@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "_SETTLE_AGAIN", 0.2)
+    monkeypatch.setattr(recorder, "SETTLE_AGAIN", 0.2)
 
 
 class Away(MemoryBroker):

@@ -325,7 +325,7 @@ class Away(Thinned):
 
 async def test_what_comes_again_before_it_is_acknowledged_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """``acknowledge="before"``: the delivery that came last is acknowledged, then it runs."""
-    monkeypatch.setattr(recorder, "_SETTLE_AGAIN", 0.5)
+    monkeypatch.setattr(recorder, "SETTLE_AGAIN", 0.5)
     broker = Away()
     bench = Bench(broker)
     await bench.put("say_once", "a")

@@ -7,8 +7,10 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from leveret.worker import reload as reloading
-from leveret.worker.reload import Reloads, _watch, _watcher
+import watchfiles
+
+from leveret.worker import reload as module
+from leveret.worker.reload import Reloads, reloading
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ class Children:
         return 1
 
 
+class Employer:
+    """A worker that takes each application, and is not to stop."""
+
+    def adopt(self, manifest: Manifest, /) -> None: ...
+
+    def stop(self) -> None:
+        raise AssertionError("it was stopped")
+
+
 @asynccontextmanager
 async def going_on(work: Coroutine[Any, Any, None]) -> AsyncGenerator[asyncio.Task[None]]:
     task = asyncio.create_task(work)
@@ -50,34 +61,31 @@ async def test_files_that_cannot_be_watched_are_tried_again(
 ) -> None:
     """The failure is logged; what changed meanwhile is not missed, and what changes later is seen."""
     caplog.set_level(logging.INFO, "leveret.worker")
-    monkeypatch.setattr(reloading, "_AGAIN", 0.01)
+    monkeypatch.setattr(module, "WATCH_AGAIN", 0.01)
     source = tmp_path / "tasks.py"
     source.write_text("")
     failures = [OSError("OS file watch limit reached"), FileNotFoundError("No path was found")]
-    watch = _watcher()
+    awatch = watchfiles.awatch
 
-    def watcher(*folders: str) -> AsyncIterator[set[tuple[Any, str]]]:
+    def watch(*folders: str, **options: Any) -> AsyncIterator[set[tuple[Any, str]]]:
         if failures:
             source.write_text("changed = True")
             raise failures.pop(0)
-        return watch(*folders)
+        return awatch(*folders, **options)
 
-    asked: list[None] = []
-    async with going_on(_watch(watcher, Children(str(source)), lambda: asked.append(None))):
-
-        async def has_asked() -> bool:
-            return bool(asked)
-
-        await until(has_asked, "a reload for what has changed meanwhile")
-        asked.clear()
+    monkeypatch.setattr(watchfiles, "awatch", watch)
+    children = Children(str(source))
+    async with reloading(children, Employer(), watch=True):
+        await until(lambda: is_true(children.reloaded > 0), "a reload for what has changed meanwhile")
+        children.reloaded = 0
         source.write_text("changed = 'again'")
-        await until(has_asked, "a reload for a change")
+        await until(lambda: is_true(children.reloaded > 0), "a reload for a change")
     for problem in ("OS file watch limit reached", "No path was found"):
         assert f"no file is watched now, trying again in 0.01 s: {problem}" in caplog.text
 
 
 async def test_what_is_saved_between_two_watches_is_not_missed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reload brought files of another folder, so both are watched anew: a save just then, in the old or the new."""
     caplog.set_level(logging.INFO, "leveret.worker")
@@ -86,30 +94,27 @@ async def test_what_is_saved_between_two_watches_is_not_missed(
         source.parent.mkdir()
         source.write_text("")
     children = Children(str(old))
-    watch, watches, asked = _watcher(), 0, 0
+    awatch, watches = watchfiles.awatch, 0
 
-    async def watcher(*folders: str) -> AsyncIterator[set[tuple[Any, str]]]:
+    async def watch(*folders: str, **options: Any) -> AsyncIterator[set[tuple[Any, str]]]:
         nonlocal watches
         watches += 1
         if len(folders) == 2:
             old.write_text("saved = True")
             new.write_text("saved = True")
-        async for changes in watch(*folders):
+        async for changes in awatch(*folders, **options):
             yield changes
 
-    def ask() -> None:
-        nonlocal asked
-        asked += 1
-
-    async with going_on(_watch(watcher, children, ask)):
+    monkeypatch.setattr(watchfiles, "awatch", watch)
+    async with reloading(children, Employer(), watch=True):
         await until(lambda: is_true(watches == 1), "the first watch")
         children.sources = (str(old), str(new))
-        await until(lambda: is_true(asked > 0), "a reload for what was saved between")
+        await until(lambda: is_true(children.reloaded > 0), "a reload for what was saved between")
         assert f"changed: {new}, {old}" in caplog.text
         await until(lambda: is_true(watches == 2), "the second watch")
-        asked = 0
+        children.reloaded = 0
         new.write_text("saved = 'again'")
-        await until(lambda: is_true(asked > 0), "a reload for a change that is watched")
+        await until(lambda: is_true(children.reloaded > 0), "a reload for a change that is watched")
 
 
 async def is_true(value: bool) -> bool:

@@ -19,7 +19,7 @@ from leveret.model import DeadLettered, Envelope, Released, Retrying, Settlement
 from leveret.observe.events import Event, TaskFinished, TaskSettled, TaskStarted, WorkerReady, WorkerStopping
 from leveret.testing.bench import batches_of
 from leveret.worker import prefetch
-from leveret.worker.intake import MAX_RETURNS
+from leveret.worker.dispatch import MAX_RETURNS
 from leveret.worker.worker import Worker
 from tests.support.bench import Bench
 from tests.support.waiting import until
@@ -439,7 +439,7 @@ async def test_only_those_that_were_lost_are_told_so() -> None:
 async def test_an_outcome_that_cannot_be_recorded_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("leveret.worker.settler._SETTLE_AGAIN", 0.01)
+    monkeypatch.setattr("leveret.worker.settler.SETTLE_AGAIN", 0.01)
 
     class Faltering(MemoryBroker):
         refusals = 3

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from leveret.brokers.rabbitmq.broker import (
-    RabbitMQBroker,
-)
+from leveret.brokers.rabbitmq.broker import RabbitMQBroker
 
-__all__ = [
-    "RabbitMQBroker",
-]
+__all__ = ["RabbitMQBroker"]

@@ -23,7 +23,6 @@ from leveret.brokers.rabbitmq.control import CANCELLING, PAUSING, CancelLog, Rep
 from leveret.brokers.rabbitmq.queues import (
     UNAPPLIED,
     OnceLogger,
-    QueueCredit,
     consumer_arguments,
     declare,
     delay_step,
@@ -67,6 +66,10 @@ _LOOK_AGAIN = 1.0
 _PUTTING_OFF = 1.0
 #: A node that is starting may refuse for a moment; one that refuses so often at a worker's start means it.
 _REFUSALS = 3
+#: So many deliveries of a queue are made up for; then it gets slower, and at last it stands still.
+_MOST_STUCK = 1_000
+#: One more consumer for each eighth that is missing: each is one on the server.
+_SHARE = 8
 
 
 class RabbitMQConsumer:
@@ -77,7 +80,7 @@ class RabbitMQConsumer:
         hosts: Hosts,
         queues: Sequence[Queue],
         credit: int | None,
-        census: ControlBus,
+        bus: ControlBus,
         notes: OnceLogger,
         postpone: Postpone,
         publisher: Publisher,
@@ -86,13 +89,13 @@ class RabbitMQConsumer:
         self._hosts = hosts
         self._queues = queues
         self._credit = min(credit or 0, amqp.MOST_PREFETCH)
-        self._census = census
+        self._bus = bus
         self._notes = notes
         self._postpone = postpone
         self._describe = describe
         self._postponing: set[asyncio.Task[None]] = set()
         self._inbox = Inbox()
-        self._marks = CancelLog(publisher, notes, self._inbox.cancel)
+        self._cancel_log = CancelLog(publisher, notes, self._inbox.cancel)
         self._stopped = False
         self._session: Session | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -173,7 +176,8 @@ class RabbitMQConsumer:
 
     async def _open(self, *, refusals: int | None) -> Session:
         """The next session, however long that takes; raises the last of so many refusals (None: of any number)."""
-        for pause in backoff():
+        pauses = backoff()
+        while True:
             try:
                 return await self._open_session()
             except (BrokerUnavailable, BrokerRefused) as error:
@@ -181,16 +185,16 @@ class RabbitMQConsumer:
                     refusals -= 1
                     if refusals == 0:
                         raise
+                pause = next(pauses)
                 log.warning("%s; trying again in %.1f s", error, pause)
             await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
 
     async def _open_session(self) -> Session:
         line = await amqp.Link.open(self._hosts, purpose="worker", confirms=False)
-        session = Session(line, self._queues, self._deliver, self._inbox.pause, self._notes, self._marks)
+        session = Session(line, self._queues, self._deliver, self._inbox.pause, self._notes, self._cancel_log)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
-                await line.run(session.begin(self._credit, self._census, self._describe))
+                await line.run(session.begin(self._credit, self._bus, self._describe))
         except BaseException as error:
             await session.close()
             if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
@@ -214,11 +218,11 @@ class RabbitMQConsumer:
         if delay_step(seconds) is None:
             self._deliver_later(delivery, seconds)
             return
-        task = asyncio.create_task(self._put_on_a_rung(delivery))
+        task = asyncio.create_task(self._put_on_a_step(delivery))
         self._postponing.add(task)
         task.add_done_callback(self._postponing.discard)
 
-    async def _put_on_a_rung(self, delivery: Delivery) -> None:
+    async def _put_on_a_step(self, delivery: Delivery) -> None:
         if not await self._postpone(delivery, postponed(delivery)):
             # Its queue may be full, and its consumers, who make room, may all wait here: at the latest it runs when it
             # is due. Until then a few more tries, as many as it has steps to climb down.
@@ -422,6 +426,65 @@ class _Consuming:
             await self._consume(queue, credit or 0)
 
 
+class QueueCredit:
+    """The credit of one queue's living consumers in one session, and how much of what was asked for they lack.
+
+    A consumer's credit is for good. What its deliveries keep of it for long is given by one more consumer.
+    """
+
+    def __init__(self, credit: int) -> None:
+        #: What was asked for; 0: no limit.
+        self._credit = credit
+        #: Deliveries from before a pause, which have some of it, and give it back as they end; and how much that is.
+        self._older: set[int] = set()
+        self._free = 0
+        #: Deliveries that end nobody knows when, and how much is given for them.
+        self._stuck: set[int] = set()
+        self._lent = 0
+
+    @property
+    def total(self) -> int:
+        return self._credit + self._lent if self._credit else 0
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether anything is to be given, or taken into account, as deliveries are settled."""
+        return bool(self._older or self._stuck)
+
+    def resume(self, older: set[int]) -> int | None:
+        """What to consume with when nothing consumes; None: nothing yet. ``older``: deliveries that keep their part."""
+        self._older, self._free = set(older), 0
+        self._stuck, self._lent = set(), 0
+        if not self._credit:
+            return 0
+        return self._credit - len(older) if len(older) < self._credit else None
+
+    def settled(self, tag: int) -> int:
+        """How much to give now that a delivery is. In halves: each gift is one more consumer on the server."""
+        self._stuck.discard(tag)
+        if tag not in self._older:
+            return 0
+        self._older.discard(tag)
+        self._free += 1
+        if self._free < len(self._older):
+            return 0
+        given, self._free = self._free, 0
+        return given
+
+    def stuck(self, tag: int) -> int:
+        """How much to give now that a delivery will not end soon."""
+        if not self._credit or tag in self._stuck:
+            return 0
+        if tag in self._older:
+            return self.settled(tag)
+        self._stuck.add(tag)
+        missing = len(self._stuck) - self._lent
+        if missing < max(1, self.total // _SHARE) or len(self._stuck) > _MOST_STUCK:
+            return 0
+        self._lent += missing
+        return missing
+
+
 class Session:
     """One connection's consumers; also the lease of all that they were given."""
 
@@ -432,10 +495,10 @@ class Session:
         deliver: Callable[[Sequence[Delivery]], None],
         pausing: Callable[[frozenset[str]], None],
         notes: OnceLogger,
-        marks: CancelLog,
+        cancel_log: CancelLog,
     ) -> None:
         self._line = line
-        self._marks = marks
+        self._cancel_log = cancel_log
         self._notes = notes
         self._queues = queues
         self._deliver = deliver
@@ -446,7 +509,7 @@ class Session:
         #: Settled since it asked for no more.
         self._settled_since = 0
 
-    async def begin(self, credit: int, census: ControlBus, describe: Describe | None) -> None:
+    async def begin(self, credit: int, bus: ControlBus, describe: Describe | None) -> None:
         """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
         connection = self._line.connection
         await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
@@ -455,11 +518,11 @@ class Session:
         self._line.take_deliveries(self._on_messages)
         listening = None
         try:
-            listening = await census.listen_on(connection, self.report, describe, self._on_notice)
+            listening = await bus.listen_on(connection, self.report, describe, self._on_notice)
         except amqp.ChannelAccessRefused as error:
             lack = "a pause is seen some seconds late, and `leveret queues` cannot count what this worker runs"
             self._notes.warn_of_refusal(lack, error)
-        await self._marks.read_on(self._line)
+        await self._cancel_log.read_on(self._line)
         await self._consuming.begin(credit)
         self.repairs.start(self._look_around(listening))
 
@@ -558,13 +621,13 @@ class Session:
     def _on_notice(self, notice: Signal) -> None:
         if notice.kind == CANCELLING:
             for queue in self._queues[:1]:
-                self.repairs.mend(queue, self._read_marks)
+                self.repairs.mend(queue, self._read_cancel_log)
         for queue in self._queues:
             if notice.kind == PAUSING and notice.queue == queue.name:
                 self.repairs.mend(queue, self._consuming.look_whether_paused)
 
-    async def _read_marks(self, _: Queue) -> None:
-        await self._marks.read_on(self._line)
+    async def _read_cancel_log(self, _: Queue) -> None:
+        await self._cancel_log.read_on(self._line)
 
     async def _look_around(self, listening: Listening | None) -> None:
         """What notices tell is looked for besides, now and then: they are lost when an operator deletes what brings
@@ -578,7 +641,7 @@ class Session:
                     log.warning("the exchange or the queue by which workers are told was deleted; made again")
                 for queue in self._queues:
                     await self._line.run(self._consuming.look_whether_paused(queue, [0.0]))
-                await self._line.run(self._marks.read_on(self._line))
+                await self._line.run(self._cancel_log.read_on(self._line))
             except amqp.CONNECTION_LOST as error:
                 log.debug("this worker could not look whether it was told all: %s", error)
                 await asyncio.sleep(_LOOK_AGAIN)

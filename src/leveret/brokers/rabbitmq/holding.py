@@ -31,11 +31,11 @@ log = logging.getLogger("leveret.rabbitmq")
 #: Longest wait before a queue that refuses is tried again (seconds); each refusal for want of a permission, and each of
 #: what is too large, closes the channel that all publish on.
 _LONGEST = 5.0
-_RARELY = 60.0
+RARELY = 60.0
 #: A retry that its queue has no room for waits so long on a delay queue, until there is room (seconds).
 _ASIDE = 1.0
 #: How often it is logged that outcomes are held still (seconds).
-_REMIND = 60.0
+REMIND = 60.0
 
 
 class Target:
@@ -95,7 +95,7 @@ class Holding:
             async with target.turn:
                 for pause in backoff(longest=_LONGEST):
                     self._say(name, target, delivery, error)
-                    await asyncio.sleep(_RARELY if isinstance(error, (TaskTooLarge, BrokerRefused)) else pause)
+                    await asyncio.sleep(RARELY if isinstance(error, (TaskTooLarge, BrokerRefused)) else pause)
                     if not session.holds(delivery.tag):
                         return
                     try:
@@ -117,7 +117,7 @@ class Holding:
     def _say(self, name: str, target: Target, delivery: Delivery, error: LeveretError) -> None:
         """Once, and then now and then, however many they are."""
         now = asyncio.get_running_loop().time()
-        if now - target.told_at < _REMIND:
+        if now - target.told_at < REMIND:
             return
         target.told_at = now
         others = len(target.held) - 1

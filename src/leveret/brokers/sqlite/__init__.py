@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from leveret.brokers.sqlite.broker import (
-    SQLiteBroker,
-)
+from leveret.brokers.sqlite.broker import SQLiteBroker
 
-__all__ = [
-    "SQLiteBroker",
-]
+__all__ = ["SQLiteBroker"]

@@ -41,13 +41,13 @@ class SQLiteBroker:
         self._path = path.absolute()
         self._timeout = timeout
         self._deadlines = Deadlines(timeout)
-        self._bells = WakeUps(self._path.resolve())
-        self._writer = Writer(self._path, self._bells, timeout=timeout, keep=keep)
+        self._wake_ups = WakeUps(self._path.resolve())
+        self._writer = Writer(self._path, self._wake_ups, timeout=timeout, keep=keep)
         self._settling = Settling(self._writer)
-        self.queues = SQLiteQueues(self._writer, self._bells)
-        self.statuses = SQLiteStatuses(self._writer, self._bells)
-        self.dead_letters = SQLiteDeadLetters(self._writer, self._bells)
-        self.control = SQLiteControl(self._writer, self._bells)
+        self.queues = SQLiteQueues(self._writer, self._wake_ups)
+        self.statuses = SQLiteStatuses(self._writer, self._wake_ups)
+        self.dead_letters = SQLiteDeadLetters(self._writer, self._wake_ups)
+        self.control = SQLiteControl(self._writer, self._wake_ups)
         self._queues: dict[str, Queue] = {}
         self._consumers: set[SQLiteConsumer] = set()
 
@@ -105,7 +105,7 @@ class SQLiteBroker:
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
     ) -> AsyncGenerator[SQLiteConsumer]:
-        consumer = SQLiteConsumer(self._writer, self._bells, queues, credit, describe)
+        consumer = SQLiteConsumer(self._writer, self._wake_ups, queues, credit, describe)
         await self._start(consumer)
         self._consumers.add(consumer)
         try:
@@ -118,13 +118,14 @@ class SQLiteBroker:
         """Register it; a file that another process keeps locked is waited for, as a broker that is away."""
         for pause in backoff():
             try:
-                return await consumer.start()
+                await consumer.start()
             except BrokerUnavailable as error:
                 log.warning("%s; trying again in %.1f s", error, pause)
+                await asyncio.sleep(pause)
             except OSError as error:
                 raise translate(error, self._path) from error
-            await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
+            else:
+                return
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         by_lease: dict[Lease, list[Settlement]] = {}

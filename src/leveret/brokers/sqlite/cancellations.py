@@ -34,12 +34,12 @@ MARKED = (
 
 
 class Cancellations(Statements):
-    """``ring``: told of each consumer that has something to see."""
+    """``wake``: told of each consumer that has something to see."""
 
-    def __init__(self, records: Records, ring: Callable[[int], object]) -> None:
+    def __init__(self, records: Records, wake: Callable[[int], object]) -> None:
         super().__init__(records.database)
         self._records = records
-        self._ring = ring
+        self._wake = wake
 
     def cancel(self, id_: str) -> Status | None:
         """Take a task that waits out of its queue, or leave its worker a mark."""
@@ -59,7 +59,7 @@ class Cancellations(Statements):
             holders = []
         for holder in holders:
             self.execute("INSERT OR REPLACE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder, id_, now)
-            self._ring(holder)
+            self._wake(holder)
         return known
 
     def marks(self, consumer: int) -> list[CancelRequest]:

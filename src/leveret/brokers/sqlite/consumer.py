@@ -1,4 +1,4 @@
-"""Taking from the file: registered with a bell, woken when something is dealt, watching over the other consumers."""
+"""Taking from the file: registered with a wake-up, woken when something is dealt, watching over the other consumers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.inbox import Inbox
-from leveret.brokers.sqlite.problems import translate
-from leveret.brokers.sqlite.trouble import Trouble, listening
+from leveret.brokers.sqlite.problems import Trouble, translate
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.brokers.sqlite.writer import call_soon
 from leveret.errors import BrokerError, StoreError
 from leveret.model import Delivery, Queue
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.sqlite")
 
-#: How often a consumer looks whether another one died, or a ring was lost with its ringer (seconds).
+#: How often a consumer looks whether another one died, or was not woken because who would have done it died (seconds).
 ROUND = 0.5
 
 
 class Lease:
     """A consumer's right to what it was dealt. It ends with the consumer, never by time."""
 
-    def __init__(self, consumer: int, bell: str | None = None) -> None:
+    def __init__(self, consumer: int, wake_up: str | None = None) -> None:
         self.consumer = consumer
-        self.bell = bell
+        self.wake_up = wake_up
         self.held = True
         #: How many deliveries are out under it, and where those are that nobody has read yet.
         self.unsettled = 0
@@ -51,17 +51,17 @@ class Lease:
 
 
 class _Registration:
-    """A consumer's place in the file: its number, its bell, its credit for each of its queues."""
+    """A consumer's place in the file: its number, its wake-up, its credit for each of its queues."""
 
     def __init__(
-        self, writer: Writer, bells: WakeUps, queues: Sequence[Queue], credit: int | None, *, describes: bool
+        self, writer: Writer, wake_ups: WakeUps, queues: Sequence[Queue], credit: int | None, *, describes: bool
     ) -> None:
         self._writer = writer
-        self._bells = bells
+        self._wake_ups = wake_ups
         self._queues = queues
         self._credit = credit
         self._describes = describes
-        self._bell: Listener | None = None
+        self._wake_up: Listener | None = None
         #: Somebody has removed it.
         self.gone = False
         self.lease = Lease(0)
@@ -69,39 +69,39 @@ class _Registration:
 
     @property
     def is_made(self) -> bool:
-        return self._bell is not None
+        return self._wake_up is not None
 
     async def make(
         self,
-        rung: Callable[[], object],
+        woken: Callable[[], object],
         receiver: Receiver,
         in_background: Callable[[Coroutine[object, object, None]], None],
     ) -> None:
         """Register; from now on tasks are dealt to this consumer."""
-        registered = await sweep(self._writer, self._bells)
-        self._bells.clear(registered)
-        bell = listening(self._bells, rung, self._writer)
+        registered = await sweep(self._writer, self._wake_ups)
+        self._wake_ups.clear(registered)
+        wake_up = listening(self._wake_ups, woken, self._writer.path)
         try:
             number = await self._writer.do(
                 lambda store: store.registrations.register(
-                    bell.name, self._queues, self._credit, receiver, describes=self._describes
+                    wake_up.name, self._queues, self._credit, receiver, describes=self._describes
                 )
             )
         except asyncio.CancelledError:
             # It may be done all the same, and nobody would ever know its number.
-            in_background(self._take_back(bell))
+            in_background(self._take_back(wake_up))
             raise
         except BaseException:
-            bell.take_down()
+            wake_up.remove()
             raise
-        self._bell, self.lease = bell, Lease(number, bell.name)
+        self._wake_up, self.lease = wake_up, Lease(number, wake_up.name)
 
-    async def _take_back(self, bell: Listener) -> None:
+    async def _take_back(self, wake_up: Listener) -> None:
         try:
             with suppress(BrokerError):  # then it is somebody's next round
-                await self._writer.do(lambda store: store.registrations.take_back(bell.name))
+                await self._writer.do(lambda store: store.registrations.take_back(wake_up.name))
         finally:
-            bell.take_down()
+            wake_up.remove()
 
     async def set_credit(self, credit: int) -> None:
         await self._writer.do(lambda store: store.registrations.set_credit(self.lease.consumer, credit))
@@ -115,25 +115,25 @@ class _Registration:
         await self._writer.do(lambda store: store.registrations.look(self.lease.consumer))
 
     async def look_around(self) -> None:
-        """Look as ever, and at the others. By what is registered: of a dead one the bell's file may be gone too."""
+        """Look as ever, and at the others. By what is registered: the pipe of a dead one may be gone too."""
         with suppress(OSError):  # the next round tries again
-            if self._bell is not None:
-                self._bell.see_to()
+            if self._wake_up is not None:
+                self._wake_up.see_to()
         registered = await self._writer.do(lambda store: store.registrations.look_around(self.lease.consumer))
         with suppress(BrokerError, OSError):
-            await bury(self._writer, self._bells, [one for one in registered if one[0] != self.lease.consumer])
+            await bury(self._writer, self._wake_ups, [one for one in registered if one[0] != self.lease.consumer])
 
     async def leave(self) -> None:
         await self._writer.do(lambda store: store.registrations.leave(self.lease.consumer))
 
-    def let_go_of_bell(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.take_down()
+    def remove_wake_up(self) -> None:
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up is not None:
+            wake_up.remove()
 
 
 class _Rounds:
-    """When to look at the file: when the bell rings, when a task is due, and in each round at the latest."""
+    """When to look at the file: when it is woken, when a task is due, and in each round at the latest."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -184,13 +184,13 @@ class SQLiteConsumer:
     def __init__(
         self,
         writer: Writer,
-        bells: WakeUps,
+        wake_ups: WakeUps,
         queues: Sequence[Queue],
         credit: int | None,
         describe: Describe | None = None,
     ) -> None:
         self._writer = writer
-        self._registration = _Registration(writer, bells, queues, credit, describes=describe is not None)
+        self._registration = _Registration(writer, wake_ups, queues, credit, describes=describe is not None)
         self._describe = describe
         #: Who asks what it does, and was told.
         self._askers: frozenset[int] = frozenset()
@@ -260,11 +260,11 @@ class SQLiteConsumer:
         await asyncio.gather(*self._background, return_exceptions=True)
         try:
             await self._registration.leave()
-        except StoreError as error:  # if it can be used again, whoever looks finds a bell that nobody holds
+        except StoreError as error:  # if it can be used again, whoever looks finds a wake-up that nobody holds
             log.warning("this consumer ends without its file: %s", error)
         finally:
             self._rounds.stop()
-            self._registration.let_go_of_bell()
+            self._registration.remove_wake_up()
 
     def _receive(self, dealt: Dealt | None) -> None:
         """In the writer's thread."""
@@ -321,7 +321,7 @@ class SQLiteConsumer:
             self._trouble.end()
 
     async def _renew(self) -> None:
-        """Somebody removed this living consumer (its bell was deleted): what it had may run twice. Begin anew."""
+        """Somebody removed this living consumer (its pipe was deleted): what it had may run twice. Begin anew."""
         if not self._trouble.lasts:
             log.error(
                 "this consumer's registration is gone: the file, or the folder beside it, was deleted or replaced; "
@@ -329,7 +329,7 @@ class SQLiteConsumer:
             )
         self._registration.lease.held = False
         self._rounds.stop()
-        self._registration.let_go_of_bell()
+        self._registration.remove_wake_up()
         if self._stopped:
             return
         try:
@@ -360,21 +360,21 @@ class SQLiteConsumer:
         task.add_done_callback(self._background.discard)
 
 
-async def sweep(writer: Writer, bells: WakeUps) -> frozenset[str]:
-    """Give the tasks of consumers whose processes died to the others; the bells that are registered."""
+async def sweep(writer: Writer, wake_ups: WakeUps) -> frozenset[str]:
+    """Give the tasks of consumers whose processes died to the others; the wake-ups that are registered, by name."""
     registered = await writer.do(lambda store: store.registrations.all())
-    await bury(writer, bells, registered)
+    await bury(writer, wake_ups, registered)
     await writer.do(lambda store: store.registrations.remove_lost())
-    return frozenset(bell for _, bell in registered if isinstance(bell, str))
+    return frozenset(wake_up for _, wake_up in registered if isinstance(wake_up, str))
 
 
-async def bury(writer: Writer, bells: WakeUps, registered: Iterable[tuple[int, object]]) -> None:
-    """Remove those of the consumers, given with their bells, whose processes died."""
+async def bury(writer: Writer, wake_ups: WakeUps, registered: Iterable[tuple[int, object]]) -> None:
+    """Remove those of the consumers, given with their wake-ups, whose processes died."""
     try:
-        dead = [(number, bell) for number, bell in registered if not bells.is_held(bell)]
+        dead = [(number, wake_up) for number, wake_up in registered if not wake_ups.is_held(wake_up)]
     except OSError as error:
         raise translate(error, writer.path) from error
     if dead:
         await writer.do(lambda store: store.registrations.remove_dead(dead))
-        for _, bell in dead:
-            bells.take_down(bell)
+        for _, wake_up in dead:
+            wake_ups.remove(wake_up)

@@ -43,7 +43,7 @@ class Dealing(Statements):
         super().__init__(database)
         self._undealt: set[int] = set()
         #: The consumers that have something to see.
-        self.rung: set[int] = set()
+        self.woken: set[int] = set()
 
     def deal(self, queues: Iterable[int]) -> None:
         """Hand ready tasks to the consumers with free credit, in turn: once, at the end of the transaction."""
@@ -72,7 +72,7 @@ class Dealing(Statements):
                 queue,
                 consumer,
             )
-            self.rung.add(consumer)
+            self.woken.add(consumer)
 
     def promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
@@ -117,7 +117,7 @@ class Dealing(Statements):
     def end(self) -> None:
         """The transaction has ended."""
         self._undealt.clear()
-        self.rung.clear()
+        self.woken.clear()
 
 
 def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]], list[int]]:

@@ -30,9 +30,9 @@ log = logging.getLogger("leveret.sqlite")
 class _File:
     """A file that may not be there yet: a question must not make it."""
 
-    def __init__(self, writer: Writer, bells: WakeUps) -> None:
+    def __init__(self, writer: Writer, wake_ups: WakeUps) -> None:
         self._writer = writer
-        self._bells = bells
+        self._wake_ups = wake_ups
 
     async def _look(self, work: Callable[[Store], T], nothing: T) -> T:
         """What is in the file; ``nothing`` where there is none."""
@@ -48,7 +48,7 @@ class _File:
         """Remove the consumers whose process is gone; whether there is a file."""
         if not self._writer.has_file:
             return False
-        await sweep(self._writer, self._bells)
+        await sweep(self._writer, self._wake_ups)
         return True
 
 
@@ -82,10 +82,10 @@ class SQLiteQueues(_File):
 class SQLiteStatuses(_File):
     """See `leveret.brokers.Statuses`."""
 
-    def __init__(self, writer: Writer, bells: WakeUps) -> None:
-        super().__init__(writer, bells)
-        self._watcher = Watcher(writer, bells)
-        self._overseer = Watcher(writer, bells)
+    def __init__(self, writer: Writer, wake_ups: WakeUps) -> None:
+        super().__init__(writer, wake_ups)
+        self._watcher = Watcher(writer, wake_ups)
+        self._overseer = Watcher(writer, wake_ups)
         #: Whether anybody wanted to know of every task when this program stored its last ones.
         self.is_watched = False
 
@@ -138,6 +138,6 @@ class SQLiteControl(_File):
         if not await self._sweep():
             return ()
         try:
-            return await ask(self._writer, self._bells)
+            return await ask(self._writer, self._wake_ups)
         except OSError as error:
             raise translate(error, self._writer.path) from error

@@ -1,8 +1,9 @@
-"""What SQLite and the file system refuse, as Leveret's errors: who may not do what to which file, and the remedy."""
+"""What SQLite and the file system refuse, as Leveret's errors, with the remedy; and as lines of the log."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 from typing import TYPE_CHECKING
@@ -13,9 +14,38 @@ from leveret.errors import BrokerError, BrokerUnavailable, StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
+log = logging.getLogger("leveret.sqlite")
 
 #: A disk with so much left is not full: what is written at once is less (bytes).
 _ROOM = 64 * 1024 * 1024
+
+
+class Trouble:
+    """What goes wrong for a while: said when it begins, and when it has ended, however often it is tried meanwhile.
+
+    ``what``: what cannot be done, as the log says it.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = ""
+
+    @property
+    def lasts(self) -> bool:
+        return bool(self._said)
+
+    def begin(self, error: Exception) -> None:
+        """It failed. Said once for each reason."""
+        text = str(error)
+        if text != self._said:
+            log.warning("%s, trying again until it works: %s", self._what, text)
+            self._said = text or type(error).__name__
+
+    def end(self) -> None:
+        """It works."""
+        if self._said:
+            log.warning("it works again, after: %s", self._what)
+            self._said = ""
 
 
 def is_locked(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Asking the consumers of a file what they do: a row for each that is asked, and bells both ways."""
+"""Asking the consumers of a file what they do: a row for each that is asked, and wake-ups both ways."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from leveret.brokers.sqlite.sql import Statements
-from leveret.brokers.sqlite.trouble import listening
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.model import WorkerReport, report_of
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ _WAIT = 1.0
 
 
 class Questions(Statements):
-    """The SQL. Used by `Store`, in its transactions. ``ring``: told of each consumer that has something to see."""
+    """The SQL. Used by `Store`, in its transactions. ``wake``: told of each consumer that has something to see."""
 
-    def __init__(self, database: sqlite3.Connection, ring: Callable[[int], object]) -> None:
+    def __init__(self, database: sqlite3.Connection, wake: Callable[[int], object]) -> None:
         super().__init__(database)
-        self._ring = ring
+        self._wake = wake
 
     def ask(self, asker: int) -> None:
         """Ask all consumers that describe themselves."""
@@ -35,7 +35,7 @@ class Questions(Statements):
             asker,
         ).fetchall()
         for (consumer,) in asked:
-            self._ring(consumer)
+            self._wake(consumer)
 
     def unanswered(self, consumer: int) -> frozenset[int]:
         """Who asks the consumer."""
@@ -45,7 +45,7 @@ class Questions(Statements):
     def answer(self, consumer: int, askers: Sequence[int], answer: bytes) -> None:
         for asker in askers:
             self.execute("UPDATE question SET answer = ? WHERE asker = ? AND consumer = ?", answer, asker, consumer)
-            self._ring(asker)
+            self._wake(asker)
 
     def answers(self, asker: int) -> list[bytes | None]:
         """One for each that is asked; None: it has not answered yet."""
@@ -55,27 +55,27 @@ class Questions(Statements):
     def gone(self, consumer: int) -> None:
         """A consumer or an asker has ended."""
         for (asker,) in self.execute("DELETE FROM question WHERE consumer = ? RETURNING asker", consumer).fetchall():
-            self._ring(asker)
+            self._wake(asker)
         self.execute("DELETE FROM question WHERE asker = ?", consumer)
 
 
-async def ask(writer: Writer, bells: WakeUps) -> Sequence[WorkerReport]:
+async def ask(writer: Writer, wake_ups: WakeUps) -> Sequence[WorkerReport]:
     """What the living consumers tell within a second."""
-    rung = asyncio.Event()
-    bell = listening(bells, rung.set, writer)
+    woken = asyncio.Event()
+    wake_up = listening(wake_ups, woken.set, writer.path)
     try:
-        asker, _ = await writer.do(lambda store: store.registrations.register_watcher(bell.name))
+        asker, _ = await writer.do(lambda store: store.registrations.register_watcher(wake_up.name))
         try:
             await writer.do(lambda store: store.questions.ask(asker))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WAIT):
                     while None in await writer.do(lambda store: store.questions.answers(asker)):
-                        await rung.wait()
-                        rung.clear()
+                        await woken.wait()
+                        woken.clear()
             answers = await writer.do(lambda store: store.questions.answers(asker))
         finally:
             await asyncio.shield(writer.do(lambda store: store.registrations.leave(asker)))
     finally:
-        bell.take_down()
+        wake_up.remove()
     reports = [report_of(answer) for answer in answers if answer is not None]
     return [report for report in reports if report is not None]

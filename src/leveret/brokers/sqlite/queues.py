@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from leveret.brokers.base import in_use
-from leveret.brokers.sqlite.capacity import ready_about
 from leveret.brokers.sqlite.rows import text
 from leveret.brokers.sqlite.sql import Statements
 from leveret.errors import QueueFull, QueueMismatch, QueueNotFound, StoreError
-from leveret.model import Envelope, Queue, QueueStats, Removed, purged
+from leveret.model import MIDDLE_PRIORITY, Envelope, Queue, QueueStats, Removed, purged
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Sequence
 
     from leveret.brokers.sqlite.dealing import Dealing
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 #: So many ready tasks of a queue are counted for a worker that asks whether it is too small: it takes the file's time.
 _COUNTED = 10_000
+#: Up to this limit of a queue, counting costs next to nothing; longer ones are not counted at each enqueue.
+_FEW = 1_000
+#: So many priorities are looked at; most queues have one.
+_PRIORITIES = 10
+_RANK = f"coalesce(priority, {MIDDLE_PRIORITY})"
+_COUNT = "SELECT count(*) FROM (SELECT 1 FROM task WHERE queue = ? AND state = 'ready' LIMIT ?)"
+_FIRST = (
+    f"SELECT {_RANK}, seq FROM task WHERE queue = ? AND state = 'ready' AND {_RANK} < ?"  # noqa: S608 - constants
+    f" ORDER BY {_RANK} DESC, seq LIMIT 1"
+)
+_LAST = f"SELECT max(seq) FROM task WHERE queue = ? AND state = 'ready' AND {_RANK} = ?"  # noqa: S608 - constants
 
 
 class Queues(Statements):
@@ -81,7 +92,7 @@ class Queues(Statements):
         if limit is not None:
             self._dealing.promote()
             self._dealing.deal_all()
-            ready = ready_about(self.database, queue, limit, len(mine))
+            ready = _ready_about(self.database, queue, limit, len(mine))
             if ready + len(mine) > limit:
                 raise QueueFull(
                     f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored", ids
@@ -132,7 +143,7 @@ class Queues(Statements):
         number = self.id_of(queue)
         self.execute("UPDATE queue SET paused = ? WHERE id = ?", paused, number)
         takers = self.execute("SELECT consumer FROM taker WHERE queue = ?", number).fetchall()
-        self._dealing.rung.update(consumer for (consumer,) in takers)
+        self._dealing.woken.update(consumer for (consumer,) in takers)
         self._dealing.deal([number])
 
     def clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
@@ -164,3 +175,25 @@ class Queues(Statements):
         ).fetchall()
         now = time.time()
         self._records.note([purged(status, now) for status in self._records.statuses(id_ for (id_,) in ids)])
+
+
+def _ready_about(database: sqlite3.Connection, queue: int, limit: int, more: int) -> int:
+    """How many are ready, no more than ``limit``; or a larger number, if there is room for ``more`` even so."""
+    if limit > _FEW:
+        most = _ready_at_most(database, queue)
+        if most is not None and most + more <= limit:
+            return most
+    return int(database.execute(_COUNT, (queue, limit)).fetchone()[0])
+
+
+def _ready_at_most(database: sqlite3.Connection, queue: int) -> int | None:
+    """By the ends of each priority's line: there are other tasks between them, so never fewer. None: too many lines."""
+    most, below = 0, float("inf")
+    for _ in range(_PRIORITIES):
+        first = database.execute(_FIRST, (queue, below)).fetchone()
+        if first is None:
+            return most
+        below, seq = first
+        (last,) = database.execute(_LAST, (queue, below)).fetchone()
+        most += last - seq + 1
+    return None

@@ -1,4 +1,4 @@
-"""What the consumers are told: those of this process in its memory, the others by their bells."""
+"""What the consumers are told: those of this process in its memory, the others by their wake-ups."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Letters(msgspec.Struct, frozen=True):
 
     #: To the consumers of this process; None: it is not registered any more.
     own: list[tuple[Receiver, Dealt | None]]
-    #: The bells of the other processes' consumers.
-    bells: list[str]
+    #: The wake-ups of the other processes' consumers, by name.
+    wake_ups: list[str]
 
 
 class Recipients(Statements):
@@ -83,18 +83,18 @@ class Recipients(Statements):
         self._dealing.deal_all()
         receivers = {**self._receivers, **self._joining}
         next_due = None
-        if not receivers.keys().isdisjoint(self._dealing.rung):
+        if not receivers.keys().isdisjoint(self._dealing.woken):
             next_due = self._dealing.promote()
             self._dealing.deal_all()
         own: list[tuple[Receiver, Dealt | None]] = []
-        bells: list[str] = []
-        for consumer in self._dealing.rung:
+        wake_ups: list[str] = []
+        for consumer in self._dealing.woken:
             receiver = receivers.get(consumer)
             if receiver is None:
-                bells.extend(bell for (bell,) in self.execute("SELECT bell FROM consumer WHERE id = ?", consumer))
+                wake_ups.extend(name for (name,) in self.execute("SELECT bell FROM consumer WHERE id = ?", consumer))
             else:
                 own.append((receiver, self._dealt(consumer, next_due)))
-        return Letters(own, bells)
+        return Letters(own, wake_ups)
 
     def _dealt(self, consumer: int, next_due: float | None) -> Dealt | None:
         """What the consumer was dealt since it was last told; None when it is not registered."""

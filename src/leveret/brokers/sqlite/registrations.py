@@ -1,4 +1,4 @@
-"""Which consumers there are: each has a number, a bell, and its credit for each of its queues."""
+"""Which consumers there are: each has a number, a wake-up, and its credit for each of its queues."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Registrations(Statements):
         self._registering: set[int] = set()
 
     def register(
-        self, bell: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver, *, describes: bool = False
+        self, wake_up: str, queues: Sequence[Queue], credit: int | None, receiver: Receiver, *, describes: bool = False
     ) -> int:
         """A new consumer of the queues, in this process; its number. ``describes``: it tells what it does if asked."""
         self._queues.declare(queues)
         self._number_anew()
-        inserted = self.execute("INSERT INTO consumer (bell, describes) VALUES (?, ?)", bell, describes)
+        inserted = self.execute("INSERT INTO consumer (bell, describes) VALUES (?, ?)", wake_up, describes)
         consumer = int(inserted.lastrowid or 0)
         self._recipients.join(consumer, receiver)
         self._registering.add(consumer)
@@ -68,10 +68,10 @@ class Registrations(Statements):
         self._dealing.deal(ids)
         return consumer
 
-    def register_watcher(self, bell: str) -> tuple[int, int]:
+    def register_watcher(self, wake_up: str) -> tuple[int, int]:
         """A consumer that takes nothing, and wants to know: its number, and that of the last change."""
         self._number_anew()
-        number = int(self.execute("INSERT INTO consumer (bell) VALUES (?)", bell).lastrowid or 0)
+        number = int(self.execute("INSERT INTO consumer (bell) VALUES (?)", wake_up).lastrowid or 0)
         self._registering.add(number)
         (last,) = self.execute("SELECT tick FROM clock").fetchone()
         return number, int(last)
@@ -99,16 +99,16 @@ class Registrations(Statements):
 
     def look(self, consumer: int) -> None:
         """Deal what has become due, and have the consumer told what it has and how things are."""
-        self._dealing.rung.add(consumer)
+        self._dealing.woken.add(consumer)
 
     def look_around(self, consumer: int) -> list[tuple[int, object]]:
-        """The same; every registered consumer and its bell."""
+        """The same; every registered consumer and its wake-up."""
         self.look(consumer)
         self._dealing.free_stuck()
         return self.all()
 
     def all(self) -> list[tuple[int, object]]:
-        """Every registered consumer and its bell."""
+        """Every registered consumer and its wake-up."""
         return self.execute("SELECT id, bell FROM consumer").fetchall()
 
     def leave(self, consumer: int) -> None:
@@ -118,14 +118,14 @@ class Registrations(Statements):
             self._own.discard(consumer)
             self.remove([consumer])
 
-    def take_back(self, bell: str) -> None:
+    def take_back(self, wake_up: str) -> None:
         """A registration of this process that nobody waits for any more: if it was made, it ends."""
-        for (consumer,) in self.execute("SELECT id FROM consumer WHERE bell = ?", bell).fetchall():
+        for (consumer,) in self.execute("SELECT id FROM consumer WHERE bell = ?", wake_up).fetchall():
             self.leave(consumer)
 
     def remove_dead(self, dead: Iterable[tuple[int, object]]) -> None:
-        """Those of the consumers, given with their bells, that are in this file: it may be another one by now."""
-        self.remove(number for number, bell in dead if self.is_registered(number, bell))
+        """Those of the consumers, given with their wake-ups, that are in this file: it may be another one by now."""
+        self.remove(number for number, wake_up in dead if self.is_registered(number, wake_up))
 
     def remove_lost(self) -> None:
         """Give back what belongs to consumers that are not registered: the file was mended, or meddled with."""
@@ -154,8 +154,8 @@ class Registrations(Statements):
             self.execute("DELETE FROM consumer WHERE id = ?", consumer)
         self._dealing.deal(queues)
 
-    def is_registered(self, consumer: int, bell: object) -> bool:
-        row = self.execute("SELECT 1 FROM consumer WHERE id = ? AND bell = ?", consumer, bell).fetchone()
+    def is_registered(self, consumer: int, wake_up: object) -> bool:
+        row = self.execute("SELECT 1 FROM consumer WHERE id = ? AND bell = ?", consumer, wake_up).fetchone()
         return row is not None
 
     def _number_anew(self) -> None:

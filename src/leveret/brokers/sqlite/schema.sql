@@ -37,7 +37,7 @@ CREATE INDEX task_delayed ON task (due) WHERE state = 'delayed';
 CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
 
--- A living consumer holds its bell, a named pipe, open; the kernel closes it when the process dies.
+-- A living consumer holds its wake-up, a named pipe, open; the kernel closes it when the process dies.
 CREATE TABLE consumer (
     id        INTEGER PRIMARY KEY AUTOINCREMENT,
     bell      TEXT NOT NULL UNIQUE,
@@ -64,7 +64,7 @@ CREATE TABLE record (
 CREATE INDEX record_at ON record (at);
 CREATE INDEX record_change ON record (change);
 
--- Who wants to know of which task: its bell is rung.
+-- Who wants to know of which task: it is woken.
 CREATE TABLE watch (
     task      TEXT NOT NULL,          -- '': every task
     consumer  INTEGER NOT NULL,

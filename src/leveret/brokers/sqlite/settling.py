@@ -135,7 +135,7 @@ class Settling:
         """The tokens that were the lease's still. While the file is away, nobody else can take what it holds."""
         while lease.held:
             try:
-                return await self._writer.do(partial(settle, consumer=lease.consumer, bell=lease.bell))
+                return await self._writer.do(partial(settle, consumer=lease.consumer, wake_up=lease.wake_up))
             except FileAway:
                 if self._finishing.is_set():
                     raise

@@ -38,14 +38,14 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Watches(Statements):
-    """Who wants to know of which tasks. ``ring``: told of each consumer that has something to see."""
+    """Who wants to know of which tasks. ``wake``: told of each consumer that has something to see."""
 
-    def __init__(self, database: sqlite3.Connection, ring: Callable[[int], object]) -> None:
+    def __init__(self, database: sqlite3.Connection, wake: Callable[[int], object]) -> None:
         super().__init__(database)
-        self._ring = ring
+        self._wake = wake
 
     def add(self, consumer: int, ids: Sequence[str]) -> None:
-        """Have the consumer's bell rung when one of these changes."""
+        """Have the consumer woken when one of these changes."""
         self.database.executemany(
             "INSERT OR IGNORE INTO watch (task, consumer) VALUES (?, ?)", [(id_, consumer) for id_ in ids]
         )
@@ -80,7 +80,7 @@ class Watches(Statements):
             return
         for id_ in (EVERY, *(update.id for update in updates)):
             for (consumer,) in self.execute("SELECT consumer FROM watch WHERE task = ?", id_).fetchall():
-                self._ring(consumer)
+                self._wake(consumer)
 
     def remove_all(self, consumer: int) -> None:
         self.execute("DELETE FROM watch WHERE consumer = ?", consumer)

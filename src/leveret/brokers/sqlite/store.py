@@ -1,7 +1,7 @@
 """The SQL: what each operation does to the file, inside a transaction that its caller holds.
 
 Used by one thread (`writer`). It asks for the letters (`recipients`) before it commits: what the consumers of this
-process were dealt is read in the transaction that dealt it, and those of other processes are rung after the commit.
+process were dealt is read in the transaction that dealt it, and those of other processes are woken after the commit.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Store(Statements):
         super().__init__(database)
         self._keep = keep
         self.dealing = dealing = Dealing(database)
-        ring = dealing.rung.add
-        self.watches = Watches(database, ring)
+        wake = dealing.woken.add
+        self.watches = Watches(database, wake)
         self.records = Records(self.watches)
-        self.cancellations = Cancellations(self.records, ring)
-        self.questions = Questions(database, ring)
+        self.cancellations = Cancellations(self.records, wake)
+        self.questions = Questions(database, wake)
         self.queues = Queues(dealing, self.records, self.watches, {} if declared is None else declared)
         self.dead_letters = DeadLetters(dealing, self.queues, self.records)
         self.recipients = Recipients(dealing, self.cancellations, self.questions)
@@ -122,10 +122,10 @@ class Store(Statements):
         return list(dict.fromkeys([*stored, *repeated(ids)]))
 
     def settle(
-        self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = (), *, bell: str | None = None
+        self, consumer: int, settled: Sequence[Settled], updates: Sequence[Status] = (), *, wake_up: str | None = None
     ) -> set[int]:
         """Record outcomes and deal again; the tokens that were this consumer's still."""
-        if bell is not None and not self.registrations.is_registered(consumer, bell):
+        if wake_up is not None and not self.registrations.is_registered(consumer, wake_up):
             return set()  # another file has come, where the number is nobody's or another's
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
         ended = self.execute(_SUCCEED, consumer, array(done)).fetchall() if done else []

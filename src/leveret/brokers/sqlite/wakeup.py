@@ -1,10 +1,10 @@
-"""Doorbells between processes: named pipes beside the database file.
+"""Wake-ups between processes: named pipes beside the database file.
 
-A consumer holds its bell open. Whoever has a task for it writes a byte, and its event loop wakes: no polling. That
-the kernel closes a dead process's pipes is also how the others know that it died: opening a bell that nobody reads
+A consumer holds its pipe open. Whoever has a task for it writes a byte, and its event loop wakes: no polling. That
+the kernel closes a dead process's pipes is also how the others know that it died: opening a pipe that nobody reads
 fails with ENXIO. So a consumer is alive exactly as long as its process, with no timeout to tune.
 
-Other processes' bells are named by the database, which others may write to. So a name is checked, no link is followed,
+Other processes' pipes are named by the database, which others may write to. So a name is checked, no link is followed,
 and nothing is opened or deleted that is not a named pipe.
 """
 
@@ -22,6 +22,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeGuard
 
+from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.sharing import follow
 from leveret.errors import StoreError
 
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.sqlite")
 
-#: A bell that is not registered after so long never will be (seconds).
+#: A pipe that is not registered after so long never will be (seconds).
 _OLD = 60.0
 _NAME = re.compile(r"[0-9a-f]{16}")
-#: What opening a bell fails with that nobody holds, is not there, or is a link.
+#: What opening a pipe fails with that nobody holds, is not there, or is a link.
 _NOBODY = frozenset({errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class WakeUps:
-    """The folder of a database's bells. It and they may be used by whoever may use the database."""
+    """The folder of a database's wake-ups. It and they may be used by whoever may use the database."""
 
     def __init__(self, database: Path) -> None:
         self.beside(database)
@@ -51,8 +52,8 @@ class WakeUps:
         self._database = database
         self._folder = database.with_name(f"{database.name}-consumers")
 
-    def hang(self, name: str | None = None) -> Bell:
-        """A bell, new if it has no name yet, held open until it is taken down or this process ends."""
+    def make(self, name: str | None = None) -> WakeUp:
+        """A wake-up, new if it has no name yet, held open until it is removed or this process ends."""
         name = name or secrets.token_hex(8)
         with suppress(FileExistsError):
             self._folder.mkdir(mode=0o700)
@@ -67,31 +68,31 @@ class WakeUps:
                 os.unlink(name, dir_fd=folder)
                 raise
             follow(reader, database)
-            # Our own writer keeps the pipe from reporting its end each time another process has rung and gone.
+            # Our own writer keeps the pipe from reporting its end each time another process has written and gone.
             writer = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
-        return Bell(self._folder / name, reader, writer)
+        return WakeUp(self._folder / name, reader, writer)
 
-    def follow_database(self, bell: Bell) -> None:
-        """Its mode and group may have been changed since the folder and the bell were made."""
+    def follow_database(self, wake_up: WakeUp) -> None:
+        """Its mode and group may have been changed since the folder and the pipe were made."""
         database = self._state()
         with self._opened() as folder:
             follow(folder, database)
-        follow(bell.reader, database)
+        follow(wake_up.reader, database)
 
-    def ring(self, name: object) -> None:
+    def wake(self, name: object) -> None:
         """Wake a consumer. One that is dead is somebody's next sweep."""
         with suppress(OSError):
-            bell = self._open(name)
-            if bell is not None:
+            pipe = self._open(name)
+            if pipe is not None:
                 try:
-                    os.write(bell, b"!")
+                    os.write(pipe, b"!")
                 finally:
-                    os.close(bell)
+                    os.close(pipe)
 
     def is_held(self, name: object) -> bool:
-        """Whether the bell's process lives. One that this user may not open does, for all that is known."""
+        """Whether the process that made it lives. One that this user may not open does, for all that is known."""
         try:
-            bell = self._open(name)
+            pipe = self._open(name)
         except PermissionError as error:
             self._tell_closed(str(name), error)
             return True
@@ -99,13 +100,13 @@ class WakeUps:
             if error.errno in _NOBODY:
                 return False
             raise
-        if bell is None:
+        if pipe is None:
             return False
-        os.close(bell)
+        os.close(pipe)
         return True
 
     def clear(self, registered: Container[str]) -> None:
-        """Remove bells that nobody registered: their processes died before they could. It looks at each file."""
+        """Remove those that nobody registered: their processes died before they could. It looks at each file."""
         before = time.time() - _OLD
         with suppress(OSError), self._opened() as folder:  # the next one that begins tries again
             for name in os.listdir(folder):  # noqa: PTH208 - by its descriptor
@@ -115,7 +116,7 @@ class WakeUps:
                 if is_old and not _is_read(name, folder):
                     os.unlink(name, dir_fd=folder)
 
-    def take_down(self, name: object) -> None:
+    def remove(self, name: object) -> None:
         if not _is_name(name):
             return
         with suppress(FileNotFoundError, NotADirectoryError), self._opened() as folder:
@@ -123,17 +124,17 @@ class WakeUps:
                 os.unlink(name, dir_fd=folder)
 
     def _open(self, name: object) -> int | None:
-        """To write to; None: what the database names is no bell."""
+        """To write to; None: what the database names is no wake-up."""
         if not _is_name(name):
             return None
         with self._opened() as folder:
             # Before it is opened: opening alone does something to a device.
             if not _is_pipe(name, folder):
                 return None
-            bell = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
-        if stat.S_ISFIFO(os.fstat(bell).st_mode):
-            return bell
-        os.close(bell)
+            pipe = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+        if stat.S_ISFIFO(os.fstat(pipe).st_mode):
+            return pipe
+        os.close(pipe)
         return None
 
     @contextmanager
@@ -160,7 +161,7 @@ class WakeUps:
             return None
 
     def _check(self, folder: int, database: os.stat_result | None) -> None:
-        """In a folder that others may write to, anybody could have made it beforehand: and would own the bells."""
+        """In a folder that others may write to, anybody could have made it beforehand: and would own the pipes."""
         state = os.fstat(folder)
         owners = {0, os.geteuid()}
         if database is not None:
@@ -183,8 +184,8 @@ class WakeUps:
             )
 
 
-class Bell:
-    """A bell that this process holds."""
+class WakeUp:
+    """A wake-up that this process holds: a named pipe that is open."""
 
     def __init__(self, path: Path, reader: int, writer: int) -> None:
         self.name = path.name
@@ -193,13 +194,13 @@ class Bell:
         self._let_go = weakref.finalize(self, _close, reader, writer)
         _held.add(self)
 
-    def hush(self) -> None:
-        """Forget the rings so far."""
+    def drain(self) -> None:
+        """Read what was written so far."""
         with suppress(BlockingIOError):
             os.read(self.reader, 65_536)
 
     @property
-    def hangs(self) -> bool:
+    def is_there(self) -> bool:
         """Whether it, and no other file, is where others look for it."""
         try:
             found = self._path.lstat()
@@ -207,8 +208,8 @@ class Bell:
             return False
         return os.path.samestat(found, os.fstat(self.reader))
 
-    def take_down(self) -> None:
-        if self.hangs:
+    def remove(self) -> None:
+        if self.is_there:
             with suppress(FileNotFoundError):
                 self._path.unlink()
         self.let_go()
@@ -219,44 +220,52 @@ class Bell:
 
 
 class Listener:
-    """A bell that is heard on the running loop: ``rung`` is called there."""
+    """A wake-up that is heard on the running loop: ``woken`` is called there."""
 
-    def __init__(self, bells: WakeUps, rung: Callable[[], object]) -> None:
-        self._bells = bells
-        self._rung = rung
+    def __init__(self, wake_ups: WakeUps, woken: Callable[[], object]) -> None:
+        self._wake_ups = wake_ups
+        self._woken = woken
         self._loop = asyncio.get_running_loop()
-        self._bell = bells.hang()
-        self._loop.add_reader(self._bell.reader, self._hear)
+        self._wake_up = wake_ups.make()
+        self._loop.add_reader(self._wake_up.reader, self._hear)
 
     @property
     def name(self) -> str:
-        return self._bell.name
+        return self._wake_up.name
 
     def see_to(self) -> None:
         """Hang it again if somebody deleted it: whoever looks for it next takes this process for dead."""
-        if not self._bell.hangs:
-            bell = self._bells.hang(self.name)
+        if not self._wake_up.is_there:
+            wake_up = self._wake_ups.make(self.name)
             self._stop_listening()
-            self._bell.let_go()
-            self._bell = bell
-            self._loop.add_reader(bell.reader, self._hear)
-        self._bells.follow_database(self._bell)
+            self._wake_up.let_go()
+            self._wake_up = wake_up
+            self._loop.add_reader(wake_up.reader, self._hear)
+        self._wake_ups.follow_database(self._wake_up)
 
-    def take_down(self) -> None:
+    def remove(self) -> None:
         self._stop_listening()
-        self._bell.take_down()
+        self._wake_up.remove()
 
     def let_go(self) -> None:
         """As the process's death would."""
         self._stop_listening()
-        self._bell.let_go()
+        self._wake_up.let_go()
 
     def _stop_listening(self) -> None:
-        self._loop.remove_reader(self._bell.reader)
+        self._loop.remove_reader(self._wake_up.reader)
 
     def _hear(self) -> None:
-        self._bell.hush()
-        self._rung()
+        self._wake_up.drain()
+        self._woken()
+
+
+def listening(wake_ups: WakeUps, woken: Callable[[], object], path: Path) -> Listener:
+    """A wake-up of one's own. Raises StoreError if this user cannot have one beside the file."""
+    try:
+        return Listener(wake_ups, woken)
+    except OSError as error:
+        raise translate(error, path) from error
 
 
 def _is_name(name: object) -> TypeGuard[str]:
@@ -284,13 +293,13 @@ def _close(*descriptors: int) -> None:
 
 
 #: Of this process.
-_held: weakref.WeakSet[Bell] = weakref.WeakSet()
+_held: weakref.WeakSet[WakeUp] = weakref.WeakSet()
 
 
 def _close_in_forked_child() -> None:
-    """A forked child that kept the bells would make its dead parent look alive."""
-    for bell in list(_held):
-        bell.let_go()
+    """A forked child that kept the pipes would make its dead parent look alive."""
+    for wake_up in list(_held):
+        wake_up.let_go()
 
 
 # Once: what is registered here can't be taken back.

@@ -1,4 +1,4 @@
-"""Following tasks in the file: one bell for all that a program follows, rung when one of them changes."""
+"""Following tasks in the file: one wake-up for all that a program follows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leveret.brokers.feeds import F, Feed, Feeds, Following, Watch
-from leveret.brokers.sqlite.trouble import Trouble, listening
+from leveret.brokers.sqlite.problems import Trouble
+from leveret.brokers.sqlite.wakeup import listening
 from leveret.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.sqlite")
 
-#: A ring that was lost with its ringer is made up for after so long, at most (seconds).
+#: If who would have woken it has died, it looks after so long at most (seconds).
 _ROUND = 2.0
 #: How often it is looked whether there is a file by now (seconds).
 _LOOK = 0.2
@@ -32,12 +33,12 @@ _LOOK = 0.2
 class Watcher:
     """One program's feeds from the file."""
 
-    def __init__(self, writer: Writer, bells: WakeUps) -> None:
+    def __init__(self, writer: Writer, wake_ups: WakeUps) -> None:
         self._writer = writer
-        self._bells = bells
+        self._wake_ups = wake_ups
         self._feeds = Feeds()
         self._changing = asyncio.Lock()
-        self._bell: Listener | None = None
+        self._wake_up: Listener | None = None
         self._number = 0
         self._last = 0
         self._wake = asyncio.Event()
@@ -60,7 +61,7 @@ class Watcher:
                     await self._register()
                 self._listening = asyncio.create_task(self._listen())
             self._feeds.add(feed)
-            if self._bell is not None:
+            if self._wake_up is not None:
                 feed.notify(await self._watch(list(feed.ids)))
 
     async def close(self) -> None:
@@ -69,16 +70,16 @@ class Watcher:
             await self._let_go()
 
     async def _register(self) -> None:
-        """With a bell of its own: one under which it was removed may be taken down at any moment."""
-        bell = listening(self._bells, self._wake.set, self._writer)
+        """With a wake-up of its own: one under which it was removed may be removed too at any moment."""
+        wake_up = listening(self._wake_ups, self._wake.set, self._writer.path)
         try:
-            number, last = await self._writer.do(lambda store: store.registrations.register_watcher(bell.name))
+            number, last = await self._writer.do(lambda store: store.registrations.register_watcher(wake_up.name))
         except BaseException:
-            bell.take_down()
+            wake_up.remove()
             raise
-        if self._bell is not None:
-            self._bell.take_down()
-        self._bell, self._number, self._last = bell, number, last
+        if self._wake_up is not None:
+            self._wake_up.remove()
+        self._wake_up, self._number, self._last = wake_up, number, last
 
     async def _watch(self, ids: Sequence[str]) -> Sequence[Status]:
         number = self._number
@@ -89,7 +90,7 @@ class Watcher:
             ids = self._feeds.remove(feed)
             if not self._feeds:
                 await self._let_go()
-            if self._bell is None:
+            if self._wake_up is None:
                 return
             number = self._number
             with suppress(BrokerError):
@@ -100,10 +101,10 @@ class Watcher:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
             self._listening = None
-        bell, self._bell = self._bell, None
-        if bell is None:
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up is None:
             return
-        bell.take_down()
+        wake_up.remove()
         number = self._number
         with suppress(BrokerError):
             await self._writer.do(lambda store: store.registrations.leave(number))
@@ -119,10 +120,10 @@ class Watcher:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                if self._bell is None:
+                if self._wake_up is None:
                     await self._renew()
                 else:
-                    self._bell.see_to()
+                    self._wake_up.see_to()
                 news = await self._writer.do(partial(_changes, self._number, self._last, len(self._feeds.ids)))
                 if news is None:
                     await self._renew()

@@ -93,9 +93,9 @@ def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> 
 class Writer:
     """Runs requests in the order they come."""
 
-    def __init__(self, path: Path, bells: WakeUps, *, timeout: float, keep: float = KEEP) -> None:
+    def __init__(self, path: Path, wake_ups: WakeUps, *, timeout: float, keep: float = KEEP) -> None:
         self.path = path
-        self._bells = bells
+        self._wake_ups = wake_ups
         self._timeout = timeout
         self._keep = keep
         #: None: the end. `_LOOK`: another connection of this process has found that files were deleted.
@@ -204,8 +204,8 @@ class Writer:
         store.end(committed=True)
         for receive, dealt in letters.own:
             receive(dealt)
-        for name in letters.bells:
-            self._bells.ring(name)
+        for name in letters.wake_ups:
+            self._wake_ups.wake(name)
 
     def _begun(self) -> _Open:
         """The file that has the database's name now, in a transaction."""
@@ -252,7 +252,7 @@ class Writer:
                 self._leave(self._open, change)
         if self._open is None:
             database, identity = self._database()
-            self._bells.beside(identity.database)
+            self._wake_ups.beside(identity.database)
             store = Store(database, keep=self._keep, declared=self._declared)
             self._open = _Open(database, store, identity, _schema(database))
             self._was_open = True

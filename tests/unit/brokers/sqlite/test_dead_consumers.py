@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.wakeup import Bell, WakeUps
+from leveret.brokers.sqlite.wakeup import WakeUp, WakeUps
 from leveret.errors import BrokerUnavailable, LeaseLost
 from leveret.model import Succeeded
 from leveret.model.status import started
@@ -191,7 +191,7 @@ async def test_a_consumer_whose_bell_was_deleted_hangs_it_again(path: Path) -> N
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """That its bell was deleted is seen by others before the consumer looks for it."""
-    monkeypatch.setattr(Bell, "hangs", True)
+    monkeypatch.setattr(WakeUp, "is_there", True)
 
 
 @pytest.mark.usefixtures("unseen")
@@ -302,24 +302,24 @@ async def test_a_bell_without_a_registration_is_removed_when_it_is_old(path: Pat
         for bell in (left, young):
             os.mkfifo(bell)
         os.utime(left, (1.0, 1.0))
-        held = WakeUps(path).hang()
+        held = WakeUps(path).make()
         os.utime(folder(path) / held.name, (1.0, 1.0))
         async with broker.consume([WORK], credit=1):
             there = names(folder(path))
             assert "left" not in there
             assert {"young", held.name} <= set(there)
-        held.take_down()
+        held.remove()
 
 
 def test_bells_that_are_down_leave_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be done after a fork cannot be taken back, so it must not be one thing for each bell."""
     registered_: list[Any] = []
     monkeypatch.setattr(os, "register_at_fork", lambda **callbacks: registered_.append(callbacks))
-    held = [WakeUps(path).hang() for _ in range(3)]
-    left = [weakref.ref(bell) for bell in held]
-    for bell in held:
-        bell.take_down()
-    del bell, held
+    held = [WakeUps(path).make() for _ in range(3)]
+    left = [weakref.ref(one) for one in held]
+    for one in held:
+        one.remove()
+    del one, held
     gc.collect()
     assert registered_ == []
-    assert [bell() for bell in left] == [None] * 3
+    assert [one() for one in left] == [None] * 3

@@ -18,7 +18,7 @@ from leveret.brokers.sqlite.problems import translate
 from leveret.errors import StoreError
 from leveret.model import DeadLettered, Succeeded
 from leveret.testing.bench import batches_of
-from leveret.worker.intake import dead_already
+from leveret.worker.dispatch import dead_already
 from tests.support.waiting import until
 from tests.unit.brokers.sqlite.test_sqlite import WORK, content, counts, envelope, names, next_batch, opened
 

@@ -10,7 +10,7 @@ import pytest
 
 from leveret.brokers.sqlite import consumer as consumer_module
 from leveret.brokers.sqlite.consumer import Lease
-from leveret.brokers.sqlite.wakeup import Bell
+from leveret.brokers.sqlite.wakeup import WakeUp
 from leveret.errors import BrokerError, LeaseLost
 from leveret.model import DeadLettered, Retrying, Succeeded
 from leveret.model.status import settled
@@ -62,7 +62,7 @@ async def test_who_does_not_know_yet_that_it_lost_a_task_changes_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease looks held: only the file tells that the task is another one's, and that it has ended."""
-    monkeypatch.setattr(Bell, "hangs", True)  # it does not see that its bell was deleted
+    monkeypatch.setattr(WakeUp, "is_there", True)  # it does not see that its bell was deleted
     task = envelope()
     async with opened(path, WORK) as broker, opened(path) as other, broker.consume([WORK], credit=1) as consumer:
         await broker.publish([task])

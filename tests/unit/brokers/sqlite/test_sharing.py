@@ -333,9 +333,9 @@ def test_a_full_disk_says_so_and_breaks_nothing(path: Path) -> None:
 
 
 def test_bells_without_a_database_are_their_owners_alone(path: Path) -> None:
-    held = WakeUps(path).hang()
+    held = WakeUps(path).make()
     assert (mode(bells(path)), mode(bells(path) / held.name)) == (0o700, 0o600)
-    held.take_down()
+    held.remove()
 
 
 async def test_a_shared_file_counts_each_users_tasks(path: Path) -> None:

@@ -31,39 +31,39 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_bell_is_held_until_it_is_taken_down(path: Path) -> None:
     bells = WakeUps(path)
-    bell = bells.hang()
+    bell = bells.make()
     assert bells.is_held(bell.name)
-    bell.take_down()
+    bell.remove()
     assert not bells.is_held(bell.name)
     assert names(path.parent / "leveret.db-consumers") == []
 
 
 def test_a_bell_nobody_holds_hangs_until_it_is_taken_down(path: Path) -> None:
     bells = WakeUps(path)
-    name = bells.hang().name  # let go of at once
+    name = bells.make().name  # let go of at once
     gc.collect()
     assert not bells.is_held(name)
     assert names(path.parent / "leveret.db-consumers") == [name]
     for _ in range(2):
-        bells.take_down(name)
+        bells.remove(name)
         assert names(path.parent / "leveret.db-consumers") == []
 
 
 def test_ringing_wakes_and_hushing_forgets(path: Path) -> None:
     bells = WakeUps(path)
-    bell = bells.hang()
+    bell = bells.make()
     assert not is_ringing(bell.reader)
-    bells.ring(bell.name)
+    bells.wake(bell.name)
     assert is_ringing(bell.reader)
-    bell.hush()
+    bell.drain()
     assert not is_ringing(bell.reader)
     fill(path.with_name("leveret.db-consumers") / bell.name)
-    bells.ring(bell.name)
+    bells.wake(bell.name)
     assert is_ringing(bell.reader)
-    bell.hush()
+    bell.drain()
     assert not is_ringing(bell.reader)
-    bell.hush()
-    bell.take_down()
+    bell.drain()
+    bell.remove()
 
 
 def fill(pipe: Path) -> None:
@@ -81,10 +81,10 @@ def is_ringing(reader: int) -> bool:
 
 def test_ringing_where_nobody_is_does_nothing(path: Path) -> None:
     bells = WakeUps(path)
-    bells.ring("nobody")
-    name = bells.hang().name
+    bells.wake("nobody")
+    name = bells.make().name
     gc.collect()
-    bells.ring(name)
+    bells.wake(name)
     assert not bells.is_held(name)
 
 
@@ -93,7 +93,7 @@ import os, signal, sys
 from pathlib import Path
 from leveret.brokers.sqlite.wakeup import WakeUps
 
-bell = WakeUps(Path(sys.argv[1])).hang()
+bell = WakeUps(Path(sys.argv[1])).make()
 child = os.fork()
 if child == 0:
     os.read(0, 1)  # lives until the test ends

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from leveret.brokers.rabbitmq.amqp.confirm_channel import ConfirmChannel
-from leveret.brokers.rabbitmq.amqp.confirm_tracker import SILENCE, Limits, PublishCall
+from leveret.brokers.rabbitmq.amqp.confirm_channel import SILENCE, ConfirmChannel, Limits, PublishCall
 from leveret.brokers.rabbitmq.amqp.connections import Properties
 from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming, acks, nack
 from leveret.brokers.rabbitmq.amqp.hosts import Hosts
-from leveret.brokers.rabbitmq.amqp.message import PERSISTENT, Fit, Message
+from leveret.brokers.rabbitmq.amqp.message import PERSISTENT, Message
 from leveret.brokers.rabbitmq.amqp.sanitize import UNREADABLE, Content, content_of, field, marshal
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "UNREADABLE",
     "ConfirmChannel",
     "Content",
-    "Fit",
     "Hosts",
     "Incoming",
     "Limits",

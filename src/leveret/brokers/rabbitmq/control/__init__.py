@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from leveret.brokers.rabbitmq.control.bus import (
-    CANCELLING,
-    PAUSING,
-    ControlBus,
-    Listening,
-    Report,
-    Signal,
-)
-from leveret.brokers.rabbitmq.control.cancel_log import (
-    CancelLog,
-    RabbitMQControl,
-)
-from leveret.brokers.rabbitmq.control.dead_letters import (
-    RabbitMQDeadLetters,
-)
-from leveret.brokers.rabbitmq.control.queues import (
-    RabbitMQQueues,
-)
+from leveret.brokers.rabbitmq.control.bus import CANCELLING, PAUSING, ControlBus, Listening, Report, Signal
+from leveret.brokers.rabbitmq.control.cancel_log import CancelLog, RabbitMQControl
+from leveret.brokers.rabbitmq.control.dead_letters import RabbitMQDeadLetters
+from leveret.brokers.rabbitmq.control.queues import RabbitMQQueues
 
 __all__ = [
     "CANCELLING",

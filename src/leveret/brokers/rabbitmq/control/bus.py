@@ -120,7 +120,7 @@ class ControlBus:
             properties = question.header.properties
             if properties.reply_to:
                 answer = report()
-                if describe is not None and _asks_for_workers(question.body):
+                if describe is not None and asks_for_workers(question.body):
                     answer = msgspec.structs.replace(answer, worker=describe())
                 body = msgspec.json.encode(answer)
                 reply = amqp.Properties(correlation_id=properties.correlation_id, delivery_mode=1)
@@ -260,6 +260,6 @@ async def _asking(connection: amqp.Connection, body: bytes, take: Callable[[Repo
         await amqp.close_channel(channel)
 
 
-def _asks_for_workers(body: bytes) -> bool:
+def asks_for_workers(body: bytes) -> bool:
     question = decoded(_decode_question, body)
     return question is not None and (question.v, question.kind) == (NOTICE_VERSION, WORKERS)

@@ -12,7 +12,6 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
 from leveret.brokers.rabbitmq.queues import (
     DELAY_STEPS,
-    ReadyCounter,
     dead_queue,
     delay_queue,
     delete_queue,
@@ -98,6 +97,29 @@ class RabbitMQQueues:
             raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
         return msgspec.structs.replace(removed, kept=whole and bool(consumers))
+
+
+class ReadyCounter:
+    """What is ready, asked again and again: on one channel that is kept, as each one opened leaves a trace.
+
+    Not for two questions at once.
+    """
+
+    def __init__(self) -> None:
+        self._channel: amqp.Channel | None = None
+
+    async def count(self, connection: amqp.Connection, names: Sequence[str]) -> int:
+        """All queues together; one that is not there has none. Raises what aio-pika raises."""
+        return sum([await self._ready(connection, name) for name in names])
+
+    async def _ready(self, connection: amqp.Connection, name: str) -> int:
+        if self._channel is None or self._channel.is_closed:
+            self._channel = await amqp.open_channel(connection, confirms=False)
+        try:
+            answer = await self._channel.queue_declare(name, passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return 0
+        return answer.message_count or 0
 
 
 async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:

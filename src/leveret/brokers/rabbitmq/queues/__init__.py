@@ -13,19 +13,8 @@ from leveret.brokers.rabbitmq.queues.codec import (
     to_dead_letter,
     to_message,
 )
-from leveret.brokers.rabbitmq.queues.counting import (
-    ReadyCounter,
-)
-from leveret.brokers.rabbitmq.queues.credit import (
-    QueueCredit,
-)
-from leveret.brokers.rabbitmq.queues.dead import (
-    Fetched,
-)
-from leveret.brokers.rabbitmq.queues.declarations import (
-    Declarations,
-    DelayedPublisher,
-)
+from leveret.brokers.rabbitmq.queues.dead import Fetched
+from leveret.brokers.rabbitmq.queues.declarations import Declarations, DelayedPublisher
 from leveret.brokers.rabbitmq.queues.declare import (
     OnceLogger,
     consumer_arguments,
@@ -43,12 +32,8 @@ from leveret.brokers.rabbitmq.queues.declare import (
     unmark_paused,
     warn_of_priorities,
 )
-from leveret.brokers.rabbitmq.queues.publisher import (
-    Publisher,
-)
-from leveret.brokers.rabbitmq.queues.requests import (
-    Requester,
-)
+from leveret.brokers.rabbitmq.queues.publisher import Publisher
+from leveret.brokers.rabbitmq.queues.requests import Requester
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
     DELAY_STEPS,
@@ -70,8 +55,6 @@ __all__ = [
     "Fetched",
     "OnceLogger",
     "Publisher",
-    "QueueCredit",
-    "ReadyCounter",
     "Requester",
     "buried",
     "consumer_arguments",

@@ -13,8 +13,7 @@ from leveret.brokers.flights import Flights
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues.codec import routed, unranked
 from leveret.brokers.rabbitmq.queues.declare import OnceLogger, declare, declare_delay
-from leveret.brokers.rabbitmq.queues.priorities import expires_in_order
-from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS
+from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, expires_in_order
 from leveret.errors import LeveretError, QueueNotFound
 from leveret.model import MIDDLE_PRIORITY, Queue
 

@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 
 from leveret.brokers.flights import Flights
 from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.queues.priorities import Given, given
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
     DELAY_STEPS,
     Declaration,
+    Priorities,
     closer,
     dead_declaration,
     dead_queue,
@@ -22,6 +22,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     delay_queue,
     judge,
     judge_dead,
+    judge_priorities,
     pause_marker,
     read_difference,
     refuses,
@@ -69,7 +70,7 @@ class OnceLogger:
         if self._is_new(queue, lack):
             log.warning("queue %r is used as it is: %s", queue, lack)
 
-    def warn_of_priorities(self, queue: str, priorities: Given) -> None:
+    def warn_of_priorities(self, queue: str, priorities: Priorities) -> None:
         if self._is_new(queue, priorities.text):
             level = logging.INFO if priorities.complete else logging.WARNING
             log.log(level, "queue %r: %s", queue, priorities.text)
@@ -103,7 +104,7 @@ async def warn_of_priorities(connection: amqp.Connection, queues: Sequence[Queue
     for queue in queues:
         if queue.priorities or queue.kind == "classic":
             found = await _examine(connection, task_declaration(queue))
-            notes.warn_of_priorities(queue.name, given(queue, found, version))
+            notes.warn_of_priorities(queue.name, judge_priorities(queue, found, version))
 
 
 async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:

@@ -45,18 +45,19 @@ class Requester:
         seconds = self.timeout if patience is None else min(patience, self.timeout)
         began = loop.time()
         deadline = began + seconds
-        for pause in backoff():
+        pauses = backoff()
+        while True:
             try:
                 return await self.once(
                     doing, question, (limit or self.timeout) if patience else deadline - loop.time(), deadline
                 )
             except BrokerUnavailable as error:
+                pause = next(pauses)
                 if loop.time() + pause > deadline:
                     # One answer may take longer than it is asked for again.
                     waited = max(seconds, loop.time() - began)
                     raise BrokerUnavailable(f"not possible within {waited:.2g} s: {error}") from error
             await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
 
     async def once(
         self, doing: str, question: Callable[[], Awaitable[T]], limit: float = QUESTION, deadline: float | None = None

@@ -1,4 +1,4 @@
-"""What is declared on RabbitMQ, and what an existing queue is good for. Pure: no I/O.
+"""What is declared on RabbitMQ, and what an existing queue is good for: its arguments, its priorities. Pure: no I/O.
 
 A task queue is durable, of type quorum, and nothing else: what most of RabbitMQ's own tutorials declare, so that
 producers and consumers in other languages share it without a PRECONDITION_FAILED. docs/wire-format.md lists them.
@@ -25,6 +25,8 @@ _KINDS: dict[str, dict[str, Any]] = {
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
 #: Arguments that let the broker drop tasks by itself.
 _LOSSY = ("x-delivery-limit", "x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
+#: A quorum queue ignores priorities, since the first of these versions it knows two levels, since the second all.
+_TWO_LEVELS, _STRICT = (4, 0), (4, 3)
 
 
 class Declaration(msgspec.Struct, frozen=True):
@@ -204,3 +206,48 @@ def _lossy(found: Declaration) -> list[str]:
         if not (rejects and name.startswith("x-max-length"))
         and not (isinstance(limit, int) and (limit < 0 or limit == _DEAD_ARGUMENTS["x-delivery-limit"]))
     ]
+
+
+class Priorities(msgspec.Struct, frozen=True):
+    """What a queue makes of priorities, for the log, and whether that is all that was asked for."""
+
+    text: str
+    complete: bool
+
+
+def expires_in_order(version: tuple[int, ...]) -> bool:
+    """Whether messages of mixed priorities in a queue with one TTL leave it when they expire.
+
+    From 4.0 to 4.2 only the first message of both levels together is looked at, and it may be a younger one.
+    """
+    return not _TWO_LEVELS <= version < _STRICT
+
+
+def judge_priorities(queue: Queue, found: Declaration, version: tuple[int, ...]) -> Priorities:
+    """What the queue that was found, or made, makes of priorities on a server of that version."""
+    if found.arguments.get("x-queue-type", "classic") == "classic":
+        return _judge_classic_priorities(queue, found.arguments.get("x-max-priority"))
+    server = f"RabbitMQ {'.'.join(map(str, version))}"
+    if version >= _STRICT:
+        return Priorities(f"priorities are strict (a quorum queue on {server})", complete=True)
+    remedy = "upgrade to 4.3, or have a classic queue under another name: Queue(..., kind='classic')"
+    if version >= _TWO_LEVELS:
+        text = f"{server} knows two priorities in a quorum queue, above 4 and the rest, and takes two to one"
+    else:
+        text = f"{server} ignores priorities in a quorum queue"
+    return Priorities(f"{text}; {remedy}", complete=False)
+
+
+def _judge_classic_priorities(queue: Queue, most: object) -> Priorities:
+    if not isinstance(most, int) or most < 1:
+        text = "it is a classic queue without x-max-priority, which ignores priorities; it cannot be changed"
+        return Priorities(f"{text}: delete it when it is empty, or use another name", complete=False)
+    if most < MAX_PRIORITY:
+        text = f"it is a classic queue with x-max-priority={most}, so a higher priority counts as {most}"
+        return Priorities(text, complete=False)
+    if queue.kind != "classic":
+        text = (
+            "it is a classic queue, where a task without a priority counts as 0; Queue(..., kind='classic') makes it 4"
+        )
+        return Priorities(text, complete=False)
+    return Priorities(f"priorities are strict (a classic queue with x-max-priority={most})", complete=True)

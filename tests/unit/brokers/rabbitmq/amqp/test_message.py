@@ -12,7 +12,7 @@ from pamqp import body, commands, frame
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq.amqp import Message
-from leveret.brokers.rabbitmq.amqp.frames import Encoder
+from leveret.brokers.rabbitmq.amqp.message import Encoder
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.model import Envelope, new_id

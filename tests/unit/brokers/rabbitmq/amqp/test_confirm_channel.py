@@ -10,9 +10,9 @@ import pytest
 from pamqp import body, frame
 
 from leveret import App
-from leveret.brokers.rabbitmq.amqp import confirm_tracker as module
-from leveret.brokers.rabbitmq.amqp.confirm_tracker import BOUNDED, OUTSTANDING, SILENCE, ConfirmTracker, Limits
-from leveret.brokers.rabbitmq.amqp.frames import Encoder
+from leveret.brokers.rabbitmq.amqp import confirm_channel as module
+from leveret.brokers.rabbitmq.amqp.confirm_channel import BOUNDED, OUTSTANDING, SILENCE, ConfirmTracker, Limits
+from leveret.brokers.rabbitmq.amqp.message import Encoder
 from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.errors import QueueFull, QueueNotFound
 from leveret.model import Envelope, new_id
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from leveret.brokers.rabbitmq.amqp import Message
-    from leveret.brokers.rabbitmq.amqp.confirm_tracker import PublishCall
+    from leveret.brokers.rabbitmq.amqp.confirm_channel import PublishCall
 
 
 class Channel:
