@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.app")
 
+_KIND = "enqueue middleware"
+
 
 def functions(argument: str, given: Sequence[Callable[..., Any]]) -> tuple[Any, ...]:
     """Raises ConfigurationError for what is no list of functions."""
@@ -41,7 +43,6 @@ def thread_functions(argument: str, given: Sequence[Callable[..., Any]]) -> tupl
 
 def storing_within(layer: EnqueueMiddleware, store: Store) -> Store:
     """``store`` with a middleware around it that cannot hide what became of the tasks."""
-    name = f"the enqueue middleware {show(layer)}"
 
     async def through(envelopes: Sequence[Envelope]) -> None:
         before = [dict(envelope.headers) for envelope in envelopes]
@@ -50,33 +51,37 @@ def storing_within(layer: EnqueueMiddleware, store: Store) -> Store:
         async def once(changed: Sequence[Envelope]) -> None:
             nonlocal is_stored, failure
             if is_stored:
-                raise ConfigurationError(f"{name} awaits 'store(...)' again: the tasks are stored already")
+                raise ConfigurationError(f"{_named(layer)} awaits 'store(...)' again: the tasks are stored already")
             try:
-                await store(_accepted(name, envelopes, before, changed))
+                await store(_accepted(layer, envelopes, before, changed))
             except BaseException as error:
                 failure = error
                 raise
             is_stored = True
 
         try:
-            await awaitable(name, layer(envelopes, once), "awaits store(envelopes)")
+            await awaitable(_KIND, layer, layer(envelopes, once), "awaits store(envelopes)")
         except Exception:
             if not is_stored:
                 raise
             # Who got the error would enqueue again what is stored, and it would run twice.
-            log.exception("%s failed after the tasks were stored", name)
+            log.exception("%s failed after the tasks were stored", _named(layer))
         if failure is not None and not is_stored:
             raise failure
         if not is_stored:
             raise ConfigurationError(
-                f"{name} returned without 'await store(...)', and nothing is stored; to refuse tasks it must raise"
+                f"{_named(layer)} returned without 'await store(...)': nothing is stored; it refuses tasks by raising"
             )
 
     return through
 
 
+def _named(layer: EnqueueMiddleware) -> str:
+    return f"the {_KIND} {show(layer)}"
+
+
 def _accepted(
-    name: str, given: Sequence[Envelope], before: Sequence[dict[str, Any]], changed: Sequence[Envelope]
+    layer: EnqueueMiddleware, given: Sequence[Envelope], before: Sequence[dict[str, Any]], changed: Sequence[Envelope]
 ) -> Sequence[Envelope]:
     """``before``: the headers as they were, since a dict may be changed in place."""
     try:
@@ -85,5 +90,5 @@ def _accepted(
             if envelope.headers != headers:
                 check_headers(envelope.headers, headers)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{name}: {error}") from None
+        raise ConfigurationError(f"{_named(layer)}: {error}") from None
     return accepted

@@ -79,18 +79,20 @@ async def run_within(current: CurrentTask, middleware: Sequence[Middleware], inn
 
 async def _through(layer: Middleware, current: CurrentTask, inner: Inner) -> Any:
     return await awaitable(
-        f"the middleware {show(layer)}",
+        "middleware",
+        layer,
         layer(current, inner),
         "returns await inner(); what is to run in the thread of plain 'def' tasks is given to "
         "App(thread_middleware=[...])",
     )
 
 
-def awaitable(name: str, given: Any, remedy: str) -> Awaitable[Any]:
+def awaitable(kind: str, layer: object, given: Any, remedy: str) -> Awaitable[Any]:
     """What a middleware returned. Raises ConfigurationError when it cannot be awaited."""
     if not inspect.isawaitable(given):
         raise ConfigurationError(
-            f"{name} returned {show(given)}, which cannot be awaited: write it as an 'async def' that {remedy}"
+            f"the {kind} {show(layer)} returned {show(given)}, which cannot be awaited: write it as an 'async def' "
+            f"that {remedy}"
         )
     return given
 

@@ -270,7 +270,7 @@ async def wayward_calm(envelopes: Sequence[Envelope], store: Store) -> None:
         (wayward_twice, "gave 2 tasks of 1"),
         (wayward_none, "gave None"),
         (wayward_texts, "gave 'a'"),
-        (wayward_forgets, r"returned without 'await store\(\.\.\.\)'.*to refuse .*raise"),
+        (wayward_forgets, r"returned without 'await store\(\.\.\.\)'.*refuses tasks by raising"),
         (wayward_plain, r"returned None, which cannot be awaited.*'async def'"),
         (wayward_calm, "gave 0 tasks of 1"),
     ],
