@@ -125,7 +125,7 @@ async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node, declar
     """The first of all, by whom the declaring was begun."""
     app, say = app_on(node.url)
     enqueuing = [asyncio.create_task(say.enqueue(str(number))) for number in range(100)]
-    await until(lambda: is_asked_for(declared, "work"), "they declare")
+    await until(lambda: declared.times("work") > 0, "they declare")
     assert not any(one.done() for one in enqueuing)
     for one in enqueuing[:50]:
         one.cancel()
@@ -134,10 +134,6 @@ async def test_a_caller_that_gives_up_leaves_it_to_the_others(node: Node, declar
     (stats,) = await app.client.broker.queues.stats(["work"])
     assert stats.ready == 50
     await app.close()
-
-
-async def is_asked_for(declared: Declared, name: str) -> bool:
-    return declared.times(name) > 0
 
 
 async def test_a_queue_that_cannot_be_is_an_error_for_all(node: Node) -> None:

@@ -11,7 +11,7 @@ import aio_pika
 import pytest
 
 from leveret.brokers import connect
-from leveret.brokers.rabbitmq.amqp import confirm_channel as outbox
+from leveret.brokers.rabbitmq.amqp import confirm_channel
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.queues import Publisher
 from leveret.errors import BrokerRefused, LeaseLost, QueueFull
@@ -242,9 +242,9 @@ async def test_a_connection_that_falls_silent_while_it_is_opened_is_opened_again
             reader = Reader(consumer)
             proxy.swallow_from(CHANNEL_OPEN)
             publishing = asyncio.create_task(producer.publish(envelopes(1)))
-            await until(lambda: _is(proxy.swallows), "the producer opens its channel")
+            await until(lambda: proxy.swallows, "the producer opens its channel")
             before = proxy.accepted
-            await until(lambda: _is(proxy.accepted >= before + 2), "both connect again")
+            await until(lambda: proxy.accepted >= before + 2, "both connect again")
             proxy.resume()
             await publishing
             await reader.has(1)
@@ -262,9 +262,9 @@ async def test_a_worker_whose_connection_falls_silent_while_it_is_opened_goes_on
             reader = Reader(consumer)
             proxy.swallow_from(CHANNEL_OPEN)
             proxy.cut()
-            await until(lambda: _is(proxy.swallows), "the worker opens its channel again")
+            await until(lambda: proxy.swallows, "the worker opens its channel again")
             before = proxy.accepted
-            await until(lambda: _is(proxy.accepted > before), "it connects once more")
+            await until(lambda: proxy.accepted > before, "it connects once more")
             proxy.resume()
             await direct.publish(envelopes(1))
             await reader.has(1)
@@ -282,7 +282,7 @@ async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> Non
         proxy.keep_back(BASIC_ACK)
         before = proxy.accepted
         publishing = [asyncio.create_task(producer.publish(envelopes(1))) for _ in range(3)]
-        await until(lambda: _is(proxy.accepted > before), "the producer connects again")
+        await until(lambda: proxy.accepted > before, "the producer connects again")
         proxy.keep_back(None)
         await asyncio.gather(*publishing)
         await counts(producer, ready=7)
@@ -291,7 +291,7 @@ async def test_a_connection_that_confirms_nothing_is_replaced(node: Node) -> Non
 
 async def test_a_large_task_has_its_time_on_a_slow_line(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a silent connection has: what leaves is a sign of life."""
-    monkeypatch.setattr(outbox, "SILENCE", 1.0)
+    monkeypatch.setattr(confirm_channel, "SILENCE", 1.0)
     with Proxy(node.port) as proxy:
         producer = connect(proxy.url)
         await producer.declare([QUEUE])
@@ -322,10 +322,6 @@ async def test_a_refusal_is_asked_for_again_on_a_new_connection(node: Node) -> N
         await producer.close()
 
 
-async def _is(condition: bool) -> bool:
-    return condition
-
-
 async def test_the_queue_is_deleted_under_its_consumer(node: Node) -> None:
     """It is declared again, and work goes on."""
     broker = connect(node.url)
@@ -354,9 +350,9 @@ async def test_a_queue_that_is_made_again_is_not_consumed_after_a_stop(
         always = len(session.repairs.running)
         channel = await operator.channel()
         await channel.queue_delete(QUEUE.name)
-        await until(lambda: _is("making it again" in caplog.text), "the deletion is seen")
+        await until(lambda: "making it again" in caplog.text, "the deletion is seen")
         await consumer.stop()
-        await until(lambda: _is(len(session.repairs.running) <= always), "the queue is there again")
+        await until(lambda: len(session.repairs.running) <= always, "the queue is there again")
         await broker.publish(envelopes(3))
         await counts(broker, ready=3, running=0)
         assert (await channel.declare_queue(QUEUE.name, passive=True)).declaration_result.consumer_count == 0

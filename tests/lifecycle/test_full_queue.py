@@ -78,7 +78,7 @@ async def test_what_is_on_the_way_elsewhere_is_stored_once(node: Node) -> None:
     assert isinstance(refused, QueueFull)
     assert stored is None
     assert await broker._publisher.connection() is not before
-    await until(lambda: _is(amqp.is_lost(before)), "the old connection is closed")
+    await until(lambda: amqp.is_lost(before), "the old connection is closed")
     async with broker.consume([OTHER], credit=None) as consumer:
         taken = Taken(consumer)
         assert len({delivery.envelope.id for delivery in await taken.next(COUNT)}) == COUNT
@@ -207,7 +207,3 @@ async def enqueue_while_leaders_die(cluster: Cluster) -> None:
             await asyncio.to_thread(cluster.wait_for_running, 3)
         is_over.set()
     await broker.close()
-
-
-async def _is(condition: bool) -> bool:
-    return condition

@@ -175,7 +175,7 @@ async def test_an_outcome_that_is_too_large_by_now_is_held(
             taken = Taken(consumer)
             (delivery,) = await taken.next()
             settling = asyncio.create_task(broker.settle([(delivery, DeadLettered("no"))]))
-            await until(lambda: is_(caplog.text.count("cannot be stored") > 0), "it is refused")
+            await until(lambda: caplog.text.count("cannot be stored") > 0, "it is refused")
             limit_messages(node, default_limit(node))
             await settling
             taken.abandon()
@@ -184,10 +184,6 @@ async def test_an_outcome_that_is_too_large_by_now_is_held(
         assert letter.envelope.body == bytes(600_000)
         await broker.close()
         await producer.close()
-
-
-async def is_(condition: bool) -> bool:
-    return condition
 
 
 def default_limit(node: Node) -> int:
@@ -268,9 +264,9 @@ async def test_a_closed_broker_stays_closed(node: Node) -> None:
 
 async def confirmed(broker: Broker) -> bool:
     assert isinstance(broker, RabbitMQBroker)
-    assert broker._publisher._pipe is not None
-    outbox = broker._publisher._pipe.outbox
-    return outbox._last_tag > len(outbox._sent)
+    assert broker._publisher._channel is not None
+    tracker = broker._publisher._channel.tracker
+    return tracker._last_tag > len(tracker._sent)
 
 
 @pytest.mark.parametrize(

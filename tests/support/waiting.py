@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,10 +26,14 @@ def wait_until(condition: Callable[[], T], what: str, within: float = PATIENCE) 
     return value
 
 
-async def until(condition: Callable[[], Awaitable[T]], what: str, within: float = PATIENCE) -> T:
-    """The same for a test that runs on a loop."""
+@overload
+async def until(condition: Callable[[], Awaitable[T]], what: str, within: float = ...) -> T: ...
+@overload
+async def until(condition: Callable[[], bool], what: str, within: float = ...) -> bool: ...
+async def until(condition: Callable[[], Any], what: str, within: float = PATIENCE) -> Any:
+    """The same for a test that runs on a loop; the condition may have to be awaited."""
     deadline = time.monotonic() + within
-    while not (value := await condition()):
+    while not (value := await found if inspect.isawaitable(found := condition()) else found):
         assert time.monotonic() < deadline, f"waited {within:g} s until {what}"
         await asyncio.sleep(_PAUSE)
     return value

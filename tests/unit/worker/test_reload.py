@@ -76,10 +76,10 @@ async def test_files_that_cannot_be_watched_are_tried_again(
     monkeypatch.setattr(watchfiles, "awatch", watch)
     children = Children(str(source))
     async with reloading(children, Employer(), watch=True):
-        await until(lambda: is_true(children.reloaded > 0), "a reload for what has changed meanwhile")
+        await until(lambda: children.reloaded > 0, "a reload for what has changed meanwhile")
         children.reloaded = 0
         source.write_text("changed = 'again'")
-        await until(lambda: is_true(children.reloaded > 0), "a reload for a change")
+        await until(lambda: children.reloaded > 0, "a reload for a change")
     for problem in ("OS file watch limit reached", "No path was found"):
         assert f"no file is watched now, trying again in 0.01 s: {problem}" in caplog.text
 
@@ -107,18 +107,14 @@ async def test_what_is_saved_between_two_watches_is_not_missed(
 
     monkeypatch.setattr(watchfiles, "awatch", watch)
     async with reloading(children, Employer(), watch=True):
-        await until(lambda: is_true(watches == 1), "the first watch")
+        await until(lambda: watches == 1, "the first watch")
         children.sources = (str(old), str(new))
-        await until(lambda: is_true(children.reloaded > 0), "a reload for what was saved between")
+        await until(lambda: children.reloaded > 0, "a reload for what was saved between")
         assert f"changed: {new}, {old}" in caplog.text
-        await until(lambda: is_true(watches == 2), "the second watch")
+        await until(lambda: watches == 2, "the second watch")
         children.reloaded = 0
         new.write_text("saved = 'again'")
-        await until(lambda: is_true(children.reloaded > 0), "a reload for a change that is watched")
-
-
-async def is_true(value: bool) -> bool:
-    return value
+        await until(lambda: children.reloaded > 0, "a reload for a change that is watched")
 
 
 async def test_a_reload_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:

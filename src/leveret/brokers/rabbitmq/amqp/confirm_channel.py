@@ -85,7 +85,7 @@ class ConfirmChannel:
         self._writer = connection.writer
         tune = connection.transport.connection.connection_tune
         encoder = Encoder(line.channel.number, tune.frame_max or 0, fit)
-        self.outbox = ConfirmTracker(
+        self.tracker = ConfirmTracker(
             encoder,
             self._writer.write,
             self._is_clogged,
@@ -102,7 +102,7 @@ class ConfirmChannel:
         self._channel_body = _TYPE_AND_CHANNEL.pack(constants.FRAME_BODY, line.channel.number)
         self._connection_method = _TYPE_AND_CHANNEL.pack(constants.FRAME_METHOD, 0)
         connection.frames.take = self._take
-        line.when_lost(self.outbox.abandon)
+        line.when_lost(self.tracker.abandon)
 
     @classmethod
     async def open(cls, hosts: Hosts, limits: Limits, fit: Fit) -> Self:
@@ -111,19 +111,19 @@ class ConfirmChannel:
 
     @property
     def is_open(self) -> bool:
-        return not (self.outbox.is_over or self.line.is_lost)
+        return not (self.tracker.is_over or self.line.is_lost)
 
     async def answers(self, seconds: float) -> bool:
         """Whether the server gives a sign of life within that time; one that is blocked by an alarm need not."""
         if not self.is_open:
             return False
-        if self.outbox.is_blocked:
+        if self.tracker.is_blocked:
             return True
         self._challenge()
         proof = self._proof
         assert proof is not None
         await asyncio.wait([proof], timeout=seconds)
-        return proof.done() or self.outbox.is_blocked
+        return proof.done() or self.tracker.is_blocked
 
     def _challenge(self) -> None:
         """Ask what is answered by the channel itself, behind all that was published, and changes nothing."""
@@ -154,7 +154,7 @@ class ConfirmChannel:
         if beginning == self._channel_header:
             _, _, content = frame.unmarshal(sanitize.readable(data))
             if isinstance(content, ContentHeader):
-                self.outbox.returned(content.properties.message_id)
+                self.tracker.returned(content.properties.message_id)
             return True
         if beginning == self._connection_method:
             self._look_at_connection(data)
@@ -164,25 +164,25 @@ class ConfirmChannel:
         index = data[_INDEX:_ARGUMENTS]
         if index == _ACK:
             tag, multiple = _TAG.unpack_from(data, _ARGUMENTS)
-            self.outbox.confirmed(tag, multiple=bool(multiple & 1))
+            self.tracker.confirmed(tag, multiple=bool(multiple & 1))
         elif index == _NACK:
             tag, multiple = _TAG.unpack_from(data, _ARGUMENTS)
-            self.outbox.refused(tag, multiple=bool(multiple & 1))
+            self.tracker.refused(tag, multiple=bool(multiple & 1))
         elif index == _CHANNEL_CLOSE:
-            self.outbox.stop()
+            self.tracker.stop()
         elif index == _ALIVE and self._proof is not None and not self._proof.done():
             self._proof.set_result(None)
-            self.outbox.answered()
+            self.tracker.answered()
         return index in (_ACK, _NACK, _RETURN, _ALIVE)
 
     def _look_at_connection(self, data: bytes) -> None:
         index = data[_INDEX:_ARGUMENTS]
         if index == _BLOCKED:
-            self.outbox.block()
+            self.tracker.block()
         elif index == _UNBLOCKED:
-            self.outbox.unblock()
+            self.tracker.unblock()
         elif index == _CONNECTION_CLOSE:
-            self.outbox.stop()
+            self.tracker.stop()
 
 
 class PublishCall:
@@ -259,7 +259,7 @@ class _Bounded:
         """Whether a queue with a limit has as much on the way as it may."""
         return queue in self.limits and len(self.tags.get(queue, ())) >= BOUNDED
 
-    def make_room(self, tags: range, queues: set[str], parcels: deque[PublishCall]) -> None:
+    def make_room(self, tags: range, queues: set[str], calls: deque[PublishCall]) -> None:
         """These are not on the way any more: as many calls as there is room for again go on."""
         for queue in queues & self.tags.keys():
             on_the_way = self.tags[queue]
@@ -267,7 +267,7 @@ class _Bounded:
             parked = self.parked.get(queue)
             for _ in range(BOUNDED - len(on_the_way)):
                 if parked:
-                    parcels.append(parked.popleft())
+                    calls.append(parked.popleft())
             if not parked:
                 self.parked.pop(queue, None)
             if not on_the_way:
@@ -275,10 +275,10 @@ class _Bounded:
 
     def clear(self) -> list[PublishCall]:
         """The calls that waited."""
-        parcels = [parcel for parked in self.parked.values() for parcel in parked]
+        calls = [call for parked in self.parked.values() for call in parked]
         self.parked.clear()
         self.tags.clear()
-        return parcels
+        return calls
 
 
 class _Silence:
@@ -325,7 +325,7 @@ class _Silence:
 class _Sent(NamedTuple):
     """A message that waits for its confirm."""
 
-    parcel: PublishCall
+    call: PublishCall
     place: int
     message: Message
 
@@ -353,7 +353,7 @@ class ConfirmTracker:
         self._bounded = _Bounded(Limits() if limits is None else limits)
         self._silence = _Silence(unsent, challenge, patience)
         self._loop = asyncio.get_running_loop()
-        self._parcels: deque[PublishCall] = deque()
+        self._calls: deque[PublishCall] = deque()
         #: By delivery tag: a channel in confirm mode numbers what is published on it, from 1.
         self._sent: dict[int, _Sent] = {}
         self._last_tag = 0
@@ -370,24 +370,24 @@ class ConfirmTracker:
         self._rest: asyncio.Future[None] | None = None
 
     def post(self, messages: Sequence[Message], *, mandatory: bool = True) -> PublishCall:
-        """Send as soon as there is room. A parcel whose ``done`` is cancelled is not sent any further."""
-        parcel = PublishCall(messages, self._loop.create_future(), mandatory=mandatory)
+        """Send as soon as there is room. A call whose ``done`` is cancelled is not sent any further."""
+        call = PublishCall(messages, self._loop.create_future(), mandatory=mandatory)
         if self.is_over:
-            parcel.end()
+            call.end()
         else:
-            self._parcels.append(parcel)
+            self._calls.append(call)
             self._flush_soon()
-        return parcel
+        return call
 
     def confirmed(self, tag: int, *, multiple: bool) -> None:
         """The server has stored a message, or all up to it."""
-        for parcel, place, _ in self._take(tag, multiple=multiple):
-            parcel.settle(place, None)
+        for call, place, _ in self._take(tag, multiple=multiple):
+            call.settle(place, None)
 
     def refused(self, tag: int, *, multiple: bool) -> None:
         """The server has not stored a message, or all up to it."""
-        for parcel, place, message in self._take(tag, multiple=multiple):
-            parcel.settle(place, _full(message))
+        for call, place, message in self._take(tag, multiple=multiple):
+            call.settle(place, _full(message))
 
     def answered(self) -> None:
         """The server has given a sign of life."""
@@ -397,7 +397,7 @@ class ConfirmTracker:
         """No queue takes a message. Its confirm follows, and means nothing."""
         sent = self._sent.get(self._tags.get(id_ or "", 0))
         if sent is not None:
-            sent.parcel.refusals[sent.place] = _homeless(sent.message)
+            sent.call.refusals[sent.place] = _homeless(sent.message)
 
     def block(self) -> None:
         self.is_blocked = True
@@ -423,16 +423,16 @@ class ConfirmTracker:
         self.is_over = self._is_closing = True
         if self._silence.timer is not None:
             self._silence.timer.cancel()
-        parcels = [*self._parcels, *self._bounded.clear(), *(sent.parcel for sent in self._sent.values())]
-        self._parcels.clear()
+        calls = [*self._calls, *self._bounded.clear(), *(sent.call for sent in self._sent.values())]
+        self._calls.clear()
         self._sent.clear()
         self._tags.clear()
-        for parcel in parcels:
-            parcel.end()
+        for call in calls:
+            call.end()
         self._rest_if_done()
 
     def _rest_if_done(self) -> None:
-        if self._rest is not None and not (self._sent or self._parcels or self._bounded.parked or self._rest.done()):
+        if self._rest is not None and not (self._sent or self._calls or self._bounded.parked or self._rest.done()):
             self._rest.set_result(None)
 
     def _take(self, tag: int, *, multiple: bool) -> list[_Sent]:
@@ -443,11 +443,11 @@ class ConfirmTracker:
         first = next(iter(self._sent), tag) if multiple else tag
         taken = [sent for one in range(first, tag + 1) if (sent := self._sent.pop(one, None)) is not None]
         if self._bounded.tags:
-            self._bounded.make_room(range(first, tag + 1), {sent.message.queue for sent in taken}, self._parcels)
+            self._bounded.make_room(range(first, tag + 1), {sent.message.queue for sent in taken}, self._calls)
         for sent in taken:
-            if sent.parcel.mandatory:
+            if sent.call.mandatory:
                 self._tags.pop(sent.message.id, None)
-        if self._parcels:
+        if self._calls:
             self._flush_soon()
         if self._rest is not None:
             self._rest_if_done()
@@ -459,7 +459,7 @@ class ConfirmTracker:
 
     def _flush_now(self) -> None:
         self._flush = None
-        while self._parcels and not (self._is_closing or self.is_blocked or self._is_clogged()):
+        while self._calls and not (self._is_closing or self.is_blocked or self._is_clogged()):
             if not self._sent:
                 self._silence.heard_at = self._loop.time()
             frames = self._next_frames()
@@ -475,38 +475,38 @@ class ConfirmTracker:
     def _next_frames(self) -> list[bytes]:
         """What goes out in the next write; it is on the way from now on."""
         frames: list[bytes] = []
-        size, room, parcels = 0, min(OUTSTANDING - len(self._sent), _CHUNK), self._parcels
+        size, room, calls = 0, min(OUTSTANDING - len(self._sent), _CHUNK), self._calls
         bounded = self._bounded if self._bounded.limits else None
-        while parcels and len(frames) < room and size < _CHUNK_SIZE:
-            parcel = parcels[0]
-            if parcel.done.done():
-                parcels.popleft()
+        while calls and len(frames) < room and size < _CHUNK_SIZE:
+            call = calls[0]
+            if call.done.done():
+                calls.popleft()
                 continue
-            place = parcel.written
-            message = parcel.messages[place]
+            place = call.written
+            message = call.messages[place]
             if bounded is not None and bounded.is_full(message.queue):
-                bounded.parked.setdefault(message.queue, deque()).append(parcels.popleft())
+                bounded.parked.setdefault(message.queue, deque()).append(calls.popleft())
                 continue
-            if parcel.mandatory and message.id in self._tags:
+            if call.mandatory and message.id in self._tags:
                 break
             try:
-                encoded = self._encode(message, mandatory=parcel.mandatory)
+                encoded = self._encode(message, mandatory=call.mandatory)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this call's, and not its neighbours'
-                parcel.fail(error)
+                call.fail(error)
                 continue
             frames.append(encoded)
             size += len(encoded)
             self._last_tag += 1
-            self._sent[self._last_tag] = _Sent(parcel, place, message)
-            if parcel.mandatory:
+            self._sent[self._last_tag] = _Sent(call, place, message)
+            if call.mandatory:
                 self._tags[message.id] = self._last_tag
             if bounded is not None and message.queue in bounded.limits:
                 bounded.tags.setdefault(message.queue, set()).add(self._last_tag)
-            parcel.written += 1
-            if parcel.written == len(parcel.messages):
-                parcels.popleft()
-        if parcels and parcels[0].written:
-            parcels.rotate(-1)  # the rest of a large call lets the others pass
+            call.written += 1
+            if call.written == len(call.messages):
+                calls.popleft()
+        if calls and calls[0].written:
+            calls.rotate(-1)  # the rest of a large call lets the others pass
         return frames
 
     def _look(self) -> None:

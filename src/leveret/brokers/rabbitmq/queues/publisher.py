@@ -59,7 +59,7 @@ class _Effort:
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self._messages = messages
-        self._parcel: PublishCall | None = None
+        self._call: PublishCall | None = None
         self._was_sent = False
         #: The channels that refused it while its queue had messages, see `_REFUSALS`.
         self.refused_by: set[ConfirmChannel] = set()
@@ -67,22 +67,22 @@ class _Effort:
 
     @property
     def pending(self) -> Sequence[Message]:
-        return self._messages if self._parcel is None else self._parcel.unstored
+        return self._messages if self._call is None else self._call.unstored
 
     @property
     def was_sent(self) -> bool:
         """Once something was sent it may be stored, whatever becomes of the connection afterwards."""
-        return self._was_sent or (self._parcel is not None and self._parcel.written > 0)
+        return self._was_sent or (self._call is not None and self._call.written > 0)
 
     @property
     def is_refused(self) -> bool:
         """Nothing is known to be stored, and nothing may be: what is left was refused."""
-        return self._parcel is not None and bool(self._parcel.refusals) and not self._parcel.pending
+        return self._call is not None and bool(self._call.refusals) and not self._call.pending
 
-    def hand_over(self, pipe: ConfirmChannel) -> PublishCall:
+    def hand_over(self, channel: ConfirmChannel) -> PublishCall:
         pending, self._was_sent = self.pending, self.was_sent
-        self._parcel = pipe.outbox.post(pending)
-        return self._parcel
+        self._call = channel.tracker.post(pending)
+        return self._call
 
     def note(self, trouble: Exception) -> None:
         if self.trouble is None or not self.was_sent:
@@ -96,12 +96,12 @@ class Publisher:
         self._hosts = hosts
         self.limits = Limits()
         self._deadlines = Deadlines(timeout)
-        #: The opening of a pipe outlives the call that began it: else short timeouts would begin it again and again.
+        #: The opening of a channel outlives the call that began it: else short timeouts would begin it again and again.
         self._opening: Flights[str] = Flights()
         self._looking: Flights[str] = Flights()
         #: Whether a queue had messages when it was asked last, and its channel was refused.
         self._had_messages: dict[str, bool] = {}
-        self._pipe: ConfirmChannel | None = None
+        self._channel: ConfirmChannel | None = None
         #: Pipes that send and confirm what they have, and get no more.
         self._retiring: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -124,13 +124,13 @@ class Publisher:
             with self._deadlines.begin():
                 for pause in backoff():
                     try:
-                        pipe = await self._open_pipe()
+                        channel = await self._open_channel()
                     except BrokerUnavailable as error:
                         effort.note(error)
                         if self._is_closed:
                             break
                     else:
-                        if await self._send(pipe, effort):
+                        if await self._send(channel, effort):
                             return
                     await asyncio.sleep(pause)
         except TimeoutError:
@@ -140,11 +140,11 @@ class Publisher:
     @property
     def is_blocked(self) -> bool:
         """Whether RabbitMQ takes nothing on this connection, and so answers nothing (a memory or disk alarm)."""
-        return self._pipe is not None and self._pipe.is_open and self._pipe.outbox.is_blocked
+        return self._channel is not None and self._channel.is_open and self._channel.tracker.is_blocked
 
     def why_silent(self) -> str:
         """What a question that was not answered in time ran into."""
-        if self._pipe is None or not self._pipe.is_open:
+        if self._channel is None or not self._channel.is_open:
             return self._last_reason or f"no connection yet, no answer from {', '.join(map(censor, self._hosts.urls))}"
         if self.is_blocked:
             return "RabbitMQ takes nothing on this connection now (a memory or disk alarm)"
@@ -155,17 +155,17 @@ class Publisher:
 
         Raises BrokerUnavailable or BrokerRefused.
         """
-        pipe = await self._open_pipe()
-        if not await pipe.answers(self._hosts.patience):
-            if pipe is self._pipe:
-                pipe.line.host_failed()
-                self._part_with(pipe)
-            pipe = await self._open_pipe()
-        return pipe.line.connection
+        channel = await self._open_channel()
+        if not await channel.answers(self._hosts.patience):
+            if channel is self._channel:
+                channel.line.host_failed()
+                self._part_with(channel)
+            channel = await self._open_channel()
+        return channel.line.connection
 
     async def send(self, message: Message) -> None:
         """Publish without waiting for a confirm or asking for a queue: answers that nobody may be waiting for."""
-        (await self._open_pipe()).outbox.post([message], mandatory=False)
+        (await self._open_channel()).tracker.post([message], mandatory=False)
 
     async def close(self) -> None:
         """For good: whoever publishes still would open a connection that nobody closes."""
@@ -173,31 +173,31 @@ class Publisher:
         error = BrokerUnavailable("the connection was closed by this program; nothing was stored")
         self._opening.close(error)
         self._looking.close(error)
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            await pipe.line.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.line.close()
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
-    async def _open_pipe(self) -> ConfirmChannel:
+    async def _open_channel(self) -> ConfirmChannel:
         """The connection and its channel; opened anew when they are lost."""
-        if self._pipe is None or not self._pipe.is_open:
-            await self._opening.join(("pipe",), self._reopen)
-        if self._pipe is None:
+        if self._channel is None or not self._channel.is_open:
+            await self._opening.join(("channel",), self._reopen)
+        if self._channel is None:
             raise BrokerUnavailable("the connection to RabbitMQ was lost again at once")
-        return self._pipe
+        return self._channel
 
     async def _reopen(self, _: Sequence[str]) -> None:
-        if self._pipe is not None:
-            self._part_with(self._pipe)
-        self._pipe = await self._opened()
+        if self._channel is not None:
+            self._part_with(self._channel)
+        self._channel = await self._opened()
 
     async def _opened(self) -> ConfirmChannel:
         if self._is_closed:
             raise BrokerUnavailable("the connection was closed by this program")
         try:
-            pipe = await ConfirmChannel.open(self._hosts, self.limits, fitted)
+            channel = await ConfirmChannel.open(self._hosts, self.limits, fitted)
         except BrokerUnavailable as error:
             self._last_reason = str(error)
             # Why may change: from no answer in time to a limit that an operator has set.
@@ -207,38 +207,38 @@ class Publisher:
             raise
         self._reasons.clear()
         self._last_reason = None
-        return pipe
+        return channel
 
-    async def _send(self, pipe: ConfirmChannel, effort: _Effort) -> bool:
+    async def _send(self, channel: ConfirmChannel, effort: _Effort) -> bool:
         """Send what is pending; False when it must be sent again. Raises when any was refused."""
-        parcel = effort.hand_over(pipe)
-        await parcel.done
-        if parcel.refusals:
-            refusal = parcel.refusals[min(parcel.refusals)]
-            if not isinstance(refusal, QueueFull) or not await self._may_pass(pipe, effort, parcel):
+        call = effort.hand_over(channel)
+        await call.done
+        if call.refusals:
+            refusal = call.refusals[min(call.refusals)]
+            if not isinstance(refusal, QueueFull) or not await self._may_pass(channel, effort, call):
                 refusal.ids = tuple(message.id for message in effort.pending)
                 raise refusal
             effort.note(refusal)
-        if parcel.pending:
-            _raise_reason(pipe.line.parting, parcel.pending.values())
+        if call.pending:
+            _raise_reason(channel.line.parting, call.pending.values())
             effort.note(_Lost("the connection was lost, or silent, before the confirm came"))
-        return not (parcel.refusals or parcel.pending)
+        return not (call.refusals or call.pending)
 
-    async def _may_pass(self, pipe: ConfirmChannel, effort: _Effort, parcel: PublishCall) -> bool:
+    async def _may_pass(self, channel: ConfirmChannel, effort: _Effort, call: PublishCall) -> bool:
         """Whether what was refused is to be sent again: on another channel, and not for ever.
 
         A channel of RabbitMQ 3.10 that publishes while its quorum queue elects a leader may refuse everything from
         then on, although the queue has neither a limit nor, soon, a lack of a leader.
         """
-        if any(not isinstance(refusal, QueueFull) for refusal in parcel.refusals.values()):
+        if any(not isinstance(refusal, QueueFull) for refusal in call.refusals.values()):
             return False
-        queues = {parcel.messages[place].queue for place in parcel.refusals}
+        queues = {call.messages[place].queue for place in call.refusals}
         if all(queue in self.limits for queue in queues):
-            return self._doubts(pipe, SILENCE)
-        self._doubts(pipe, _DOUBTED)
+            return self._doubts(channel, SILENCE)
+        self._doubts(channel, _DOUBTED)
         for queue in queues:
             if queue not in self.limits and await self._has_messages(queue):
-                effort.refused_by.add(pipe)
+                effort.refused_by.add(channel)
                 if len(effort.refused_by) >= _REFUSALS:
                     self.limits.learn(queue, _REMEMBERED)
         return any(queue not in self.limits for queue in queues)
@@ -262,34 +262,34 @@ class Publisher:
             return False
         return self._had_messages[queue]
 
-    def _doubts(self, pipe: ConfirmChannel, seconds: float) -> bool:
+    def _doubts(self, channel: ConfirmChannel, seconds: float) -> bool:
         """Have a refusal be asked for again on a new connection: at most once in so many seconds."""
-        if pipe is not self._pipe:
+        if channel is not self._channel:
             return True  # doubted by now
         now = asyncio.get_running_loop().time()
         if now - self._doubted_at < seconds:
             return False
         self._doubted_at = now
-        self._part_with(pipe)
+        self._part_with(channel)
         return True
 
-    def _part_with(self, pipe: ConfirmChannel) -> None:
+    def _part_with(self, channel: ConfirmChannel) -> None:
         """Use it no more, and close it behind the callers."""
-        if pipe is self._pipe:
-            self._pipe = None
-        task = asyncio.get_running_loop().create_task(self._retire(pipe))
+        if channel is self._channel:
+            self._channel = None
+        task = asyncio.get_running_loop().create_task(self._retire(channel))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _retire(self, pipe: ConfirmChannel) -> None:
+    async def _retire(self, channel: ConfirmChannel) -> None:
         """What is on the way is other callers': given up, it would be sent again, and most of it is stored."""
         try:
-            await pipe.outbox.retire()
+            await channel.tracker.retire()
         finally:
-            if pipe.outbox.is_over and not pipe.line.is_lost:
-                pipe.line.host_failed()  # it was silent, and would not answer a farewell
-                pipe.line.abort()
-            await pipe.line.close()
+            if channel.tracker.is_over and not channel.line.is_lost:
+                channel.line.host_failed()  # it was silent, and would not answer a farewell
+                channel.line.abort()
+            await channel.line.close()
 
     def _why_closed(self, effort: _Effort) -> LeveretError:
         ids = [message.id for message in effort.pending]
@@ -312,7 +312,7 @@ class Publisher:
                 "(do most of its nodes run?), or a policy limits its length",
                 ids,
             )
-        if self._pipe is not None and self._pipe.outbox.is_blocked:
+        if self._channel is not None and self._channel.tracker.is_blocked:
             return BrokerBlocked(
                 f"RabbitMQ takes no publishes now (a memory or disk alarm) and confirmed nothing {within}; "
                 f"{len(ids)} tasks may be stored when the alarm ends",

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class Channel:
-    """An outbox, and what it wrote."""
+    """A tracker, and what it wrote."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.is_clogged = False
         self.unsent = 0
         self.limits = Limits()
-        self.outbox = ConfirmTracker(
+        self.tracker = ConfirmTracker(
             Encoder(1, 0, fitted), self.writes.append, lambda: self.is_clogged, lambda: self.unsent, self.limits
         )
 
@@ -70,62 +70,62 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-def texts(parcel: PublishCall) -> list[str]:
-    return [one.body.decode() for one in parcel.unstored]
+def texts(call: PublishCall) -> list[str]:
+    return [one.body.decode() for one in call.unstored]
 
 
 async def test_the_calls_of_one_turn_are_one_write() -> None:
     channel = Channel()
-    parcels = [channel.outbox.post([message(text)]) for text in "abc"]
+    calls = [channel.tracker.post([message(text)]) for text in "abc"]
     await turn()
     assert channel.bodies == [["a", "b", "c"]]
-    channel.outbox.confirmed(3, multiple=True)
-    await asyncio.gather(*(parcel.done for parcel in parcels))
-    assert not any(map(texts, parcels))
+    channel.tracker.confirmed(3, multiple=True)
+    await asyncio.gather(*(call.done for call in calls))
+    assert not any(map(texts, calls))
 
 
 async def test_each_message_waits_for_its_own_confirm() -> None:
     channel = Channel()
-    first, second = channel.outbox.post(many(3)), channel.outbox.post([message("other")])
+    first, second = channel.tracker.post(many(3)), channel.tracker.post([message("other")])
     await turn()
-    channel.outbox.confirmed(2, multiple=False)
-    channel.outbox.confirmed(4, multiple=False)
+    channel.tracker.confirmed(2, multiple=False)
+    channel.tracker.confirmed(4, multiple=False)
     await second.done
     assert texts(first) == ["0", "2"]
-    channel.outbox.confirmed(2, multiple=True)
-    channel.outbox.confirmed(9, multiple=False)  # of nothing that was sent
+    channel.tracker.confirmed(2, multiple=True)
+    channel.tracker.confirmed(9, multiple=False)  # of nothing that was sent
     assert texts(first) == ["2"]
     assert not first.done.done()
-    channel.outbox.confirmed(3, multiple=True)
+    channel.tracker.confirmed(3, multiple=True)
     await first.done
     assert not first.refusals
 
 
 async def test_refused_messages_are_told_from_stored_ones() -> None:
     channel = Channel()
-    parcel = channel.outbox.post(many(5))
+    call = channel.tracker.post(many(5))
     await turn()
-    channel.outbox.confirmed(1, multiple=False)
-    channel.outbox.refused(3, multiple=True)
-    channel.outbox.refused(5, multiple=False)
-    channel.outbox.confirmed(4, multiple=False)
-    await parcel.done
-    assert texts(parcel) == ["1", "2", "4"]
-    assert all(isinstance(refusal, QueueFull) for refusal in parcel.refusals.values())
+    channel.tracker.confirmed(1, multiple=False)
+    channel.tracker.refused(3, multiple=True)
+    channel.tracker.refused(5, multiple=False)
+    channel.tracker.confirmed(4, multiple=False)
+    await call.done
+    assert texts(call) == ["1", "2", "4"]
+    assert all(isinstance(refusal, QueueFull) for refusal in call.refusals.values())
 
 
 async def test_a_returned_message_is_not_stored_although_it_is_confirmed() -> None:
     channel = Channel()
     sent = many(3)
-    parcel = channel.outbox.post(sent)
+    call = channel.tracker.post(sent)
     await turn()
-    channel.outbox.returned(sent[1].id)
-    channel.outbox.returned("unknown")
-    channel.outbox.returned(None)
-    channel.outbox.confirmed(3, multiple=True)
-    await parcel.done
-    assert texts(parcel) == ["1"]
-    (refusal,) = parcel.refusals.values()
+    channel.tracker.returned(sent[1].id)
+    channel.tracker.returned("unknown")
+    channel.tracker.returned(None)
+    channel.tracker.confirmed(3, multiple=True)
+    await call.done
+    assert texts(call) == ["1"]
+    (refusal,) = call.refusals.values()
     assert isinstance(refusal, QueueNotFound)
     assert refusal.ids == (sent[1].id,)
 
@@ -133,41 +133,41 @@ async def test_a_returned_message_is_not_stored_although_it_is_confirmed() -> No
 async def test_two_messages_of_one_id_are_not_on_the_way_at_once() -> None:
     """A returned message tells its id alone: it would not be known which of them has no queue."""
     channel = Channel()
-    first, second = channel.outbox.post([message("a", "same")]), channel.outbox.post([message("b", "same")])
+    first, second = channel.tracker.post([message("a", "same")]), channel.tracker.post([message("b", "same")])
     await turn()
     assert channel.sent == ["a"]
-    channel.outbox.returned("same")
-    channel.outbox.confirmed(1, multiple=False)
+    channel.tracker.returned("same")
+    channel.tracker.confirmed(1, multiple=False)
     await turn()
     assert channel.sent == ["a", "b"]
-    channel.outbox.confirmed(2, multiple=False)
+    channel.tracker.confirmed(2, multiple=False)
     await asyncio.gather(first.done, second.done)
     assert (texts(first), texts(second)) == (["a"], [])
 
 
 async def test_what_is_on_the_way_is_bounded() -> None:
     channel = Channel()
-    parcel = channel.outbox.post(many(OUTSTANDING + 10))
+    call = channel.tracker.post(many(OUTSTANDING + 10))
     await turn()
     assert len(channel.sent) == OUTSTANDING
-    channel.outbox.confirmed(4, multiple=True)
+    channel.tracker.confirmed(4, multiple=True)
     await turn()
     assert len(channel.sent) == OUTSTANDING + 4
-    channel.outbox.confirmed(OUTSTANDING + 4, multiple=True)
+    channel.tracker.confirmed(OUTSTANDING + 4, multiple=True)
     await turn()
-    channel.outbox.confirmed(OUTSTANDING + 10, multiple=True)
-    await parcel.done
+    channel.tracker.confirmed(OUTSTANDING + 10, multiple=True)
+    await call.done
     assert channel.sent == [str(number) for number in range(OUTSTANDING + 10)]
 
 
 async def test_a_server_that_does_not_read_is_not_sent_more() -> None:
     channel = Channel()
     channel.is_clogged = True
-    channel.outbox.post(many(2))
+    channel.tracker.post(many(2))
     await turn()
     assert not channel.writes
     channel.is_clogged = False
-    channel.outbox.post([message("more")])
+    channel.tracker.post([message("more")])
     await turn()
     assert channel.sent == ["0", "1", "more"]
 
@@ -175,45 +175,45 @@ async def test_a_server_that_does_not_read_is_not_sent_more() -> None:
 async def test_large_bodies_are_written_one_by_one() -> None:
     """So that a server that does not read is noticed before all of them are in memory twice."""
     channel = Channel()
-    channel.outbox.post([message("x" * 100_000) for _ in range(5)])
+    channel.tracker.post([message("x" * 100_000) for _ in range(5)])
     await turn()
     assert [len(write) for write in channel.bodies] == [1, 1, 1, 1, 1]
 
 
 async def test_a_small_call_passes_a_large_one() -> None:
     channel = Channel()
-    channel.outbox.post(many(OUTSTANDING))
-    small = channel.outbox.post([message("small")])
+    channel.tracker.post(many(OUTSTANDING))
+    small = channel.tracker.post([message("small")])
     await turn()
     tag = channel.sent.index("small") + 1
     assert tag < OUTSTANDING / 2
-    channel.outbox.confirmed(tag, multiple=False)
+    channel.tracker.confirmed(tag, multiple=False)
     await small.done
 
 
 async def test_a_cancelled_call_is_not_sent_any_further() -> None:
     """What was sent of it keeps its number, or all later confirms would be of others' messages."""
     channel = Channel()
-    large = channel.outbox.post(many(OUTSTANDING + 10))
+    large = channel.tracker.post(many(OUTSTANDING + 10))
     await turn()
-    waiting = channel.outbox.post([message("cancelled")])
+    waiting = channel.tracker.post([message("cancelled")])
     large.done.cancel()
     waiting.done.cancel()
-    last = channel.outbox.post([message("last")])
-    channel.outbox.confirmed(OUTSTANDING, multiple=True)
+    last = channel.tracker.post([message("last")])
+    channel.tracker.confirmed(OUTSTANDING, multiple=True)
     await turn()
-    channel.outbox.confirmed(OUTSTANDING + 1, multiple=False)
+    channel.tracker.confirmed(OUTSTANDING + 1, multiple=False)
     await last.done
     assert channel.sent[OUTSTANDING:] == ["last"]
 
 
 async def test_what_cannot_be_encoded_harms_no_neighbour() -> None:
     channel = Channel()
-    good, bad = channel.outbox.post([message("a")]), channel.outbox.post([message("b", "x" * 300), message("c")])
-    also_good = channel.outbox.post([message("d")])
+    good, bad = channel.tracker.post([message("a")]), channel.tracker.post([message("b", "x" * 300), message("c")])
+    also_good = channel.tracker.post([message("d")])
     await turn()
     assert channel.sent == ["a", "d"]
-    channel.outbox.confirmed(2, multiple=True)
+    channel.tracker.confirmed(2, multiple=True)
     await asyncio.gather(good.done, also_good.done)
     with pytest.raises(ValueError, match="range"):
         await bad.done
@@ -221,27 +221,27 @@ async def test_what_cannot_be_encoded_harms_no_neighbour() -> None:
 
 async def test_a_blocked_channel_sends_when_it_is_unblocked() -> None:
     channel = Channel()
-    channel.outbox.block()
-    parcel = channel.outbox.post([message("a")])
+    channel.tracker.block()
+    call = channel.tracker.post([message("a")])
     await turn()
     assert not channel.sent
-    assert parcel.written == 0
-    channel.outbox.unblock()
+    assert call.written == 0
+    channel.tracker.unblock()
     await turn()
     assert channel.sent == ["a"]
 
 
 async def test_a_lost_channel_ends_every_call() -> None:
     channel = Channel()
-    sent, other = channel.outbox.post(many(3)), channel.outbox.post([message("other")])
+    sent, other = channel.tracker.post(many(3)), channel.tracker.post([message("other")])
     await turn()
-    channel.outbox.confirmed(2, multiple=False)
-    channel.outbox.stop()
-    waiting = channel.outbox.post([message("late")])
+    channel.tracker.confirmed(2, multiple=False)
+    channel.tracker.stop()
+    waiting = channel.tracker.post([message("late")])
     await turn()
     assert len(channel.sent) == 4
-    channel.outbox.abandon()
-    later = channel.outbox.post([message("later")])
+    channel.tracker.abandon()
+    later = channel.tracker.post([message("later")])
     await asyncio.gather(sent.done, other.done, waiting.done, later.done)
     assert [texts(one) for one in (sent, other, waiting, later)] == [["0", "2"], ["other"], ["late"], ["later"]]
     assert (waiting.written, later.written) == (0, 0)
@@ -251,29 +251,29 @@ async def test_a_lost_channel_ends_every_call() -> None:
 
 async def test_a_retired_channel_rests_when_all_that_it_has_is_settled() -> None:
     channel = Channel()
-    large = channel.outbox.post(many(OUTSTANDING + 1))
+    large = channel.tracker.post(many(OUTSTANDING + 1))
     await turn()
-    cancelled = channel.outbox.post([message("never")])
-    rest = channel.outbox.retire()
+    cancelled = channel.tracker.post([message("never")])
+    rest = channel.tracker.retire()
     cancelled.done.cancel()
-    channel.outbox.confirmed(OUTSTANDING, multiple=True)
+    channel.tracker.confirmed(OUTSTANDING, multiple=True)
     await turn()
     assert not rest.done()
-    channel.outbox.refused(channel.outbox._last_tag, multiple=False)
+    channel.tracker.refused(channel.tracker._last_tag, multiple=False)
     await large.done
     assert rest.done()
     assert len(texts(large)) == 1
-    assert Channel().outbox.retire().done()
+    assert Channel().tracker.retire().done()
 
 
 async def test_a_retired_channel_that_is_lost_rests() -> None:
     channel = Channel()
-    parcel = channel.outbox.post(many(2))
+    call = channel.tracker.post(many(2))
     await turn()
-    rest = channel.outbox.retire()
-    channel.outbox.abandon()
+    rest = channel.tracker.retire()
+    channel.tracker.abandon()
     assert rest.done()
-    assert texts(parcel) == ["0", "1"]
+    assert texts(call) == ["0", "1"]
 
 
 class Clock:
@@ -293,49 +293,49 @@ class Clock:
 async def test_a_silent_channel_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that confirms something now and then, had nothing to confirm, or is blocked, is not silent."""
     channel, clock = Channel(), Clock(monkeypatch)
-    parcel = channel.outbox.post(many(5))
+    call = channel.tracker.post(many(5))
     await turn()
     for tag in (1, 2, 3, 4):
         await clock.pass_by(SILENCE * 0.7)
-        channel.outbox.confirmed(tag, multiple=False)
-    channel.outbox.confirmed(5, multiple=False)
-    await parcel.done
+        channel.tracker.confirmed(tag, multiple=False)
+    channel.tracker.confirmed(5, multiple=False)
+    await call.done
     await clock.pass_by(SILENCE * 0.9)  # the look that is due comes after the next message
-    parcel = channel.outbox.post([message("late")])
+    call = channel.tracker.post([message("late")])
     await turn()
     await clock.pass_by(SILENCE * 0.9)
-    assert not parcel.done.done()
-    channel.outbox.block()
+    assert not call.done.done()
+    channel.tracker.block()
     await clock.pass_by(SILENCE * 10)
-    channel.outbox.unblock()
+    channel.tracker.unblock()
     await clock.pass_by(SILENCE * 0.9)
-    assert not parcel.done.done()
+    assert not call.done.done()
     await clock.pass_by(SILENCE * 0.2)
-    await parcel.done
-    assert channel.outbox.is_over
-    assert texts(parcel) == ["late"]
+    await call.done
+    assert channel.tracker.is_over
+    assert texts(call) == ["late"]
 
 
 async def test_a_channel_that_is_still_sending_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large task on a slow line; one that only waits in the system's buffers, for a line that is dead, is."""
     channel, clock = Channel(), Clock(monkeypatch)
-    parcel = channel.outbox.post([message("x" * 1000)])
+    call = channel.tracker.post([message("x" * 1000)])
     await turn()
     for unsent in (900, 600, 300, 0):
         channel.unsent = unsent
         await clock.pass_by(SILENCE * 0.9)
-    assert not parcel.done.done()
+    assert not call.done.done()
     await clock.pass_by(SILENCE * 0.9)
-    assert not parcel.done.done()
-    channel.outbox.confirmed(1, multiple=False)
-    await parcel.done
-    parcel = channel.outbox.post([message("x" * 1000)])
+    assert not call.done.done()
+    channel.tracker.confirmed(1, multiple=False)
+    await call.done
+    call = channel.tracker.post([message("x" * 1000)])
     channel.unsent = 500
     await turn()
     for _ in range(2):
         await clock.pass_by(SILENCE * 0.6)
-    await parcel.done
-    assert channel.outbox.is_over
+    await call.done
+    assert channel.tracker.is_over
 
 
 #: Calls of Python functions for a message of a large call, from its arguments to its confirm: 19 when this was written.
@@ -359,10 +359,10 @@ async def test_a_message_costs_few_calls() -> None:
 
     async def enqueue(count: int) -> None:
         envelopes = [say._envelope("id", ("hello",), {}) for _ in range(count)]
-        parcel = channel.outbox.post([to_message(envelope) for envelope in envelopes])
+        call = channel.tracker.post([to_message(envelope) for envelope in envelopes])
         await turn()
-        channel.outbox.confirmed(channel.outbox._last_tag, multiple=True)
-        await parcel.done
+        channel.tracker.confirmed(channel.tracker._last_tag, multiple=True)
+        await call.done
 
     await enqueue(1)
     sys.setprofile(count)
@@ -385,28 +385,28 @@ async def test_few_are_on_the_way_to_a_queue_with_a_limit() -> None:
     """And nothing that goes elsewhere waits behind those that wait."""
     channel = Channel()
     channel.limits.add("small")
-    small = [channel.outbox.post(to("small", BOUNDED)), channel.outbox.post(to("small", 3))]
-    large = channel.outbox.post(to("large", 100))
+    small = [channel.tracker.post(to("small", BOUNDED)), channel.tracker.post(to("small", 3))]
+    large = channel.tracker.post(to("large", 100))
     await turn()
     assert [text for text in channel.sent if text.startswith("small")] == [f"small{n}" for n in range(BOUNDED)]
     assert len([text for text in channel.sent if text.startswith("large")]) == 100
-    channel.outbox.confirmed(2, multiple=True)
+    channel.tracker.confirmed(2, multiple=True)
     await turn()
     assert channel.sent[-2:] == ["small0", "small1"]
-    channel.outbox.confirmed(1_000, multiple=True)
+    channel.tracker.confirmed(1_000, multiple=True)
     await turn()
     assert channel.sent[-1] == "small2"
-    channel.outbox.confirmed(1_000, multiple=True)
-    await asyncio.gather(large.done, *(parcel.done for parcel in small))
+    channel.tracker.confirmed(1_000, multiple=True)
+    await asyncio.gather(large.done, *(call.done for call in small))
 
 
 async def test_what_waits_for_a_queue_with_a_limit_ends_with_its_channel() -> None:
     channel = Channel()
     channel.limits.add("small")
-    sent, waiting = channel.outbox.post(to("small", BOUNDED)), channel.outbox.post(to("small", 1))
+    sent, waiting = channel.tracker.post(to("small", BOUNDED)), channel.tracker.post(to("small", 1))
     await turn()
-    rest = channel.outbox.retire()
-    channel.outbox.abandon()
+    rest = channel.tracker.retire()
+    channel.tracker.abandon()
     await asyncio.gather(sent.done, waiting.done, rest)
     assert (sent.written, waiting.written) == (BOUNDED, 0)
 
@@ -414,15 +414,15 @@ async def test_what_waits_for_a_queue_with_a_limit_ends_with_its_channel() -> No
 async def test_who_gives_up_makes_no_room_and_takes_none() -> None:
     channel = Channel()
     channel.limits.add("small")
-    channel.outbox.post(to("small", BOUNDED))
-    waiting = [channel.outbox.post(to("small", 1)) for _ in range(3)]
+    channel.tracker.post(to("small", BOUNDED))
+    waiting = [channel.tracker.post(to("small", 1)) for _ in range(3)]
     await turn()
     waiting[0].done.cancel()
-    channel.outbox.confirmed(1, multiple=False)
+    channel.tracker.confirmed(1, multiple=False)
     await turn()
-    channel.outbox.confirmed(2, multiple=False)
+    channel.tracker.confirmed(2, multiple=False)
     await turn()
-    assert [parcel.written for parcel in waiting] == [0, 1, 1]
+    assert [call.written for call in waiting] == [0, 1, 1]
 
 
 async def test_a_limit_that_showed_is_forgotten() -> None:
