@@ -93,7 +93,7 @@ async def said(caplog: pytest.LogCaptureFixture, text: str, enqueuing: asyncio.T
 @pytest.mark.parametrize("whose", CONNECTIONS)
 async def test_a_connection_limit_that_stays_is_named(node: Node, whose: str) -> None:
     async with await aio_pika.connect(node.url), limited(node, *CONNECTIONS[whose]):
-        app = app_on(node, 1.0)
+        app = app_on(node, 5.0)
         with pytest.raises(BrokerUnavailable, match=r"connection limit \(1\) is reached; close other") as caught:
             await app.tasks[0].enqueue("a")
         assert "does it exist" not in str(caught.value)
@@ -103,7 +103,7 @@ async def test_a_connection_limit_that_stays_is_named(node: Node, whose: str) ->
 @pytest.mark.parametrize("what", OTHERS)
 async def test_other_limits_are_waited_for_and_named(node: Node, what: str) -> None:
     async with limited(node, *OTHERS[what]):
-        broker = connect(node.url, timeout=2.0)
+        broker = connect(node.url, timeout=10.0)
         with pytest.raises(BrokerUnavailable, match=r"limit .*close other connections, or have the limit raised"):
             await broker.declare([Queue("work")])
     await broker.declare([Queue("work")])

@@ -78,7 +78,7 @@ def test_tasks_that_end_while_their_worker_stops_do_not_run_again(node: Node) ->
 
 @asynccontextmanager
 async def tasks_on(node: Node) -> AsyncGenerator[Broker]:
-    broker = connect(node.url)
+    broker = connect(node.url, timeout=120.0)  # the server's command line, which holds queues, may take seconds
     try:
         await broker.declare([Queue("work")])
         await broker.publish([Envelope(new_id(), "work", "say", b"{}") for _ in range(COUNT)])

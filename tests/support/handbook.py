@@ -120,13 +120,17 @@ def screens(text: str) -> list[Screen]:
     return found
 
 
+#: Between columns, whose width depends on what is in them.
+_GAP = re.compile(r"(\\ ){2,}")
+
+
 def is_shown(expected: Sequence[str], output: str, *, any_order: bool = False) -> bool:
     """Whether a terminal's output is as a page shows it."""
     lines = [line.rstrip() for line in output.splitlines() if not any(one in line for one in _NOT_SHOWN)]
     if len(lines) != len(expected):
         return False
     for one in expected:
-        pattern = ".*".join(map(re.escape, one.split("…")))
+        pattern = _GAP.sub(" {2,}", ".*".join(map(re.escape, one.split("…"))))
         candidates = lines if any_order else lines[:1]
         found = next((line for line in candidates if re.fullmatch(pattern, line)), None)
         if found is None:

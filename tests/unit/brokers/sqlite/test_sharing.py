@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,13 +247,30 @@ def test_a_log_that_is_closed_is_named(path: Path, log: str) -> None:
         assert said.startswith(f"StoreError: the user with the id {BERT} may not read and write {path}{log}")
 
 
+def stop_between_transactions(program: subprocess.Popen[str], path: Path) -> None:
+    """A program that is stopped in one keeps the file locked."""
+
+    def is_stopped() -> bool:
+        program.send_signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                program.send_signal(signal.SIGCONT)
+                return False
+            other.execute("ROLLBACK")
+            return True
+
+    wait_until(is_stopped, "it is stopped, and the file is free")
+
+
 def test_a_consumer_that_cannot_be_seen_is_taken_for_living(path: Path) -> None:
     share(path)
     with started(ANNA, "stay", path) as anna:
         assert anna.stdout is not None
         assert anna.stdout.readline() == "stays\n"
         (bell,) = bells(path).iterdir()
-        anna.send_signal(signal.SIGSTOP)  # it would have the bell follow the file again
+        stop_between_transactions(anna, path)  # it would have the bell follow the file again
         bell.chmod(0o600)
         said = as_user(BERT, "look", path)
         anna.send_signal(signal.SIGCONT)
