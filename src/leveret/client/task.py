@@ -11,7 +11,17 @@ import msgspec
 from leveret.client.handle import Handle, Source
 from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
-from leveret.model import Envelope, TaskOptions, carrying, check_headers, check_id, check_overrides, new_ids, repeated
+from leveret.model import (
+    Envelope,
+    TaskOptions,
+    carrying,
+    check_headers,
+    check_id,
+    check_overrides,
+    new_ids,
+    own_headers,
+    repeated,
+)
 from leveret.model.arguments import moment, seconds
 from leveret.model.durations import MAX_DELAY, show
 
@@ -50,9 +60,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     expires: float | None = None
     #: Of the next task; None: a new one.
     id: str | None = None
+    #: Those that carry options which are not what the decorator says are among them.
     headers: dict[str, Any] = {}
-    #: The task's options that the message carries, since they are not what the decorator says.
-    overrides: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if self.id is not None:
@@ -230,7 +239,11 @@ class Task(Generic[P, R]):
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
         overrides = check_overrides({"timeout": timeout, "max_attempts": max_attempts, "store_result": store_result})
         chosen = {name: value for name, value in (("queue", queue), ("priority", priority)) if value is not None}
-        enqueue: dict[str, Any] = {"overrides": {**self._enqueue.overrides, **overrides}}
+        own = own_headers(self._enqueue.headers)
+        carried = {name: value for name, value in self._enqueue.headers.items() if name not in own}
+        if headers is not None:
+            own = check_headers(headers)
+        enqueue: dict[str, Any] = {"headers": {**own, **carried, **carrying(overrides)}}
         if delay is not None:
             enqueue |= {"delay": seconds("delay", delay, most=MAX_DELAY), "at": None}
         if at is not None:
@@ -239,8 +252,6 @@ class Task(Generic[P, R]):
             enqueue["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
         if id is not None:
             enqueue["id"] = id
-        if headers is not None:
-            enqueue["headers"] = check_headers(headers)
         return self._with(
             msgspec.structs.replace(self._options, **chosen, **overrides),
             msgspec.structs.replace(self._enqueue, **enqueue),
@@ -385,7 +396,7 @@ class Task(Generic[P, R]):
             enqueued_at=now,
             due=due,
             expires_at=None if enqueue.expires is None else now + enqueue.expires,
-            headers={**enqueue.headers, **carrying(enqueue.overrides)},
+            headers=enqueue.headers.copy(),
             priority=self._options.priority,
         )
 
