@@ -64,7 +64,7 @@ class Application:
         """Whether no result and no status of it is kept."""
         if envelope.headers:
             return not self._now.options_of(envelope).store_result
-        return self.name(envelope) in self._silent
+        return (envelope.task or self.name(envelope)) in self._silent
 
     def policy(self, envelope: Envelope) -> RetryPolicy:
         return self._now.options_of(envelope).policy

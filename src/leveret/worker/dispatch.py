@@ -264,10 +264,10 @@ def dead_already(delivery: Delivery, now: float) -> Outcome | None:
     """Why a delivery must not run at all, if so."""
     if delivery.defect:
         return DeadLettered(delivery.defect)
-    wrong = wrong_headers(delivery.envelope.headers)
-    if wrong:
+    envelope = delivery.envelope
+    if envelope.headers and (wrong := wrong_headers(envelope.headers)):
         return DeadLettered(wrong)
-    expires_at = delivery.envelope.expires_at
+    expires_at = envelope.expires_at
     if expires_at is not None and expires_at < now:
         return DeadLettered(f"it expired {now - expires_at:.1f} s before a worker could start it")
     if delivery.returns < MAX_RETURNS:

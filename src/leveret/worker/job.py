@@ -158,9 +158,10 @@ class Jobs:
         """Give a slot to a job that was taken from those that wait."""
         job.step(state)
         job.began_at = now
+        if not self.begun:
+            self._none_begun.clear()
         self.begun[job.key] = job
         self._by_task[_task(job.delivery)] = job
-        self._none_begun.clear()
 
     def begun_as(self, delivery: Delivery) -> Job | None:
         """The job of the same queue and task id that holds a slot."""
