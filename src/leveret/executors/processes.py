@@ -466,7 +466,8 @@ class ChildStarter:
 
     async def start_unless_broken(self) -> Child | None:
         """A child, however long that takes; None when the application can't be imported and no child is there."""
-        for pause in backoff(*_NOT_LOADED):
+        pauses = backoff(*_NOT_LOADED)
+        while True:
             try:
                 return await self.start()
             except AppNotLoaded as error:
@@ -474,21 +475,22 @@ class ChildStarter:
                     if not self.broken.done():
                         self.broken.set_exception(error)
                     return None
+                pause = next(pauses)
                 message = "no fresh child process, so those that are there go on; trying again in %.0f s: %s"
                 write(log, logging.ERROR, message, pause, error, traceback=error.traceback)
             await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
 
     async def start(self) -> Child:
         """A child, however long that takes. Raises AppNotLoaded."""
         generation = self._generations.latest
-        for pause in backoff():
+        pauses = backoff()
+        while True:
             try:
                 return await self._start(generation)
             except OSError as error:
+                pause = next(pauses)
                 log.warning("no child process can be started, trying again in %.1f s: %s", pause, error)
                 await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
 
     async def _start(self, generation: int) -> Child:
         child = await Child.start(self._begin, self._owner)

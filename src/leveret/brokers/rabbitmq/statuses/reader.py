@@ -100,7 +100,9 @@ class StatusReader:
         """Read, again and again while the broker is unavailable, for as long as the timeout; longer while news come."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._stream.timeout
-        for pause in backoff():
+        pauses = backoff()
+        while True:
+            pause = next(pauses)
             try:
                 async with asyncio.timeout_at(deadline) as limit:
                     return await read(limit)
@@ -110,7 +112,6 @@ class StatusReader:
                 if not self._stream.may_pass(error) or clock() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
-        raise AssertionError("backoff() never ends")
 
     async def _read(self, search: _Search, limit: asyncio.Timeout) -> tuple[dict[str, Status], int]:
         for skew in (_USUAL_SKEW, MOST_SKEW):
