@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from leveret.model import Status
 
-#: So much is kept of messages that came (bytes), and so many tasks.
+#: So much is kept of messages that came, and as much of what was known before (bytes); and so many tasks.
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_TASKS = 20_000
 
@@ -32,6 +32,13 @@ class _Base(NamedTuple):
     offset: int
     known: Envelope | Status
 
+    @property
+    def size(self) -> int:
+        """About so many bytes."""
+        if isinstance(self.known, Envelope):
+            return len(self.known.body)
+        return len(self.known.body or b"") + len(bytes(self.known.encoded_result)) + len(self.known.traceback)
+
 
 class Recent:
     """The last messages that one reading of the stream brought, and tasks of which no earlier ones need be known."""
@@ -45,6 +52,7 @@ class Recent:
         self._complete_after = -1
         self._latest = -1
         self._bases: OrderedDict[str, _Base] = OrderedDict()
+        self._bases_size = 0
 
     def begin(self) -> None:
         """From now on all that is said comes here."""
@@ -59,6 +67,7 @@ class Recent:
         self._size = 0
         self._complete_after = self._latest = -1
         self._bases.clear()
+        self._bases_size = 0
 
     def take(self, offset: int, body: bytes) -> None:
         self._messages.append((offset, body))
@@ -106,10 +115,12 @@ class Recent:
 
     def _add(self, bases: dict[str, _Base]) -> None:
         for id_, base in bases.items():
+            before = self._bases.pop(id_, None)
+            self._bases_size += base.size - (0 if before is None else before.size)
             self._bases[id_] = base
-            self._bases.move_to_end(id_)
-        while len(self._bases) > _MOST_TASKS:
-            self._bases.popitem(last=False)
+        while self._bases_size > _MOST_BYTES or len(self._bases) > _MOST_TASKS:
+            _, base = self._bases.popitem(last=False)
+            self._bases_size -= base.size
 
 
 def _status(base: _Base) -> Status:

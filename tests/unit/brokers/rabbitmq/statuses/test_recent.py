@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import Raw
+
 from leveret.brokers.rabbitmq.statuses import recent
 from leveret.brokers.rabbitmq.statuses.recent import Recent
 from leveret.brokers.rabbitmq.statuses.streams import Batch, to_message
-from leveret.model import Envelope, new_id
-from leveret.model.status import enqueued, started
+from leveret.model import Envelope, Succeeded, new_id
+from leveret.model.status import enqueued, settled, started
 
 if TYPE_CHECKING:
     import pytest
@@ -111,3 +113,16 @@ def test_what_was_found_is_known_from_there_on() -> None:
     assert states(lately, early) is None, "it was not read up to what is heard here"
     lately.note_found([enqueued(unheard, 1.0)], 90, None)
     assert states(lately, unheard) is None
+
+
+def test_large_tasks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "_MOST_BYTES", 1_000)
+    lately = Reading()
+    lately.begin()
+    tasks = [Envelope(new_id(), "work", "say", b"x" * 300, enqueued_at=1.0) for _ in range(10)]
+    for one in [*tasks, *tasks[-3:]]:
+        lately.note_stored([one], lately.mark)
+    assert [one for one in tasks if states(lately, one)] == tasks[-3:]
+    result = settled(tasks[-1], "say", Succeeded(Raw(b'"' + b"x" * 600 + b'"')), 2.0)
+    lately.note_found([result], 200, lately.mark)
+    assert [one for one in tasks if states(lately, one)] == tasks[-1:]
