@@ -53,6 +53,13 @@ OURS_TWO_CHILDREN = replace(
 )
 OURS_TWO_WORKERS = replace(OURS_MANY, name="leveret, two workers", settings="as enqueue_many", workers=2, share=15.0)
 OURS_FOUR_WORKERS = replace(OURS_MANY, name="leveret, four workers", settings="as enqueue_many", workers=4, share=20.0)
+OURS_KEPT = Entrant(
+    "leveret, results kept",
+    "one child, --concurrency 256, --prefetch 1000; one enqueue after the other",
+    ("benchmarks.kept", "wait"),
+    ("leveret", "worker", "benchmarks.kept:app", "--log-level", "WARNING", *_PREFETCH),
+    is_ours=True,
+)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import processes
-from benchmarks.entrants import WIRE
+from benchmarks.entrants import OURS_KEPT, WIRE
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import RabbitMQ
 from benchmarks.programs import Programs, Worker, environment
@@ -158,6 +158,23 @@ def latency(entrant: Entrant, place: Place, *, rate: float, seconds: float, outs
         pairs = list(zip(here.ledger.sent, here.ledger.started, strict=True))[_PROBES:]
     waits = sorted((started - sent) / 1e6 for sent, started in pairs)
     return {"median": statistics.median(waits), "p99": waits[int(len(waits) * 0.99)]}
+
+
+def beside_others(place: Place, *, rate: float, asks: int, age: float) -> dict[str, float]:
+    """What a result and a status cost while others do so many tasks a second, and how many times as much as without.
+
+    Milliseconds of time and of the asking program's processor time. ``age``: how long ago the tasks ended that another
+    program asks for (seconds).
+    """
+    with setting(OURS_KEPT, place, 1) as here:
+        programs, order = here.programs, {"count": asks, "age": age}
+        with programs.working():
+            quiet = programs.ask(OURS_KEPT.producer, order)
+            with programs.beside(("benchmarks.kept", "others"), {"rate": rate}):
+                time.sleep(age)
+                busy = programs.ask(OURS_KEPT.producer, order)
+    ratios = {f"{name}, busy to quiet": busy[name] / quiet[name] for name in ("result", "result p99", "result cpu")}
+    return {**busy, **ratios}
 
 
 def footprint(entrant: Entrant, place: Place, *, tasks: int, idle: float) -> dict[str, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks import entrants as e
-from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, STARTUP
-from benchmarks.measures import Incorrect, claim_cost, footprint, latency, startup, throughput
+from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, STARTUP
+from benchmarks.measures import Incorrect, beside_others, claim_cost, footprint, latency, startup, throughput
 from benchmarks.programs import ProgramFailed
 from benchmarks.results import Bout, Curve, Results
 
@@ -22,6 +22,9 @@ log = logging.getLogger("benchmarks")
 
 #: The rate of the latency goals (a second).
 _RATE = 200.0
+#: What others do while results are waited for (tasks a second), and how many of ours are.
+_OTHERS = 5_000.0
+_ASKS = 60
 _OPEN = 256
 
 
@@ -41,6 +44,8 @@ class Size:
     goals_only: bool = False
     #: Tasks of the memory's growth; how long an idle worker is watched (seconds).
     growth: int = 200_000
+    #: How long ago a task ended that another program asks for (seconds).
+    age: float = 60.0
     idle: float = 20.0
     #: The large backlog and the small one.
     backlogs: tuple[int, int] = (1_000_000, 1_000)
@@ -49,7 +54,7 @@ class Size:
 
 
 FULL = Size(rounds=5, tasks=10_000, seconds=10.0, rates=(50, 100, 200, 400, 800, 1600, 3200))
-QUICK = Size(rounds=1, tasks=3_000, seconds=3.0, rates=(), is_quick=True, starts=7)
+QUICK = Size(rounds=1, tasks=3_000, seconds=3.0, rates=(), is_quick=True, starts=7, age=5.0)
 
 
 def run(place: Place, size: Size) -> Results:
@@ -65,6 +70,7 @@ def run(place: Place, size: Size) -> Results:
             _fight(bout, place, size.tasks, number)
     results.judge_bouts()
     _latency_goals(results, place, size)
+    _results_goals(results, place, size)
     if not size.is_quick:
         _footprint_goals(results, place, size)
         _claim_goal(results, place, size)
@@ -119,6 +125,16 @@ def _latency_goals(results: Results, place: Place, size: Size) -> None:
         log.info("%s: latency, ours %s, bare %s", place.name, _words(ours), _words(rounds[-1][1]))
     for goal in LATENCY[place.kind]:
         results.judge(goal, [ours[goal.figure] / bare[goal.figure] for ours, bare in rounds])
+
+
+def _results_goals(found: Results, place: Place, size: Size) -> None:
+    if not RESULTS[place.kind]:
+        return
+    rounds = [beside_others(place, rate=_OTHERS, asks=_ASKS, age=size.age) for _ in range(min(2, size.rounds))]
+    for numbers in rounds:
+        log.info("%s: results beside others, %s", place.name, _words(numbers))
+    for goal in RESULTS[place.kind]:
+        found.judge(goal, [numbers[goal.figure] for numbers in rounds])
 
 
 def _footprint_goals(results: Results, place: Place, size: Size) -> None:

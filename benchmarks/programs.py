@@ -80,6 +80,18 @@ class Programs:
         return numbers
 
     @contextmanager
+    def beside(self, command: Command, order: Mapping[str, object]) -> Iterator[Worker]:
+        """A program that works until it is stopped here. Raises ProgramFailed when it ended by itself."""
+        module, *arguments = command
+        program = Worker([str(self._python), "-m", module, json.dumps(order), *arguments], self._environment)
+        try:
+            yield program
+            program.check()
+        finally:
+            program.ask_to_stop()
+            program.stop()
+
+    @contextmanager
     def working(self) -> Iterator[list[Worker]]:
         """The entrant's workers; stopped at the end, and what they said shown when they fail."""
         workers: list[Worker] = []
