@@ -252,6 +252,7 @@ def stop_between_transactions(program: subprocess.Popen[str], path: Path) -> Non
 
     def is_stopped() -> bool:
         program.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # it goes on for a moment
         with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
             try:
                 other.execute("BEGIN IMMEDIATE")
