@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,10 +17,11 @@ from tests.support.workers import Program
 from tests.support.workers import Worker as WorkerProgram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
     from leveret import Handle
+    from leveret.brokers import Broker
     from leveret.model import Envelope
     from tests.conftest import Place
     from tests.support.workers import Ledger
@@ -37,6 +39,21 @@ def application() -> App:
         return 2 * number
 
     return app
+
+
+@asynccontextmanager
+async def working(broker: Broker) -> AsyncGenerator[App]:
+    """An application that enqueues to the broker, and a worker of it; the broker is closed with them."""
+    app = application()
+    with app.client.enqueuing_to(broker):
+        worker = Worker(InProcessExecutor(app, concurrency=2), broker=broker)
+        running = asyncio.create_task(worker.run())
+        try:
+            yield app
+        finally:
+            worker.stop()
+            await running
+            await broker.close()
 
 
 async def read_out(known: Handle[object]) -> None:
@@ -100,20 +117,14 @@ async def test_a_task_that_this_program_takes_long_to_store(any_place: Place, mo
 
     monkeypatch.setattr(broker, "publish", publish_later)
     monkeypatch.setattr(broker.statuses, "read", ask)
-    app = application()
-    (double,) = app.tasks
-    with app.client.enqueuing_to(broker):
-        worker = Worker(InProcessExecutor(app, concurrency=2), broker=broker)
-        working = asyncio.create_task(worker.run())
+    async with working(broker) as app:
+        (double,) = app.tasks
         enqueuing = asyncio.create_task(double.options(id="order-2").enqueue(21))
         waiting = asyncio.create_task(app.handle("order-2").result(LIMIT))
         await asyncio.wait_for(asked.wait(), LIMIT)
         gate.set()
         await enqueuing
         assert await waiting == 42
-        worker.stop()
-        await working
-    await broker.close()
 
 
 async def test_a_task_that_is_stored_while_it_is_asked_for(any_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,17 +146,10 @@ async def test_a_task_that_is_stored_while_it_is_asked_for(any_place: Place, mon
 
     monkeypatch.setattr(broker, "publish", publish_later)
     monkeypatch.setattr(broker.statuses, "read", ask)
-    app = application()
-    (double,) = app.tasks
-    with app.client.enqueuing_to(broker):
-        worker = Worker(InProcessExecutor(app, concurrency=2), broker=broker)
-        working = asyncio.create_task(worker.run())
+    async with working(broker) as app:
+        (double,) = app.tasks
         enqueuing = asyncio.create_task(double.options(id="order-3").enqueue(21))
-        waiting = asyncio.create_task(app.handle("order-3").result(LIMIT))
-        assert await waiting == 42
-        worker.stop()
-        await working
-    await broker.close()
+        assert await app.handle("order-3").result(LIMIT) == 42
 
 
 PROGRAM = """

@@ -75,7 +75,7 @@ def sending_within(telemetry: Telemetry, url: Callable[[], str], store: Store) -
 def attempting_within(telemetry: Telemetry, url: Callable[[], str], attempt: Attempt) -> Attempt:
     """``attempt`` with a telemetry around it."""
 
-    unheard: Ended = lambda _outcome, _error: None  # noqa: E731
+    unheard: Ended = _tell_nobody
 
     async def through(envelope: Envelope, link: Runtime) -> Attempted:
         guard = _Guard("the application's telemetry failed; the task goes on", BaseException, log_fields(envelope))
@@ -85,6 +85,10 @@ def attempting_within(telemetry: Telemetry, url: Callable[[], str], attempt: Att
         return attempted
 
     return through
+
+
+def _tell_nobody(_: Outcome, __: BaseException | None) -> None:
+    """How an attempt ended whose span could not begin."""
 
 
 class _Guard:
