@@ -11,7 +11,7 @@ import socket
 import time
 
 from leveret.executors import Finished, RunRequest
-from leveret.executors.wire import Pipe, Run, ToChild, ToWorker
+from leveret.executors.wire import Pipe, ToChild, ToWorker, runs
 from leveret.model import Envelope, Succeeded
 
 COUNT = 100
@@ -35,7 +35,7 @@ async def cross(way: str = "jobs") -> float:
             came.set()
 
     worker.hear = child.hear = hear
-    jobs = [Run(RunRequest(key, Envelope(f"{key}", "work", "task", bytes(SIZE)))) for key in range(COUNT)]
+    jobs = list(runs([RunRequest(key, Envelope(f"{key}", "work", "task", bytes(SIZE))) for key in range(COUNT)]))
     results = [Finished(key, Succeeded(bytes(SIZE))) for key in range(COUNT)]
     begun = time.process_time()
     if way == "jobs":

@@ -32,6 +32,7 @@ from leveret.executors import (
 from leveret.executors.processes import ProcessExecutor
 from leveret.executors.wire import Begin, FrameReader, Run, ToWorker, encoded
 from leveret.model import Envelope, Succeeded, new_id
+from leveret.observe import ChildReplaced
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import LEDGER_APP, Ledger, is_alive
 
@@ -51,6 +52,12 @@ def job(key: int, task: str, *arguments: object, once: bool = False) -> RunReque
     return RunRequest(key, Envelope(new_id(), "work", task, msgspec.json.encode({"args": arguments})), once)
 
 
+def _keys(event: ExecutorEvent) -> Sequence[int]:
+    if isinstance(event, ChildReplaced):
+        return ()
+    return event.keys if isinstance(event, Started) else [event.key]
+
+
 class Told:
     """What an executor told of its jobs."""
 
@@ -61,7 +68,7 @@ class Told:
         self.events.extend(news)
 
     def of(self, kind: type[T], key: int) -> list[T]:
-        return [one for one in self.events if isinstance(one, kind) and one.key == key]
+        return [one for one in self.events if isinstance(one, kind) and key in _keys(one)]
 
     async def wait_for(self, kind: type[T], key: int) -> T:
         async def told() -> bool:
@@ -308,7 +315,7 @@ def test_a_watch_outlives_a_worker_that_does_not_read(ledger: Ledger) -> None:
         theirs.close()
         their_lifeline.close()
         jobs = [job(number, "held", "long") for number in range(100)] + [job(100, "overrun_blocking_in_part", "bad")]
-        ours.sendall(encoded([Begin(LEDGER_APP, None, len(jobs))]) + encoded([Run(one) for one in jobs]))
+        ours.sendall(encoded([Begin(LEDGER_APP, None, len(jobs))]) + encoded([Run(jobs)]))
         os.write(tickets_in, bytes(len(jobs)))
         ledger.wait_for("try bad")
         select.select([lifeline], [], [], PATIENCE)

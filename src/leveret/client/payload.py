@@ -116,7 +116,7 @@ class Signature:
         """
         if self.raw:
             return (body,), {}
-        text = decompressed(body, encoding)
+        text = body if encoding is None else decompressed(body, encoding)
         try:
             call = _decode_body(shallow(text))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -259,7 +259,7 @@ class Task(Generic[P, R]):
 
     def for_message(self, headers: Mapping[str, Any]) -> Self:
         """The same task with the options that a message's headers carry. For Leveret itself."""
-        options = self._options.for_message(headers)
+        options = self._options.for_message(headers) if headers else self._options
         return self if options is self._options else self._with(options, self._enqueue)
 
     def _with(self, options: TaskOptions, enqueue: EnqueueOptions) -> Self:

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -35,6 +36,7 @@ from leveret.model import (
     DeadLettered,
     Envelope,
     Outcome,
+    Progress,
     Released,
     Retrying,
     RetryRules,
@@ -51,11 +53,11 @@ from leveret.model.printable import in_line
 from leveret.observe import LimitedLog, log_mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
 
     from leveret.client import App, Task
     from leveret.errors import LeveretError
-    from leveret.model import Attempt, Progress, RunningTask, Runtime
+    from leveret.model import Attempt, RunningTask, Runtime
 
 log = logging.getLogger("leveret.execution")
 
@@ -131,16 +133,19 @@ class JobRunner:
         wanted = min(self._free, len(self._waiting))
         if not wanted:
             return
-        loop = asyncio.get_running_loop()
         admitted = self._admit(wanted)
         self._free -= admitted
-        for _ in range(admitted):
-            job = self._waiting.popleft()
-            self._say(Started(job.key, self._runner.timeout(job.envelope)))
+        jobs = [self._waiting.popleft() for _ in range(admitted)]
+        begun: dict[float | None, list[int]] = {}
+        for job in jobs:
+            begun.setdefault(self._runner.timeout(job.envelope), []).append(job.key)
+        for timeout, keys in begun.items():
+            self._say(Started(keys, timeout))
+        for job in jobs:
             # A context of its own: what one task sets in a context variable is not the next one's to see.
             link = self._links[job.key] = _Link(job.key, self._note_progress, self._note_awaits)
-            task = loop.create_task(self._run(job, link), context=self._context.copy())
-            self.running[task] = job
+            link.task = self._loop.create_task(self._run(job, link), context=self._context.copy())
+            self.running[link.task] = job
         if admitted < wanted:
             self._waiting.clear()  # taken back, to be run elsewhere
             self._unwanted.clear()
@@ -162,13 +167,13 @@ class JobRunner:
         self._tell_progress()
         del self._links[job.key]
         # By hand: a callback would be one more round of the loop for each job.
-        this = asyncio.current_task()
-        if this is not None:
-            self.running.pop(this, None)
+        if link.task is not None:
+            self.running.pop(link.task, None)
         self._free += 1
         self.finished += 1
         self._say(Finished(job.key, outcome, None if is_unwanted else time.monotonic() - began))
-        self._start_waiting()
+        if self._waiting:
+            self._start_waiting()
 
     def _note_progress(self, key: int, progress: Progress) -> None:
         """From any thread."""
@@ -200,7 +205,7 @@ class JobRunner:
 
     def _say(self, report: Report) -> None:
         if not self._reports:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._reports.append(report)
 
     def _flush(self) -> None:
@@ -208,28 +213,29 @@ class JobRunner:
         self._report(reports)
 
 
-class _Link:
+class _Link(msgspec.Struct, eq=False):
     """Between a job and its runner; see `leveret.model.Runtime`."""
 
-    def __init__(self, key: int, tell: Callable[[int, Progress], None], tell_awaits: Callable[[int], None]) -> None:
-        self._key = key
-        self._tell = tell
-        self._tell_awaits = tell_awaits
-        #: How many tasks it waits for that have not begun, and whether that is told.
-        self.awaited = 0
-        self.is_told_to_await = False
-        self.cancelled = False
-        #: Not before its asyncio task has taken its first step: cancelled then, it would end without a word.
-        self.interruptible = False
-        #: Unix time.
-        self.since = time.time()
+    key: int
+    tell: Callable[[int, Progress], None]
+    tell_awaits: Callable[[int], None]
+    #: What runs it.
+    task: asyncio.Task[None] | None = None
+    #: How many tasks it waits for that have not begun, and whether that is told.
+    awaited: int = 0
+    is_told_to_await: bool = False
+    cancelled: bool = False
+    #: Not before its asyncio task has taken its first step: cancelled then, it would end without a word.
+    interruptible: bool = False
+    #: Unix time.
+    since: float = msgspec.field(default_factory=time.time)
 
     def progressed(self, progress: Progress) -> None:
-        self._tell(self._key, progress)
+        self.tell(self.key, progress)
 
     def awaits(self, change: int) -> None:
         self.awaited += change
-        self._tell_awaits(self._key)
+        self.tell_awaits(self.key)
 
 
 def _unheard(reports: Sequence[Report]) -> None:
@@ -243,7 +249,8 @@ class Runner:
         self._app = app
         self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
-        self._layered: Attempt = self._run
+        self._pid = os.getpid()
+        self._layered: Attempt = self._attempt
         for layer in reversed(app.attempt_layers):
             self._layered = layer(self._layered)
 
@@ -257,14 +264,8 @@ class Runner:
                 del attempted
         return attempted.outcome
 
-    async def _run(self, envelope: Envelope, link: Runtime) -> Attempted:
-        """The attempt inside of all layers."""
-        attempted = await self._attempt(envelope, link)
-        if link.cancelled and not isinstance(attempted.outcome, Succeeded):
-            return msgspec.structs.replace(attempted, outcome=_CANCELLED)
-        return attempted
-
     async def _attempt(self, envelope: Envelope, link: Runtime) -> Attempted:
+        """The attempt inside of all layers."""
         try:
             task = self._find(envelope)
         except UnknownTask as error:
@@ -278,19 +279,12 @@ class Runner:
         try:
             current = _current(task, envelope, link)
             link.interruptible = task.is_async
-            value = await run_within(
-                current, self._app.middleware, partial(self._call_here, task, args, kwargs, current)
-            )
-        except asyncio.CancelledError as error:
-            running = asyncio.current_task()
-            if running is not None and running.cancelling():
-                return Attempted(Released(), error, interrupted=True)
-            return Attempted(classify(error, envelope.attempt, task.retry), error)
+            value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs, current))
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
-            return Attempted(classify(error, envelope.attempt, task.retry), error)
+            return _failed(error, envelope, task, link)
         finally:
             link.interruptible = False
-        return Attempted(self._succeeded(task, envelope, value) if task.store_result else Succeeded())
+        return Attempted(self._succeeded(task, envelope, value)) if task.store_result else _SUCCEEDED
 
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
         """What an error that left `run` means for its task, by the task's own rules."""
@@ -332,30 +326,24 @@ class Runner:
         """Let go of the threads; one that still runs a task is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _call_here(
-        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
-    ) -> Any:
-        pid = os.getpid()
-        try:
-            return await self._call(task, args, kwargs, current)
-        finally:
-            _end_fork(pid, sys.exc_info()[1])
-
     async def _call(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], current: CurrentTask
     ) -> Any:
         """Call the function, and await what it returns for as long as that is awaitable."""
-        until = None if task.timeout is None else asyncio.get_running_loop().time() + task.timeout
-        value = task.function(*args, **kwargs) if task.is_async else await self._in_thread(task, args, kwargs, current)
-        link = current.link
-        while value is not None and inspect.isawaitable(value):
-            if link.cancelled and not task.is_async:
-                _close(value)
-                raise asyncio.CancelledError  # while its thread ran, which nothing could interrupt
-            link.interruptible = True
-            value = await (value if until is None else _within(task, value, until))
-            link.interruptible = task.is_async
-        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        try:
+            is_async, timeout, link = task.is_async, task.timeout, current.link
+            until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+            value = task.function(*args, **kwargs) if is_async else await self._in_thread(task, args, kwargs, current)
+            while value is not None and inspect.isawaitable(value):
+                if link.cancelled and not is_async:
+                    _close(value)
+                    raise asyncio.CancelledError  # while its thread ran, which nothing could interrupt
+                link.interruptible = True
+                value = await (value if until is None else _within(task, value, until))
+                link.interruptible = is_async
+        finally:
+            _end_fork(self._pid, sys.exc_info()[1])
+        if value is not None and (inspect.isgenerator(value) or inspect.isasyncgen(value)):
             _close(value)
             raise Dead(
                 f"task {task.name!r} returned a generator, and none of its code has run: a task has no 'yield'; "
@@ -383,6 +371,17 @@ class Runner:
 
 
 _UNSET = object()
+_SUCCEEDED = Attempted(Succeeded())
+_NO_HEADERS: MappingProxyType[str, Any] = MappingProxyType({})
+
+
+def _failed(error: BaseException, envelope: Envelope, task: Task[..., Any], link: Runtime) -> Attempted:
+    """What an exception means that left the task or its middleware."""
+    if isinstance(error, asyncio.CancelledError):
+        running = asyncio.current_task()
+        if running is not None and running.cancelling():
+            return Attempted(_CANCELLED if link.cancelled else Released(), error, interrupted=True)
+    return Attempted(_CANCELLED if link.cancelled else classify(error, envelope.attempt, task.retry), error)
 
 
 def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
@@ -398,7 +397,7 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
         attempt=envelope.attempt,
         max_attempts=task.task_options.max_attempts,
         enqueued_at=envelope.enqueued_at,
-        headers=MappingProxyType(own_headers(envelope.headers)),
+        headers=MappingProxyType(own_headers(envelope.headers)) if envelope.headers else _NO_HEADERS,
         deadline=None if task.timeout is None else time.time() + task.timeout,
         _link=link,
     )

@@ -57,7 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 _UNKNOWN_TASK = TaskOptions()
 
 
-class RunRequest(msgspec.Struct, frozen=True, array_like=True):
+class RunRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An envelope to run, under the number its worker knows it by."""
 
     key: int
@@ -71,15 +71,15 @@ def running(job: RunRequest, since: float) -> RunningTask:
     return RunningTask(envelope.id, envelope.task, envelope.queue, envelope.attempt, since)
 
 
-class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The job's task is about to be called: from here on a death of its process is charged to it."""
+class Started(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """The tasks of jobs are about to be called: from here on a death of their process is charged to them."""
 
-    key: int
-    #: Seconds that it may run; None: no limit.
+    keys: list[int]
+    #: Seconds that each may run; None: no limit.
     timeout: float | None = None
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """The job's outcome."""
 
     key: int

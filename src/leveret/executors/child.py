@@ -11,6 +11,7 @@ task starts ends with this process (`session`).
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import select
@@ -215,7 +216,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     jobs.report_to(tell)
 
     def hear(batch: list[ToChild]) -> None:
-        jobs.submit([message.job for message in batch if isinstance(message, Run)])
+        jobs.submit([job for message in batch if isinstance(message, Run) for job in message.jobs])
         jobs.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
 
     pipe.hear = hear
@@ -296,6 +297,8 @@ def main() -> None:
         begin.logs.set_up()
     if begin.url is not None:
         app.client.connect_to(begin.url)
+    gc.collect()
+    gc.freeze()  # what is imported stays: the collector need not look through it again and again
     loops.run(serve(connection, app, begin, watch, tickets, forks), begin.loop)
     watch.end_if_alone()
 

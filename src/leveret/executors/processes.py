@@ -19,6 +19,7 @@ import logging
 import sys
 import time
 from collections import OrderedDict, deque
+from heapq import heapify, heapreplace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -233,7 +234,7 @@ class ProcessExecutor:
         if child in self._pool.serving:
             self._pool.recycle_if_due(child)
 
-    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started]) -> None:
+    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Started) -> None:
         pool = self._pool
         was_replaced, was_alone = child in pool.leaving, pool.is_alone(child)
         if pool.is_stopping or not pool.forget(child):
@@ -242,7 +243,7 @@ class ProcessExecutor:
         begun, charged = self._backlog.inherit(child, unstarted, is_known=child.unfit is None or was_alone)
         pool.restock()
         replaced = [] if was_replaced else [ChildReplaced(child.pid, "died" if child.condemned is None else "overran")]
-        self._report([*belated, *begun, *replaced, *charged])
+        self._report([belated, *begun, *replaced, *charged])
         pool.assign()
 
 
@@ -326,16 +327,18 @@ class Pool:
     def assign(self) -> None:
         """Give waiting jobs to the children with free slots, the idlest first."""
         self._backlog.withdraw()
-        loads = {child: len(child.jobs) for child in self.serving} if self._backlog.waiting else {}
-        batches: dict[Child, list[RunRequest]] = {}
-        while self._backlog.waiting and loads:
-            child = min(loads, key=loads.__getitem__)
-            if loads[child] >= self.concurrency:
+        waiting = self._backlog.waiting
+        loads = [(len(child.jobs), number) for number, child in enumerate(self.serving)] if waiting else []
+        heapify(loads)
+        batches: dict[int, list[RunRequest]] = {}
+        while waiting and loads:
+            load, number = loads[0]
+            if load >= self.concurrency:
                 break
-            loads[child] += 1
-            batches.setdefault(child, []).append(self._backlog.waiting.popleft())
-        for child, jobs in batches.items():
-            child.send(jobs)
+            heapreplace(loads, (load + 1, number))
+            batches.setdefault(number, []).append(waiting.popleft())
+        for number, jobs in batches.items():
+            self.serving[number].send(jobs)
 
     def retire(self, child: Child, *, is_blocked: bool = False) -> int:
         """Give a serving child no more jobs, and take back those that it has not started: how many."""
@@ -569,8 +572,8 @@ class Backlog:
             self._unwanted.difference_update(one.key for one in reports if isinstance(one, Finished))
         if self._moves:
             for one in reports:
-                if isinstance(one, Started):
-                    self._moves.pop(one.key, None)
+                for key in one.keys if isinstance(one, Started) else ():
+                    self._moves.pop(key, None)
 
     def withdraw(self) -> None:
         """Report on waiting jobs that shall not run."""
@@ -595,7 +598,7 @@ class Backlog:
 
     def inherit(
         self, child: Child, unstarted: Sequence[RunRequest], *, is_known: bool
-    ) -> tuple[list[Started], list[Report]]:
+    ) -> tuple[list[Started], list[Died | Overran]]:
         """Take the jobs of a child that died, but for the guilty ones: what is told of these.
 
         ``is_known``: whether the only one that ran is the guilty one, for nobody before it can have been.
@@ -606,7 +609,7 @@ class Backlog:
         charged = self._charge(child, is_known=is_known)
         belated: list[Started] = []
         if child.condemned is not None and never_begun:
-            belated = [Started(child.condemned[0])]
+            belated = [Started([child.condemned[0]])]
             charged = [Died(*child.condemned), *charged]
             self.remember(never_begun[0])
         self._unwanted.difference_update(verdict.key for verdict in charged)
@@ -618,10 +621,10 @@ class Backlog:
         if len(self._killers) > _KILLERS:
             self._killers.popitem(last=False)
 
-    def _charge(self, child: Child, *, is_known: bool) -> list[Report]:
+    def _charge(self, child: Child, *, is_known: bool) -> list[Died | Overran]:
         """Who is guilty of a child's death; the others run again, those that may be guilty alone."""
         cause = f"the task ended when its child process (pid {child.pid}) {child.cause()}"
-        verdicts: dict[int, Report] = {}
+        verdicts: dict[int, Died | Overran] = {}
         shelter = self.suspects
         if child.condemned is not None:
             key, reason = child.condemned

@@ -21,6 +21,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
+
 from leveret.errors import AppNotLoaded
 from leveret.executors.base import (
     Awaits,
@@ -34,7 +36,7 @@ from leveret.executors.base import (
     running,
 )
 from leveret.executors.session import StartedProcess
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit, runs
 from leveret.model import ChildReport, DeadLettered, Retrying
 
 if TYPE_CHECKING:
@@ -62,11 +64,11 @@ class ChildOwner(Protocol):
     def looked(self, child: Child, /) -> None:
         """A moment is over, and it has jobs or had some."""
 
-    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Sequence[Started], /) -> None:
+    def died(self, child: Child, unstarted: Sequence[RunRequest], belated: Started, /) -> None:
         """The jobs that it had not started, and the news of those of which it could not say any more that it had."""
 
 
-class Begun(NamedTuple):
+class Begun(msgspec.Struct, frozen=True, gc=False):
     """A job that runs."""
 
     job: RunRequest
@@ -122,8 +124,9 @@ class ChildJobs:
         self._held.update((job.key, (job, now)) for job in jobs)
 
     def start(self, message: Started, now: float) -> None:
-        job, _ = self._held.pop(message.key)
-        self.started[message.key] = Begun(job, now, message.timeout)
+        held, started, timeout = self._held, self.started, message.timeout
+        for key in message.keys:
+            started[key] = Begun(held.pop(key)[0], now, timeout)
 
     def oldest_unstarted(self) -> tuple[int, float] | None:
         """The first of the jobs that it has not started, and when it was sent."""
@@ -138,12 +141,12 @@ class ChildJobs:
         keys = list(self._held)[len(self._held) - count :]
         return [self._held.pop(key)[0] for key in keys]
 
-    def start_rest(self) -> list[Started]:
+    def start_rest(self) -> Started:
         """Those that it has not started, as far as it could say."""
         rest, self._held = self._held, {}
         now = time.monotonic()
         self.started.update((key, Begun(job, now, None)) for key, (job, _) in rest.items())
-        return [Started(key) for key in rest]
+        return Started(list(rest))
 
     def block(self, key: int) -> None:
         """That job may be what blocks the event loop."""
@@ -158,7 +161,7 @@ class ChildJobs:
     def turns_again(self) -> None:
         now = time.monotonic()
         for key in self.started.keys() - self.blockers:
-            self.started[key] = self.started[key]._replace(held_up=now)
+            self.started[key] = msgspec.structs.replace(self.started[key], held_up=now)
         self.blockers = frozenset()
 
 
@@ -217,7 +220,7 @@ class Child:
     def send(self, jobs: Sequence[RunRequest]) -> None:
         self.jobs.sent(jobs)
         os.write(self._lines.tickets_in, bytes(len(jobs)))
-        self._reading.write([Run(job) for job in jobs])
+        self._reading.write(list(runs(jobs)))
         self._look_later()
 
     def cancel(self, keys: Sequence[int]) -> None:
@@ -300,16 +303,16 @@ class Child:
         now = time.monotonic()
         reports: list[Report] = []
         for message in batch:
-            if isinstance(message, Started):
-                self.jobs.start(message, now)
-                reports.append(message)
-            elif isinstance(message, (Progressed, Awaits)):
-                reports.append(message)
-            elif isinstance(message, Finished):
+            if isinstance(message, Finished):
                 job = self.jobs.started.pop(message.key).job
                 if not (self.unfit and _has_failed(message) and self._owner.doubts(self, job)):
                     reports.append(message)
                 self.jobs.finished += 1
+            elif isinstance(message, Started):
+                self.jobs.start(message, now)
+                reports.append(message)
+            elif isinstance(message, (Progressed, Awaits)):
+                reports.append(message)
             elif isinstance(message, Unfit):
                 self.unfit = message.reason
         self._owner.reported(self, reports)

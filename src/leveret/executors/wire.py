@@ -43,10 +43,10 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
         return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Run a job when a slot is free."""
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Run jobs when slots are free."""
 
-    job: RunRequest
+    jobs: list[RunRequest]
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -114,6 +114,20 @@ def frames(body: bytes) -> Iterator[bytes | memoryview]:
         kind = _LAST if at + PIECE >= len(body) else _MORE
         yield _HEADER.pack(_MAGIC, kind, len(piece), crc32(piece))
         yield piece
+
+
+def runs(jobs: Sequence[RunRequest]) -> Iterator[Run]:
+    """The jobs as messages of about one piece at most, but for a job that is longer."""
+    some: list[RunRequest] = []
+    size = 0
+    for job in jobs:
+        some.append(job)
+        size += len(job.envelope.body)
+        if size >= PIECE:
+            yield Run(some)
+            some, size = [], 0
+    if some:
+        yield Run(some)
 
 
 def encoded(messages: Sequence[Message]) -> bytes:
@@ -313,7 +327,7 @@ class Pipe(asyncio.Protocol, Generic[M]):
 def _weight(message: Message) -> int:
     """About how long it is, if it is long (bytes)."""
     if isinstance(message, Run):
-        return len(message.job.envelope.body)
+        return PIECE
     if isinstance(message, Finished) and isinstance(message.outcome, Succeeded):
         return len(message.outcome.result or b"")
     return 0

@@ -68,7 +68,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue {self.name!r}: kind is {self.kind!r}, it must be 'quorum' or 'classic'")
 
 
-class Envelope(msgspec.Struct, frozen=True, array_like=True):
+class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One task on its way. ``body`` is never decoded by a broker or by the worker's own process."""
 
     id: str

@@ -9,7 +9,7 @@ import msgspec
 from leveret.model.messages import Delivery, Envelope
 
 
-class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """The task ran to its end."""
 
     #: What it returned, as JSON; None when that is not to be kept, or cannot be.
@@ -18,7 +18,7 @@ class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     problem: str = ""
 
 
-class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """The attempt failed and is charged; the task goes to the end of its queue, ``delay`` seconds from now."""
 
     error: str
@@ -26,18 +26,18 @@ class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True):
     delay: float = 0.0
 
 
-class DeadLettered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class DeadLettered(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """The task can't or shall not run again; it is kept with the reason."""
 
     reason: str
     traceback: str = ""
 
 
-class Released(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Released(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Not run, or interrupted by a stop: handed back, uncharged, for another worker."""
 
 
-class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Somebody wanted it to end: it leaves its queue, and is no dead letter."""
 
     reason: str

@@ -187,18 +187,20 @@ class Dispatcher:
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         """The executor tells something: what has ended is settled, its slots are filled again, the rest is told."""
         ended: list[Job] = []
+        begun = self._jobs.begun
         for event in events:
-            if isinstance(event, ChildReplaced):
+            if isinstance(event, Started):
+                self._tell_started([begun[key] for key in event.keys if key in begun])
+            elif isinstance(event, ChildReplaced):
                 self._listeners.notify(event)
+            elif (job := begun.get(event.key)) is None:
                 continue
-            job = self._jobs.begun.get(event.key)
-            if job is None:
-                continue
-            if isinstance(event, (Finished, Died, Overran)):
+            elif isinstance(event, (Finished, Died, Overran)):
                 self._end(job, event)
                 ended.append(job)
             else:
                 self._tell(job, event)
+        self._reporter.ended(ended)
         self._free_slots(ended)
         settling = [job for job in ended if not job.is_acknowledged]
         if settling:
@@ -212,7 +214,6 @@ class Dispatcher:
         else:
             policy = self._application.policy(envelope)
             outcome = job.judged(after_death(event, envelope.attempt, policy, random.random()))  # noqa: S311
-        self._reporter.ended(outcome)
         if self._listeners.are_given:
             self._listeners.notify(TaskFinished(envelope, outcome))
         if job.is_acknowledged:
@@ -220,19 +221,20 @@ class Dispatcher:
         else:
             self._jobs.settle(job, outcome)
 
-    def _tell(self, job: Job, event: Started | Progressed | Awaits | Blocks) -> None:
-        envelope = job.delivery.envelope
-        if isinstance(event, Started):
-            self._updates.started(job)
-            if self._listeners.are_given:
-                self._listeners.notify(TaskStarted(envelope))
-        elif isinstance(event, Progressed):
+    def _tell_started(self, jobs: Sequence[Job]) -> None:
+        self._updates.started(jobs)
+        if self._listeners.are_given:
+            for job in jobs:
+                self._listeners.notify(TaskStarted(job.delivery.envelope))
+
+    def _tell(self, job: Job, event: Progressed | Awaits | Blocks) -> None:
+        if isinstance(event, Progressed):
             if job.is_ours:  # else it may run elsewhere by now, and that run tells
                 self._updates.progressed(job, event.progress)
         elif isinstance(event, Awaits):
             self._awaiting.note(job, awaits=event.is_so)
         else:
-            self._listeners.notify(TaskBlocks(envelope, event.seconds, event.stack))
+            self._listeners.notify(TaskBlocks(job.delivery.envelope, event.seconds, event.stack))
 
     async def _acknowledge(self, job: Job) -> None:
         """Run a job once the broker has forgotten it."""

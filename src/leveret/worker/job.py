@@ -15,7 +15,7 @@ from leveret.model import Cancelled, Delivery, Outcome, Released, Status, Succee
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-Attempt: TypeAlias = tuple[str, str, int, "float | None", int]
+Attempt: TypeAlias = tuple[str, str, int, "float | None", "str | None", int, str]
 
 NOT_RUN = Cancelled("cancelled before it ran")
 _CANCELLED = Cancelled("cancelled while it ran")
@@ -56,8 +56,11 @@ def attempt_of(delivery: Delivery) -> Attempt:
     """Identify one attempt at a task: an id may be used again, by a dead letter that was put back, say."""
     envelope = delivery.envelope
     # A foreign producer may give all its messages one id: their content keeps them apart.
-    content = hash((envelope.task, envelope.body, delivery.defect))
-    return envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at, content
+    content = hash(envelope.body)
+    return (
+        *(envelope.queue, envelope.id, envelope.attempt, envelope.enqueued_at),
+        *(envelope.task, content, delivery.defect),
+    )
 
 
 class Job(msgspec.Struct, eq=False):
@@ -80,8 +83,6 @@ class Job(msgspec.Struct, eq=False):
     is_acknowledged: bool = False
     #: What the broker is to record; without a run it is handed back.
     outcome: Outcome = Released()
-    #: What identifies it while its outcome is recorded.
-    attempt: Attempt | None = None
     #: Its delivery that came again while its outcome was recorded; the newest.
     again: Delivery | None = None
 
@@ -125,8 +126,10 @@ class Jobs:
         self.begun: dict[int, Job] = {}
         #: The same by queue and task id: of two with one id the newer.
         self._by_task: dict[tuple[str, str], Job] = {}
-        #: Jobs that are SETTLING and whose delivery must not run again, by attempt.
-        self._settling: dict[Attempt, Job] = {}
+        #: Jobs that are SETTLING and whose outcome is recorded, so that they must not run again, by key.
+        self._settling: dict[int, Job] = {}
+        #: The same by attempt, from when it is asked for until it changes.
+        self._settling_attempts: dict[Attempt, Job] | None = None
         #: How many have held a slot and do not any more.
         self.left = 0
         self._none_begun = asyncio.Event()
@@ -161,15 +164,19 @@ class Jobs:
         if not self.begun:
             self._none_begun.clear()
         self.begun[job.key] = job
-        self._by_task[_task(job.delivery)] = job
+        envelope = job.delivery.envelope
+        self._by_task[envelope.queue, envelope.id] = job
 
     def begun_as(self, delivery: Delivery) -> Job | None:
         """The job of the same queue and task id that holds a slot."""
-        return self._by_task.get(_task(delivery))
+        envelope = delivery.envelope
+        return self._by_task.get((envelope.queue, envelope.id))
 
     def settling_as(self, delivery: Delivery) -> Job | None:
         """The job of the same attempt whose outcome is being recorded."""
-        return self._settling.get(attempt_of(delivery)) if self._settling else None
+        if self._settling_attempts is None:
+            self._settling_attempts = {attempt_of(job.delivery): job for job in self._settling.values()}
+        return self._settling_attempts.get(attempt_of(delivery))
 
     def settle(self, job: Job, outcome: Outcome) -> None:
         """A job has its outcome: it waits no more, and its slot is free."""
@@ -177,16 +184,18 @@ class Jobs:
         job.outcome = outcome
         self._free_slot(job)
         if not (job.is_acknowledged or isinstance(outcome, Released)):
-            job.attempt = attempt_of(job.delivery)
-            self._settling[job.attempt] = job
+            self._settling[job.key] = job
+            self._settling_attempts = None
 
-    def end(self, job: Job) -> None:
-        """The worker is done with a job: its outcome is recorded, or it is another worker's."""
+    def end(self, job: Job) -> bool:
+        """The worker is done with a job; whether its outcome is recorded."""
         job.step(State.ENDED)
-        if job.attempt is None:
+        is_recorded = self._settling.pop(job.key, None) is not None
+        if is_recorded:
+            self._settling_attempts = None
+        else:
             self._free_slot(job)
-        elif self._settling.get(job.attempt) is job:
-            del self._settling[job.attempt]
+        return is_recorded
 
     async def until_none_begun(self) -> None:
         await self._none_begun.wait()
@@ -195,13 +204,9 @@ class Jobs:
         if self.begun.pop(job.key, None) is None:
             return
         self.left += 1
-        task = _task(job.delivery)
+        envelope = job.delivery.envelope
+        task = envelope.queue, envelope.id
         if self._by_task.get(task) is job:
             del self._by_task[task]
         if not self.begun:
             self._none_begun.set()
-
-
-def _task(delivery: Delivery) -> tuple[str, str]:
-    envelope = delivery.envelope
-    return envelope.queue, envelope.id

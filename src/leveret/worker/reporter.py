@@ -14,8 +14,8 @@ from leveret.observe import write_log
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from leveret.model import Outcome
     from leveret.observe import Event, Listener
+    from leveret.worker.job import Job
 
 log = logging.getLogger("leveret.worker")
 
@@ -62,10 +62,9 @@ class WorkerReporter:
         self._finished = 0
         self._failed = 0
 
-    def ended(self, outcome: Outcome) -> None:
-        self._finished += 1
-        if isinstance(outcome, (Retrying, DeadLettered)):
-            self._failed += 1
+    def ended(self, jobs: Sequence[Job]) -> None:
+        self._finished += len(jobs)
+        self._failed += sum(isinstance(job.outcome, (Retrying, DeadLettered)) for job in jobs)
 
     def __call__(self) -> WorkerReport:
         children = [self._named(child) for child in self._children()]

@@ -9,13 +9,24 @@ import asyncio
 import logging
 import random
 import time
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from leveret.errors import BrokerError, LeaseLost
-from leveret.model import DeadLettered, Progress, Released, Retrying, Status, Succeeded, settled, started
+from leveret.model import (
+    DeadLettered,
+    Lease,
+    Outcome,
+    Progress,
+    Released,
+    Retrying,
+    Status,
+    Succeeded,
+    settled,
+    started,
+)
 from leveret.observe import LimitedLog, TaskSettled
 from leveret.worker.job import NOT_RUN, State, attempt_of
 from leveret.worker.stopping import Background
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from leveret.brokers import Broker
-    from leveret.model import Delivery, Envelope, Lease, Outcome, Settlement
+    from leveret.model import Delivery, Envelope, Settlement
     from leveret.worker.application import Application
     from leveret.worker.job import Attempt, Job, Jobs
     from leveret.worker.reporter import Listeners
@@ -56,11 +67,13 @@ class StatusUpdates:
         self._timer: asyncio.TimerHandle | None = None
         self._telling = Background()
 
-    def started(self, job: Job) -> None:
-        envelope = job.delivery.envelope
-        if not self._application.is_silent(envelope):
-            job.status = started(envelope, self._application.name(envelope), time.time())
-            self._tell_soon(job)
+    def started(self, jobs: Iterable[Job]) -> None:
+        is_silent, now = self._application.is_silent, time.time()
+        for job in jobs:
+            envelope = job.delivery.envelope
+            if not is_silent(envelope):
+                job.status = started(envelope, self._application.name(envelope), now)
+                self._tell_soon(job)
 
     def progressed(self, job: Job, progress: Progress) -> None:
         if job.status is not None:
@@ -131,7 +144,7 @@ class Redelivery(NamedTuple):
     outcome: Outcome | None
 
 
-class _Ended(NamedTuple):
+class _Ended(msgspec.Struct, frozen=True):
     """``lease``: what it was recorded by. ``outcome``: what is still to be recorded, after the lease was lost."""
 
     lease: Lease | None
@@ -146,38 +159,48 @@ class RedeliveryCache:
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[Attempt, _Ended] = OrderedDict()
+        #: The oldest first, as they were recorded together. Many come here, and few are ever asked for.
+        self._ended: deque[list[tuple[Attempt, _Ended]]] = deque()
+        self._count = 0
+        #: The same by attempt, from when it is asked for until it changes.
+        self._attempts: dict[Attempt, _Ended] | None = None
 
     def settled(self, jobs: Iterable[Job], lost: frozenset[str]) -> Sequence[Redelivery]:
         """Outcomes are recorded, but for the ids whose lease was lost; the deliveries that came again meanwhile."""
         until = time.monotonic() + _REMEMBERED
-        again: list[Redelivery] = []
-        for job in jobs:
-            if job.attempt is None:
-                continue  # it was handed back
-            # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
-            is_lost = job.delivery.envelope.id in lost
-            ended = _Ended(None, job.outcome, until) if is_lost else _Ended(job.delivery.lease, None, until)
-            self._remember(job.attempt, ended)
-            if job.again is not None:
-                again.append(Redelivery(job.again, ended.outcome))
-        return again
+        # What is recorded is only acknowledged again: a second copy would run, or be dead, beside the first.
+        ended = [(job, _ended(job, lost, until)) for job in jobs]
+        self._remember([(attempt_of(job.delivery), end) for job, end in ended])
+        return [Redelivery(job.again, end.outcome) for job, end in ended if job.again is not None]
 
     def acknowledged(self, delivery: Delivery) -> None:
         """It is acknowledged, and runs only then."""
-        self._remember(attempt_of(delivery), _Ended(delivery.lease, None, time.monotonic() + _REMEMBERED))
+        ended = _Ended(delivery.lease, None, time.monotonic() + _REMEMBERED)
+        self._remember([(attempt_of(delivery), ended)])
 
     def find(self, delivery: Delivery) -> Redelivery | None:
         """What is to be done about a delivery that came again; None: it is to be run."""
-        ended = self._ended.get(attempt_of(delivery))
+        if self._attempts is None:
+            self._attempts = {attempt: ended for together in self._ended for attempt, ended in together}
+        ended = self._attempts.get(attempt_of(delivery))
         if ended is None or time.monotonic() > ended.until or (ended.lease is not None and ended.lease.held):
             return None
         return Redelivery(delivery, ended.outcome)
 
-    def _remember(self, key: Attempt, ended: _Ended) -> None:
-        self._ended[key] = ended
-        if len(self._ended) > _MOST_REMEMBERED:
-            self._ended.popitem(last=False)
+    def _remember(self, together: list[tuple[Attempt, _Ended]]) -> None:
+        if not together:
+            return
+        self._ended.append(together)
+        self._attempts = None
+        self._count += len(together)
+        while self._count - len(self._ended[0]) >= _MOST_REMEMBERED:
+            self._count -= len(self._ended.popleft())
+
+
+def _ended(job: Job, lost: frozenset[str], until: float) -> _Ended:
+    if lost and job.delivery.envelope.id in lost:
+        return _Ended(None, job.outcome, until)
+    return _Ended(job.delivery.lease, None, until)
 
 
 class Settler:
@@ -293,19 +316,18 @@ class Settler:
         if len(held) < len(jobs):
             self._updates.forget([job for job in jobs if not job.delivery.lease.held])
         lost = await self._record([(job.delivery, job.outcome) for job in jobs], updates)
-        for job in jobs:
-            self._jobs.end(job)
-        for redelivery in self._redeliveries.settled(jobs, lost):
+        recorded = [job for job in jobs if self._jobs.end(job)]
+        for redelivery in self._redeliveries.settled(recorded, lost):
             self.settle_again(redelivery)
         self._notify(jobs, lost)
 
     def _notify(self, jobs: Iterable[Job], lost: frozenset[str]) -> None:
         are_heard = self._listeners.hear_successes
         for job in jobs:
-            envelope, outcome = job.delivery.envelope, job.outcome
-            kept = envelope.id not in lost
-            if are_heard or not kept or not isinstance(outcome, Succeeded):
-                self._listeners.notify(TaskSettled(envelope, outcome, kept=kept, seconds=job.seconds))
+            if are_heard or lost or not isinstance(job.outcome, Succeeded):
+                envelope = job.delivery.envelope
+                kept = envelope.id not in lost
+                self._listeners.notify(TaskSettled(envelope, job.outcome, kept=kept, seconds=job.seconds))
 
     async def _acknowledge_again(self, delivery: Delivery) -> None:
         """Everything else is recorded, and told."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.crossing import cross
 from leveret.executors import Finished, RunRequest
-from leveret.executors.wire import PIECE, BrokenFrames, FrameReader, Pipe, Run, ToChild, ToWorker, frames
+from leveret.executors.wire import PIECE, BrokenFrames, FrameReader, Pipe, Run, ToChild, ToWorker, frames, runs
 from leveret.model import Envelope
 from tests.support.waiting import until
 
@@ -144,7 +144,8 @@ async def test_a_batch_is_of_use_before_all_of_it_is_there() -> None:
         ends._hear(batch)
 
     child.hear = hear
-    worker.write([Run(RunRequest(key, Envelope(f"{key}", "work", "task", bytes(MIB)))) for key in range(20)])
+    jobs = [RunRequest(key, Envelope(f"{key}", "work", "task", bytes(MIB))) for key in range(20)]
+    worker.write(list(runs(jobs)))
     await ends.have(20)
     assert first[0] <= 2 * MIB
     assert first[1] >= 10

@@ -125,16 +125,23 @@ def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]],
 
     Each player's cards, and the players that got any, in the order in which their last card came.
     """
-    left = list(credit_of)
+    left = dict(enumerate(credit_of))
     hands: list[list[int]] = [[] for _ in credit_of]
     last: dict[int, None] = {}
     card = 0
-    while card < cards and any(credit is None or credit > 0 for credit in left):
-        for player, credit in enumerate(left):
-            if card < cards and (credit is None or credit > 0):
-                hands[player].append(card)
-                left[player] = None if credit is None else credit - 1
-                last.pop(player, None)
-                last[player] = None
-                card += 1
+    while card < cards:
+        turn = [player for player, credit in left.items() if credit is None or credit > 0][: cards - card]
+        if not turn:
+            break
+        # As many rounds at once as all of them can take part in.
+        finite = [credit for player in turn if (credit := left[player]) is not None]
+        rounds = min([(cards - card) // len(turn), *finite])
+        after = card + rounds * len(turn)
+        for place, player in enumerate(turn):
+            hands[player].extend(range(card + place, after, len(turn)))
+            credit = left[player]
+            left[player] = None if credit is None else credit - rounds
+            last.pop(player, None)
+            last[player] = None
+        card = after
     return hands, list(last)

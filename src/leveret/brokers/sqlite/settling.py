@@ -121,13 +121,9 @@ class Settling:
                     call.lost.set_exception(error)
             return
         lease.unsettled -= len(kept)
+        are_all_kept = len(kept) == len(settled)
         for call in calls:
-            lost = []
-            for delivery, _ in call.settlements:
-                if delivery.tag in kept:
-                    kept.remove(delivery.tag)  # whoever settles it again has not
-                else:
-                    lost.append(delivery.envelope.id)
+            lost = [] if are_all_kept else _lost(call, kept)
             if not call.lost.done():
                 call.lost.set_result(lost)
 
@@ -143,3 +139,14 @@ class Settling:
                     async with asyncio.timeout(_AWAY):
                         await self._finishing.wait()
         return set()
+
+
+def _lost(call: _Call, kept: set[int]) -> list[str]:
+    """The ids that are not kept. What is kept is removed: whoever settles it again has not."""
+    lost: list[str] = []
+    for delivery, _ in call.settlements:
+        if delivery.tag in kept:
+            kept.remove(delivery.tag)
+        else:
+            lost.append(delivery.envelope.id)
+    return lost
