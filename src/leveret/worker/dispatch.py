@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from leveret.executors import Awaits, Blocks, Died, Finished, Overran, Progressed, RunRequest, Started
 from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers
 from leveret.observe import ChildReplaced, TaskBlocks, TaskFinished, TaskStarted
-from leveret.worker.job import NOT_RUN, State, attempt_of
+from leveret.worker.job import NOT_RUN, LeaseCheck, State, attempt_of
 from leveret.worker.settler import Redelivery
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ class Dispatcher:
         requests: list[RunRequest] = []
         dead: list[Job] = []
         room = 0 if self._stop.is_set() else self._executor.slots - len(jobs.begun)
-        now, clock = time.time(), time.monotonic()
+        now, clock, is_held = time.time(), time.monotonic(), LeaseCheck()
         while jobs.waiting and room > 0:
             job = jobs.waiting.popleft()
-            if not job.delivery.lease.held:
+            if not is_held(job):
                 jobs.end(job)  # the broker has given it to another consumer, or will give it to this one again
                 continue
             verdict = dead_already(job.delivery, now)

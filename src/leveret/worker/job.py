@@ -15,6 +15,8 @@ from leveret.model import Cancelled, Delivery, Outcome, Released, Status, Succee
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from leveret.model import Lease
+
 Attempt: TypeAlias = tuple[str, str, int, "float | None", "str | None", int, str]
 
 NOT_RUN = Cancelled("cancelled before it ran")
@@ -113,6 +115,20 @@ class Job(msgspec.Struct, eq=False):
     def is_ours(self) -> bool:
         """Whether no other worker can have it by now."""
         return self.is_acknowledged or self.delivery.lease.held
+
+
+class LeaseCheck:
+    """Whether leases are held at this moment. Asked once for all jobs in a row that have the same: it is not cheap."""
+
+    def __init__(self) -> None:
+        self._lease: Lease | None = None
+        self._is_held = False
+
+    def __call__(self, job: Job) -> bool:
+        lease = job.delivery.lease
+        if lease is not self._lease:
+            self._lease, self._is_held = lease, lease.held
+        return self._is_held
 
 
 class Jobs:

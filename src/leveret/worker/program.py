@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Tasks at once in one child: each may be a thread.
 MOST_CONCURRENCY = 10_000
+#: So long after the start all is imported that stays, and the garbage collector need not look at it any more (seconds).
+_IMPORTED = 5.0
 
 
 def run_worker(
@@ -103,6 +106,7 @@ def run_worker(
         worker = Worker(executor, queues=queues, prefetch=prefetch, grace=grace, listeners=heard, scaler=scaler)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        asyncio.get_running_loop().call_later(_IMPORTED, gc.freeze)
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),

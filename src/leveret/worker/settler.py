@@ -28,7 +28,7 @@ from leveret.model import (
     started,
 )
 from leveret.observe import LimitedLog, TaskSettled
-from leveret.worker.job import NOT_RUN, State, attempt_of
+from leveret.worker.job import NOT_RUN, LeaseCheck, State, attempt_of
 from leveret.worker.stopping import Background
 
 if TYPE_CHECKING:
@@ -311,10 +311,11 @@ class Settler:
         self._warnings.flush()
 
     async def _settle(self, jobs: Sequence[Job]) -> None:
-        held = [job for job in jobs if job.delivery.lease.held]
+        is_held = LeaseCheck()
+        held = [job for job in jobs if is_held(job)]
         updates = self._updates.settled(held)
         if len(held) < len(jobs):
-            self._updates.forget([job for job in jobs if not job.delivery.lease.held])
+            self._updates.forget([job for job in jobs if not is_held(job)])
         lost = await self._record([(job.delivery, job.outcome) for job in jobs], updates)
         recorded = [job for job in jobs if self._jobs.end(job)]
         for redelivery in self._redeliveries.settled(recorded, lost):

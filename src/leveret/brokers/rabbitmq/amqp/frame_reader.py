@@ -32,6 +32,8 @@ _SILENCE = 0.5
 _HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 #: A frame's kind, its channel, and the length of what is in it.
 _HEAD = struct.Struct(">BHI")
+#: The same of a content header's frame, then the class, the weight, and the size of the body.
+_CONTENT = struct.Struct(">BHIHHQ")
 _METHOD, _HEADER, _BODY = constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY
 _END = constants.FRAME_END
 _DELIVER = b"\x00\x3c\x00\x3c"
@@ -151,16 +153,34 @@ class _Lane:
             taken, self.taken = self.taken, []
             self.take(taken)
 
+    def collect_whole(self, channel: int, data: bytes, at: int, header: int) -> int:
+        """Take a delivery that is there from its method on, with its body in one frame: nearly every one is so.
+
+        ``header``: where its method frame ends. Returns where the delivery ends; ``at`` if it is another one.
+        """
+        if not data.startswith(_DELIVER, at + _HEAD.size) or header + _CONTENT.size > len(data):
+            return at
+        kind, on, length, _, _, lacking = _CONTENT.unpack_from(data, header)
+        body = header + _HEAD.size + length + 1
+        if (kind, on) != (_HEADER, channel) or body + _HEAD.size > len(data):
+            return at
+        kind, on, size = _HEAD.unpack_from(data, body)
+        end: int = body + _HEAD.size + size + 1
+        if (kind, on, size) != (_BODY, channel, lacking) or end > len(data):
+            return at
+        if not data[header - 1] == data[body - 1] == data[end - 1] == _END:
+            return at
+        method = _method(data, at + _HEAD.size)
+        self.taken.append(Incoming(*method, data[header + _HEAD.size : body - 1], data[body + _HEAD.size : end - 1]))
+        return end
+
     def collect(self, kind: int, data: bytes, at: int, end: int) -> bool:
         """Whether a frame is part of a delivery."""
         begin = at + _HEAD.size
         if kind == _METHOD:
             if not data.startswith(_DELIVER, begin):
                 return False
-            name = begin + 5
-            stop = name + data[begin + 4]
-            tag, mark = _NUMBER.unpack_from(data, stop)
-            self.method = data[name:stop], tag, bool(mark & 1)
+            self.method = _method(data, begin)
             return True
         if self.method is None:
             return False
@@ -175,6 +195,14 @@ class _Lane:
             self.taken.append(Incoming(*self.method, self._header, body))
             self.method, self._parts = None, []
         return True
+
+
+def _method(data: bytes, begin: int) -> tuple[bytes, int, bool]:
+    """Of a delivery's method: the consumer's tag, the delivery's, and whether it was delivered before."""
+    name = begin + 5
+    stop = name + data[begin + 4]
+    tag, mark = _NUMBER.unpack_from(data, stop)
+    return data[name:stop], tag, bool(mark & 1)
 
 
 class FrameReader(asyncio.StreamReader):
@@ -249,11 +277,14 @@ class FrameReader(asyncio.StreamReader):
         while not found and at + _HEAD.size <= size:
             kind, channel, length = _HEAD.unpack_from(data, at)
             end = at + _HEAD.size + length + 1
+            lane = lanes.get(channel)
             if data.startswith(constants.AMQP, at):
                 found, end = data[at:], size  # no frame: the server's answer to a client of another protocol
             elif end > size:
                 break
-            elif (lane := lanes.get(channel)) is None or data[end - 1] != _END or not lane.collect(kind, data, at, end):
+            elif lane is not None and kind == _METHOD and (whole := lane.collect_whole(channel, data, at, end)) > at:
+                end = whole
+            elif lane is None or data[end - 1] != _END or not lane.collect(kind, data, at, end):
                 frame = data[at:end]
                 if self._keeps_headers:
                     self._keep(frame)
