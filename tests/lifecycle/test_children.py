@@ -24,6 +24,7 @@ from leveret.executors import (
     Manifest,
     Overran,
     Report,
+    Returned,
     RunRequest,
     Started,
     processes,
@@ -55,7 +56,7 @@ def job(key: int, task: str, *arguments: object, once: bool = False) -> RunReque
 def _keys(event: ExecutorEvent) -> Sequence[int]:
     if isinstance(event, ChildReplaced):
         return ()
-    return event.keys if isinstance(event, Started) else [event.key]
+    return event.keys if isinstance(event, (Returned, Started)) else [event.key]
 
 
 class Told:

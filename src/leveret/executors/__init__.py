@@ -13,6 +13,7 @@ from leveret.executors.base import (
     Overran,
     Progressed,
     Report,
+    Returned,
     RunRequest,
     Started,
 )
@@ -23,5 +24,6 @@ from leveret.executors.processes import ProcessExecutor, Recycling
 
 __all__ = [
     "Awaits", "Blocks", "Died", "Executor", "ExecutorEvent", "Finished", "InProcessExecutor", "Loop", "Manifest",
-    "Overran", "ProcessExecutor", "Progressed", "Recycling", "Report", "RunRequest", "Started", "reaping",
+    "Overran", "ProcessExecutor", "Progressed", "Recycling", "Report", "Returned", "RunRequest",
+    "Started", "reaping",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from leveret.errors import InvalidArguments, NoResult, NotSerializable, TimedOut, UnknownTask, UnreadableBody
-from leveret.executors.base import Awaits, Finished, Progressed, Report, RunRequest, Started, running
+from leveret.executors.base import Awaits, Finished, Progressed, Report, Returned, RunRequest, Started, running
 from leveret.model import (
     NO_RUNTIME,
     Attempted,
@@ -118,6 +118,16 @@ class JobRunner:
                     task.cancel()
         self._unwanted.update(key for key in keys if key not in self._links)
 
+    def recall(self) -> None:
+        """Give back those that wait, from behind the last one that may run once only."""
+        waiting = list(self._waiting)
+        kept = max((place for place, job in enumerate(waiting, 1) if job.once), default=0)
+        count = self._admit(len(waiting) - kept)
+        self._waiting = deque(waiting[:kept])  # what is not given back here was taken back, to be run elsewhere
+        keys = [job.key for job in waiting[kept : kept + count]]
+        self._unwanted.difference_update(keys)
+        self._say(Returned(keys))
+
     def running_tasks(self) -> list[RunningTask]:
         return [running(job, self._links[job.key].since) for job in self.running.values()]
 
@@ -172,8 +182,6 @@ class JobRunner:
         self._free += 1
         self.finished += 1
         self._say(Finished(job.key, outcome, None if is_unwanted else time.monotonic() - began))
-        if self._waiting:
-            self._start_waiting()
 
     def _note_progress(self, key: int, progress: Progress) -> None:
         """From any thread."""
@@ -209,6 +217,8 @@ class JobRunner:
         self._reports.append(report)
 
     def _flush(self) -> None:
+        """Tell what has happened. What begins instead of what has ended is told with it, and so before it begins."""
+        self._start_waiting()
         reports, self._reports = self._reports, []
         self._report(reports)
 

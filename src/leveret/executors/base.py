@@ -88,6 +88,12 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False)
     seconds: float | None = None
 
 
+class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Jobs that had not begun are given back, as `Executor.recall` wanted: they do not run."""
+
+    keys: list[int]
+
+
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The process that ran the job ended under it, and how."""
 
@@ -126,7 +132,7 @@ class Awaits(msgspec.Struct, frozen=True, array_like=True, tag=True):
     is_so: bool
 
 
-Report: TypeAlias = Started | Progressed | Finished | Died | Overran | Blocks | Awaits
+Report: TypeAlias = Started | Progressed | Finished | Returned | Died | Overran | Blocks | Awaits
 #: What an executor tells its worker.
 ExecutorEvent: TypeAlias = Report | ChildReplaced
 
@@ -157,7 +163,11 @@ class Executor(Protocol):
     async def start(self, report: Callable[[Sequence[ExecutorEvent]], None], /) -> Manifest:
         """Be ready to run. Raises AppNotLoaded when the application can't be imported."""
 
-    def submit(self, jobs: Sequence[RunRequest], /) -> None: ...
+    def submit(self, jobs: Sequence[RunRequest], /, *, ahead: int = 0) -> None:
+        """Run jobs. ``ahead``: so many more than there are slots may wait where they are to run."""
+
+    def recall(self) -> None:
+        """Have jobs that have not begun given back (`Returned`), but for those that may run once only."""
 
     def cancel(self, keys: Sequence[int], /) -> None:
         """Have these jobs end: those that have not begun do not, those that run are told. Each is still reported on."""

@@ -41,6 +41,7 @@ from leveret.executors.wire import (
     NotLoaded,
     Pipe,
     Ready,
+    Recall,
     Run,
     ToChild,
     Turns,
@@ -218,6 +219,8 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
     def hear(batch: list[ToChild]) -> None:
         jobs.submit([job for message in batch if isinstance(message, Run) for job in message.jobs])
         jobs.cancel([key for message in batch if isinstance(message, Cancel) for key in message.keys])
+        if any(isinstance(message, Recall) for message in batch):
+            jobs.recall()
 
     pipe.hear = hear
     pipe.write([Ready(Manifest.of(app), _sources(begin.app))])

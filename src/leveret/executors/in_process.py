@@ -41,8 +41,12 @@ class InProcessExecutor:
         self._jobs.report_to(report)
         return Manifest.of(self._app)
 
-    def submit(self, jobs: Sequence[RunRequest]) -> None:
+    def submit(self, jobs: Sequence[RunRequest], *, ahead: int = 0) -> None:
+        del ahead  # all wait in one place
         self._jobs.submit(jobs)
+
+    def recall(self) -> None:
+        self._jobs.recall()
 
     def cancel(self, keys: Sequence[int]) -> None:
         self._jobs.cancel(keys)

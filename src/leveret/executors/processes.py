@@ -34,6 +34,7 @@ from leveret.executors.base import (
     Manifest,
     Overran,
     Report,
+    Returned,
     RunRequest,
     Started,
     resident,
@@ -163,9 +164,10 @@ class ProcessExecutor:
         self._report = report
         return await self._pool.start()
 
-    def submit(self, jobs: Sequence[RunRequest]) -> None:
+    def submit(self, jobs: Sequence[RunRequest], *, ahead: int = 0) -> None:
         if self._pool.is_stopping:
             return
+        self._pool.ahead = ahead
         self._backlog.add(jobs)
         if self._backlog.suspects:
             self._pool.restock()
@@ -176,6 +178,11 @@ class ProcessExecutor:
         for child in self._pool.all():
             child.cancel(keys)
         self._backlog.withdraw()
+
+    def recall(self) -> None:
+        self._pool.ahead = 0
+        for child in self._pool.serving:
+            child.recall()
 
     def children(self) -> Sequence[ChildReport]:
         return [child.report() for child in self._pool.all()]
@@ -261,6 +268,8 @@ class Pool:
     ) -> None:
         self.processes = processes
         self.concurrency = begin.concurrency
+        #: How many more jobs than they run at once the children may have.
+        self.ahead = 0
         self._recycling = recycling
         self._backlog = backlog
         self._report = report
@@ -331,9 +340,10 @@ class Pool:
         loads = [(len(child.jobs), number) for number, child in enumerate(self.serving)] if waiting else []
         heapify(loads)
         batches: dict[int, list[RunRequest]] = {}
+        most = self.concurrency + self.ahead // max(1, len(self.serving))
         while waiting and loads:
             load, number = loads[0]
-            if load >= self.concurrency:
+            if load >= most:
                 break
             heapreplace(loads, (load + 1, number))
             batches.setdefault(number, []).append(waiting.popleft())
@@ -569,7 +579,9 @@ class Backlog:
     def hear(self, reports: Sequence[Report]) -> None:
         """Children tell of their jobs."""
         if self._unwanted:
-            self._unwanted.difference_update(one.key for one in reports if isinstance(one, Finished))
+            for one in reports:
+                keys = one.keys if isinstance(one, Returned) else [one.key] if isinstance(one, Finished) else ()
+                self._unwanted.difference_update(keys)
         if self._moves:
             for one in reports:
                 for key in one.keys if isinstance(one, Started) else ():
@@ -706,6 +718,8 @@ class Watchdog:
         if oldest is None:
             return
         key, waits = oldest
+        if len(child.jobs.started) >= self._pool.concurrency:  # they wait for a slot, until they are recalled
+            waits = 0.0 if child.recalled_at is None else time.monotonic() - child.recalled_at
         if child in self._pool.serving:
             if waits > self._backlog.patience(key) and self._pool.has_room():
                 self._leave_blocked(child)

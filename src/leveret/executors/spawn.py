@@ -30,13 +30,14 @@ from leveret.executors.base import (
     Finished,
     Progressed,
     Report,
+    Returned,
     RunRequest,
     Started,
     resident,
     running,
 )
 from leveret.executors.session import StartedProcess
-from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Run, ToWorker, Turns, Unfit, runs
+from leveret.executors.wire import Begin, Cancel, NotLoaded, Pipe, Ready, Recall, Run, ToWorker, Turns, Unfit, runs
 from leveret.model import ChildReport, DeadLettered, Retrying
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ class ChildJobs:
         for key in message.keys:
             started[key] = Begun(held.pop(key)[0], now, timeout)
 
+    def returned(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            del self._held[key]
+
     def oldest_unstarted(self) -> tuple[int, float] | None:
         """The first of the jobs that it has not started, and when it was sent."""
         return next(((key, since) for key, (_, since) in self._held.items()), None)
@@ -177,6 +182,8 @@ class Child:
         self.jobs = ChildJobs()
         #: The job that it was killed for, and why, if so.
         self.condemned: tuple[int, str] | None = None
+        #: Since when it is to give back the jobs that it has not started (monotonic, seconds); None: it is not.
+        self.recalled_at: float | None = None
         #: Why what it runs may fail without a fault of its own, if so.
         self.unfit: str | None = None
         self._reading = Reading(lines.pipe)
@@ -228,6 +235,12 @@ class Child:
         mine = [key for key in keys if key in self.jobs]
         if mine:
             self._reading.write([Cancel(mine)])
+
+    def recall(self) -> None:
+        """Have it give back the jobs that it has not started."""
+        if self.jobs.unstarted and self.recalled_at is None:
+            self.recalled_at = time.monotonic()
+            self._reading.write([Recall()])
 
     def oldest_unstarted(self) -> tuple[int, float] | None:
         """The first of the jobs that it has not started, and how long it could have (seconds).
@@ -313,6 +326,10 @@ class Child:
                 reports.append(message)
             elif isinstance(message, (Progressed, Awaits)):
                 reports.append(message)
+            elif isinstance(message, Returned):
+                self.recalled_at = None
+                self.jobs.returned(message.keys)
+                reports.append(message)
             elif isinstance(message, Unfit):
                 self.unfit = message.reason
         self._owner.reported(self, reports)
@@ -367,7 +384,7 @@ class Reading:
         #: When more was seen to go, or may have gone unseen (monotonic, seconds).
         self.moved_at = -math.inf
 
-    def write(self, messages: Sequence[Run | Cancel]) -> None:
+    def write(self, messages: Sequence[Run | Cancel | Recall]) -> None:
         before = self._pipe.sent
         self._pipe.write(messages)
         # What the kernel takes at once says nothing about the child.

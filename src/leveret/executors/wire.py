@@ -19,7 +19,7 @@ import msgspec
 
 from leveret.brokers import censor
 from leveret.errors import LeveretError
-from leveret.executors.base import Awaits, Blocks, Finished, Manifest, Progressed, Report, RunRequest, Started
+from leveret.executors.base import Awaits, Blocks, Finished, Manifest, Progressed, Report, Returned, RunRequest, Started
 from leveret.executors.loops import Loop
 from leveret.model import Succeeded
 from leveret.observe import Logging
@@ -55,6 +55,10 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
     keys: list[int]
 
 
+class Recall(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Give back the jobs that wait for a slot."""
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The application is imported."""
 
@@ -81,8 +85,8 @@ class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     reason: str
 
 
-ToChild: TypeAlias = Begin | Run | Cancel
-ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Blocks | Turns | Unfit | Awaits
+ToChild: TypeAlias = Begin | Run | Cancel | Recall
+ToWorker: TypeAlias = Ready | NotLoaded | Started | Progressed | Finished | Returned | Blocks | Turns | Unfit | Awaits
 Message: TypeAlias = "ToChild | ToWorker | Report"
 M = TypeVar("M")
 

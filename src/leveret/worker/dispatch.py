@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-from leveret.executors import Awaits, Blocks, Died, Finished, Overran, Progressed, RunRequest, Started
+from leveret.executors import Awaits, Blocks, Died, Finished, Overran, Progressed, Returned, RunRequest, Started
 from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers
 from leveret.observe import ChildReplaced, TaskBlocks, TaskFinished, TaskStarted
 from leveret.worker.job import NOT_RUN, LeaseCheck, State, attempt_of
@@ -46,8 +46,12 @@ class Intake:
         self._settler = settler
         self._stop = stop
         self._cancellations = Cancellations()
+        #: The queues that are paused.
+        self._paused: frozenset[str] = frozenset()
+        #: How many of each queue may be held; None: no limit is known.
+        self._most: int | None = None
 
-    def admit(self, batch: Sequence[Delivery], paused: frozenset[str]) -> None:
+    def admit(self, batch: Sequence[Delivery]) -> None:
         """Have the deliveries of a batch wait for slots, but for those that must not run, or not here."""
         fresh = [self._jobs.new(delivery) for delivery in batch if not self._is_known(delivery)]
         cancelled = [job for job in fresh if self._is_cancelled(job)] if self._cancellations else []
@@ -55,10 +59,22 @@ class Intake:
             self._settler.settle_as(NOT_RUN, cancelled)
             fresh = [job for job in fresh if job not in cancelled]
         self._jobs.wait(fresh)
-        if self._stop.is_set():
-            self.hand_back()  # dealt in the moment of the stop
-        elif paused:
-            self.hand_back(paused)
+        self._hand_back_at_once()  # what was dealt in the moment of a stop, or of a pause
+
+    def take_again(self, jobs: Sequence[Job]) -> None:
+        """The executor has given back jobs that had not begun."""
+        self._jobs.put_back(jobs)
+        self._settler.settle_as(NOT_RUN, self._jobs.take_waiting(lambda job: job.is_cancelled))
+        self._hand_back_at_once()
+        if self._most is not None:
+            self._hand_back_excess(self._most)
+
+    def pause(self, queues: frozenset[str]) -> None:
+        """These are paused now, and no others."""
+        self._paused = queues
+        if queues:
+            self._executor.recall()
+            self._hand_back(queues)
 
     def cancel(self, request: CancelRequest) -> None:
         """Somebody wants a task to end, or not to run if it comes."""
@@ -69,13 +85,29 @@ class Intake:
             self._executor.cancel(running)
         self._settler.settle_as(NOT_RUN, self._jobs.take_waiting(self._is_cancelled))
 
-    def hand_back(self, queues: frozenset[str] | None = None) -> None:
-        """What waits here goes back to its queue; with ``queues``, only what is from those."""
+    def hand_back(self) -> None:
+        """What has not begun here goes back to its queue."""
+        self._executor.recall()
+        self._hand_back()
+
+    def limit(self, most: int) -> None:
+        """So many of each queue may be held from now on. Another worker may run what is too much: the newest of it."""
+        if self._most is None or most < self._most:
+            self._executor.recall()
+        self._most = most
+        self._hand_back_excess(most)
+
+    def _hand_back_at_once(self) -> None:
+        if self._stop.is_set():
+            self._hand_back()
+        elif self._paused:
+            self._hand_back(self._paused)
+
+    def _hand_back(self, queues: frozenset[str] | None = None) -> None:
         back = self._jobs.take_waiting(lambda job: queues is None or job.delivery.envelope.queue in queues)
         self._settler.settle_as(Released(), back)
 
-    def hand_back_excess(self, most: int) -> None:
-        """What waits beyond the credit may be run by another worker: the newest of it."""
+    def _hand_back_excess(self, most: int) -> None:
         held = Counter(job.delivery.envelope.queue for job in self._jobs.begun.values())
 
         def is_excess(job: Job) -> bool:
@@ -133,6 +165,7 @@ class Dispatcher:
         executor: Executor,
         application: Application,
         jobs: Jobs,
+        intake: Intake,
         settler: Settler,
         updates: StatusUpdates,
         credit: AdaptiveCredit | None,
@@ -145,6 +178,7 @@ class Dispatcher:
         self._executor = executor
         self._application = application
         self._jobs = jobs
+        self._intake = intake
         self._settler = settler
         self._updates = updates
         self._credit = credit
@@ -155,13 +189,17 @@ class Dispatcher:
         self._stop = stop
 
     def fill(self) -> None:
-        """Submit as much of what waits as the executor has slots for."""
+        """Submit as much of what waits as the executor has slots for, and what is right to send ahead."""
         jobs = self._jobs
         requests: list[RunRequest] = []
         dead: list[Job] = []
-        room = 0 if self._stop.is_set() else self._executor.slots - len(jobs.begun)
-        now, clock, is_held = time.time(), time.monotonic(), LeaseCheck()
+        slots = self._executor.slots
+        ahead = 0 if self._credit is None else self._credit.ahead(slots)
+        room = 0 if self._stop.is_set() else slots + ahead - len(jobs.begun)
+        now, is_held = time.time(), LeaseCheck()
         while jobs.waiting and room > 0:
+            if room <= ahead and self._application.is_at_most_once(jobs.waiting[0].delivery.envelope):
+                break  # acknowledged, it could not be given back
             job = jobs.waiting.popleft()
             if not is_held(job):
                 jobs.end(job)  # the broker has given it to another consumer, or will give it to this one again
@@ -173,13 +211,13 @@ class Dispatcher:
                 continue
             room -= 1
             if self._application.is_at_most_once(job.delivery.envelope):
-                jobs.begin(job, State.ACKNOWLEDGING, clock)
+                jobs.begin(job, State.ACKNOWLEDGING)
                 self._background.start(self._acknowledge(job))
             else:
-                jobs.begin(job, State.RUNNING, clock)
+                jobs.begin(job, State.RUNNING)
                 requests.append(RunRequest(job.key, job.delivery.envelope))
         if requests:
-            self._executor.submit(requests)
+            self._executor.submit(requests, ahead=ahead)
         if jobs.begun and self._credit is not None:
             self._credit.decide_soon()
         self._settler.settle(dead)
@@ -191,6 +229,8 @@ class Dispatcher:
         for event in events:
             if isinstance(event, Started):
                 self._tell_started([begun[key] for key in event.keys if key in begun])
+            elif isinstance(event, Returned):
+                self._intake.take_again([begun[key] for key in event.keys if key in begun])
             elif isinstance(event, ChildReplaced):
                 self._listeners.notify(event)
             elif (job := begun.get(event.key)) is None:
@@ -222,6 +262,9 @@ class Dispatcher:
             self._jobs.settle(job, outcome)
 
     def _tell_started(self, jobs: Sequence[Job]) -> None:
+        now = time.monotonic()
+        for job in jobs:
+            job.began_at = now
         self._updates.started(jobs)
         if self._listeners.are_given:
             for job in jobs:
@@ -250,7 +293,9 @@ class Dispatcher:
 
     def _is_busy(self) -> bool:
         """Whether all slots can be filled once more with what waits here."""
-        return len(self._jobs.waiting) >= self._executor.slots and not self._stop.is_set()
+        slots = self._executor.slots
+        waiting = len(self._jobs.waiting) + max(0, len(self._jobs.begun) - slots)
+        return waiting >= slots and not self._stop.is_set()
 
 
 def is_again(delivery: Delivery, job: Job) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 from leveret.model import Cancelled, Delivery, Outcome, Released, Status, Succeeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from leveret.model import Lease
 
@@ -30,7 +30,7 @@ class State(IntEnum):
     WAITING = 1
     #: It has a slot. The broker is to forget it before it runs (``acknowledge="before"``).
     ACKNOWLEDGING = 2
-    #: It has a slot, and the executor has it.
+    #: The executor has it: it runs, or is about to.
     RUNNING = 3
     #: It has an outcome, which the broker is to record.
     SETTLING = 4
@@ -41,7 +41,7 @@ class State(IntEnum):
 _STEPS: dict[State, tuple[State, ...]] = {
     State.WAITING: (State.ACKNOWLEDGING, State.RUNNING, State.SETTLING, State.ENDED),
     State.ACKNOWLEDGING: (State.RUNNING, State.SETTLING, State.ENDED),
-    State.RUNNING: (State.SETTLING,),
+    State.RUNNING: (State.WAITING, State.SETTLING),
     State.SETTLING: (State.ENDED,),
     State.ENDED: (),
 }
@@ -71,7 +71,7 @@ class Job(msgspec.Struct, eq=False):
     key: int
     delivery: Delivery
     state: State = State.WAITING
-    #: When it got its slot (monotonic, seconds).
+    #: When its task began (monotonic, seconds); 0: it has not.
     began_at: float = 0.0
     #: Since when it waits for the results of tasks that have not begun (monotonic, seconds); None: it does not.
     awaits_since: float | None = None
@@ -138,7 +138,7 @@ class Jobs:
         self._keys = itertools.count()
         #: Jobs that are WAITING, in the order in which they came.
         self.waiting: deque[Job] = deque()
-        #: Jobs that are ACKNOWLEDGING or RUNNING, and so hold a slot, by key.
+        #: Jobs that are ACKNOWLEDGING or RUNNING, by key: each holds a slot, or waits in the executor for one.
         self.begun: dict[int, Job] = {}
         #: The same by queue and task id: of two with one id the newer.
         self._by_task: dict[tuple[str, str], Job] = {}
@@ -155,6 +155,10 @@ class Jobs:
     def held(self) -> int:
         """How many wait or have begun."""
         return len(self.waiting) + len(self.begun)
+
+    def running(self, slots: int) -> int:
+        """How many hold a slot: of those that have begun, the others wait where they are to run."""
+        return min(len(self.begun), slots)
 
     def new(self, delivery: Delivery) -> Job:
         """Make a job that is in no index yet."""
@@ -173,15 +177,21 @@ class Jobs:
         self.waiting = kept
         return taken
 
-    def begin(self, job: Job, state: State, now: float) -> None:
-        """Give a slot to a job that was taken from those that wait."""
+    def begin(self, job: Job, state: State) -> None:
+        """Give a job that was taken from those that wait to the executor, or have it acknowledged first."""
         job.step(state)
-        job.began_at = now
         if not self.begun:
             self._none_begun.clear()
         self.begun[job.key] = job
         envelope = job.delivery.envelope
         self._by_task[envelope.queue, envelope.id] = job
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """The executor has given back these, and has not run them: they wait again, before the others."""
+        for job in jobs:
+            job.step(State.WAITING)
+            self._leave_slot(job)
+        self.waiting.extendleft(reversed(jobs))
 
     def begun_as(self, delivery: Delivery) -> Job | None:
         """The job of the same queue and task id that holds a slot."""
@@ -217,9 +227,12 @@ class Jobs:
         await self._none_begun.wait()
 
     def _free_slot(self, job: Job) -> None:
-        if self.begun.pop(job.key, None) is None:
-            return
-        self.left += 1
+        if job.key in self.begun:
+            self._leave_slot(job)
+            self.left += 1
+
+    def _leave_slot(self, job: Job) -> None:
+        del self.begun[job.key]
         envelope = job.delivery.envelope
         task = envelope.queue, envelope.id
         if self._by_task.get(task) is job:

@@ -107,7 +107,11 @@ class AdaptiveCredit:
     def ended(self, jobs: Iterable[Job], now: float) -> None:
         """These have given their slots back."""
         for job in jobs:
-            self._pace.ended(job.began_at, now)
+            self._pace.ended(job.began_at or now, now)
+
+    def ahead(self, slots: int) -> int:
+        """How many more than there are slots may wait where they are to run: what is held beyond the slots."""
+        return min(MOST_AHEAD, max(0, self._present - slots) * self._queues)
 
     def decide_soon(self) -> None:
         """Decide on the credit in a moment, and again as long as anything runs."""
@@ -120,7 +124,7 @@ class AdaptiveCredit:
 
     def _decide(self) -> None:
         now = time.monotonic()
-        run_time = self._pace.run_time(now, [job.began_at for job in self._jobs.begun.values()])
+        run_time = self._pace.run_time(now, [job.began_at for job in self._jobs.begun.values() if job.began_at])
         if run_time is not None and not self._stop.is_set():
             wanted = credit(run_time, slots=self._slots(), queues=self._queues, present=self._present)
             if wanted != self._present:

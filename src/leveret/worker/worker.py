@@ -95,8 +95,8 @@ class Worker:
     def condition(self) -> Condition:
         """How it is now."""
         is_taking = self._session.is_connected and not self._stop.is_set()
-        jobs = self._jobs
-        return Condition(is_taking, running=len(jobs.begun), waiting=len(jobs.waiting), losses=self._session.losses)
+        running = self._jobs.running(self._executor.slots)
+        return Condition(is_taking, running=running, waiting=self._jobs.held - running, losses=self._session.losses)
 
     async def stats(self) -> Sequence[QueueStats]:
         """What is in the worker's queues.
@@ -194,13 +194,14 @@ class Worker:
                 jobs=jobs,
                 background=background,
                 stop=stop,
-                shrunk=intake.hand_back_excess,
+                shrunk=intake.limit,
             )
         awaiting = Awaiting(lambda: executor.slots, jobs)
         dispatcher = Dispatcher(
             executor,
             application,
             jobs,
+            intake,
             settler,
             updates,
             adaptive,
@@ -213,7 +214,8 @@ class Worker:
         return Session(broker, consumer, queues, jobs, intake, dispatcher, settler, adaptive, awaiting, background)
 
     def _work_here(self) -> Work:
-        return Work(len(self._jobs.begun), len(self._jobs.waiting), self._jobs.left)
+        running = self._jobs.running(self._executor.slots)
+        return Work(running, self._jobs.held - running, self._jobs.left)
 
     async def _work(self, session: Session) -> None:
         taking = asyncio.create_task(session.take())
@@ -302,18 +304,17 @@ class Session:
 
     async def take(self) -> None:
         """Act on what arrives until the consumer is stopped."""
-        paused: frozenset[str] = frozenset()
         async for arrival in self.consumer:
             match arrival:
                 case Deliveries(deliveries):
-                    self.intake.admit(deliveries, paused)
+                    self.intake.admit(deliveries)
                 case CancelRequests(requests):
                     for request in requests:
                         self.intake.cancel(request)
                 case Paused(paused):
                     names = ", ".join(sorted(paused)) or "none any more"
                     log.info("paused queues, of which nothing is started: %s", names)
-                    self.intake.hand_back(paused)
+                    self.intake.pause(paused)
             self.dispatcher.fill()
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:

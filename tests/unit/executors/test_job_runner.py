@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from leveret import App
-from leveret.executors import Finished, RunRequest
+from leveret.executors import Finished, Returned, RunRequest
 from leveret.executors.attempt import JobRunner, Runner
 from leveret.model import Cancelled, Envelope, Succeeded
 from tests.support.waiting import until
@@ -29,6 +29,9 @@ class Crewed:
         self.app = App("memory://")
         self.done: list[str] = []
         self.outcomes: dict[int, Outcome] = {}
+        self.returned: list[int] = []
+        #: How often it told what it gives back.
+        self.answers = 0
 
         @self.app.task(queue="work")
         async def on_the_loop(text: str) -> None:
@@ -53,6 +56,10 @@ class Crewed:
 
     def _take(self, reports: Sequence[ExecutorEvent]) -> None:
         self.outcomes.update({report.key: report.outcome for report in reports if isinstance(report, Finished)})
+        for report in reports:
+            if isinstance(report, Returned):
+                self.answers += 1
+                self.returned += report.keys
 
 
 @pytest.mark.parametrize("task", ["on_the_loop", "in_a_thread"])
@@ -89,3 +96,52 @@ async def test_what_comes_after_the_stop_does_not_run() -> None:
     await crewed.crew.stop()
     crewed.submit("on_the_loop", 1)
     assert not crewed.crew.running_tasks()
+
+
+async def test_what_waits_is_given_back_and_does_not_run() -> None:
+    crewed = Crewed()
+    crewed.submit("on_the_loop", 1, 2, 3)
+    crewed.crew.recall()
+    await crewed.wait_for(1)
+    assert (crewed.returned, crewed.done) == ([2, 3], ["1"])
+    crewed.submit("on_the_loop", 2)
+    await crewed.wait_for(2)
+    assert crewed.done == ["1", "2"]
+    await crewed.crew.stop()
+
+
+async def test_what_may_run_once_only_is_not_given_back() -> None:
+    """Nor what came before it: the broker has forgotten it, and another worker would never get it."""
+    crewed = Crewed()
+    envelopes = [Envelope(f"{key}", "work", "on_the_loop", b'{"args": ["%d"]}' % key) for key in range(1, 5)]
+    crewed.crew.submit([RunRequest(int(one.id), one, once=one.id == "3") for one in envelopes])
+    crewed.crew.recall()
+    await crewed.wait_for(3)
+    assert (crewed.returned, crewed.done) == ([4], ["1", "2", "3"])
+    await crewed.crew.stop()
+
+
+async def test_a_job_that_was_given_back_may_be_cancelled_or_come_again() -> None:
+    """What was wanted of it before does not hold for when it comes again: its worker knows."""
+    crewed = Crewed()
+    crewed.submit("on_the_loop", 1, 2)
+    crewed.crew.cancel([2])
+    crewed.crew.recall()
+    await crewed.wait_for(1)
+    assert crewed.returned == [2]
+    crewed.submit("on_the_loop", 2)
+    await crewed.wait_for(2)
+    assert crewed.outcomes[2] == Succeeded(b"null")
+    await crewed.crew.stop()
+
+
+async def test_a_recall_is_answered_when_nothing_waits() -> None:
+    crewed = Crewed()
+    crewed.crew.recall()
+
+    async def answered() -> bool:
+        return crewed.answers == 1
+
+    await until(answered, "it says that there is nothing")
+    assert crewed.returned == []
+    await crewed.crew.stop()

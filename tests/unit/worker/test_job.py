@@ -19,6 +19,7 @@ LEGAL = {
     (State.ACKNOWLEDGING, State.RUNNING),
     (State.ACKNOWLEDGING, State.SETTLING),
     (State.ACKNOWLEDGING, State.ENDED),
+    (State.RUNNING, State.WAITING),
     (State.RUNNING, State.SETTLING),
     (State.SETTLING, State.ENDED),
 }
@@ -88,9 +89,9 @@ async def test_a_job_is_found_as_long_as_it_holds_a_slot() -> None:
     jobs = Jobs()
     job = jobs.new(delivery())
     assert jobs.begun_as(delivery()) is None
-    jobs.begin(job, State.RUNNING, 5.0)
+    jobs.begin(job, State.RUNNING)
     assert (jobs.begun_as(delivery()), jobs.begun_as(delivery(queue="other"))) == (job, None)
-    assert (jobs.begun, jobs.held, jobs.left, job.began_at) == ({job.key: job}, 1, 0, 5.0)
+    assert (jobs.begun, jobs.held, jobs.left) == ({job.key: job}, 1, 0)
     jobs.settle(job, Succeeded())
     assert jobs.begun_as(delivery()) is None
     assert (jobs.begun, jobs.held, jobs.left) == ({}, 0, 1)
@@ -100,7 +101,7 @@ def test_of_two_with_one_id_the_newer_is_found() -> None:
     jobs = Jobs()
     old, new = jobs.new(delivery()), jobs.new(delivery(attempt=2))
     for job in (old, new):
-        jobs.begin(job, State.RUNNING, 0.0)
+        jobs.begin(job, State.RUNNING)
     assert jobs.begun_as(delivery()) is new
     jobs.settle(old, Succeeded())
     assert jobs.begun_as(delivery()) is new
@@ -109,7 +110,7 @@ def test_of_two_with_one_id_the_newer_is_found() -> None:
 def test_a_job_is_found_by_its_attempt_while_its_outcome_is_recorded() -> None:
     jobs = Jobs()
     job = jobs.new(delivery())
-    jobs.begin(job, State.RUNNING, 0.0)
+    jobs.begin(job, State.RUNNING)
     assert jobs.settling_as(delivery()) is None
     jobs.settle(job, Retrying("again"))
     assert jobs.settling_as(delivery()) is job
@@ -130,7 +131,7 @@ def test_a_job_that_is_handed_back_may_run_when_it_comes_again() -> None:
 def test_a_job_that_another_worker_has_gives_its_slot_back() -> None:
     jobs = Jobs()
     job = jobs.new(delivery())
-    jobs.begin(job, State.ACKNOWLEDGING, 0.0)
+    jobs.begin(job, State.ACKNOWLEDGING)
     jobs.end(job)
     assert (jobs.begun, jobs.begun_as(delivery()), jobs.left) == ({}, None, 1)
 
@@ -138,9 +139,9 @@ def test_a_job_that_another_worker_has_gives_its_slot_back() -> None:
 def test_a_job_cannot_be_begun_or_settled_twice() -> None:
     jobs = Jobs()
     job = jobs.new(delivery())
-    jobs.begin(job, State.RUNNING, 0.0)
+    jobs.begin(job, State.RUNNING)
     with pytest.raises(IllegalStep, match="RUNNING cannot become RUNNING"):
-        jobs.begin(job, State.RUNNING, 0.0)
+        jobs.begin(job, State.RUNNING)
     jobs.settle(job, Succeeded())
     with pytest.raises(IllegalStep, match="SETTLING cannot become SETTLING"):
         jobs.settle(job, Succeeded())
@@ -150,7 +151,7 @@ async def test_it_is_known_when_no_job_has_begun() -> None:
     jobs = Jobs()
     await jobs.until_none_begun()
     job = jobs.new(delivery())
-    jobs.begin(job, State.RUNNING, 0.0)
+    jobs.begin(job, State.RUNNING)
     none_begun = asyncio.ensure_future(jobs.until_none_begun())
     await asyncio.sleep(0)
     assert not none_begun.done()
