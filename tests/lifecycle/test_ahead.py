@@ -33,11 +33,13 @@ def test_nothing_waits_behind_a_task_while_a_slot_is_free_elsewhere(
 ) -> None:
     """As many slots in two workers as there are tasks that end only when all of them have begun."""
     names = enqueue_short_and_held(client)
-    with Worker(place.url, ledger), Worker(place.url, ledger):
-        wait_until(lambda: started(ledger) == set(names), "every slot of both workers has a task that waits for all")
-        for name in names:
-            ledger.release(name)
-        client.wait_until_empty("work")
+    with Worker(place.url, ledger):
+        wait_until(lambda: len(started(ledger)) == SLOTS / 2, "the first worker has come to the end of the short ones")
+        with Worker(place.url, ledger):
+            wait_until(lambda: started(ledger) == set(names), "every slot of both has a task that waits for all")
+            for name in names:
+                ledger.release(name)
+            client.wait_until_empty("work")
     assert (ledger.count("said"), ledger.count("end held")) == (len(SHORT), SLOTS)
 
 
