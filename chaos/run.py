@@ -30,6 +30,7 @@ FULL = Profile(
     disconnected=None,
     backlog=1_000_000,
     backlog_rabbitmq=1_000_000,
+    traffic=5_000,
     patience=90.0,
 )
 QUICK = Profile(
@@ -40,6 +41,7 @@ QUICK = Profile(
     disconnected=2_000,
     backlog=20_000,
     backlog_rabbitmq=5_000,
+    traffic=1_000,
     patience=60.0,
 )
 

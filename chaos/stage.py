@@ -17,6 +17,7 @@ import msgspec
 from chaos.app import ENQUEUE_TIMEOUT, QUEUE, app
 from chaos.book import Book
 from chaos.producer import RESULTS
+from chaos.traffic import QUEUE as TRAFFIC
 from leveret.brokers import connect
 from leveret.errors import BrokerError
 from tests.support.nodes import Node
@@ -64,6 +65,8 @@ class Profile(msgspec.Struct, frozen=True):
     #: Tasks of a backlog: on SQLite, on RabbitMQ.
     backlog: int
     backlog_rabbitmq: int
+    #: Other tasks a second, where a fault wants them.
+    traffic: int
     #: How long nothing at all may happen before what is missing is lost.
     patience: float
 
@@ -250,6 +253,38 @@ class Stage:
             if code:
                 raise Hung(f"a worker ended with code {code}: {worker.output[-2000:]}")
 
+    def results(self) -> str:
+        """How many results came that producers waited for. Raises Hung when one did not."""
+        missing = self.book.awaited - self.book.answered
+        answered = len(self.book.answered)
+        if missing:
+            raise Hung(f"{len(missing)} results were waited for in vain, {answered} came: {sorted(missing)[:3]}")
+        return f"{answered} results came"
+
+    @contextmanager
+    def traffic(self) -> Iterator[None]:
+        """Other tasks and their results beside those of the book; left when all of them have ended."""
+        log = self.folder / "traffic.log"
+        options = ("--concurrency", "256", "--prefetch", "1000")
+        arguments = ["-m", "chaos.traffic", self.url, str(self.profile.traffic)]
+        with (
+            Worker(
+                self.url, Ledger(self.folder / "traffic-runs"), *options, app=f"{ROOT / 'chaos' / 'traffic.py'}:app"
+            ) as worker,
+            Program(arguments, log, self._environment()) as producer,
+        ):
+            yield
+            producer.signal(signal.SIGTERM)
+            code = producer.exit_code(_LIMIT)
+            said = producer.output.strip().rpartition("\n")[2]
+            if code or not said.endswith(" 0 results missing"):
+                raise Hung(f"the other tasks' producer ended with code {code}: {producer.output[-2000:]}")
+            self.wait_for(lambda: self._is_empty(TRAFFIC), f"the queue of the other tasks is empty ({said})")
+            worker.signal(signal.SIGTERM)
+            if worker.exit_code(30):
+                raise Hung(f"the other tasks' worker ended so: {worker.output[-2000:]}")
+            self.note = said
+
     def close(self) -> None:
         for program in (*self.producers, *self.workers):
             with suppress(ProcessLookupError):
@@ -282,9 +317,9 @@ class Stage:
         self.dead.update(letter.envelope.id for letter in letters)
         return letters
 
-    def stats(self) -> QueueStats | None:
-        found = self.ask(lambda broker: broker.queues.stats([QUEUE]))
-        return next((one for one in found if one.name == QUEUE), None)
+    def stats(self, queue: str = QUEUE) -> QueueStats | None:
+        found = self.ask(lambda broker: broker.queues.stats([queue]))
+        return next((one for one in found if one.name == queue), None)
 
     def ask(self, question: Callable[[Broker], Awaitable[T]]) -> T:
         return ask(self.url, question)
@@ -303,9 +338,9 @@ class Stage:
         except BrokerError as error:
             return f"an unknown number of tasks: {error}"
 
-    def _is_empty(self) -> bool:
+    def _is_empty(self, queue: str = QUEUE) -> bool:
         with suppress(BrokerError):
-            stats = self.stats()
+            stats = self.stats(queue)
             return stats is None or stats.ready == stats.running == stats.delayed == 0
         return False
 

@@ -43,6 +43,18 @@ def node_killed(stage: Stage) -> None:
             stage.fault_ended()
 
 
+def results_under_load(stage: Stage) -> None:
+    """Results are waited for while thousands of others are told beside them."""
+    node = _node(stage)
+    stage.is_mixed = True
+    with stage.traffic(), stage.busy():
+        for _ in range(min(2, stage.profile.rounds)):
+            stage.pause(2 * stage.profile.between)
+            node.restart()
+            stage.fault_ended()
+    stage.note += f"; {stage.results()}"
+
+
 def node_stopped(stage: Stage) -> None:
     node = _node(stage)
     with stage.busy(url=f"{stage.url}?heartbeat={_HEARTBEAT}"):
@@ -148,6 +160,7 @@ def consumer_timeout(stage: Stage) -> None:
 
 FAULTS = (
     Fault("node-killed", "kill -9 of the node, and a restart", node_killed, RABBITMQ),
+    Fault("results-under-load", "the same, beside thousands of other tasks and results", results_under_load, RABBITMQ),
     Fault("node-stopped", "SIGSTOP of the node for a minute, then SIGCONT", node_stopped, RABBITMQ),
     Fault("connection-reset", "TCP resets of all connections", connection_reset, RABBITMQ),
     Fault("half-open", "a network that swallows everything and tells nobody", half_open, RABBITMQ),
