@@ -224,7 +224,7 @@ class LoopProducer:
         self._sending[id(envelopes)] = envelopes
         try:
             with self._deadlines.begin():
-                wanted = frozenset(envelope.queue for envelope in envelopes) - self._declared
+                wanted = frozenset([envelope.queue for envelope in envelopes]) - self._declared
                 if wanted:
                     await self._declare(wanted)
                 await self.broker.publish(envelopes)
