@@ -27,6 +27,7 @@ _INSERT_ALL = (
     "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
     " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_NO_OTHERS = (None,) * 4
 #: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
 MOST_NUMBER = 2**62
 _MOST_ATTEMPTS = 2**31
@@ -57,7 +58,7 @@ def insertion(
 
 
 def _has_others(one: Envelope) -> bool:
-    return bool(one.headers) or not (one.last_error is one.due is one.expires_at is one.priority is None)
+    return bool(one.headers) or (one.last_error, one.due, one.expires_at, one.priority) != _NO_OTHERS
 
 
 def _others(one: Envelope) -> tuple[Any, ...]:
