@@ -43,7 +43,7 @@ class Producer(Source, Protocol):
     @property
     def max_message_size(self) -> int: ...
     async def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
-    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+    def publish_sync(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
 
 
 #: No task is kept for a hundred years (seconds).
@@ -358,7 +358,9 @@ class Task(Generic[P, R]):
             RuntimeError: This thread runs an event loop, which the call would block.
             LeveretError: As with ``enqueue``.
         """
-        return self._producer.wait(self.enqueue(*args, **kwargs))
+        envelopes = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
+        self._producer.publish_sync(envelopes, notify=self.store_result)
+        return self._handles(envelopes)[0]
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.

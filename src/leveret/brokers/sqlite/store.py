@@ -83,7 +83,9 @@ class Store(Statements):
 
     def insert(self, envelopes: Sequence[Envelope]) -> bool:
         """Store tasks; whether anybody wants to know of every task."""
-        by_queue = Counter([envelope.queue for envelope in envelopes])
+        by_queue: dict[str, int] = {}
+        for envelope in envelopes:
+            by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
         self._insert(*insertion(envelopes, ids, time.time()))
         self.dealing.deal(ids.values())
