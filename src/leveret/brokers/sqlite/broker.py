@@ -81,15 +81,20 @@ class SQLiteBroker:
             raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        def insert(store: Store) -> bool:
+            self._insert(store, envelopes)
+            return store.watches.is_watched()
+
         try:
             with self._deadlines.begin():
-                self.statuses.is_watched = await self._writer.do(lambda store: self._insert(store, envelopes))
+                self.statuses.is_watched = await self._writer.do(insert)
         except TimeoutError as error:
             raise self._why_late(envelopes) from error
 
     def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         def insert(store: Store) -> None:
-            if self._insert(store, envelopes) and notify:
+            self._insert(store, envelopes)
+            if notify and store.watches.is_watched():
                 now = time.time()
                 store.records.note([enqueued(envelope, now) for envelope in envelopes])
 
@@ -98,9 +103,9 @@ class SQLiteBroker:
         except TimeoutError as error:
             raise self._why_late(envelopes) from error
 
-    def _insert(self, store: Store, envelopes: Sequence[Envelope]) -> bool:
+    def _insert(self, store: Store, envelopes: Sequence[Envelope]) -> None:
         try:
-            return store.insert(envelopes)
+            store.insert(envelopes)
         except QueueNotFound:
             # One that was deleted after it was declared is made again, unless it is the operator's to make.
             mine = [self._queues.get(name) for name in {envelope.queue for envelope in envelopes}]
@@ -108,7 +113,7 @@ class SQLiteBroker:
             if len(ours) < len(mine):
                 raise
             store.queues.declare(ours)
-            return store.insert(envelopes)
+            store.insert(envelopes)
 
     def _why_late(self, envelopes: Sequence[Envelope]) -> EnqueueTimeout:
         ids = [envelope.id for envelope in envelopes]

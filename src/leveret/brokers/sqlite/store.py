@@ -81,15 +81,14 @@ class Store(Statements):
         self.recipients.end(committed=committed)
         self.registrations.end(committed=committed)
 
-    def insert(self, envelopes: Sequence[Envelope]) -> bool:
-        """Store tasks; whether anybody wants to know of every task."""
+    def insert(self, envelopes: Sequence[Envelope]) -> None:
+        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing."""
         by_queue: dict[str, int] = {}
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
         self._insert(*insertion(envelopes, ids, time.time()))
         self.dealing.deal(ids.values())
-        return self.watches.is_watched()
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
