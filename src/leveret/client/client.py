@@ -313,8 +313,11 @@ class LoopProducer:
 
 
 def _refuse_in_a_loop() -> None:
-    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - public by its documentation
-        raise RuntimeError("this thread runs an event loop: await the asynchronous method instead, it would be blocked")
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("this thread runs an event loop: await the asynchronous method instead, it would be blocked")
 
 
 def _closed_with_the_loop(broker: Broker, warnings: LimitedLog) -> AsyncGenerator[None]:

@@ -159,24 +159,22 @@ class Writer:
         deadline = time.monotonic() + self._timeout
         request = _Request(work, None)
         self._here.append(request)
-        if not self._turn.acquire(timeout=self._timeout):
-            self._forget(request)
-            raise TimeoutError
         try:
-            self._deadline = deadline
-            while not request.is_done:
-                if self._closed:
-                    self._forget(request)
-                    raise self._why_closed()
-                # A thread that took this one along may have been interrupted.
-                self._commit(self._waiting() or [request])
+            if self._turn.acquire(timeout=self._timeout):
+                try:
+                    self._deadline = deadline
+                    while not (request.is_done or self._closed):
+                        # A thread that took this one along may have been interrupted.
+                        self._commit(self._waiting() or [request])
+                finally:
+                    self._turn.release()
         finally:
-            self._turn.release()
-        return request.outcome()
-
-    def _forget(self, request: _Request[Any]) -> None:
-        with suppress(ValueError):  # it is being done
-            self._here.remove(request)
+            if not request.is_done:
+                with suppress(ValueError):  # it is being done
+                    self._here.remove(request)
+        if request.is_done:
+            return request.outcome()
+        raise self._why_closed() if self._closed else TimeoutError
 
     def _waiting(self) -> list[_Request[Any]]:
         waiting: list[_Request[Any]] = []
