@@ -61,6 +61,7 @@ OURS_KEPT = Entrant(
     is_ours=True,
 )
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
+OURS_SYNC = _ours("leveret, enqueue_sync", "one after the other, without an event loop", "sync", *_PREFETCH)
 
 BY_HAND = _peer("aio-pika by hand", "plain connection, 256 outstanding, prefetch 256, JSON", "by_hand")
 MASTER = _peer("aio_pika.patterns.Master", "256 outstanding, prefetch 256, pickle", "master")
@@ -129,4 +130,5 @@ HUEY = _peer(
     "huey_app",
     ("huey.bin.huey_consumer", "benchmarks.peers.huey_app.huey", "-w", "1", "-k", "thread", "-q"),
 )
+SQLITE = _peer("SQLite itself", "Leveret's tables, ready-made rows, 1,000 a transaction", "sqlite_itself", share=10.0)
 WIRE = _peer("the wire itself", "a raw socket, ready-made frames, 1,024 outstanding, acks by 64", "wire", share=10.0)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from benchmarks.peers.ledger import note_run, own_ledger
-from benchmarks.peers.producing import Order, produce, produce_batches, queue, url
+from benchmarks.peers.producing import Order, produce, produce_batches, produce_in_turn, queue, url
 from leveret import App
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ async def _many(tasks: Sequence[int]) -> None:
     await noop.enqueue_many((task,) for task in tasks)
 
 
+def enqueue_in_turn() -> None:
+    produce_in_turn(noop.enqueue_sync, Order.read())
+    app.close_sync()
+
+
 async def enqueue(how: str) -> None:
     async with app:
         if how == "many":
@@ -38,4 +43,7 @@ async def enqueue(how: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(enqueue(sys.argv[2]))
+    if sys.argv[2] == "sync":
+        enqueue_in_turn()
+    else:
+        asyncio.run(enqueue(sys.argv[2]))

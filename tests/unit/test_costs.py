@@ -11,6 +11,7 @@ import leveret
 from leveret import App
 from leveret.brokers.rabbitmq.amqp.frame_reader import FrameReader, Incoming
 from leveret.brokers.rabbitmq.queues.codec import received
+from leveret.brokers.sqlite.rows import insertion
 from leveret.client.payload import Signature
 from leveret.executors import RunRequest
 from leveret.executors.attempt import JobRunner, Runner
@@ -85,6 +86,20 @@ def test_to_run_a_task_takes_few_calls() -> None:
         assert calls(lambda: loop.run_until_complete(run())) < 150 * TASKS
     finally:
         loop.close()
+
+
+def test_to_enqueue_a_task_among_many_takes_few_calls() -> None:
+    """About 11 for the task and its handle, and 1 for its row: what a call's tasks have in common is found once."""
+    app = App("memory://")
+
+    @app.task
+    async def say(text: str) -> None: ...
+
+    ids = [str(number) for number in range(TASKS)]
+    arguments: list[Any] = [(("hello",), {})] * TASKS
+    envelopes = say._envelopes(ids, arguments)
+    assert calls(lambda: say._handles(say._envelopes(ids, arguments))) < 15 * TASKS
+    assert calls(lambda: insertion(envelopes, {"default": 1}, now=1.0)) < 1.5 * TASKS
 
 
 def test_arguments_by_position_need_no_binding() -> None:

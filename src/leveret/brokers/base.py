@@ -43,6 +43,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     unique_ids: bool
     #: Other processes reach the same queues by the same URL.
     shared: bool
+    #: `Broker.publish_blocking` works.
+    blocking: bool = False
 
 
 class HoldLimit(msgspec.Struct, frozen=True):
@@ -215,6 +217,13 @@ class Broker(Protocol):
 
     async def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+
+    def publish_blocking(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None:
+        """`publish` in the calling thread, which runs no event loop: any thread, when the queues are declared.
+
+        ``notify``: let those who follow know. Only where `Capabilities.blocking` says so; elsewhere it raises
+        NotImplementedError.
+        """
 
     def consume(
         self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None

@@ -548,6 +548,9 @@ class MemoryBroker:
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._store.deal({envelope.queue for envelope in envelopes})
 
+    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+        raise NotImplementedError
+
     @asynccontextmanager
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None

@@ -111,6 +111,25 @@ class Client:
             store = layer(store)
         return store(envelopes)
 
+    def publish_sync(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None:
+        """`publish` for code without an event loop, as `wait` is.
+
+        In the calling thread where the broker can: each hand-over to another one takes longer than a write to a file.
+        """
+        loop = self._bridge.loop
+        producer = None if loop is None else self._producers.get(loop)
+        if loop is None or producer is None or self._layers or not producer.has_declared(envelopes):
+            self.wait(self.publish(envelopes, notify=notify))
+            return
+        _refuse_in_a_loop()
+        try:
+            producer.publish_blocking(envelopes, notify=notify)
+        except BrokerUnavailable:
+            if self._producers.get(loop) is producer:
+                raise
+            # Another thread has closed it meanwhile.
+            self.wait(self.publish(envelopes, notify=notify))
+
     async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         try:
             await self._producer().publish(envelopes, notify=notify)
@@ -153,11 +172,11 @@ class Client:
         raises RuntimeError, since it would block that loop.
         """
         try:
-            asyncio.get_running_loop()
+            _refuse_in_a_loop()
         except RuntimeError:
-            return self._bridge.wait(coroutine)
-        coroutine.close()
-        raise RuntimeError("this thread runs an event loop: await the asynchronous method instead, it would be blocked")
+            coroutine.close()
+            raise
+        return self._bridge.wait(coroutine)
 
     async def open(self) -> None:
         """Open this loop's connection, and declare the application's queues. Raises BrokerError."""
@@ -224,7 +243,7 @@ class LoopProducer:
         self._sending[id(envelopes)] = envelopes
         try:
             with self._deadlines.begin():
-                wanted = frozenset(envelope.queue for envelope in envelopes) - self._declared
+                wanted = frozenset([envelope.queue for envelope in envelopes]) - self._declared
                 if wanted:
                     await self._declare(wanted)
                 await self.broker.publish(envelopes)
@@ -248,6 +267,18 @@ class LoopProducer:
                 len(envelopes),
                 str(error) or "it took too long",
             )
+        finally:
+            del self._sending[id(envelopes)]
+
+    def has_declared(self, envelopes: Sequence[Envelope]) -> bool:
+        """Whether `publish_blocking` may be called for these."""
+        return self.broker.capabilities.blocking and all(one.queue in self._declared for one in envelopes)
+
+    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+        """Store them from another thread than the loop's."""
+        self._sending[id(envelopes)] = envelopes
+        try:
+            self.broker.publish_blocking(envelopes, notify=notify)
         finally:
             del self._sending[id(envelopes)]
 
@@ -279,6 +310,14 @@ class LoopProducer:
                     name,
                     did_you_mean(name, self._queues),
                 )
+
+
+def _refuse_in_a_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("this thread runs an event loop: await the asynchronous method instead, it would be blocked")
 
 
 def _closed_with_the_loop(broker: Broker, warnings: LimitedLog) -> AsyncGenerator[None]:

@@ -7,6 +7,8 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import msgspec
+
 from leveret.errors import (
     ConfigurationError,
     NoResult,
@@ -15,16 +17,13 @@ from leveret.errors import (
     TaskFailed,
     TaskNotFound,
 )
-from leveret.model import arguments
+from leveret.model import Status, arguments
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
 
-    import msgspec
-
-    from leveret.model import Status
 
 R = TypeVar("R")
 
@@ -47,35 +46,25 @@ class Source(Protocol):
     def restore(self, task: str | None, queue: str, result: msgspec.Raw, /) -> Any: ...
 
 
-class Handle(Generic[R]):
+class Handle(msgspec.Struct, Generic[R], eq=False, weakref=True):
     """A task that is safely stored: its id, and where it was put as far as this program knows.
 
     ``Task.enqueue``, ``Task.handle`` and ``App.handle`` make it.
     """
 
-    def __init__(
-        self,
-        id_: str,
-        source: Source,
-        *,
-        task: str | None = None,
-        queue: str | None = None,
-        stored: bool = True,
-        stored_at: float | None = None,
-    ) -> None:
-        #: The task's id, the same in every attempt.
-        self.id = id_
-        #: The task's name; None: this program does not know it.
-        self.task = task
-        #: The queue; None: this program did not enqueue the task.
-        self.queue = queue
-        self._source = source
-        self._stored = stored
-        #: When this program stored the task itself (Unix time).
-        self._stored_at = stored_at
-        #: The broker was asked, and knew nothing of it.
-        self._is_unknown = False
-        self._last: Status | None = None
+    #: The task's id, the same in every attempt.
+    id: str
+    _source: Source
+    #: The task's name; None: this program does not know it.
+    task: str | None = None
+    #: The queue; None: this program did not enqueue the task.
+    queue: str | None = None
+    _stored: bool = True
+    #: When this program stored the task itself (Unix time).
+    _stored_at: float | None = None
+    #: The broker was asked, and knew nothing of it.
+    _is_unknown: bool = False
+    _last: Status | None = None
 
     def __repr__(self) -> str:
         return f"<Handle {self.id} of {self.task or 'a task'}>"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.client.values import ANY, Hint, hint, is_text, sent
+from leveret.client.values import ANY, Hint, hint, is_text, not_json, sent
 from leveret.errors import InvalidArguments, NoResult, NotSerializable, UnreadableBody
 from leveret.model import shallow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 JSON = "application/json"
 RAW = "application/octet-stream"
@@ -88,7 +88,7 @@ class Signature:
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
         if not (kwargs or self.raw) and self._least <= len(args) <= len(self._positional):
-            return self._encode_positional(args)
+            return b'{"args":%b,"kwargs":{}}' % _encode(self._positional_sent(args)), JSON
         bound = self._bind(args, kwargs)
         if self.raw:
             bound.apply_defaults()
@@ -104,10 +104,13 @@ class Signature:
         self._apply(bound, self._sent)
         return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
 
-    def _encode_positional(self, args: tuple[Any, ...]) -> tuple[bytes, str]:
-        """Most calls, which need no binding: each argument belongs to the parameter at its place."""
-        trees = [self._sent(name, value, to) for (name, to), value in zip(self._positional, args, strict=False)]
-        return _encode({"args": trees, "kwargs": {}}), JSON
+    def _positional_sent(self, args: tuple[Any, ...]) -> Sequence[Any]:
+        """Most calls need no binding: each argument belongs to the parameter at its place, and travels as it is."""
+        for place, value in enumerate(args):
+            to = self._positional[place][1]
+            if (type(value) is not to.type and to is not ANY) or not_json(value) is not None:
+                return [self._sent(name, value, to) for (name, to), value in zip(self._positional, args, strict=False)]
+        return args
 
     def decode(self, body: bytes, encoding: str | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call. ``encoding``: the message's `content_encoding`.

@@ -25,9 +25,15 @@ class SyncBridge:
         #: What other threads wait for now.
         self._waited_for: set[concurrent.futures.Future[Any]] = set()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """None: it was not used yet."""
+        opened = self._open
+        return None if opened is None else opened[0]
+
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         with self._lock:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop())
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._opened())
             self._waited_for.add(future)
         future.add_done_callback(self._waited_for.discard)
         try:
@@ -50,7 +56,7 @@ class SyncBridge:
         thread.join()
         loop.close()
 
-    def _loop(self) -> asyncio.AbstractEventLoop:
+    def _opened(self) -> asyncio.AbstractEventLoop:
         if self._open is None:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="leveret-door", daemon=True)

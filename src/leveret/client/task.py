@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from copy import copy
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -43,7 +43,7 @@ class Producer(Source, Protocol):
     @property
     def max_message_size(self) -> int: ...
     async def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
-    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+    def publish_sync(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
 
 
 #: No task is kept for a hundred years (seconds).
@@ -101,7 +101,11 @@ class Call(Generic[P]):
         return f"<Call {self.task}({', '.join(arguments)})>"
 
 
-def _arguments(task: str, call: Call[Any] | Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+_Arguments: TypeAlias = "tuple[tuple[Any, ...], Mapping[str, Any]]"
+_NO_KEYWORDS: Mapping[str, Any] = {}
+
+
+def _arguments(task: str, call: Call[Any] | Sequence[Any]) -> _Arguments:
     """What `Task.enqueue_many` was given for one call."""
     if isinstance(call, Call):
         if call.task != task:
@@ -112,7 +116,7 @@ def _arguments(task: str, call: Call[Any] | Sequence[Any]) -> tuple[tuple[Any, .
             f"{show(call)} is no call of task {task!r}: give enqueue_many a tuple of arguments for each, "
             f"as [(1,), (2,)], or {task}.call(...)"
         )
-    return tuple(call), {}
+    return tuple(call), _NO_KEYWORDS
 
 
 class Task(Generic[P, R]):
@@ -299,9 +303,9 @@ class Task(Generic[P, R]):
                 application's ``enqueue_timeout`` (seconds) and one second later.
             ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
-        envelope = self._envelope(self._enqueue.ids(1)[0], args, kwargs)
-        await self._producer.publish([envelope], notify=self.store_result)
-        return self._handle(envelope)
+        envelopes = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
+        await self._producer.publish(envelopes, notify=self.store_result)
+        return self._handles(envelopes)[0]
 
     async def enqueue_many(
         self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
@@ -326,19 +330,19 @@ class Task(Generic[P, R]):
             InvalidArguments: What is given is no call of this task, or its arguments do not fit. Nothing was sent.
             LeveretError: As with ``enqueue``.
         """
-        every = [_arguments(self.name, call) for call in calls]
+        every = [(call, _NO_KEYWORDS) if type(call) is tuple else _arguments(self.name, call) for call in calls]
         chosen = self._enqueue.ids(len(every)) if ids is None else list(ids)
         if len(chosen) != len(every):
             raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
         for id_ in () if ids is None else chosen:
             check_id(id_)
-        envelopes = [self._envelope(id_, args, kwargs) for id_, (args, kwargs) in zip(chosen, every, strict=True)]
+        envelopes = self._envelopes(chosen, every)
         twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
         if envelopes:
             await self._producer.publish(envelopes, notify=self.store_result)
-        return [self._handle(envelope) for envelope in envelopes]
+        return self._handles(envelopes)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``.
@@ -354,7 +358,9 @@ class Task(Generic[P, R]):
             RuntimeError: This thread runs an event loop, which the call would block.
             LeveretError: As with ``enqueue``.
         """
-        return self._producer.wait(self.enqueue(*args, **kwargs))
+        envelopes = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
+        self._producer.publish_sync(envelopes, notify=self.store_result)
+        return self._handles(envelopes)[0]
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.
@@ -365,40 +371,32 @@ class Task(Generic[P, R]):
         Returns:
             The handle. Nothing is asked of the broker yet.
         """
-        return Handle(id_, self._producer, task=self.name, stored=self.store_result)
+        return Handle(id_, self._producer, self.name, None, self.store_result)
 
-    def _handle(self, envelope: Envelope) -> Handle[R]:
-        return Handle(
-            envelope.id,
-            self._producer,
-            task=self.name,
-            queue=envelope.queue,
-            stored=self.store_result,
-            stored_at=envelope.enqueued_at,
-        )
+    def _handles(self, envelopes: Sequence[Envelope]) -> list[Handle[R]]:
+        producer, name, stored = self._producer, self.name, self.store_result
+        return [Handle(one.id, producer, name, one.queue, stored, one.enqueued_at) for one in envelopes]
 
-    def _envelope(self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Envelope:
-        body, content_type = self.signature.encode(args, kwargs)
-        if len(body) > self._producer.max_message_size:
-            raise TaskTooLarge(
-                f"the arguments of task {self.name!r} are {len(body)} bytes, over the limit of "
-                f"{self._producer.max_message_size}; store the data elsewhere and pass a reference, "
-                "or raise App(max_message_size=...)"
-            )
+    def _envelopes(self, ids: Iterable[str], calls: Iterable[_Arguments]) -> list[Envelope]:
+        """The tasks, all enqueued now. Raises InvalidArguments, NotSerializable or TaskTooLarge."""
+        encode, most = self.signature.encode, self._producer.max_message_size
+        name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
         due = enqueue.at if enqueue.at is not None else now + enqueue.delay if enqueue.delay else None
-        return Envelope(
-            id_,
-            self._options.queue,
-            self.name,
-            body,
-            content_type,
-            enqueued_at=now,
-            due=due,
-            expires_at=None if enqueue.expires is None else now + enqueue.expires,
-            headers=enqueue.headers.copy(),
-            priority=self._options.priority,
-        )
+        expires_at = None if enqueue.expires is None else now + enqueue.expires
+        envelopes = []
+        for id_, (args, kwargs) in zip(ids, calls, strict=True):
+            body, content_type = encode(args, kwargs)
+            if len(body) > most:
+                raise TaskTooLarge(
+                    f"the arguments of task {name!r} are {len(body)} bytes, over the limit of {most}; store the "
+                    "data elsewhere and pass a reference, or raise App(max_message_size=...)"
+                )
+            headers = enqueue.headers.copy()
+            envelopes.append(
+                Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
+            )
+        return envelopes
 
 
 if TYPE_CHECKING:

@@ -85,6 +85,9 @@ class RabbitMQBroker:
                 raise
             await self._delayed.publish(missing)
 
+    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+        raise NotImplementedError
+
     @asynccontextmanager
     async def consume(
         self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,13 @@ from leveret.brokers.sqlite.wakeup import WakeUps
 from leveret.brokers.sqlite.writer import Writer
 from leveret.brokers.urls import MEMORY, absolute, censor
 from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout, LeaseLost, QueueNotFound
-from leveret.model import KEEP
+from leveret.model import KEEP, enqueued
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from typing import Self
 
+    from leveret.brokers.sqlite.store import Store
     from leveret.model import Describe, Envelope, Queue, Settlement, Status
 
 log = logging.getLogger("leveret.sqlite")
@@ -35,7 +37,7 @@ log = logging.getLogger("leveret.sqlite")
 class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=True)
+    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=True, blocking=True)
 
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.absolute()
@@ -79,27 +81,45 @@ class SQLiteBroker:
             raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        def insert(store: Store) -> bool:
+            self._insert(store, envelopes)
+            return store.watches.is_watched()
+
         try:
             with self._deadlines.begin():
-                self.statuses.is_watched = await self._store(envelopes)
+                self.statuses.is_watched = await self._writer.do(insert)
         except TimeoutError as error:
-            ids = [envelope.id for envelope in envelopes]
-            raise EnqueueTimeout(
-                f"{self._path} did not confirm {len(ids)} tasks within {self._timeout:g} s; they may be stored later",
-                ids,
-            ) from error
+            raise self._why_late(envelopes) from error
 
-    async def _store(self, envelopes: Sequence[Envelope]) -> bool:
+    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+        def insert(store: Store) -> None:
+            self._insert(store, envelopes)
+            if notify and store.watches.is_watched():
+                now = time.time()
+                store.records.note([enqueued(envelope, now) for envelope in envelopes])
+
         try:
-            return await self._writer.do(lambda store: store.insert(envelopes))
+            self._writer.do_here(insert)
+        except TimeoutError as error:
+            raise self._why_late(envelopes) from error
+
+    def _insert(self, store: Store, envelopes: Sequence[Envelope]) -> None:
+        try:
+            store.insert(envelopes)
         except QueueNotFound:
             # One that was deleted after it was declared is made again, unless it is the operator's to make.
             mine = [self._queues.get(name) for name in {envelope.queue for envelope in envelopes}]
             ours = [queue for queue in mine if queue is not None and queue.create]
             if len(ours) < len(mine):
                 raise
-            await self._writer.do(lambda store: store.queues.declare(ours))
-            return await self._writer.do(lambda store: store.insert(envelopes))
+            store.queues.declare(ours)
+            store.insert(envelopes)
+
+    def _why_late(self, envelopes: Sequence[Envelope]) -> EnqueueTimeout:
+        ids = [envelope.id for envelope in envelopes]
+        return EnqueueTimeout(
+            f"{self._path} did not confirm {len(ids)} tasks within {self._timeout:g} s; they may be stored later", ids
+        )
 
     @asynccontextmanager
     async def consume(

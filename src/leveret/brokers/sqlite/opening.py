@@ -66,7 +66,7 @@ def open_database(path: Path, *, timeout: float, again: bool = False) -> tuple[s
             os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             log.info("made the file %s", path)
     before = database.stat()
-    connection = sqlite3.connect(database, timeout=timeout, isolation_level=None, check_same_thread=True)
+    connection = sqlite3.connect(database, timeout=timeout, isolation_level=None, check_same_thread=False)
     try:
         _prepare(connection, path)
         share_logs(database)

@@ -68,8 +68,8 @@ class Queues(Statements):
     def id_of(self, name: str) -> int:
         return self._find(name)[0]
 
-    def _find(self, name: str, ids: Sequence[str] = ()) -> tuple[int, int | None]:
-        """Its number, and how many ready tasks it may hold."""
+    def _find(self, name: str, wanted: Sequence[Envelope] = ()) -> tuple[int, int | None]:
+        """Its number, and how many ready tasks it may hold. ``wanted``: what is to be stored."""
         # Asked each time: another program may have deleted it, or made it again under another number.
         found: tuple[int, int | None] | None = self.execute(
             "SELECT id, max_length FROM queue WHERE name = ?", name
@@ -79,6 +79,7 @@ class Queues(Statements):
                 self.declare([self._declared[name]])  # in the file that was here before
                 found = self.execute("SELECT id, max_length FROM queue WHERE name = ?", name).fetchone()
             if found is None:
+                ids = [envelope.id for envelope in wanted]
                 raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
         if not (found[1] is None or type(found[1]) is int):
             raise StoreError(
@@ -86,16 +87,17 @@ class Queues(Statements):
             )
         return found
 
-    def room_for(self, name: str, mine: Sequence[Envelope], all_of_them: Sequence[Envelope]) -> int:
-        ids = [envelope.id for envelope in all_of_them]
-        queue, limit = self._find(name, ids)
+    def room_for(self, name: str, count: int, wanted: Sequence[Envelope]) -> int:
+        """The queue's number. Raises QueueFull unless so many more may be ready in it. ``wanted``: in all queues."""
+        queue, limit = self._find(name, wanted)
         if limit is not None:
             self._dealing.promote()
             self._dealing.deal_all()
-            ready = _ready_about(self.database, queue, limit, len(mine))
-            if ready + len(mine) > limit:
+            ready = _ready_about(self.database, queue, limit, count)
+            if ready + count > limit:
                 raise QueueFull(
-                    f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored", ids
+                    f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored",
+                    [envelope.id for envelope in wanted],
                 )
         return queue
 

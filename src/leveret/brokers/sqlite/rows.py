@@ -12,22 +12,22 @@ import msgspec
 from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, is_flat, unix_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ENVELOPE = (
     "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
     " priority"
 )
-INSERT = (
+_INSERT = (
     "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 #: Most tasks have nothing in the other columns, and what is not named costs nothing.
-INSERT_ALL = (
+_INSERT_ALL = (
     "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
     " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-NO_OTHERS = (None,) * 5
+_NO_OTHERS = (None,) * 4
 #: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
 MOST_NUMBER = 2**62
 _MOST_ATTEMPTS = 2**31
@@ -35,24 +35,34 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
-def row(queue: int, envelope: Envelope, now: float) -> tuple[Any, ...]:
-    return (
-        envelope.id,
-        queue,
-        "delayed" if envelope.due is not None and envelope.due > now else "ready",
-        envelope.task,
-        envelope.body,
-        envelope.content_type,
-        envelope.attempt,
-        envelope.enqueued_at,
-    )
+def insertion(
+    envelopes: Sequence[Envelope], queues: Mapping[str, int], now: float
+) -> tuple[str, Sequence[tuple[Any, ...]]]:
+    """The statement that stores tasks, and the rows. ``queues``: their numbers, by name."""
+    rows = [
+        (
+            one.id,
+            queues[one.queue],
+            "delayed" if one.due is not None and one.due > now else "ready",
+            one.task,
+            one.body,
+            one.content_type,
+            one.attempt,
+            one.enqueued_at,
+        )
+        for one in envelopes
+    ]
+    if not any(map(_has_others, envelopes)):
+        return _INSERT, rows
+    return _INSERT_ALL, [(*row, *_others(one)) for row, one in zip(rows, envelopes, strict=True)]
 
 
-def others(envelope: Envelope) -> tuple[Any, ...]:
-    """What few tasks have; empty for the others."""
-    headers = _pack(envelope.headers) if envelope.headers else None
-    found = envelope.last_error, envelope.due, envelope.expires_at, headers, envelope.priority
-    return () if found == NO_OTHERS else found
+def _has_others(one: Envelope) -> bool:
+    return bool(one.headers) or (one.last_error, one.due, one.expires_at, one.priority) != _NO_OTHERS
+
+
+def _others(one: Envelope) -> tuple[Any, ...]:
+    return one.last_error, one.due, one.expires_at, _pack(one.headers) if one.headers else None, one.priority
 
 
 def read(row: Sequence[Any]) -> tuple[Envelope, str]:

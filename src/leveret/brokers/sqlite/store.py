@@ -20,7 +20,7 @@ from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.rows import INSERT, INSERT_ALL, NO_OTHERS, others, row
+from leveret.brokers.sqlite.rows import insertion
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
@@ -81,21 +81,14 @@ class Store(Statements):
         self.recipients.end(committed=committed)
         self.registrations.end(committed=committed)
 
-    def insert(self, envelopes: Sequence[Envelope]) -> bool:
-        """Store tasks; whether anybody wants to know of every task."""
-        by_queue: dict[str, list[Envelope]] = {}
+    def insert(self, envelopes: Sequence[Envelope]) -> None:
+        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing."""
+        by_queue: dict[str, int] = {}
         for envelope in envelopes:
-            by_queue.setdefault(envelope.queue, []).append(envelope)
-        now = time.time()
-        ids = {name: self.queues.room_for(name, mine, envelopes) for name, mine in by_queue.items()}
-        rows = [row(ids[envelope.queue], envelope, now) for envelope in envelopes]
-        more = [others(envelope) for envelope in envelopes]
-        if any(more):
-            self._insert(INSERT_ALL, [(*one, *(other or NO_OTHERS)) for one, other in zip(rows, more, strict=True)])
-        else:
-            self._insert(INSERT, rows)
+            by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
+        ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
+        self._insert(*insertion(envelopes, ids, time.time()))
         self.dealing.deal(ids.values())
-        return self.watches.is_watched()
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""

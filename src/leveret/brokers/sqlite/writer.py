@@ -1,4 +1,8 @@
-"""One thread a process that uses the file: concurrent requests share a transaction, and so one sync to the disk."""
+"""One thread a process that uses the file: concurrent requests share a transaction, and so one sync to the disk.
+
+A thread without an event loop writes itself (`Writer.do_here`), since each hand-over to another one takes longer than
+the writing. Whoever has the turn takes along what other such threads want.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
+from collections import deque
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -54,18 +59,20 @@ _LOOK: Final = _Look.LOOK
 
 
 class _Request(Generic[T]):
-    """Work for the thread, and who waits for it."""
+    """Work to be done, and the loop that waits for it; None: a thread waits, and looks itself when it has the turn."""
 
-    def __init__(self, work: Callable[[Store], T]) -> None:
+    def __init__(self, work: Callable[[Store], T], loop: asyncio.AbstractEventLoop | None) -> None:
         self.work = work
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self.loop.create_future()
+        self.loop = loop
+        self.future: asyncio.Future[T] | None = None if loop is None else loop.create_future()
+        #: It is committed, or has failed.
+        self.is_done = False
         self.result: T | None = None
         self.error: BaseException | None = None
 
     @property
     def abandoned(self) -> bool:
-        return self.future.cancelled()
+        return self.future is not None and self.future.cancelled()
 
     def run(self, store: Store) -> None:
         """Do the work; a refusal of Leveret's own has written nothing, so the transaction goes on."""
@@ -75,9 +82,15 @@ class _Request(Generic[T]):
         except LeveretError as error:
             self.error = error
 
+    def outcome(self) -> T:
+        """For its thread, when it is done. Raises what was in the way."""
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]
+
     def answer(self) -> None:
         """On its loop."""
-        if self.future.done():
+        if self.future is None or self.future.done():
             return
         if self.error is not None:
             self.future.set_exception(self.error)
@@ -100,6 +113,11 @@ class Writer:
         self._keep = keep
         #: None: the end. `_LOOK`: another connection of this process has found that files were deleted.
         self._requests: queue.SimpleQueue[_Request[Any] | _Look | None] = queue.SimpleQueue()
+        #: Those of threads that wait for their turn.
+        self._here: deque[_Request[Any]] = deque()
+        #: Held while the file is used, and until when the lock on it may be waited for (`time.monotonic`).
+        self._turn = threading.Lock()
+        self._deadline = 0.0
         _writers.add(self)
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -124,13 +142,49 @@ class Writer:
         Cancelled while it waits, it is not done at all; cancelled later, it is done whole.
         """
         if self._closed:
-            raise BrokerUnavailable(f"{self.path} was closed by this program")
-        request = _Request(work)
+            raise self._why_closed()
+        request = _Request(work, asyncio.get_running_loop())
         self._requests.put(request)
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="leveret-sqlite", daemon=True)
             self._thread.start()
+        assert request.future is not None
         return await request.future
+
+    def do_here(self, work: Callable[[Store], T]) -> T:
+        """The same in the calling thread, which runs no event loop. Raises TimeoutError: it may be done later.
+
+        The file was used by `do` before.
+        """
+        deadline = time.monotonic() + self._timeout
+        request = _Request(work, None)
+        self._here.append(request)
+        try:
+            if self._turn.acquire(timeout=self._timeout):
+                try:
+                    self._deadline = deadline
+                    while not (request.is_done or self._closed):
+                        # A thread that took this one along may have been interrupted.
+                        self._commit(self._waiting() or [request])
+                finally:
+                    self._turn.release()
+        finally:
+            if not request.is_done:
+                with suppress(ValueError):  # it is being done
+                    self._here.remove(request)
+        if request.is_done:
+            return request.outcome()
+        raise self._why_closed() if self._closed else TimeoutError
+
+    def _waiting(self) -> list[_Request[Any]]:
+        waiting: list[_Request[Any]] = []
+        with suppress(IndexError):
+            while len(waiting) < _MOST:
+                waiting.append(self._here.popleft())
+        return waiting
+
+    def _why_closed(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self.path} was closed by this program")
 
     async def close(self) -> None:
         """Do what was asked for, then close the file."""
@@ -148,16 +202,19 @@ class Writer:
         while True:
             batch = self._batch()
             asked = [request for request in batch if isinstance(request, _Request)]
-            if asked:
-                self._commit([request for request in asked if not request.abandoned])
-            elif self._open is not None and _LOOK in batch:
-                with suppress(StoreError, sqlite3.Error, OSError):
-                    self._opened()
+            with self._turn:
+                self._deadline = time.monotonic() + self._timeout
+                if asked:
+                    self._commit([request for request in asked if not request.abandoned])
+                elif self._open is not None and _LOOK in batch:
+                    with suppress(StoreError, sqlite3.Error, OSError):
+                        self._opened()
             if None in batch:
                 break
-        if self._open is not None:
-            self._open.database.close()
-            self._open = None
+        with self._turn:
+            if self._open is not None:
+                self._open.database.close()
+                self._open = None
 
     def _batch(self) -> list[_Request[Any] | _Look | None]:
         batch = [self._requests.get()]
@@ -232,12 +289,11 @@ class Writer:
 
     def _begin(self, database: sqlite3.Connection) -> None:
         """Wait for the lock: SQLite's own way sleeps far longer than others hold it, and so lets it lie idle."""
-        deadline = time.monotonic() + self._timeout
         while True:
             try:
                 database.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if not is_locked(error) or time.monotonic() > deadline:
+                if not is_locked(error) or time.monotonic() > self._deadline:
                     raise
                 time.sleep(random.uniform(*_LOCKED))  # noqa: S311 - so that none is always last
             else:
@@ -259,12 +315,12 @@ class Writer:
         return self._open
 
     def _database(self) -> tuple[sqlite3.Connection, Identity]:
-        deadline = time.monotonic() + self._timeout
         while True:
+            left = max(0.0, self._deadline - time.monotonic())
             try:
-                return open_database(self.path, timeout=self._timeout, again=self._was_open)
+                return open_database(self.path, timeout=left, again=self._was_open)
             except IndexAway:
-                if time.monotonic() > deadline:
+                if not left:
                     raise
                 for writer in list(_writers):
                     writer.look()
@@ -338,7 +394,9 @@ def _answer(requests: Sequence[_Request[Any]]) -> None:
     """All of a loop's with one call: each wakes it."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Request[Any]]] = {}
     for request in requests:
-        by_loop.setdefault(request.loop, []).append(request)
+        request.is_done = True
+        if request.loop is not None:
+            by_loop.setdefault(request.loop, []).append(request)
     for loop, mine in by_loop.items():
         call_soon(loop, partial(_answer_each, mine))
 

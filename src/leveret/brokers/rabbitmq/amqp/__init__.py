@@ -6,7 +6,7 @@ from leveret.brokers.rabbitmq.amqp.confirm_channel import SILENCE, ConfirmChanne
 from leveret.brokers.rabbitmq.amqp.connections import Properties
 from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming, acks, nack
 from leveret.brokers.rabbitmq.amqp.hosts import Hosts
-from leveret.brokers.rabbitmq.amqp.message import PERSISTENT, Message
+from leveret.brokers.rabbitmq.amqp.message import PERSISTENT, Message, TaskProperties
 from leveret.brokers.rabbitmq.amqp.sanitize import UNREADABLE, Content, content_of, field, marshal
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "Properties",
     "PublishCall",
+    "TaskProperties",
     "acks",
     "content_of",
     "field",

@@ -484,10 +484,11 @@ class ConfirmTracker:
                 continue
             place = call.written
             message = call.messages[place]
+            id_ = message.id
             if bounded is not None and bounded.is_full(message.queue):
                 bounded.parked.setdefault(message.queue, deque()).append(calls.popleft())
                 continue
-            if call.mandatory and message.id in self._tags:
+            if call.mandatory and id_ in self._tags:
                 break
             try:
                 encoded = self._encode(message, mandatory=call.mandatory)
@@ -499,7 +500,7 @@ class ConfirmTracker:
             self._last_tag += 1
             self._sent[self._last_tag] = _Sent(call, place, message)
             if call.mandatory:
-                self._tags[message.id] = self._last_tag
+                self._tags[id_] = self._last_tag
             if bounded is not None and message.queue in bounded.limits:
                 bounded.tags.setdefault(message.queue, set()).add(self._last_tag)
             call.written += 1

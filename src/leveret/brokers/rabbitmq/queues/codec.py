@@ -16,6 +16,7 @@ from leveret.brokers.rabbitmq.amqp import (
     Content,
     Message,
     Properties,
+    TaskProperties,
     content_of,
     field,
     marshal,
@@ -72,6 +73,8 @@ _MAX_ERROR = 1_000
 #: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
 _CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
 _MAX_LEFT_OUT = 200
+#: What most tasks have as their error, due and expiry.
+_NOTHING = (None,) * 3
 #: Of a content header, without its properties: the frame's head and end, class, weight and size of the body (bytes).
 _FRAME_OVERHEAD = 8 + 12
 #: AMQP's priority is an octet.
@@ -96,6 +99,20 @@ class RabbitMQDelivery(Delivery, frozen=True, eq=False):
 
 
 def to_message(envelope: Envelope) -> Message:
+    properties = _task_properties(envelope) or _properties(envelope)
+    return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)
+
+
+def _task_properties(one: Envelope) -> TaskProperties | None:
+    """The properties of a task that needs no headers and is enqueued now, as most are; None for others."""
+    if one.headers or one.attempt > 1 or not one.id or one.enqueued_at is None:
+        return None
+    if (one.last_error, one.due, one.expires_at) != _NOTHING:
+        return None
+    return TaskProperties(one.id, one.task, one.content_type, one.priority, int(one.enqueued_at))
+
+
+def _properties(envelope: Envelope) -> Properties:
     headers = dict(envelope.headers)
     if envelope.attempt > 1:
         headers[ATTEMPT] = envelope.attempt
@@ -105,7 +122,7 @@ def to_message(envelope: Envelope) -> Message:
         headers[DUE] = _milliseconds(envelope.due)
     if envelope.expires_at is not None:
         headers[EXPIRES_AT] = _milliseconds(envelope.expires_at)
-    properties = Properties(
+    return Properties(
         content_type=envelope.content_type,
         delivery_mode=PERSISTENT,
         priority=envelope.priority,
@@ -114,7 +131,6 @@ def to_message(envelope: Envelope) -> Message:
         message_type=envelope.task,
         timestamp=_timestamp(envelope.enqueued_at),
     )
-    return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)
 
 
 def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
@@ -166,18 +182,19 @@ def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message
         WORKER: this_process(),
         UNREADABLE: None,
     }
-    message = _copy(delivery, dead_queue(delivery.envelope.queue), changed)
-    message.properties.expiration = None
-    return unranked(message)
+    properties = _copied(delivery, changed)
+    properties.expiration = None
+    queue = delivery.envelope.queue
+    return unranked(Message(dead_queue(queue), delivery.envelope.body, properties, queue))
 
 
 def unranked(message: Message) -> Message:
-    """The message with its priority in a header, where it changes no order."""
+    """The message, which has headers, with its priority in one of them, where it changes no order."""
     properties = message.properties
     if properties.priority is None:
         return message
-    changed = copy(properties)
-    changed.headers = {**(properties.headers or {}), PRIORITY: properties.priority}
+    assert isinstance(properties, Properties)
+    changed = _with_headers(properties, {**(properties.headers or {}), PRIORITY: properties.priority})
     changed.priority = None
     return msgspec.structs.replace(message, properties=changed)
 
@@ -195,9 +212,9 @@ def stored_anew(message: Incoming, queue: str) -> Message:
 def revived_message(message: Incoming, queue: str, now: float) -> Message:
     """A dead letter's message for another life, as it first came, but enqueued now."""
     delivery = _delivery(message, queue, _NoLease())
-    again = _copy(delivery, queue, {**dict.fromkeys(_OURS), REVIVED_AT: _milliseconds(now)})
-    again.properties.timestamp = _timestamp(now)
-    return again
+    properties = _copied(delivery, {**dict.fromkeys(_OURS), REVIVED_AT: _milliseconds(now)})
+    properties.timestamp = _timestamp(now)
+    return Message(queue, delivery.envelope.body, properties, queue)
 
 
 class _NoLease:
@@ -235,20 +252,23 @@ def fitted(message: Message, frame_max: int) -> Message:
 
     A server closes the connection of whoever sends a larger frame (``frame_max``: bytes; 0: no limit).
     """
-    room = frame_max - _FRAME_OVERHEAD
-    headers = message.properties.headers
-    if not headers or not frame_max or len(marshal(message.properties)) <= room:
+    properties = message.properties
+    if isinstance(properties, TaskProperties) or not properties.headers or not frame_max:
         return message
-    headers = dict(headers)
-    message = msgspec.structs.replace(message, properties=_with_headers(message.properties, headers))
+    room = frame_max - _FRAME_OVERHEAD
+    if len(marshal(properties)) <= room:
+        return message
+    headers = dict(properties.headers)
+    properties = _with_headers(properties, headers)
+    message = msgspec.structs.replace(message, properties=properties)
     for name, limit in _CUTS:
         if text := _text(headers.get(name)):
             headers[name] = shorten(text, limit)
-        if len(marshal(message.properties)) <= room:
+        if len(marshal(properties)) <= room:
             return message
     headers.pop(LEFT_OUT, None)
     sizes = {name: len(field(name, value)) for name, value in headers.items()}
-    rest = len(marshal(message.properties))
+    rest = len(marshal(properties))
     left_out: list[str] = []
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         del headers[name]
@@ -278,12 +298,16 @@ def _kept(content: Content) -> dict[str, Any]:
 
 
 def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
-    """The message as it came, but for some headers, the broker's own record and what a copy may not carry."""
+    return Message(queue, delivery.envelope.body, _copied(delivery, headers), delivery.envelope.queue)
+
+
+def _copied(delivery: Delivery, headers: dict[str, Any]) -> Properties:
+    """A message's as they came, but for some headers, the broker's own record and what a copy may not carry."""
     envelope = delivery.envelope
     content = delivery.content if isinstance(delivery, RabbitMQDelivery) else Content(Properties(), {})
     original = content.properties
     kept = {name: value for name, value in _kept(content).items() if name not in headers and name != PRIORITY}
-    properties = Properties(
+    return Properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=kept | {name: value for name, value in headers.items() if value is not None},
@@ -297,7 +321,6 @@ def _copy(delivery: Delivery, queue: str, headers: dict[str, Any]) -> Message:
         message_type=original.message_type,
         app_id=original.app_id,
     )
-    return Message(queue, envelope.body, properties, envelope.queue)
 
 
 def _envelope(properties: Properties, ours: _OwnHeaders, body: bytes, queue: str, id_: str) -> Envelope:

@@ -358,7 +358,7 @@ async def test_a_message_costs_few_calls() -> None:
         calls += event == "call"
 
     async def enqueue(count: int) -> None:
-        envelopes = [say._envelope("id", ("hello",), {}) for _ in range(count)]
+        envelopes = say._envelopes(["id"] * count, [(("hello",), {})] * count)
         call = channel.tracker.post([to_message(envelope) for envelope in envelopes])
         await turn()
         channel.tracker.confirmed(channel.tracker._last_tag, multiple=True)

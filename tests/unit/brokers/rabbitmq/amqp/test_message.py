@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from pamqp import body, commands, frame
 from pamqp.header import ContentHeader
 
 from leveret.brokers.rabbitmq.amqp import Message
-from leveret.brokers.rabbitmq.amqp.message import Encoder
+from leveret.brokers.rabbitmq.amqp.message import Encoder, TaskProperties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.model import Envelope, new_id
@@ -37,10 +38,19 @@ def by_pamqp(message: Message, *, mandatory: bool) -> bytes:
 
 def content_header(message: Message) -> bytes:
     """By pamqp, but for headers, whose types are ours (see `test_codec`)."""
-    if not message.properties.headers:
-        return frame.marshal(ContentHeader(0, len(message.body), message.properties), CHANNEL)
-    payload = b"\x00\x3c\x00\x00" + len(message.body).to_bytes(8, "big") + marshal(message.properties)
+    properties = by_name(message.properties)
+    if not properties.headers:
+        return frame.marshal(ContentHeader(0, len(message.body), properties), CHANNEL)
+    payload = b"\x00\x3c\x00\x00" + len(message.body).to_bytes(8, "big") + marshal(properties)
     return b"\x02" + CHANNEL.to_bytes(2, "big") + len(payload).to_bytes(4, "big") + payload + b"\xce"
+
+
+def by_name(properties: Properties | TaskProperties) -> Properties:
+    """As pamqp has them."""
+    if not isinstance(properties, TaskProperties):
+        return properties
+    known = {**msgspec.structs.asdict(properties), "timestamp": dt.datetime.fromtimestamp(properties.timestamp, dt.UTC)}
+    return Properties(**known, delivery_mode=2)
 
 
 names = st.text(max_size=60)

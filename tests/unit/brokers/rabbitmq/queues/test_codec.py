@@ -117,9 +117,15 @@ def decoded(data: bytes) -> Properties:
     return arrived.properties
 
 
+def own(message: Message) -> Properties:
+    """The properties of a message that is not a plain task's."""
+    assert isinstance(message.properties, Properties)
+    return message.properties
+
+
 def headers_of(message: Message) -> dict[str, Any]:
     """The headers as another client reads them."""
-    return dict(decoded(content_header(message.properties)).headers or {})
+    return dict(decoded(content_header(own(message))).headers or {})
 
 
 # A task on its way
@@ -141,7 +147,7 @@ def test_an_envelope_arrives_as_it_was() -> None:
     message = to_message(envelope)
     assert (message.queue, message.home, message.id) == ("work", "work", envelope.id)
     assert message.due == envelope.due
-    delivery = delivery_of(delivered(through_the_wire(message.properties), message.body))
+    delivery = delivery_of(delivered(through_the_wire(own(message)), message.body))
     assert delivery.envelope == envelope
     assert (delivery.tag, delivery.returns, delivery.lease) == (7, 0, LEASE)
 
@@ -150,7 +156,7 @@ def test_a_fresh_task_is_a_plain_persistent_message() -> None:
     """What a producer in any language would send: no header of ours."""
     message = to_message(Envelope("m-1", "work", "resize", b"{}"))
     assert message.body == b"{}"
-    assert dict(message.properties) == {
+    assert dict(own(message)) == {
         **dict(Properties()),
         "content_type": "application/json",
         "delivery_mode": 2,
@@ -248,8 +254,8 @@ def test_a_retry_is_the_same_message_one_attempt_older() -> None:
     message = retry(delivery)
     assert (message.queue, message.body, message.id) == ("work", b"body", "m-1")
     for name in (*KEPT, "expiration"):
-        assert message.properties[name] == FULL[name], name
-    assert message.properties.delivery_mode == 2
+        assert own(message)[name] == FULL[name], name
+    assert own(message).delivery_mode == 2
     assert headers_of(message) == {
         **(FULL.headers or {}),
         "leveret-attempt": 2,
@@ -262,7 +268,7 @@ def test_attempts_are_counted_over_retries() -> None:
     for attempt in range(1, 5):
         delivery = delivery_of(message)
         assert delivery.envelope.attempt == attempt
-        message = delivered(through_the_wire(retry(delivery).properties))
+        message = delivered(through_the_wire(own(retry(delivery))))
     assert delivery_of(message).envelope.last_error == "ValueError: no"
 
 
@@ -272,10 +278,10 @@ def test_a_burial_keeps_the_message_and_says_why() -> None:
     assert (message.queue, message.body, message.id) == ("work.dead", b"body", "m-1")
     for name in (*KEPT, "expiration"):
         expected = None if name in ("priority", "expiration") else FULL[name]
-        assert message.properties[name] == expected, name
+        assert own(message)[name] == expected, name
     assert headers_of(message)["leveret-priority"] == FULL.priority  # the oldest is first in its grave
-    assert message.properties.delivery_mode == 2
-    letter = to_dead_letter(delivered(through_the_wire(message.properties), b"body"), "work")
+    assert own(message).delivery_mode == 2
+    letter = to_dead_letter(delivered(through_the_wire(own(message)), b"body"), "work")
     assert (letter.reason, letter.traceback) == ("gave up", "Traceback: gave up")
     assert letter.envelope == msgspec.structs.replace(
         delivery_of(delivered(FULL, b"body")).envelope, headers=FULL.headers or {}
@@ -286,14 +292,14 @@ def test_a_burial_keeps_the_message_and_says_why() -> None:
 def test_a_dead_letter_knows_when_it_died(died_at: float) -> None:
     """To the second, on the other side of the wire too."""
     message = buried(delivery_of(delivered(FULL)), BURIED, died_at)
-    letter = to_dead_letter(delivered(through_the_wire(message.properties)), "work")
+    letter = to_dead_letter(delivered(through_the_wire(own(message))), "work")
     assert letter.died_at is not None
     assert abs(letter.died_at - died_at) < 1.0
 
 
 def test_a_dead_letter_keeps_its_attempt_and_the_error_before() -> None:
     delivery = delivery_of(with_headers(leveret_attempt=3, leveret_error="before"))
-    letter = to_dead_letter(delivered(bury(delivery).properties), "work")
+    letter = to_dead_letter(delivered(own(bury(delivery))), "work")
     assert (letter.envelope.attempt, letter.envelope.last_error) == (3, "before")
 
 
@@ -320,7 +326,7 @@ def test_a_retry_waits_as_long_as_it_shall(delay: float, due: float | None) -> N
     """To the millisecond, and never shorter."""
     message = retry(delivery_of(with_headers(leveret_due=5_000)), delay)
     assert message.due == (None if due is None else NOW + delay)
-    assert delivery_of(delivered(through_the_wire(message.properties))).envelope.due == due
+    assert delivery_of(delivered(through_the_wire(own(message)))).envelope.due == due
 
 
 def test_a_postponed_task_is_the_same_message() -> None:
@@ -335,17 +341,17 @@ def test_a_revived_task_is_as_it_first_came() -> None:
     delivery = delivery_of(
         with_headers(tenant="a", leveret_attempt=5, leveret_error="no", leveret_due=1, leveret_expires_at=2)
     )
-    grave = delivered(through_the_wire(bury(delivery).properties), b"body")
+    grave = delivered(through_the_wire(own(bury(delivery))), b"body")
     message = revived_message(grave, "work", NOW + 0.25)
     assert (message.queue, message.home, message.due, message.body) == ("work", "work", None, b"body")
     assert message.id == delivery.envelope.id
-    again = delivery_of(delivered(message.properties, b"body")).envelope
+    again = delivery_of(delivered(own(message), b"body")).envelope
     assert again == Envelope(
         again.id, "work", "resize", b"body", content_type=None, enqueued_at=NOW + 0.25, headers={"tenant": "a"}
     )
     assert headers_of(message) == {"tenant": "a", "leveret-revived-at": 1_700_000_000_250}
-    assert message.properties.timestamp == dt.datetime.fromtimestamp(NOW + 0.25, dt.UTC)
-    died_again = delivered(through_the_wire(bury(delivery_of(delivered(message.properties, b""))).properties), b"")
+    assert own(message).timestamp == dt.datetime.fromtimestamp(NOW + 0.25, dt.UTC)
+    died_again = delivered(through_the_wire(own(bury(delivery_of(delivered(own(message), b""))))), b"")
     assert headers_of(revived_message(died_again, "work", NOW + 9)) == {
         "tenant": "a",
         "leveret-revived-at": 1_700_000_009_000,
@@ -357,25 +363,25 @@ def test_a_priority_survives_every_copy(priority: int | None) -> None:
     """As the property where the task waits to run, in a header where it would change another order."""
     envelope = Envelope("m-1", "work", "resize", b"{}", priority=priority, headers={"tenant": "a"})
     message = to_message(envelope)
-    assert message.properties.priority == priority
+    assert own(message).priority == priority
     header = {} if priority is None else {"leveret-priority": priority}
-    for hide in (unranked, lambda message: bury(delivery_of(delivered(message.properties)))):
+    for hide in (unranked, lambda message: bury(delivery_of(delivered(own(message))))):
         hidden = hide(message)
-        assert hidden.properties.priority is None
+        assert own(hidden).priority is None
         assert headers_of(hidden).items() >= {"tenant": "a", **header}.items()
-        delivery = delivery_of(delivered(through_the_wire(hidden.properties)))
+        delivery = delivery_of(delivered(through_the_wire(own(hidden))))
         assert (delivery.envelope.priority, delivery.envelope.headers) == (priority, {"tenant": "a"})
         for copy in (retry(delivery), postponed(delivery)):
-            assert copy.properties.priority == priority
+            assert own(copy).priority == priority
             assert "leveret-priority" not in headers_of(copy)
-    assert message.properties.priority == priority
+    assert own(message).priority == priority
 
 
 @pytest.mark.parametrize("value", [-1, 256, True, "high", 7.5, None, [7]])
 def test_a_priority_in_a_header_is_an_octet(value: Any) -> None:
     delivery = delivery_of(with_headers(leveret_priority=value))
     assert delivery.envelope.priority is None
-    through_the_wire(retry(delivery).properties)
+    through_the_wire(own(retry(delivery)))
 
 
 def test_a_message_without_an_id_keeps_the_one_it_was_given() -> None:
@@ -398,8 +404,8 @@ def test_long_texts_fit_a_frame(character: str) -> None:
     """All of a message's headers are in one frame."""
     long = character * 100_000
     delivery = delivery_of(with_headers(leveret_error=character * 1_000))
-    again = through_the_wire(retry_message(delivery, Retrying(long, long), NOW).properties)
-    dead = through_the_wire(buried(delivery, DeadLettered(long, long), NOW).properties)
+    again = through_the_wire(own(retry_message(delivery, Retrying(long, long), NOW)))
+    dead = through_the_wire(own(buried(delivery, DeadLettered(long, long), NOW)))
     assert len(str((again.headers or {})["leveret-error"])) < 1_100
     letter = to_dead_letter(delivered(dead), "work")
     assert len(letter.reason) < 4_100
@@ -499,7 +505,7 @@ def test_a_copy_can_be_sent_whatever_header_came(value: Any) -> None:
     """A task whose outcome cannot be stored would stay with its worker for ever."""
     delivery = delivery_of(with_headers(tenant=value))
     for message in (retry(delivery), bury(delivery), postponed(delivery)):
-        through_the_wire(message.properties)
+        through_the_wire(own(message))
 
 
 @pytest.mark.parametrize("value", WIRE_VALUES.values(), ids=WIRE_VALUES)
@@ -510,19 +516,19 @@ def test_a_copy_keeps_the_type_of_each_header(value: bytes, neighbour: bytes | N
     message = Incoming(b"", 7, False, b"\x00\x3c" + bytes(10) + Raw(headers=table(headers)).encoded, b"")  # noqa: FBT003
     delivery = delivery_of(message)
     for copy in (retry(delivery), bury(delivery), postponed(delivery), revived_message(message, "work", NOW)):
-        sent = content_header(copy.properties)
+        sent = content_header(own(copy))
         assert short(b"tenant") + value in sent
-        again = Incoming(b"", 7, False, content_header(bury(delivery_of(delivered(copy.properties))).properties), b"")  # noqa: FBT003
-        assert short(b"tenant") + value in content_header(revived_message(again, "work", NOW).properties)
+        again = Incoming(b"", 7, False, content_header(own(bury(delivery_of(delivered(own(copy)))))), b"")  # noqa: FBT003
+        assert short(b"tenant") + value in content_header(own(revived_message(again, "work", NOW)))
 
 
 @pytest.mark.parametrize("value", [1, 200, 40_000, 2**31 - 1, -(2**31)])
 def test_an_integer_of_ours_is_of_a_type_that_every_client_decodes(value: int) -> None:
     message = to_message(Envelope("id", "work", "resize", b"{}", headers={"n": value, "many": [value]}))
     four = b"I" + struct.pack(">i", value)
-    assert marshal(message.properties).count(four) == 2
+    assert marshal(own(message)).count(four) == 2
     large = to_message(Envelope("id", "work", "resize", b"{}", headers={"n": 3_000_000_000}))
-    assert number(3_000_000_000) in marshal(large.properties)
+    assert number(3_000_000_000) in marshal(own(large))
 
 
 def test_many_small_headers_are_left_out_without_encoding_all_of_them_each_time(
@@ -540,7 +546,7 @@ def test_many_small_headers_are_left_out_without_encoding_all_of_them_each_time(
 
     monkeypatch.setattr("leveret.brokers.rabbitmq.queues.codec.marshal", counted)
     message = fitted(bury(delivery), 131_072)
-    assert 131_000 < len(marshal(message.properties)) <= 131_072 - 8
+    assert 131_000 < len(marshal(own(message))) <= 131_072 - 8
     assert encoded < 10
 
 
@@ -620,15 +626,15 @@ def test_a_header_is_copied_as_it_was() -> None:
     assert headers_of(retry(delivery)).get("nothing", "gone") is None
     value = {"f": 0.5, "n": 2**40, "t": "é", "l": [1, None, True], "x": bytearray(b"\xff"), "d": 0.1}
     delivery = delivery_of(with_headers(tenant=value))
-    arrived = through_the_wire(retry(delivery).properties)
+    arrived = through_the_wire(own(retry(delivery)))
     assert (arrived.headers or {})["tenant"] == value
 
 
 @pytest.mark.parametrize("attempt", [2**31, 2**63 - 2, 2**63 - 1])
 def test_an_attempt_too_many_can_be_sent(attempt: int) -> None:
     delivery = delivery_of(with_headers(leveret_attempt=attempt))
-    through_the_wire(retry(delivery).properties)
-    through_the_wire(bury(delivery).properties)
+    through_the_wire(own(retry(delivery)))
+    through_the_wire(own(bury(delivery)))
 
 
 def test_a_copy_is_not_routed_again() -> None:
@@ -673,7 +679,7 @@ def test_a_copy_fits_its_frame(frame_max: int, size: int) -> None:
     for message in (retry(delivery), buried(delivery, DeadLettered("é" * 9_999, "é" * 99_999), NOW)):
         before: dict[str, Any] = headers_of(message)
         fit = fitted(message, frame_max)
-        assert len(content_header(fit.properties)) <= frame_max
+        assert len(content_header(own(fit))) <= frame_max
         kept: dict[str, Any] = headers_of(fit)
         gone = before.keys() - kept.keys()
         assert kept["small"] == "y"
@@ -704,7 +710,7 @@ def test_an_unreadable_dead_letter_that_is_stored_anew_says_so_still() -> None:
     header = b"\x00\x3c" + bytes(10) + Raw(type=b"say", timestamp=2**60, headers=table({b"tenant": number(7)})).encoded
     letter = Incoming(b"", 7, False, header, b"{}")  # noqa: FBT003
     again = stored_anew(letter, "work.dead")
-    found = Incoming(b"", 8, False, content_header(again.properties), b"{}")  # noqa: FBT003
+    found = Incoming(b"", 8, False, content_header(own(again)), b"{}")  # noqa: FBT003
     reason = to_dead_letter(letter, "work").reason
     assert "is no time" in reason
     assert to_dead_letter(found, "work").reason == reason
