@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import secrets
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from leveret.brokers.flights import Flights
@@ -13,6 +15,9 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
     DELAY_STEPS,
+    FEW_STEPS,
+    FIRST_CLOSER_STEP,
+    FIRST_STEP,
     Declaration,
     Priorities,
     closer,
@@ -26,16 +31,19 @@ from leveret.brokers.rabbitmq.queues.topology import (
     pause_marker,
     read_difference,
     refuses,
+    scratch_queue,
     task_declaration,
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
 from leveret.model import Removed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Limits
     from leveret.model import Queue
+
+T = TypeVar("T")
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -45,6 +53,10 @@ _MOST_QUESTIONS = 24
 #: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
 #: just made is not used for so long (seconds).
 _REMEMBERED = 2.0
+#: How many questions are on their way together, each on a channel of its own, of which a server may allow few.
+_AT_ONCE = 8
+#: Scratch queues have names that nobody else makes now.
+_SCRATCHES = 10**9
 #: How long a stream that was just made is left alone (seconds).
 _NEW_STREAM = 1.0
 #: A year: a worker that lives has a reason to hold its tasks, however long they run (milliseconds).
@@ -127,18 +139,49 @@ async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) 
     return bool(found.arguments.get("x-single-active-consumer"))
 
 
-async def declare_delay(connection: amqp.Connection, home: str, steps: Sequence[int]) -> float:
-    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
+async def declare_delays(connection: amqp.Connection, steps: Sequence[tuple[str, int]]) -> None:
+    """Make delay queues: of which task queue, and of how many milliseconds. They may be used at once.
 
     Raises QueueNotFound when there is no task queue.
     """
-    wanted = [delay_declaration(home, step) for step in steps]
-    missing = [one for one in wanted if await message_count(connection, one.name) is None]
-    if missing and await message_count(connection, home) is None:
+    wanted = [delay_declaration(home, step) for home, step in steps]
+    missing = await _missing(connection, [declaration.name for declaration in wanted])
+    if not missing:
+        return
+    homes = list(dict.fromkeys(home for (home, _), one in zip(steps, wanted, strict=True) if one.name in missing))
+    for home in await _missing(connection, homes):
         raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
-    for declaration in missing:
-        await _make(connection, declaration)
-    return _REMEMBERED if missing else 0.0
+    await together([partial(_make, connection, one) for one in wanted if one.name in missing])
+    await have_names_written(connection, homes[0])
+
+
+async def _missing(connection: amqp.Connection, names: Sequence[str]) -> set[str]:
+    """Those of the queues that are not there."""
+    async with aclosing(Look(connection)) as look:
+        counts = await together([partial(look.message_count, name) for name in names])
+    return {name for name, count in zip(names, counts, strict=True) if count is None}
+
+
+async def together(questions: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """Ask several questions at once, some at a time; the answers in their order."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with slots:
+            return await question()
+
+    return await asyncio.gather(*map(ask, questions))
+
+
+async def have_names_written(connection: amqp.Connection, queue: str) -> None:
+    """Have the server write down the names of queues that were just made, so that it knows them when it is killed.
+
+    Before it makes a queue it looks the name up in ra's table of names, which writes all that is new there to its file
+    (ADR 0035). So one more queue is made, and deleted: beside a task queue, where its user may.
+    """
+    scratch = scratch_queue(queue, secrets.randbelow(_SCRATCHES))
+    await _make(connection, scratch)
+    await _deleted(connection, scratch.name)
 
 
 async def require_queue(connection: amqp.Connection, queue: str) -> None:
@@ -149,13 +192,8 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
-    return any(await pause_marks(connection, queue))
-
-
-async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
-    """Whether the exchange, and the queue, are there that mark a pause."""
-    marker = pause_marker(queue).name
-    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
+    async with aclosing(Look(connection)) as look:
+        return any(await look.pause_marks(queue))
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
@@ -227,20 +265,11 @@ async def make_control_exchange(connection: amqp.Connection) -> bool:
 
 
 async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
-    if await _exchange_exists(connection, name):
-        return False
+    async with aclosing(Look(connection)) as look:
+        if await look.has_exchange(name):
+            return False
     channel = await amqp.open_channel(connection, confirms=False)
     await channel.exchange_declare(name, exchange_type="fanout", durable=True)
-    await channel.close()
-    return True
-
-
-async def _exchange_exists(connection: amqp.Connection, name: str) -> bool:
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        await channel.exchange_declare(name, exchange_type="fanout", passive=True)
-    except amqp.ChannelNotFoundEntity:
-        return False
     await channel.close()
     return True
 
@@ -294,20 +323,78 @@ async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
     """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        answer = await channel.queue_declare(name, passive=True)
-    except amqp.ChannelNotFoundEntity:
-        return None
-    except amqp.ChannelLockedResource:
-        raise QueueMismatch(
-            name,
-            found={"exclusive": True},
-            wanted={"exclusive": False},
-            remedy="it belongs to another connection alone: use another name",
-        ) from None
-    await channel.close()
-    return answer.message_count or 0, answer.consumer_count or 0
+    async with aclosing(Look(connection)) as look:
+        return await look.message_count(name)
+
+
+class Look:
+    """Asks what is there, on channels that it keeps: as many as are asked on at once, and each until a refusal."""
+
+    def __init__(self, connection: amqp.Connection) -> None:
+        self._connection = connection
+        self._idle: list[amqp.Channel] = []
+
+    async def message_count(self, name: str) -> tuple[int, int] | None:
+        """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
+        channel = await self._channel()
+        try:
+            answer = await channel.queue_declare(name, passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return None
+        except amqp.ChannelLockedResource:
+            raise QueueMismatch(
+                name,
+                found={"exclusive": True},
+                wanted={"exclusive": False},
+                remedy="it belongs to another connection alone: use another name",
+            ) from None
+        self._idle.append(channel)
+        return answer.message_count or 0, answer.consumer_count or 0
+
+    async def settled_count(self, name: str) -> tuple[int, int] | None:
+        """The same; a quorum queue that is slow to answer says 0 and 0, so that is asked again."""
+        count = await self.message_count(name)
+        return count if count != (0, 0) else await self.message_count(name)
+
+    async def waiting(self, queue: str) -> dict[int, int | None]:
+        """How many messages wait in each of a task queue's delay queues (by milliseconds); None: there is no such.
+
+        Whoever makes one makes the first steps too (`steps_made_with`), so that few are asked for.
+        """
+        steps = (*FEW_STEPS, FIRST_CLOSER_STEP)
+        found = {step: await self.message_count(delay_queue(queue, step)) for step in steps}
+        is_torn = found[FIRST_STEP] is None and any(found.values())
+        if is_torn or found[FIRST_CLOSER_STEP] is not None:
+            for step in DELAY_STEPS:
+                if step not in found:
+                    found[step] = await self.message_count(delay_queue(queue, step))
+        return {step: None if count is None else count[0] for step, count in found.items()}
+
+    async def pause_marks(self, queue: str) -> tuple[bool, bool]:
+        """Whether the exchange, and the queue, are there that mark a pause."""
+        marker = pause_marker(queue).name
+        return await self.has_exchange(marker), await self.message_count(marker) is not None
+
+    async def has_exchange(self, name: str) -> bool:
+        """Whether there is such a fanout exchange."""
+        channel = await self._channel()
+        try:
+            await channel.exchange_declare(name, exchange_type="fanout", passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return False
+        self._idle.append(channel)
+        return True
+
+    async def aclose(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _channel(self) -> amqp.Channel:
+        while self._idle:
+            channel = self._idle.pop()
+            if not channel.is_closed:
+                return channel
+        return await amqp.open_channel(self._connection, confirms=False)
 
 
 async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
