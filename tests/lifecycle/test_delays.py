@@ -117,8 +117,8 @@ async def test_delay_queues_of_an_older_leveret_are_counted_and_return_what_they
         assert (stats.ready, stats.delayed, stats.missing) == (0, 2, ())
         async with broker.consume([Queue("work")], credit=10) as consumer:
             came = await settled(broker, consumer, 2)
-    assert [late >= 0 for _, late in came] == [True, True]
-    assert came[0][1] < 1.5
+    # Due after 1.2 s; the second one stays for four, as long as its queue keeps it.
+    assert 0 <= came[0][1] < 2.7 < came[1][1]
 
 
 async def test_a_first_delay_survives_a_node_that_is_killed_at_once(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Making queues, or adopting those that exist. Every question uses a channel of its own: a refusal closes it."""
+"""Making queues, or adopting those that exist. A question has its channel to itself: a refusal closes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import secrets
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from leveret.brokers.flights import Flights
@@ -102,11 +102,11 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: O
 
     All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
     """
-    missing = await _missing_tasks(connection, queues, notes)
-    if dead:
-        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
-    for declaration in missing:
-        await _make(connection, declaration)
+    async with aclosing(Look(connection)) as look:
+        missing = await _missing_tasks(look, queues, notes)
+        if dead:
+            missing += await _missing_dead(look, [queue.name for queue in queues], notes)
+    await together([partial(_make, connection, declaration) for declaration in missing])
     return _REMEMBERED if missing else 0.0
 
 
@@ -163,14 +163,19 @@ async def _missing(connection: amqp.Connection, names: Sequence[str]) -> set[str
 
 
 async def together(questions: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
-    """Ask several questions at once, some at a time; the answers in their order."""
+    """Ask several questions, some at a time; the answers in their order. Raises the first error in that order."""
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(question: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with slots:
             return await question()
 
-    return await asyncio.gather(*map(ask, questions))
+    # All are waited for: one that goes on behind an error would use a channel that nobody closes.
+    answers = await asyncio.gather(*map(ask, questions), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return cast("list[T]", answers)
 
 
 async def have_names_written(connection: amqp.Connection, queue: str) -> None:
@@ -293,32 +298,34 @@ def _flights(connection: amqp.Connection) -> Flights[str]:
     return _making.setdefault(connection, Flights())
 
 
-async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
-    missing: list[Declaration] = []
-    for queue in queues:
-        wanted = task_declaration(queue)
-        if await message_count(connection, queue.name) is None:
+async def _missing_tasks(look: Look, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
+    async def is_missing(queue: Queue) -> bool:
+        if await look.message_count(queue.name) is None:
             if not queue.create:
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
-            missing.append(wanted)
-        else:
-            found = await _examine(connection, wanted)
-            for lack in judge(queue, found):
-                notes.warn(queue.name, lack)
-            notes.found(found)
-    return missing
+            return True
+        found = await look.examine(task_declaration(queue))
+        for lack in judge(queue, found):
+            notes.warn(queue.name, lack)
+        notes.found(found)
+        return False
+
+    missing = await together([partial(is_missing, queue) for queue in queues])
+    return [task_declaration(queue) for queue, is_not_there in zip(queues, missing, strict=True) if is_not_there]
 
 
-async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
-    missing: list[Declaration] = []
-    for wanted in map(dead_declaration, names):
-        if await message_count(connection, wanted.name) is None:
-            missing.append(wanted)
-            continue
+async def _missing_dead(look: Look, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
+    async def is_missing(wanted: Declaration) -> bool:
+        if await look.message_count(wanted.name) is None:
+            return True
         with suppress(amqp.ChannelAccessRefused):
-            for lack in judge_dead(await _examine(connection, wanted)):
+            for lack in judge_dead(await look.examine(wanted)):
                 notes.warn(wanted.name, lack)
-    return missing
+        return False
+
+    declarations = list(map(dead_declaration, names))
+    missing = await together([partial(is_missing, one) for one in declarations])
+    return [one for one, is_not_there in zip(declarations, missing, strict=True) if is_not_there]
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
@@ -385,6 +392,30 @@ class Look:
         self._idle.append(channel)
         return True
 
+    async def examine(self, wanted: Declaration) -> Declaration:
+        """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
+        guess = wanted
+        for _ in range(_MOST_QUESTIONS):
+            refusal = await self._refusal(guess)
+            if refusal is None:
+                return guess
+            difference = read_difference(refusal)
+            if difference is None:
+                raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
+            guess = closer(guess, difference)
+            if difference.name in ("durable", "auto_delete") or difference.current == "stream":
+                return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
+        return guess
+
+    async def _refusal(self, declaration: Declaration) -> str | None:
+        channel = await self._channel()
+        try:
+            await _send(channel, declaration)
+        except amqp.ChannelPreconditionFailed as error:
+            return str(error.args[0] if error.args else error)
+        self._idle.append(channel)
+        return None
+
     async def aclose(self) -> None:
         while self._idle:
             await self._idle.pop().close()
@@ -398,29 +429,8 @@ class Look:
 
 
 async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
-    """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
-    guess = wanted
-    for _ in range(_MOST_QUESTIONS):
-        refusal = await _refusal(connection, guess)
-        if refusal is None:
-            return guess
-        difference = read_difference(refusal)
-        if difference is None:
-            raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
-        guess = closer(guess, difference)
-        if difference.name in ("durable", "auto_delete") or difference.current == "stream":
-            return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
-    return guess
-
-
-async def _refusal(connection: amqp.Connection, declaration: Declaration) -> str | None:
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        await _send(channel, declaration)
-    except amqp.ChannelPreconditionFailed as error:
-        return str(error.args[0] if error.args else error)
-    await channel.close()
-    return None
+    async with aclosing(Look(connection)) as look:
+        return await look.examine(wanted)
 
 
 async def _make(connection: amqp.Connection, declaration: Declaration) -> None:
