@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,8 +44,10 @@ async def fill(broker: Broker, queue: Queue) -> None:
         pass
 
 
-async def test_a_task_that_is_not_due_yet_finds_its_queue_full(node: Node) -> None:
+async def test_a_task_that_is_not_due_yet_finds_its_queue_full(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its delay queues take longer to make than it has to wait, so it would go back to its queue: it runs when due."""
+    declare = importlib.import_module("leveret.brokers.rabbitmq.queues.declare")
+    monkeypatch.setattr(declare, "have_names_written", lambda *_: asyncio.sleep(2.0))
     broker, producer = connect(node.url), connect(node.url)
     await producer.declare([SMALL])
     async with await aio_pika.connect(node.url) as operator, broker.consume([SMALL], credit=1) as consumer:

@@ -107,10 +107,8 @@ async def test_a_delayed_task_waits_with_its_priority(
     if version:
         monkeypatch.setattr(amqp, "server_version", lambda _: version)
     async with broker_on(node, Queue("work")) as broker:
-        await broker.publish(
-            [envelope("x", priority=7, due=time.time() + 9)]
-        )  # two seconds go by until its new queues are used
-        assert await on_the_wire(node, "work.delay.4000") == waits_as
+        await broker.publish([envelope("x", priority=7, due=time.time() + 5)])
+        assert await on_the_wire(node, "work.delay.2000") == waits_as
         async with consuming(broker, Queue("work")) as taken:
             (delivery,) = await taken.next()
             assert delivery.envelope.priority == 7

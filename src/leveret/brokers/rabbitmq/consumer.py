@@ -31,6 +31,7 @@ from leveret.brokers.rabbitmq.queues import (
     message_count,
     postponed,
     received,
+    together,
     warn_of_priorities,
 )
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
@@ -301,8 +302,9 @@ class _Consuming:
 
     async def begin(self, credit: int) -> None:
         async with self._pausing:  # a notice may have come by now
-            for queue in self._queues:
-                if await self._is_paused(queue):
+            paused = await together([partial(self._is_paused, queue) for queue in self._queues])
+            for queue, is_paused_now in zip(self._queues, paused, strict=True):
+                if is_paused_now:
                     self._paused |= {queue.name}
                 else:
                     await self._consume(queue, credit)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.backoff import backoff
-from leveret.brokers.rabbitmq.queues import routed
+from leveret.brokers.rabbitmq.queues import delay_step
 from leveret.errors import BrokerRefused, LeveretError, QueueFull, QueueNotFound, TaskTooLarge
 from leveret.model import log_fields
 from leveret.model.printable import in_line
@@ -134,5 +134,6 @@ class Holding:
 
 def _place(message: Message, error: LeveretError) -> str:
     """Where it was to be stored; what is too large for the server waits for itself alone."""
-    queue = routed(message, time.time())[0].queue
-    return f"queue {queue!r}" + (f" (task {in_line(message.id)})" if isinstance(error, TaskTooLarge) else "")
+    waits = message.due is not None and delay_step(message.due - time.time()) is not None
+    queue = f"a delay queue of {message.home!r}" if waits else f"queue {message.queue!r}"
+    return queue + (f" (task {in_line(message.id)})" if isinstance(error, TaskTooLarge) else "")

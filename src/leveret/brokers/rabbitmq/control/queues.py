@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,23 +12,24 @@ from leveret.brokers.base import in_use
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
 from leveret.brokers.rabbitmq.queues import (
-    DELAY_STEPS,
+    FEW_STEPS,
+    FIRST_CLOSER_STEP,
+    FIRST_STEP,
+    Look,
     dead_queue,
     delay_queue,
     delete_queue,
-    is_paused,
     mark_paused,
-    message_count,
     pause_marker,
-    pause_marks,
     purge_queue,
+    together,
     unmark_paused,
 )
 from leveret.errors import QueueMismatch, QueueNotFound
 from leveret.model import QueueStats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from leveret.brokers.rabbitmq.control.bus import ControlBus
     from leveret.brokers.rabbitmq.queues import Publisher, Requester
@@ -71,16 +73,15 @@ class RabbitMQQueues:
 
     async def _stats(self, names: Sequence[str]) -> list[QueueStats]:
         connection = await self._publisher.connection()
-        counts = {name: await _count(connection, name) for name in names}
-        expected = {name: count[1] for name, count in counts.items() if count is not None}
-        paused = [name for name in counts if await is_paused(connection, name)]
-        tally = await self._bus.take(connection, expected, more=bool(paused))
-        for name in sorted(tally.running.keys() - counts.keys())[:MOST_QUEUES]:
-            # Anybody may answer, and name what nobody may look at.
-            with suppress(QueueMismatch, amqp.AMQPChannelError):
-                counts[name] = await _count(connection, name)
-        found = [await _queue_stats(connection, name, count, tally) for name, count in sorted(counts.items())]
-        return [stats for stats in found if stats is not None]
+        async with aclosing(Look(connection)) as look:
+            seen = await together([partial(_Seen.of, look, name) for name in dict.fromkeys(names)])
+            expected = {one.name: one.tasks[1] for one in seen if one.tasks is not None}
+            tally = await self._bus.take(connection, expected, more=any(any(one.marks) for one in seen))
+            for name in sorted(tally.running.keys() - {one.name for one in seen})[:MOST_QUEUES]:
+                # Anybody may answer, and name what nobody may look at.
+                with suppress(QueueMismatch, amqp.AMQPChannelError):
+                    seen.append(await _Seen.of(look, name))
+        return [one.stats(tally) for one in sorted(seen, key=lambda one: one.name) if one.is_there]
 
     async def _set_paused(self, queue: str, change: Callable[[amqp.Connection, str], Awaitable[None]]) -> None:
         connection = await self._publisher.connection()
@@ -89,7 +90,8 @@ class RabbitMQQueues:
 
     async def _clear(self, queue: str, *, force: bool, whole: bool) -> Removed:
         connection = await self._publisher.connection()
-        count = await _count(connection, queue)
+        async with aclosing(Look(connection)) as look:
+            count = await look.settled_count(queue)
         if count is None:
             raise QueueNotFound(f"queue {queue!r} does not exist")
         consumers = count[1]
@@ -122,40 +124,51 @@ class ReadyCounter:
         return answer.message_count or 0
 
 
-async def _count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
-    """Ready messages and consumers. A quorum queue that is slow to answer says 0 and 0, so that is asked again."""
-    count = await message_count(connection, name)
-    return count if count != (0, 0) else await message_count(connection, name)
+class _Seen(msgspec.Struct, frozen=True):
+    """What RabbitMQ says of a task queue: messages that are ready, and consumers, of the queues that belong to it."""
 
+    name: str
+    tasks: tuple[int, int] | None
+    dead: tuple[int, int] | None
+    waiting: dict[int, int | None]
+    marks: tuple[bool, bool]
 
-async def _queue_stats(
-    connection: amqp.Connection, name: str, count: tuple[int, int] | None, tally: Tally
-) -> QueueStats | None:
-    """None for a queue that is not there, and was not."""
-    dead = await _count(connection, dead_queue(name))
-    if count is None and dead is None:
-        return None
-    ready, consumers = count or (0, 0)
-    silent = max(0, consumers - tally.consumers.get(name, 0))
-    workers = tally.workers.get(name, 0)
-    waiting = {one: await message_count(connection, delay_queue(name, one)) for one in DELAY_STEPS}
-    longest = max((one for one, there in waiting.items() if there is not None), default=0)
-    marks = await pause_marks(connection, name)
-    # A worker makes the dead-letter queue, and whoever makes a delay queue makes the shorter ones too.
-    missing = {
-        name: count is None,
-        dead_queue(name): dead is None and workers > 0,
-        **{delay_queue(name, one): there is None and one < longest for one, there in waiting.items()},
-        pause_marker(name).name: marks == (True, False),
-    }
-    return QueueStats(
-        name=name,
-        ready=ready,
-        running=tally.running.get(name, 0),
-        dead=dead[0] if dead else 0,
-        consumers=silent + workers,
-        delayed=sum(there[0] for there in waiting.values() if there is not None),
-        silent_consumers=silent,
-        paused=any(marks),
-        missing=tuple(queue for queue, is_missing in missing.items() if is_missing),
-    )
+    @classmethod
+    async def of(cls, look: Look, name: str) -> _Seen:
+        tasks, dead = await look.settled_count(name), await look.settled_count(dead_queue(name))
+        return cls(name, tasks, dead, await look.waiting(name), await look.pause_marks(name))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is, or was."""
+        return self.tasks is not None or self.dead is not None
+
+    def stats(self, tally: Tally) -> QueueStats:
+        ready, consumers = self.tasks or (0, 0)
+        silent = max(0, consumers - tally.consumers.get(self.name, 0))
+        workers = tally.workers.get(self.name, 0)
+        return QueueStats(
+            name=self.name,
+            ready=ready,
+            running=tally.running.get(self.name, 0),
+            dead=self.dead[0] if self.dead else 0,
+            consumers=silent + workers,
+            delayed=sum(filter(None, self.waiting.values())),
+            silent_consumers=silent,
+            paused=any(self.marks),
+            missing=tuple(self._missing(workers)),
+        )
+
+    def _missing(self, workers: int) -> Iterator[str]:
+        """A worker makes the dead-letter queue, and whoever makes a delay queue makes the first ones too."""
+        there = {step for step, count in self.waiting.items() if count is not None}
+        if self.tasks is None:
+            yield self.name
+        if self.dead is None and workers > 0:
+            yield dead_queue(self.name)
+        if there and FIRST_STEP not in there:
+            yield delay_queue(self.name, FIRST_STEP)
+        if there - {*FEW_STEPS} and FIRST_CLOSER_STEP not in there:
+            yield delay_queue(self.name, FIRST_CLOSER_STEP)
+        if self.marks == (True, False):
+            yield pause_marker(self.name).name

@@ -9,13 +9,13 @@ from leveret.brokers.rabbitmq.queues.codec import (
     received,
     retry_message,
     revived_message,
-    routed,
     to_dead_letter,
     to_message,
 )
 from leveret.brokers.rabbitmq.queues.dead import Fetched
 from leveret.brokers.rabbitmq.queues.declarations import Declarations, DelayedPublisher
 from leveret.brokers.rabbitmq.queues.declare import (
+    Look,
     OnceLogger,
     consumer_arguments,
     declare,
@@ -26,9 +26,9 @@ from leveret.brokers.rabbitmq.queues.declare import (
     make_stream,
     mark_paused,
     message_count,
-    pause_marks,
     purge_queue,
     require_queue,
+    together,
     unmark_paused,
     warn_of_priorities,
 )
@@ -36,7 +36,9 @@ from leveret.brokers.rabbitmq.queues.publisher import Publisher
 from leveret.brokers.rabbitmq.queues.requests import Requester
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
-    DELAY_STEPS,
+    FEW_STEPS,
+    FIRST_CLOSER_STEP,
+    FIRST_STEP,
     UNAPPLIED,
     Declaration,
     dead_queue,
@@ -47,12 +49,15 @@ from leveret.brokers.rabbitmq.queues.topology import (
 
 __all__ = [
     "CONTROL_EXCHANGE",
-    "DELAY_STEPS",
+    "FEW_STEPS",
+    "FIRST_CLOSER_STEP",
+    "FIRST_STEP",
     "UNAPPLIED",
     "Declaration",
     "Declarations",
     "DelayedPublisher",
     "Fetched",
+    "Look",
     "OnceLogger",
     "Publisher",
     "Requester",
@@ -71,16 +76,15 @@ __all__ = [
     "mark_paused",
     "message_count",
     "pause_marker",
-    "pause_marks",
     "postponed",
     "purge_queue",
     "received",
     "require_queue",
     "retry_message",
     "revived_message",
-    "routed",
     "to_dead_letter",
     "to_message",
+    "together",
     "unmark_paused",
     "warn_of_priorities",
 ]

@@ -21,7 +21,7 @@ from leveret.brokers.rabbitmq.amqp import (
     field,
     marshal,
 )
-from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue, delay_step
+from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue
 from leveret.model import (
     DeadLetter,
     DeadLettered,
@@ -164,12 +164,9 @@ def postponed(delivery: Delivery) -> Message:
     return msgspec.structs.replace(_copy(delivery, envelope.queue, {}), due=envelope.due)
 
 
-def routed(message: Message, now: float) -> tuple[Message, int | None]:
-    """The message for where it waits until it is due: a step (milliseconds), or none in the last eighth of a second."""
-    milliseconds = None if message.due is None else delay_step(message.due - now)
-    if milliseconds is None:
-        return message, None
-    return msgspec.structs.replace(message, queue=delay_queue(message.home, milliseconds)), milliseconds
+def on_step(message: Message, milliseconds: int) -> Message:
+    """The message for the delay queue where it waits for so long."""
+    return msgspec.structs.replace(message, queue=delay_queue(message.home, milliseconds))
 
 
 def buried(delivery: Delivery, outcome: DeadLettered, died_at: float) -> Message:

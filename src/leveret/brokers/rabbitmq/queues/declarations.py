@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,9 +12,10 @@ import msgspec
 
 from leveret.brokers.flights import Flights
 from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.queues.codec import routed, unranked
-from leveret.brokers.rabbitmq.queues.declare import OnceLogger, declare, declare_delay
-from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, expires_in_order
+from leveret.brokers.rabbitmq.queues.codec import on_step, unranked
+from leveret.brokers.rabbitmq.queues.declare import OnceLogger, declare, declare_delays
+from leveret.brokers.rabbitmq.queues.ladder import Ladder
+from leveret.brokers.rabbitmq.queues.topology import expires_in_order, steps_made_with
 from leveret.errors import LeveretError, QueueNotFound
 from leveret.model import MIDDLE_PRIORITY, Queue
 
@@ -110,9 +112,10 @@ class DelayedPublisher:
         self._publisher = publisher
         self._requester = requester
         self._turn = turn
-        #: Task queue and milliseconds, of those that are there.
-        self._delays: set[tuple[str, int]] = set()
-        self._delaying: Flights[tuple[str, int]] = Flights()
+        #: By task queue.
+        self._ladders: defaultdict[str, Ladder] = defaultdict(Ladder)
+        #: Task queue and milliseconds.
+        self._making: Flights[tuple[str, int]] = Flights()
         #: Of the server that made, or had, those delay queues.
         self._version: tuple[int, ...] = (0,)
 
@@ -120,53 +123,57 @@ class DelayedPublisher:
         """Publish, each to where it waits. A QueueNotFound names what is not stored."""
         try:
             if any(message.due is not None for message in messages):
-                messages = await self._routed(messages)
+                messages = await self._on_steps(messages)
             await self._publisher.publish(messages)
         except QueueNotFound as error:
-            self._delays.clear()
+            self._ladders.clear()
             # For want of a delay queue nothing was sent, and whoever sends again must send all of it.
             error.ids = error.ids or tuple(message.id for message in messages)
             raise
 
     def forget(self, queue: str) -> None:
         """It was deleted, with its delay queues."""
-        self._delays = {(home, milliseconds) for home, milliseconds in self._delays if home != queue}
+        self._ladders.pop(queue, None)
 
     def close(self, error: BrokerUnavailable) -> None:
-        self._delaying.close(error)
+        self._making.close(error)
 
-    async def _routed(self, messages: Sequence[Message]) -> Sequence[Message]:
+    async def _on_steps(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Each for where it waits, having made the delay queues that are wanted for the first time."""
+        clock: float | None = time.monotonic()
         while True:
             now = time.time()
-            routes = [routed(message, now) for message in messages]
-            waits = {(message.home, milliseconds) for message, milliseconds in routes if milliseconds is not None}
-            missing = waits - self._delays
+            steps = [self._step(message, now, clock) for message in messages]
+            wanted = {(one.home, step) for one, step in zip(messages, steps, strict=True) if step is not None}
+            missing = [(home, step) for home, step in wanted if step not in self._ladders[home].steps]
             if not missing:
-                return [self._fit_to_wait(*route) for route in routes]
-            await self._make_delays(missing)
+                return [self._on_step(one, step) for one, step in zip(messages, steps, strict=True)]
+            await self._make(missing)
+            clock = None
 
-    def _fit_to_wait(self, message: Message, milliseconds: int | None) -> Message:
-        return message if milliseconds is None or expires_in_order(self._version) else unranked(message)
+    def _step(self, message: Message, now: float, clock: float | None) -> int | None:
+        return None if message.due is None else self._ladders[message.home].step(message.due - now, clock)
 
-    async def _make_delays(self, missing: set[tuple[str, int]]) -> None:
-        # With all the shorter ones, which its tasks climb down to.
-        steps = [(home, step) for home, longest in missing for step in DELAY_STEPS if step <= longest]
+    def _on_step(self, message: Message, milliseconds: int | None) -> Message:
+        if milliseconds is None:
+            return message
+        return on_step(message if expires_in_order(self._version) else unranked(message), milliseconds)
+
+    async def _make(self, missing: Sequence[tuple[str, int]]) -> None:
+        wanted = dict.fromkeys((home, step) for home, one in missing for step in steps_made_with(one))
         try:
-            await self._delaying.join([one for one in steps if one not in self._delays], self._make_steps)
+            unknown = [(home, step) for home, step in wanted if step not in self._ladders[home].steps]
+            await self._making.join(unknown, self._make_now)
         except QueueNotFound as error:
             raise QueueNotFound(str(error)) from error  # whoever waits names tasks of its own in it
 
-    async def _make_steps(self, steps: Sequence[tuple[str, int]]) -> None:
-        async def ask() -> float:
+    async def _make_now(self, steps: Sequence[tuple[str, int]]) -> None:
+        async def ask() -> None:
             connection = await self._publisher.connection()
             self._version = amqp.server_version(connection)
-            homes = dict.fromkeys(home for home, _ in steps)
-            return max(
-                [await declare_delay(connection, one, [step for home, step in steps if home == one]) for one in homes]
-            )
+            await declare_delays(connection, steps)
 
         async with self._turn:
-            wait = await self._requester.ask("declaring delay queues", ask, patience=None)
-        await asyncio.sleep(wait)
-        self._delays.update(steps)
+            await self._requester.ask("declaring delay queues", ask, patience=None)
+        for home, step in steps:
+            self._ladders[home].steps.add(step)

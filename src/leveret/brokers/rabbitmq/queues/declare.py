@@ -1,11 +1,13 @@
-"""Making queues, or adopting those that exist. Every question uses a channel of its own: a refusal closes it."""
+"""Making queues, or adopting those that exist. A question has its channel to itself: a refusal closes it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import secrets
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from leveret.brokers.flights import Flights
@@ -13,6 +15,9 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues.topology import (
     CONTROL_EXCHANGE,
     DELAY_STEPS,
+    FEW_STEPS,
+    FIRST_CLOSER_STEP,
+    FIRST_STEP,
     Declaration,
     Priorities,
     closer,
@@ -26,16 +31,19 @@ from leveret.brokers.rabbitmq.queues.topology import (
     pause_marker,
     read_difference,
     refuses,
+    scratch_queue,
     task_declaration,
 )
 from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
 from leveret.model import Removed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Limits
     from leveret.model import Queue
+
+T = TypeVar("T")
 
 log = logging.getLogger("leveret.rabbitmq")
 
@@ -45,6 +53,10 @@ _MOST_QUESTIONS = 24
 #: waits for a second tick). A node that is killed before that forgets what the queue confirmed, so a queue that was
 #: just made is not used for so long (seconds).
 _REMEMBERED = 2.0
+#: How many questions are on their way together, each on a channel of its own, of which a server may allow few.
+_AT_ONCE = 8
+#: Scratch queues have names that nobody else makes now.
+_SCRATCHES = 10**9
 #: How long a stream that was just made is left alone (seconds).
 _NEW_STREAM = 1.0
 #: A year: a worker that lives has a reason to hold its tasks, however long they run (milliseconds).
@@ -90,11 +102,11 @@ async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: O
 
     All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
     """
-    missing = await _missing_tasks(connection, queues, notes)
-    if dead:
-        missing += await _missing_dead(connection, [queue.name for queue in queues], notes)
-    for declaration in missing:
-        await _make(connection, declaration)
+    async with aclosing(Look(connection)) as look:
+        missing = await _missing_tasks(look, queues, notes)
+        if dead:
+            missing += await _missing_dead(look, [queue.name for queue in queues], notes)
+    await together([partial(_make, connection, declaration) for declaration in missing])
     return _REMEMBERED if missing else 0.0
 
 
@@ -127,18 +139,54 @@ async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) 
     return bool(found.arguments.get("x-single-active-consumer"))
 
 
-async def declare_delay(connection: amqp.Connection, home: str, steps: Sequence[int]) -> float:
-    """Make delay queues of a task queue (milliseconds); how long not to use them yet (seconds).
+async def declare_delays(connection: amqp.Connection, steps: Sequence[tuple[str, int]]) -> None:
+    """Make delay queues: of which task queue, and of how many milliseconds. They may be used at once.
 
     Raises QueueNotFound when there is no task queue.
     """
-    wanted = [delay_declaration(home, step) for step in steps]
-    missing = [one for one in wanted if await message_count(connection, one.name) is None]
-    if missing and await message_count(connection, home) is None:
+    wanted = [delay_declaration(home, step) for home, step in steps]
+    missing = await _missing(connection, [declaration.name for declaration in wanted])
+    if not missing:
+        return
+    homes = list(dict.fromkeys(home for (home, _), one in zip(steps, wanted, strict=True) if one.name in missing))
+    for home in await _missing(connection, homes):
         raise QueueNotFound(f"queue {home!r} does not exist, so nothing can be delayed for it; declare it first")
-    for declaration in missing:
-        await _make(connection, declaration)
-    return _REMEMBERED if missing else 0.0
+    await together([partial(_make, connection, one) for one in wanted if one.name in missing])
+    await have_names_written(connection, homes[0])
+
+
+async def _missing(connection: amqp.Connection, names: Sequence[str]) -> set[str]:
+    """Those of the queues that are not there."""
+    async with aclosing(Look(connection)) as look:
+        counts = await together([partial(look.message_count, name) for name in names])
+    return {name for name, count in zip(names, counts, strict=True) if count is None}
+
+
+async def together(questions: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """Ask several questions, some at a time; the answers in their order. Raises the first error in that order."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with slots:
+            return await question()
+
+    # All are waited for: one that goes on behind an error would use a channel that nobody closes.
+    answers = await asyncio.gather(*map(ask, questions), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return cast("list[T]", answers)
+
+
+async def have_names_written(connection: amqp.Connection, queue: str) -> None:
+    """Have the server write down the names of queues that were just made, so that it knows them when it is killed.
+
+    Before it makes a queue it looks the name up in ra's table of names, which writes all that is new there to its file
+    (ADR 0035). So one more queue is made, and deleted: beside a task queue, where its user may.
+    """
+    scratch = scratch_queue(queue, secrets.randbelow(_SCRATCHES))
+    await _make(connection, scratch)
+    await _deleted(connection, scratch.name)
 
 
 async def require_queue(connection: amqp.Connection, queue: str) -> None:
@@ -149,13 +197,8 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
-    return any(await pause_marks(connection, queue))
-
-
-async def pause_marks(connection: amqp.Connection, queue: str) -> tuple[bool, bool]:
-    """Whether the exchange, and the queue, are there that mark a pause."""
-    marker = pause_marker(queue).name
-    return await _exchange_exists(connection, marker), await message_count(connection, marker) is not None
+    async with aclosing(Look(connection)) as look:
+        return any(await look.pause_marks(queue))
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
@@ -227,20 +270,11 @@ async def make_control_exchange(connection: amqp.Connection) -> bool:
 
 
 async def _make_exchange(connection: amqp.Connection, name: str) -> bool:
-    if await _exchange_exists(connection, name):
-        return False
+    async with aclosing(Look(connection)) as look:
+        if await look.has_exchange(name):
+            return False
     channel = await amqp.open_channel(connection, confirms=False)
     await channel.exchange_declare(name, exchange_type="fanout", durable=True)
-    await channel.close()
-    return True
-
-
-async def _exchange_exists(connection: amqp.Connection, name: str) -> bool:
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        await channel.exchange_declare(name, exchange_type="fanout", passive=True)
-    except amqp.ChannelNotFoundEntity:
-        return False
     await channel.close()
     return True
 
@@ -264,76 +298,139 @@ def _flights(connection: amqp.Connection) -> Flights[str]:
     return _making.setdefault(connection, Flights())
 
 
-async def _missing_tasks(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
-    missing: list[Declaration] = []
-    for queue in queues:
-        wanted = task_declaration(queue)
-        if await message_count(connection, queue.name) is None:
+async def _missing_tasks(look: Look, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
+    async def is_missing(queue: Queue) -> bool:
+        if await look.message_count(queue.name) is None:
             if not queue.create:
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
-            missing.append(wanted)
-        else:
-            found = await _examine(connection, wanted)
-            for lack in judge(queue, found):
-                notes.warn(queue.name, lack)
-            notes.found(found)
-    return missing
+            return True
+        found = await look.examine(task_declaration(queue))
+        for lack in judge(queue, found):
+            notes.warn(queue.name, lack)
+        notes.found(found)
+        return False
+
+    missing = await together([partial(is_missing, queue) for queue in queues])
+    return [task_declaration(queue) for queue, is_not_there in zip(queues, missing, strict=True) if is_not_there]
 
 
-async def _missing_dead(connection: amqp.Connection, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
-    missing: list[Declaration] = []
-    for wanted in map(dead_declaration, names):
-        if await message_count(connection, wanted.name) is None:
-            missing.append(wanted)
-            continue
+async def _missing_dead(look: Look, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
+    async def is_missing(wanted: Declaration) -> bool:
+        if await look.message_count(wanted.name) is None:
+            return True
         with suppress(amqp.ChannelAccessRefused):
-            for lack in judge_dead(await _examine(connection, wanted)):
+            for lack in judge_dead(await look.examine(wanted)):
                 notes.warn(wanted.name, lack)
-    return missing
+        return False
+
+    declarations = list(map(dead_declaration, names))
+    missing = await together([partial(is_missing, one) for one in declarations])
+    return [one for one, is_not_there in zip(declarations, missing, strict=True) if is_not_there]
 
 
 async def message_count(connection: amqp.Connection, name: str) -> tuple[int, int] | None:
     """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        answer = await channel.queue_declare(name, passive=True)
-    except amqp.ChannelNotFoundEntity:
+    async with aclosing(Look(connection)) as look:
+        return await look.message_count(name)
+
+
+class Look:
+    """Asks what is there, on channels that it keeps: as many as are asked on at once, and each until a refusal."""
+
+    def __init__(self, connection: amqp.Connection) -> None:
+        self._connection = connection
+        self._idle: list[amqp.Channel] = []
+
+    async def message_count(self, name: str) -> tuple[int, int] | None:
+        """How many messages are ready in a queue and how many consumers it has; None when it does not exist."""
+        channel = await self._channel()
+        try:
+            answer = await channel.queue_declare(name, passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return None
+        except amqp.ChannelLockedResource:
+            raise QueueMismatch(
+                name,
+                found={"exclusive": True},
+                wanted={"exclusive": False},
+                remedy="it belongs to another connection alone: use another name",
+            ) from None
+        self._idle.append(channel)
+        return answer.message_count or 0, answer.consumer_count or 0
+
+    async def settled_count(self, name: str) -> tuple[int, int] | None:
+        """The same; a quorum queue that is slow to answer says 0 and 0, so that is asked again."""
+        count = await self.message_count(name)
+        return count if count != (0, 0) else await self.message_count(name)
+
+    async def waiting(self, queue: str) -> dict[int, int | None]:
+        """How many messages wait in each of a task queue's delay queues (by milliseconds); None: there is no such.
+
+        Whoever makes one makes the first steps too (`steps_made_with`), so that few are asked for.
+        """
+        steps = (*FEW_STEPS, FIRST_CLOSER_STEP)
+        found = {step: await self.message_count(delay_queue(queue, step)) for step in steps}
+        is_torn = found[FIRST_STEP] is None and any(found.values())
+        if is_torn or found[FIRST_CLOSER_STEP] is not None:
+            for step in DELAY_STEPS:
+                if step not in found:
+                    found[step] = await self.message_count(delay_queue(queue, step))
+        return {step: None if count is None else count[0] for step, count in found.items()}
+
+    async def pause_marks(self, queue: str) -> tuple[bool, bool]:
+        """Whether the exchange, and the queue, are there that mark a pause."""
+        marker = pause_marker(queue).name
+        return await self.has_exchange(marker), await self.message_count(marker) is not None
+
+    async def has_exchange(self, name: str) -> bool:
+        """Whether there is such a fanout exchange."""
+        channel = await self._channel()
+        try:
+            await channel.exchange_declare(name, exchange_type="fanout", passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return False
+        self._idle.append(channel)
+        return True
+
+    async def examine(self, wanted: Declaration) -> Declaration:
+        """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
+        guess = wanted
+        for _ in range(_MOST_QUESTIONS):
+            refusal = await self._refusal(guess)
+            if refusal is None:
+                return guess
+            difference = read_difference(refusal)
+            if difference is None:
+                raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
+            guess = closer(guess, difference)
+            if difference.name in ("durable", "auto_delete") or difference.current == "stream":
+                return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
+        return guess
+
+    async def _refusal(self, declaration: Declaration) -> str | None:
+        channel = await self._channel()
+        try:
+            await _send(channel, declaration)
+        except amqp.ChannelPreconditionFailed as error:
+            return str(error.args[0] if error.args else error)
+        self._idle.append(channel)
         return None
-    except amqp.ChannelLockedResource:
-        raise QueueMismatch(
-            name,
-            found={"exclusive": True},
-            wanted={"exclusive": False},
-            remedy="it belongs to another connection alone: use another name",
-        ) from None
-    await channel.close()
-    return answer.message_count or 0, answer.consumer_count or 0
+
+    async def aclose(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _channel(self) -> amqp.Channel:
+        while self._idle:
+            channel = self._idle.pop()
+            if not channel.is_closed:
+                return channel
+        return await amqp.open_channel(self._connection, confirms=False)
 
 
 async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
-    """What an existing queue was declared as: guess, and mend the guess by what RabbitMQ says against it."""
-    guess = wanted
-    for _ in range(_MOST_QUESTIONS):
-        refusal = await _refusal(connection, guess)
-        if refusal is None:
-            return guess
-        difference = read_difference(refusal)
-        if difference is None:
-            raise BrokerUnavailable(f"RabbitMQ refused queue {wanted.name!r}: {refusal}")
-        guess = closer(guess, difference)
-        if difference.name in ("durable", "auto_delete") or difference.current == "stream":
-            return guess  # it can't be used, and RabbitMQ may refuse to be asked more about such a queue
-    return guess
-
-
-async def _refusal(connection: amqp.Connection, declaration: Declaration) -> str | None:
-    channel = await amqp.open_channel(connection, confirms=False)
-    try:
-        await _send(channel, declaration)
-    except amqp.ChannelPreconditionFailed as error:
-        return str(error.args[0] if error.args else error)
-    await channel.close()
-    return None
+    async with aclosing(Look(connection)) as look:
+        return await look.examine(wanted)
 
 
 async def _make(connection: amqp.Connection, declaration: Declaration) -> None:

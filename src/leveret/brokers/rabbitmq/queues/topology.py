@@ -23,6 +23,8 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 #: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
+#: Should whoever made it die before it is deleted (milliseconds).
+_SCRATCH_EXPIRES = 60_000
 #: Arguments that let the broker drop tasks by itself.
 _LOSSY = ("x-delivery-limit", "x-message-ttl", "x-expires", "x-max-length", "x-max-length-bytes")
 #: A quorum queue ignores priorities, since the first of these versions it knows two levels, since the second all.
@@ -50,6 +52,11 @@ class Difference(msgspec.Struct, frozen=True):
 
 #: How long each delay queue keeps a message (milliseconds): an eighth of a second, doubled up to 194 days.
 DELAY_STEPS = tuple(125 * 2**power for power in range(28))
+#: Those that a task queue gets when its first task is delayed by so long; the others are for queues that delay many.
+FEW_STEPS = (125, 2_000, 512_000)
+#: Whoever makes any delay queue makes the first of these too, and whoever makes one that is not of the few the second.
+#: So where these are missing, there is no need to look for the others.
+FIRST_STEP, FIRST_CLOSER_STEP = DELAY_STEPS[:2]
 
 #: Settlements of a queue that may be on their way to it when their channel closes. A channel sends a quorum queue 32
 #: commands ahead of what the queue has applied; it keeps the rest to itself, and takes it along when it closes
@@ -60,8 +67,8 @@ UNAPPLIED = 16
 def delay_step(remaining: float) -> int | None:
     """The longest step that is not too long for a task due in so many seconds; None when it is due within the shortest.
 
-    A task climbs down: the longest step that fits, then the longest that fits what remains. So it is never early, takes
-    one hop for each binary digit of its delay, and no short delay ever waits behind a long one.
+    A task climbs down: a step that fits, then one that fits what remains. So it is never early, and no short delay ever
+    waits behind a long one. Always on the longest, it takes one hop for each binary digit of its delay.
     """
     fitting = [milliseconds for milliseconds in DELAY_STEPS if milliseconds <= remaining * 1000]
     return fitting[-1] if fitting else None
@@ -87,6 +94,17 @@ def delay_declaration(name: str, milliseconds: int) -> Declaration:
             "x-overflow": "reject-publish",
         },
     )
+
+
+def steps_made_with(milliseconds: int) -> tuple[int, ...]:
+    """The steps to make for one that is wanted."""
+    firsts = {FIRST_STEP} if milliseconds in FEW_STEPS else {FIRST_STEP, FIRST_CLOSER_STEP}
+    return (milliseconds, *sorted(firsts - {milliseconds}))
+
+
+def scratch_queue(name: str, number: int) -> Declaration:
+    """A queue that is made and deleted at once, beside a task queue's delay queues; see `have_names_written`."""
+    return Declaration(f"{name}{DELAY_INFIX}0{number}", arguments={**_QUORUM, "x-expires": _SCRATCH_EXPIRES})
 
 
 def dead_queue(name: str) -> str:

@@ -24,6 +24,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     judge_dead,
     judge_priorities,
     read_difference,
+    scratch_queue,
     task_declaration,
 )
 from leveret.errors import ConfigurationError, QueueMismatch
@@ -82,6 +83,7 @@ def test_a_delay_queue_returns_what_it_kept_and_drops_nothing() -> None:
 def test_the_longest_name_has_room_for_every_ending() -> None:
     name = "x" * MAX_QUEUE_NAME
     assert max(len(dead_queue(name)), *(len(delay_queue(name, step)) for step in DELAY_STEPS)) <= 255
+    assert len(scratch_queue(name, 10**9 - 1).name) <= 255
 
 
 # What a refusal says
