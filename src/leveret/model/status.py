@@ -220,19 +220,17 @@ def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) 
 
 def back(status: Status, now: float) -> Status:
     """A task whose worker is gone: it waits again."""
-    return msgspec.structs.replace(status, state="queued", at=now, worker=None, progress=None, first=False)
+    return _update_of(status, state="queued", at=now, worker=None, progress=None)
 
 
 def revived_again(status: Status, now: float) -> Status:
     """A dead task that was put back."""
-    return msgspec.structs.replace(
-        status, state="queued", at=now, attempt=1, traceback="", worker=None, progress=None, first=False
-    )
+    return _update_of(status, state="queued", at=now, attempt=1, traceback="", worker=None, progress=None)
 
 
 def still(status: Status, now: float) -> Status:
     """A dead task that was to be put back, and could not be."""
-    return msgspec.structs.replace(status, at=now, first=False)
+    return _update_of(status, at=now)
 
 
 def buried(letter: DeadLetter) -> Status:
@@ -255,14 +253,17 @@ def buried(letter: DeadLetter) -> Status:
 
 def cancelled_before(status: Status, now: float) -> Status:
     """A task that waited, and will not run."""
-    return msgspec.structs.replace(
-        status, state="cancelled", at=now, due=None, error="cancelled before it ran", worker=None, first=False
-    )
+    return _update_of(status, state="cancelled", at=now, due=None, error="cancelled before it ran", worker=None)
 
 
 def purged(status: Status, now: float) -> Status:
     """A task that waited, and was deleted with all others of its queue."""
     return msgspec.structs.replace(cancelled_before(status, now), error="its queue was purged or deleted")
+
+
+def _update_of(status: Status, **changes: Any) -> Status:
+    """The next update of a task: what is known of it, without what only those who read keep."""
+    return msgspec.structs.replace(status, first=False, history=[], **changes)
 
 
 def cancelled_running(status: Status, now: float) -> Status:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
@@ -14,13 +16,19 @@ from leveret.model.status import (
     Status,
     back,
     cancelled_before,
+    cancelled_running,
     enqueued,
     newer,
     placed,
+    purged,
     revived_again,
     settled,
     started,
+    still,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TASK = Envelope("1", "work", "say", b"{}", enqueued_at=100.0)
 
@@ -190,3 +198,11 @@ def test_a_status_is_one_readable_line() -> None:
     assert len(repr(failed)) < 400
     letter = DeadLetter(envelope, "why " * 500, "Traceback\n" * 500, 1_700_000_000.0)
     assert len(repr(letter)) < 500
+
+
+@pytest.mark.parametrize("update", [back, revived_again, still, cancelled_before, purged, cancelled_running])
+def test_an_update_has_no_history(update: Callable[[Status, float], Status]) -> None:
+    """Whoever reads puts it together; the wire format has none."""
+    known = Status("1", "delayed", 1.0, "work", history=[Moment(0.5, "queued", 1)], first=True)
+    told = update(known, 2.0)
+    assert (told.history, told.first) == ([], False)

@@ -32,8 +32,9 @@ log = logging.getLogger("leveret.rabbitmq")
 #: what is too large, closes the channel that all publish on.
 _LONGEST = 5.0
 RARELY = 60.0
-#: A retry that its queue has no room for waits so long on a delay queue, until there is room (seconds).
-_ASIDE = 1.0
+#: A retry that its queue has no room for waits so long (seconds): on the delay queue of two seconds, and the rest in a
+#: worker, since each return to a full queue may be refused.
+_ASIDE = 2.1
 #: How often it is logged that outcomes are held still (seconds).
 REMIND = 60.0
 

@@ -249,7 +249,7 @@ class Publisher:
         async def look(_: Sequence[str]) -> None:
             self._had_messages[queue] = False
             async with asyncio.timeout(self._hosts.patience):
-                found = await message_count(await self.connection(), queue)
+                found = await amqp.told(message_count(await self.connection(), queue))
             self._had_messages[queue] = found is not None and found[0] > 0
 
         try:
