@@ -102,9 +102,9 @@ async def test_a_refusal_is_its_own(program: Program) -> None:
     assert program.stored() == 3
 
 
-@pytest.mark.parametrize("program", [0.5], indirect=True)
+@pytest.mark.parametrize("program", [2.0], indirect=True)
 def test_a_lock_is_waited_for_as_long_as_an_enqueue_may_take(program: Program) -> None:
-    """By all threads together, not by one after the other."""
+    """By all threads together, not by one after the other: that would be ten seconds."""
     with closing(sqlite3.connect(program.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
@@ -114,7 +114,7 @@ def test_a_lock_is_waited_for_as_long_as_an_enqueue_may_take(program: Program) -
         other.execute("ROLLBACK")
     assert len(raised) == 5
     assert all(isinstance(error, (EnqueueTimeout, BrokerUnavailable)) for error in raised)
-    assert took < 1.5
+    assert took < 8
     program.say.enqueue_sync("free again")
 
 
