@@ -67,7 +67,7 @@ async def test_to_read_a_delivery_takes_few_calls() -> None:
 
 
 def test_to_run_a_task_takes_few_calls() -> None:
-    """About 60, from the job to its report."""
+    """About 75, from the job to its report."""
     app = App("memory://")
 
     @app.task(queue="work")
