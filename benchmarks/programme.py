@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import entrants as e
 from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, STARTUP
@@ -13,12 +15,14 @@ from benchmarks.programs import ProgramFailed
 from benchmarks.results import Bout, Curve, Results
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from benchmarks.entrants import Entrant
     from benchmarks.places import Place
 
 log = logging.getLogger("benchmarks")
+
+T = TypeVar("T")
 
 #: The rate of the latency goals (a second).
 _RATE = 200.0
@@ -26,6 +30,8 @@ _RATE = 200.0
 _OTHERS = 5_000.0
 _ASKS = 60
 _OPEN = 256
+#: So often a pair is measured again, because its peer failed.
+_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def run(place: Place, size: Size) -> Results:
     ]
     for number in range(size.rounds):
         for bout in results.bouts:
-            _fight(bout, place, size.tasks, number)
+            _fight(results, bout, place, size.tasks, number)
     results.judge_bouts()
     _latency_goals(results, place, size)
     _results_goals(results, place, size)
@@ -93,36 +99,67 @@ _CURVES: dict[str, Sequence[Entrant]] = {
 }
 
 
-def _fight(bout: Bout, place: Place, tasks: int, number: int) -> None:
+class _PeerFailed(Exception):
+    """A measurement of a peer went wrong."""
+
+
+def measured(entrant: Entrant, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Raises _PeerFailed where a peer fails, and what it raises where ours does."""
+    try:
+        return measure()
+    except (Incorrect, ProgramFailed) as error:
+        if entrant.is_ours:
+            raise
+        log.warning("%s: %s", entrant.name, error)
+        raise _PeerFailed(str(error)) from error
+
+
+def repeated(results: Results, peer: Entrant, pair: Callable[[], T]) -> T:
+    """A pair, measured again and counted when its peer fails: RabbitMQ 3.10 drops a peer's connection now and then.
+
+    Raises _PeerFailed when it failed each time.
+    """
+    for _ in range(_REPEATS):
+        with suppress(_PeerFailed):
+            return pair()
+        results.repeats[peer.name] += 1
+    return pair()
+
+
+def _fight(results: Results, bout: Bout, place: Place, tasks: int, number: int) -> None:
     """One round of a duel. Who begins changes: the second finds the broker's caches warm."""
     if bout.failure:
         return
     duel = bout.duel
-    found: dict[str, dict[str, float]] = {}
-    for entrant in (duel.ours, duel.peer) if number % 2 == 0 else (duel.peer, duel.ours):
-        found[entrant.name] = {}
-        try:
-            found[entrant.name] = throughput(entrant, place, int(tasks * entrant.share))
-        except (Incorrect, ProgramFailed) as error:
-            if entrant.is_ours:
-                raise
-            bout.failure = str(error)
-            log.warning("%s: %s", entrant.name, error)
-            return
-        log.info("%s, round %d: %s %s", place.name, number + 1, entrant.name, _words(found[entrant.name]))
+
+    def pair() -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for entrant in (duel.ours, duel.peer) if number % 2 == 0 else (duel.peer, duel.ours):
+            count = int(tasks * entrant.share)
+            found[entrant.name] = measured(entrant, partial(throughput, entrant, place, count))
+            log.info("%s, round %d: %s %s", place.name, number + 1, entrant.name, _words(found[entrant.name]))
+        return found
+
+    try:
+        found = repeated(results, duel.peer, pair)
+    except _PeerFailed as error:
+        bout.failure = str(error)
+        return
     bout.ours.append(found[duel.ours.name])
     bout.peer.append(found[duel.peer.name])
 
 
 def _latency_goals(results: Results, place: Place, size: Size) -> None:
     def at_rate(entrant: Entrant) -> dict[str, float]:
-        return latency(entrant, place, rate=_RATE, seconds=size.seconds, outstanding=1)
+        return measured(entrant, partial(latency, entrant, place, rate=_RATE, seconds=size.seconds, outstanding=1))
 
-    rounds = []
-    for _ in range(size.rounds):
+    def pair() -> tuple[dict[str, float], dict[str, float]]:
         ours = at_rate(e.OURS_AUTO_EACH)
-        rounds.append((ours, at_rate(e.BY_HAND) if place.kind == "rabbitmq" else dict.fromkeys(ours, 1.0)))
-        log.info("%s: latency, ours %s, bare %s", place.name, _words(ours), _words(rounds[-1][1]))
+        return ours, at_rate(e.BY_HAND) if place.kind == "rabbitmq" else dict.fromkeys(ours, 1.0)
+
+    rounds = [repeated(results, e.BY_HAND, pair) for _ in range(size.rounds)]
+    for ours, bare in rounds:
+        log.info("%s: latency, ours %s, bare %s", place.name, _words(ours), _words(bare))
     for goal in LATENCY[place.kind]:
         results.judge(goal, [ours[goal.figure] / bare[goal.figure] for ours, bare in rounds])
 

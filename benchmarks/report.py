@@ -101,7 +101,8 @@ def _throughput(results: Results) -> list[str]:
     head = ("tasks a second, median (lowest to highest)", "enqueue", "run", "processor time, enqueue / run (us)")
     table = _table(head, rows)
     failures = [f"- not measured: {_failure(bout)}" for bout in results.bouts if bout.failure]
-    return [*table, "", *failures] if failures else table
+    again = [f"- measured again, as {peer} failed: {count} times" for peer, count in sorted(results.repeats.items())]
+    return [*table, "", *failures, *again] if failures or again else table
 
 
 def _rate(spread: Spread) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ class Results:
     bouts: list[Bout] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    #: How often a pair was measured again, because its peer had failed: by the peer's name.
+    repeats: Counter[str] = field(default_factory=Counter)
 
     def figures(self, figure: str) -> dict[str, Spread]:
         """Each entrant's, over all its bouts and rounds."""

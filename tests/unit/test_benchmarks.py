@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import entrants
+from benchmarks import entrants, programme
 from benchmarks.goals import Duel, Goal
 from benchmarks.measures import Incorrect, Setting, TooFew, rate
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import SQLite
+from benchmarks.programs import ProgramFailed
 from benchmarks.results import Bout, Results
 
 if TYPE_CHECKING:
@@ -44,6 +45,25 @@ def test_a_goal_whose_peer_failed_is_not_met() -> None:
     results = Results("a place", [Bout(Duel(entrants.OURS, entrants.MASTER, (_goal(at_least=False),)))])
     results.judge_bouts()
     assert not results.verdicts[0].is_met
+
+
+def test_a_pair_is_measured_again_when_its_peer_fails() -> None:
+    """As a server may drop the peer's connection; how often is told. Ours must not fail."""
+    results, failures = Results("a place"), 2
+
+    def measure() -> dict[str, float]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise ProgramFailed("INTERNAL_ERROR")
+        return {"run": 1.0}
+
+    peer = entrants.MASTER
+    assert programme.repeated(results, peer, lambda: programme.measured(peer, measure)) == {"run": 1.0}
+    assert results.repeats == {peer.name: 2}
+    failures = 1
+    with pytest.raises(ProgramFailed):
+        programme.repeated(results, peer, lambda: programme.measured(entrants.OURS, measure))
 
 
 @pytest.mark.parametrize("runs", [[], [0, 0], [0, 1, 1]], ids=["none", "one missing", "one twice"])
