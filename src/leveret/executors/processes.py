@@ -719,7 +719,7 @@ class Watchdog:
             return
         key, waits = oldest
         if len(child.jobs.started) >= self._pool.concurrency:  # they wait for a slot, until they are recalled
-            waits = 0.0 if child.recalled_at is None else time.monotonic() - child.recalled_at
+            waits = child.jobs.recalled_for()
         if child in self._pool.serving:
             if waits > self._backlog.patience(key) and self._pool.has_room():
                 self._leave_blocked(child)

@@ -111,6 +111,8 @@ class ChildJobs:
         self.blockers: frozenset[int] = frozenset()
         #: Since when that is known (monotonic, seconds).
         self._blocked_at = 0.0
+        #: Since when it is to give back what it has not started (monotonic, seconds); None: it is not.
+        self._recalled_at: float | None = None
         #: The jobs that it has not started, and when each was sent.
         self._held: dict[int, tuple[RunRequest, float]] = {}
 
@@ -129,7 +131,19 @@ class ChildJobs:
         for key in message.keys:
             started[key] = Begun(held.pop(key)[0], now, timeout)
 
+    def recall(self) -> bool:
+        """What it has not started is wanted back; whether it must be told so."""
+        is_new = bool(self._held) and self._recalled_at is None
+        if is_new:
+            self._recalled_at = time.monotonic()
+        return is_new
+
+    def recalled_for(self) -> float:
+        """How long that has been wanted (seconds); 0 if it is not."""
+        return 0.0 if self._recalled_at is None else time.monotonic() - self._recalled_at
+
     def returned(self, keys: Sequence[int]) -> None:
+        self._recalled_at = None
         for key in keys:
             del self._held[key]
 
@@ -182,8 +196,6 @@ class Child:
         self.jobs = ChildJobs()
         #: The job that it was killed for, and why, if so.
         self.condemned: tuple[int, str] | None = None
-        #: Since when it is to give back the jobs that it has not started (monotonic, seconds); None: it is not.
-        self.recalled_at: float | None = None
         #: Why what it runs may fail without a fault of its own, if so.
         self.unfit: str | None = None
         self._reading = Reading(lines.pipe)
@@ -238,8 +250,7 @@ class Child:
 
     def recall(self) -> None:
         """Have it give back the jobs that it has not started."""
-        if self.jobs.unstarted and self.recalled_at is None:
-            self.recalled_at = time.monotonic()
+        if self.jobs.recall():
             self._reading.write([Recall()])
 
     def oldest_unstarted(self) -> tuple[int, float] | None:
@@ -327,7 +338,6 @@ class Child:
             elif isinstance(message, (Progressed, Awaits)):
                 reports.append(message)
             elif isinstance(message, Returned):
-                self.recalled_at = None
                 self.jobs.returned(message.keys)
                 reports.append(message)
             elif isinstance(message, Unfit):
