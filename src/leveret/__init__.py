@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         QueueUnavailable,
         ResultError,
         ResultTimeout,
+        ScheduleNotFound,
         StoreError,
         TaskCancelled,
         TaskFailed,
@@ -42,7 +43,18 @@ if TYPE_CHECKING:
         UnknownTask,
         UnreadableBody,
     )
-    from leveret.model import CurrentTask, Dead, NoCurrentTask, Progress, Queue, Retry, Status, current_task
+    from leveret.model import (
+        CurrentTask,
+        Dead,
+        NoCurrentTask,
+        Progress,
+        Queue,
+        Retry,
+        Status,
+        cron,
+        current_task,
+        every,
+    )
 
 __version__ = "0.1.0"
 
@@ -76,6 +88,7 @@ __all__ = [
     "ResultError",
     "ResultTimeout",
     "Retry",
+    "ScheduleNotFound",
     "Status",
     "StoreError",
     "Task",
@@ -86,7 +99,9 @@ __all__ = [
     "UnknownTask",
     "UnreadableBody",
     "as_finished",
+    "cron",
     "current_task",
+    "every",
     "gather_results",
 ]
 
@@ -104,7 +119,9 @@ _HOMES = {
     "Queue": "leveret.model",
     "Retry": "leveret.model",
     "Status": "leveret.model",
+    "cron": "leveret.model",
     "current_task": "leveret.model",
+    "every": "leveret.model",
 }
 
 

@@ -89,6 +89,10 @@ class QueueNotFound(EnqueueError):
     """The queue does not exist and this program may not create it. The tasks in ``ids`` were not stored."""
 
 
+class ScheduleNotFound(BrokerError):
+    """The broker has no schedule of that name."""
+
+
 class QueueInUse(BrokerError):
     """The queue has consumers, or tasks that run, so it is not purged or deleted unless that is forced."""
 

@@ -12,6 +12,8 @@ from leveret.brokers.base import (
     DeadLetters,
     HoldLimit,
     Queues,
+    ScheduleKeeper,
+    Schedules,
     Select,
     Statuses,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "Paused",
     "QueueNames",
     "Queues",
+    "ScheduleKeeper",
+    "Schedules",
     "Select",
     "Statuses",
     "Watch",

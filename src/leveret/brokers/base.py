@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.errors import QueueInUse
+from leveret.errors import QueueInUse, ScheduleNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.feeds import Feed
     from leveret.brokers.inbox import Arrival
     from leveret.model import (
+        Change,
         DeadLetter,
         Describe,
         Envelope,
         Queue,
         QueueStats,
         Removed,
+        ScheduleRequest,
+        ScheduleRow,
         Settlement,
         Status,
         WorkerReport,
@@ -175,6 +178,39 @@ class DeadLetters(Protocol):
         """Delete dead letters for good; those found. Raises QueueNotFound."""
 
 
+class Schedules(Protocol):
+    """Schedules, each in a row, and what they store when they fall due."""
+
+    async def read(self) -> Sequence[ScheduleRow]:
+        """All of them, by name."""
+
+    async def ask(self, request: ScheduleRequest, /) -> Change:
+        """Change schedules, durably when it returns. Raises ScheduleNotFound."""
+
+    def keep(self) -> AbstractAsyncContextManager[ScheduleKeeper]:
+        """Have what falls due stored, until the context is left. Any number of programs may keep them at once."""
+
+
+class ScheduleKeeper(Protocol):
+    """Stores the tasks of schedules that fall due."""
+
+    async def due(self) -> tuple[Sequence[ScheduleRow], float | None]:
+        """The schedules that are due now, and in how many seconds the next one is; None: none is known to be.
+
+        Where one program at a time keeps them, it waits until this one does.
+        """
+
+    async def advance(self, name: str, unfinished: Mapping[str, bool], /) -> Change:
+        """Store the tasks of a schedule that are due, and move it on: both, or neither.
+
+        ``unfinished``: see `leveret.model.advance`. Another program may have done so already; then nothing is changed.
+        Raises QueueFull, QueueNotFound.
+        """
+
+    async def wait(self, seconds: float, /) -> None:
+        """Until so much time has passed, at most: schedules may have changed."""
+
+
 class Control(Protocol):
     """What is asked of workers."""
 
@@ -207,6 +243,10 @@ class Broker(Protocol):
     @property
     def dead_letters(self) -> DeadLetters:
         """Reads dead letters, and decides about them."""
+
+    @property
+    def schedules(self) -> Schedules:
+        """Keeps schedules."""
 
     @property
     def control(self) -> Control:
@@ -253,3 +293,9 @@ def in_use(queue: str, *, consumers: int, running: int = 0) -> QueueInUse:
         f"queue {queue!r} is in use: {consumers} consumers, {running} running tasks; stop its workers first, or say "
         "--force (force=True)"
     )
+
+
+def no_schedule(request: ScheduleRequest) -> ScheduleNotFound:
+    """Why a request that names a schedule does nothing."""
+    name = getattr(request, "name", "")
+    return ScheduleNotFound(f"schedule {name!r} does not exist; `leveret schedules` shows those that do")

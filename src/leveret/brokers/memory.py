@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.base import Capabilities, in_use
+from leveret.brokers.base import Capabilities, in_use, no_schedule
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
 from leveret.brokers.inbox import Inbox
 from leveret.brokers.urls import censor
@@ -32,6 +32,7 @@ from leveret.model import (
     KEEP,
     MIDDLE_PRIORITY,
     CancelRequest,
+    Change,
     DeadLetter,
     DeadLettered,
     Delivery,
@@ -42,8 +43,11 @@ from leveret.model import (
     Released,
     Removed,
     Retrying,
+    ScheduleRow,
     Settlement,
     Status,
+    advance,
+    asked,
     buried,
     cancelled_before,
     cancelled_running,
@@ -59,12 +63,12 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Consumer, Control, DeadLetters, Queues, Select, Statuses
+    from leveret.brokers.base import Consumer, Control, DeadLetters, Queues, ScheduleKeeper, Select, Statuses
     from leveret.brokers.inbox import Arrival
-    from leveret.model import Describe, WorkerReport
+    from leveret.model import Describe, ScheduleRequest, WorkerReport
 
 
 class Call(Protocol):
@@ -109,6 +113,7 @@ class MemoryStore:
         self.feeds = Feeds()
         #: Of the workers that consume now.
         self.describers: list[Describe] = []
+        self.schedules: dict[str, ScheduleRow] = {}
 
     def deal(self, names: Iterable[str]) -> None:
         """Hand out what is ready in these queues."""
@@ -463,6 +468,58 @@ class MemoryDeadLetters(_Facet):
         return taken
 
 
+class MemorySchedules:
+    """See `leveret.brokers.Schedules`. ``enqueue``: stores tasks, all or none."""
+
+    def __init__(self, store: MemoryStore, enqueue: Callable[[Sequence[Envelope]], None]) -> None:
+        self._store = store
+        self._enqueue = enqueue
+
+    async def read(self) -> Sequence[ScheduleRow]:
+        return [row for _, row in sorted(self._store.schedules.items())]
+
+    async def ask(self, request: ScheduleRequest) -> Change:
+        return self.do(request)
+
+    def do(self, request: ScheduleRequest) -> Change:
+        change = asked(request, self._store.schedules, self._store.clock.time())
+        if change is None:
+            raise no_schedule(request)
+        return self._make(change)
+
+    @asynccontextmanager
+    async def keep(self) -> AsyncGenerator[ScheduleKeeper]:
+        yield self
+
+    async def due(self) -> tuple[Sequence[ScheduleRow], float | None]:
+        now = self._store.clock.time()
+        moments = {row.name: row.due for row in self._store.schedules.values() if not row.rests(now)}
+        due = [self._store.schedules[name] for name, due in moments.items() if due is not None and due <= now]
+        return due, min((due - now for due in moments.values() if due is not None and due > now), default=None)
+
+    async def advance(self, name: str, unfinished: Mapping[str, bool]) -> Change:
+        row = self._store.schedules.get(name)
+        return Change() if row is None else self._make(advance(row, self._store.clock.time(), unfinished))
+
+    async def wait(self, seconds: float) -> None:
+        woken = asyncio.Event()
+        call = self._store.clock.call_at(self._store.clock.time() + seconds, woken.set)
+        try:
+            await woken.wait()
+        finally:
+            call.cancel()
+
+    def _make(self, change: Change) -> Change:
+        if change.tasks:
+            self._enqueue([task for task in change.tasks if task.id not in self._store.ids])
+        for name, row in change.rows.items():
+            if row is None:
+                self._store.schedules.pop(name, None)
+            else:
+                self._store.schedules[name] = row
+        return change
+
+
 class MemoryControl(_Facet):
     """See `leveret.brokers.Control`."""
 
@@ -499,6 +556,7 @@ class MemoryBroker:
         self.statuses: Statuses = self._statuses
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
+        self.schedules = MemorySchedules(self._store, self._put)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
 
@@ -531,6 +589,10 @@ class MemoryBroker:
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
                 await self.declare([self._declared[name]])
+        self._put(envelopes)
+
+    def _put(self, envelopes: Sequence[Envelope]) -> None:
+        for name in {envelope.queue for envelope in envelopes}:
             stored = self._store.queues.get(name)
             mine = [envelope for envelope in envelopes if envelope.queue == name]
             ids = [envelope.id for envelope in envelopes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
 from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
+from leveret.client.schedules import Schedules
 from leveret.client.settings import number
 from leveret.errors import ConfigurationError
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Self
 
+    from leveret.client.registration import Scheduling
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
     from leveret.model import (
         Acknowledge,
@@ -95,6 +98,8 @@ class App:
         keep_results: float | timedelta | None = None,
         max_result_size: int | None = None,
     ) -> None:
+        #: The name of the module that made it.
+        self.module: str = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - documented
         #: Where a relative path in $LEVERET_URL, or in the default, is from now on.
         folder = _working_directory()
         enqueue_timeout = number("enqueue_timeout", enqueue_timeout, DEFAULT_TIMEOUT, folder)
@@ -199,6 +204,7 @@ class App:
         timeout: float | timedelta | None = ...,
         priority: int | None = ...,
         store_result: bool = ...,
+        schedule: Scheduling = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -219,6 +225,7 @@ class App:
         timeout: float | timedelta | None = None,
         priority: int | None = None,
         store_result: bool = True,
+        schedule: Scheduling = None,
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -254,6 +261,9 @@ class App:
                 priorities. A worker of the queue says at its start if the broker does not keep them, as with
                 ``Queue(priorities=True)``.
             store_result: Whether the broker keeps what becomes of the task, and what it returns, for those who ask.
+            schedule: When the application's workers enqueue it by themselves: ``cron(...)`` or ``every(...)``. Several
+                in a list, or in a dict by the schedules' names; the name of a single one is the task's. See `schedules`
+                for those that are data.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
@@ -261,6 +271,7 @@ class App:
         Raises:
             ConfigurationError: Another function has the name, the queue has a default task already, what is given
                 cannot be a task, or an option is not what it must be.
+            InvalidArguments: The arguments of a schedule do not fit the task.
         """
         options = TaskOptions(
             queue=queue,
@@ -279,9 +290,14 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
-            return self.registry.register(found, options, run, self.client, default=default)
+            return self.registry.register(found, options, run, self.client, default=default, schedule=schedule)
 
         return register if function is None else register(function)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules of this application's broker: those of the code, and those that are data."""
+        return Schedules(self.client, self.registry)
 
     def handle(self, id_: str, /) -> Handle[Any]:
         """The handle of a task that any program enqueued. See ``Task.handle`` for a typed one.

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from leveret.client.payload import entry_point
 from leveret.client.task import Task
 from leveret.errors import ConfigurationError, UnknownTask
-from leveret.model import Queue, check_task_name
+from leveret.model import Cron, Every, Queue, Timing, check_task_name
 from leveret.model.durations import show
 from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import FrameType
 
     from leveret.client.task import Producer
-    from leveret.model import TaskOptions
+    from leveret.model import Schedule, TaskOptions
+
+#: What a decorator says of its task's schedules.
+Scheduling: TypeAlias = "Cron | Every | Sequence[Cron | Every] | Mapping[str, Cron | Every] | None"
 
 
 class TaskFunction(msgspec.Struct, frozen=True):
@@ -121,6 +124,29 @@ def module_run() -> object:
     return None
 
 
+def schedules_named(task: str, given: Scheduling) -> Mapping[str, Cron | Every]:
+    """The schedules that a decorator gives a task, by name. Raises ConfigurationError."""
+    if given is None:
+        return {}
+    if isinstance(given, Timing):
+        return {task: _timing(task, given)}
+    if isinstance(given, Mapping):
+        return {str(name): _timing(task, timing) for name, timing in given.items()}
+    if not isinstance(given, (list, tuple)):
+        return {task: _timing(task, given)}
+    names = [task, *(f"{task}-{number}" for number in range(2, len(given) + 1))]
+    return {name: _timing(task, timing) for name, timing in zip(names, given, strict=False)}
+
+
+def _timing(task: str, given: object) -> Cron | Every:
+    if isinstance(given, (Cron, Every)):
+        return given
+    raise ConfigurationError(
+        f"task {task!r}: schedule has {show(given)}; it must be cron('0 7 * * *') or every(minutes=5) of leveret, some "
+        "of them in a list, or in a dict by their names"
+    )
+
+
 class Registry:
     """The tasks and queues of an application."""
 
@@ -132,6 +158,8 @@ class Registry:
         self._runs: dict[str, object] = {}
         #: The task of each queue that takes the messages without a task's name.
         self.default_tasks: dict[str, str] = {}
+        #: The schedules of the code, by name.
+        self._schedules: dict[str, Schedule] = {}
 
     def find(self, name: str | None, queue: str) -> Task[..., Any]:
         """The task for a message. Raises UnknownTask with what is known."""
@@ -149,9 +177,18 @@ class Registry:
         return task
 
     def register(
-        self, function: TaskFunction, options: TaskOptions, run: object, producer: Producer, *, default: bool
+        self,
+        function: TaskFunction,
+        options: TaskOptions,
+        run: object,
+        producer: Producer,
+        *,
+        default: bool,
+        schedule: Scheduling = None,
     ) -> Task[..., Any]:
-        """Raises ConfigurationError for another function of the same name, or a second default task of a queue."""
+        """Raises ConfigurationError for another function of the same name, a second default task of a queue, or a
+        schedule that is none; InvalidArguments for one whose arguments do not fit.
+        """
         name = function.name
         before = self.tasks.get(name)
         if before is not None and not function.replaces(before.function, self._runs.get(name), run):
@@ -160,6 +197,15 @@ class Registry:
         if default and holder not in (None, name):
             raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
         task: Task[..., Any] = Task(function.function, name, options, producer)
+        named = schedules_named(name, schedule)
+        scheduled = {one: task.scheduled(one, timing) for one, timing in named.items()}
+        for one in scheduled:
+            other = self._schedules[one].message.task if one in self._schedules else name
+            if other != name:
+                raise ConfigurationError(
+                    f"two schedules are called {one!r}, of tasks {other!r} and {name!r}; give them names, as "
+                    "schedule={'nightly': cron(...)}"
+                )
         declared = self.queues.get(options.queue, Queue(options.queue))
         if options.priority is not None:
             declared = msgspec.structs.replace(declared, priorities=True)
@@ -167,14 +213,20 @@ class Registry:
             self._forget(before)
         self.queues[options.queue] = declared
         self.tasks[name] = task
+        self._schedules |= scheduled
         self._runs[name] = run
         if default:
             self.default_tasks[options.queue] = name
         return task
 
+    def schedules(self, origin: str) -> list[Schedule]:
+        """The schedules of the code, as an application of that name declares them."""
+        return [msgspec.structs.replace(one, origin=origin) for one in self._schedules.values()]
+
     def _forget(self, task: Task[..., Any]) -> None:
         """A task that another one replaces."""
         del self.tasks[task.name]
+        self._schedules = {name: one for name, one in self._schedules.items() if one.message.task != task.name}
         for queue in [queue for queue, name in self.default_tasks.items() if name == task.name]:
             del self.default_tasks[queue]
         if task.queue not in self._own_queues and all(other.queue != task.queue for other in self.tasks.values()):

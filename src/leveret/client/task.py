@@ -13,11 +13,13 @@ from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
     Envelope,
+    Schedule,
     TaskOptions,
     carrying,
     check_headers,
     check_id,
     check_overrides,
+    check_schedule_name,
     new_ids,
     own_headers,
     repeated,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
-    from leveret.model import Acknowledge, Header, RetryRules
+    from leveret.model import Acknowledge, Cron, Every, Header, RetryRules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,14 +93,15 @@ class Call(Generic[P]):
 
     __slots__ = ("args", "kwargs", "task")
 
-    def __init__(self, task: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, task: Task[P, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        #: With what ``options`` said.
         self.task = task
         self.args = args
         self.kwargs = kwargs
 
     def __repr__(self) -> str:
         arguments = [*map(show, self.args), *(f"{name}={show(value)}" for name, value in self.kwargs.items())]
-        return f"<Call {self.task}({', '.join(arguments)})>"
+        return f"<Call {self.task.name}({', '.join(arguments)})>"
 
 
 _Arguments: TypeAlias = "tuple[tuple[Any, ...], Mapping[str, Any]]"
@@ -108,8 +111,8 @@ _NO_KEYWORDS: Mapping[str, Any] = {}
 def _arguments(task: str, call: Call[Any] | Sequence[Any]) -> _Arguments:
     """What `Task.enqueue_many` was given for one call."""
     if isinstance(call, Call):
-        if call.task != task:
-            raise InvalidArguments(f"a call of task {call.task!r} was given to {task!r}.enqueue_many")
+        if call.task.name != task:
+            raise InvalidArguments(f"a call of task {call.task.name!r} was given to {task!r}.enqueue_many")
         return call.args, call.kwargs
     if not isinstance(call, (tuple, list)):
         raise InvalidArguments(
@@ -281,7 +284,25 @@ class Task(Generic[P, R]):
         Returns:
             The call.
         """
-        return Call(self.name, args, kwargs)
+        return Call(self, args, kwargs)
+
+    def scheduled(self, name: str, timing: Cron | Every) -> Schedule:
+        """A schedule of this task, with the arguments of the timing. For Leveret itself.
+
+        Raises InvalidArguments, NotSerializable, TaskTooLarge or ConfigurationError.
+        """
+        check_schedule_name(name)
+        enqueue = self._enqueue
+        if enqueue.id is not None or enqueue.delay or enqueue.at is not None:
+            raise ConfigurationError(
+                f"schedule {name!r}: options(id=...), delay and at are for one enqueue: leave them out"
+            )
+        task = self
+        if timing.overlap != "allow" and not self.store_result:
+            task = self.options(store_result=True)  # whether it is finished must be known
+        (message,) = task._envelopes([""], [(timing.args, timing.kwargs)])  # noqa: SLF001 - one class
+        message = msgspec.structs.replace(message, enqueued_at=None, expires_at=enqueue.expires)
+        return Schedule(name, timing.without_args(), message)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Store the task durably, to be run by a worker. When it returns, the task is safe.

@@ -45,6 +45,7 @@ from leveret.model import (
     log_fields,
     own_headers,
     run_within,
+    scheduled_for,
     shorten,
     within_thread,
 )
@@ -409,6 +410,7 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
         enqueued_at=envelope.enqueued_at,
         headers=MappingProxyType(own_headers(envelope.headers)) if envelope.headers else _NO_HEADERS,
         deadline=None if task.timeout is None else time.time() + task.timeout,
+        scheduled_for=scheduled_for(envelope.headers) if envelope.headers else None,
         _link=link,
     )
 

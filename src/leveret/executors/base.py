@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.brokers import censor
-from leveret.model import Envelope, Outcome, Progress, Queue, RunningTask, TaskOptions
+from leveret.model import Envelope, Outcome, Progress, Queue, RunningTask, Schedule, TaskOptions
 from leveret.observe import ChildReplaced
 
 if TYPE_CHECKING:
@@ -30,18 +30,25 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     tasks: dict[str, TaskOptions]
     #: How long results and statuses are kept (seconds).
     keep_results: float
+    #: The schedules of its code, and what their application is called.
+    schedules: list[Schedule] = []
+    origin: str = ""
 
     def __repr__(self) -> str:
         return f"Manifest({censor(self.url)!r}, {self.queues}, ...)"
 
     @classmethod
-    def of(cls, app: App) -> Manifest:
+    def of(cls, app: App, reference: str = "") -> Manifest:
+        """``reference``: how the application is named to whoever imports it; empty: it is not."""
+        origin = reference or f"{app.module}:{','.join(sorted(app.registry.queues))}"
         return cls(
             url=app.url,
             queues=list(app.queues),
             default_tasks=app.default_tasks,
             tasks={task.name: task.task_options.for_worker() for task in app.tasks},
             keep_results=app.keep_results,
+            schedules=app.registry.schedules(origin),
+            origin=origin,
         )
 
     def task_of(self, envelope: Envelope) -> str | None:

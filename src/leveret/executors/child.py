@@ -223,7 +223,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
             jobs.recall()
 
     pipe.hear = hear
-    pipe.write([Ready(Manifest.of(app), _sources(begin.app))])
+    pipe.write([Ready(Manifest.of(app, begin.app), _sources(begin.app))])
     await pipe.ended
     if pipe.broken is not None:
         log.error("ends, as something has read what its worker wrote to it, or written into it: %s", pipe.broken)

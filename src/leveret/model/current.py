@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -73,6 +74,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     enqueued_at: float | None
     #: The message's own headers, read-only: those of ``options(headers=...)``, or what a foreign producer sent.
     headers: Mapping[str, Any]
+    #: The instant for which a schedule enqueued it, in UTC, however late it runs; None: no schedule did.
+    scheduled_for: datetime | None = None
     _link: Runtime = NO_RUNTIME
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

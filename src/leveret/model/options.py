@@ -138,6 +138,8 @@ _OVERRIDES = {
     ),
     "store_result": _Override(flag, bool, _truth, "an AMQP boolean, or the text 'true' or 'false'"),
 }
+#: What a schedule says in a message; `leveret.model.schedules` writes and reads it.
+_SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 
 
@@ -163,7 +165,7 @@ def wrong_headers(headers: Mapping[str, Any]) -> str:
 
 def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that are the producer's own."""
-    return {name: value for name, value in headers.items() if name not in _HEADERS}
+    return {name: value for name, value in headers.items() if name not in _HEADERS and name not in _SCHEDULED}
 
 
 def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:

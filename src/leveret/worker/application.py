@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from leveret.brokers import Broker, Consumer, censor, connect
 from leveret.errors import ConfigurationError
 from leveret.executors import Manifest
-from leveret.model import Queue, RetryPolicy
+from leveret.model import Declare, Queue, RetryPolicy
 from leveret.model.printable import in_line
 from leveret.model.suggest import did_you_mean
 
@@ -42,6 +43,8 @@ class Application:
 
     def _learn(self, manifest: Manifest) -> None:
         self._now = manifest
+        #: The schedules of its code.
+        self.declaration = Declare(manifest.origin, time.time(), manifest.schedules)
         self._at_most_once = frozenset(
             name for name, options in manifest.tasks.items() if options.acknowledge == "before"
         )

@@ -23,6 +23,7 @@ from leveret.worker.dispatch import Dispatcher, Intake
 from leveret.worker.job import Jobs
 from leveret.worker.prefetch import MOST_PREFETCH, AdaptiveCredit, first_credit
 from leveret.worker.reporter import Listeners, WorkerReporter
+from leveret.worker.scheduler import Scheduler
 from leveret.worker.settler import Settler, StatusUpdates
 from leveret.worker.stopping import Background, Stop, first_of, until_stopped
 
@@ -222,21 +223,22 @@ class Worker:
         stopped = asyncio.create_task(self._stop.wait())
         broken = self._executor.broken
         scalers = [] if self._scaler is None else [self._scaler]
-        scaling = [
+        beside = [
             asyncio.create_task(one.run(self._work_here, session.ready, session.dispatcher.fill)) for one in scalers
         ]
+        beside.append(asyncio.create_task(Scheduler(session.broker, self._application).run()))
         try:
-            await first_of(taking, stopped, broken, *scaling)
-            for scaler in scaling:
-                scaler.cancel()
+            await first_of(taking, stopped, broken, *beside)
+            for task in beside:
+                task.cancel()
             await self._end(session)
-            for failed in (taking, broken, *scaling):
+            for failed in (taking, broken, *beside):
                 if failed.done() and not failed.cancelled():
                     failed.result()
         finally:
-            for task in (taking, stopped, *scaling):
+            for task in (taking, stopped, *beside):
                 task.cancel()
-            await asyncio.gather(taking, stopped, *scaling, return_exceptions=True)
+            await asyncio.gather(taking, stopped, *beside, return_exceptions=True)
 
     async def _end(self, session: Session) -> None:
         """Let go of all jobs: at once, unless the end is a stop."""

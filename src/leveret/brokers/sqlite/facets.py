@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from leveret.brokers.base import no_schedule
 from leveret.brokers.sqlite.consumer import sweep
 from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.errors import QueueNotFound
+from leveret.model import Declare, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from leveret.brokers.base import Select
+    from leveret.brokers.base import ScheduleKeeper, Select
     from leveret.brokers.feeds import Feed, Following, Watch
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.wakeup import WakeUps
     from leveret.brokers.sqlite.writer import Writer
-    from leveret.model import DeadLetter, QueueStats, Removed, Status, WorkerReport
+    from leveret.model import (
+        Change,
+        DeadLetter,
+        QueueStats,
+        Removed,
+        ScheduleRequest,
+        ScheduleRow,
+        Status,
+        WorkerReport,
+    )
 
 T = TypeVar("T")
+
+#: A keeper looks again after so long, whatever it knows of (seconds).
+_LOOK = 1.0
 
 log = logging.getLogger("leveret.sqlite")
 
@@ -126,6 +142,32 @@ class SQLiteDeadLetters(_File):
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._change(queue, lambda store: store.dead_letters.drop(queue, ids))
+
+
+class SQLiteSchedules(_File):
+    """See `leveret.brokers.Schedules` and `leveret.brokers.ScheduleKeeper`: each transaction is whole by itself."""
+
+    async def read(self) -> Sequence[ScheduleRow]:
+        return await self._look(lambda store: store.schedules.all(), ())
+
+    async def ask(self, request: ScheduleRequest) -> Change:
+        if not (self._writer.has_file or isinstance(request, (Put, Declare))):
+            raise no_schedule(request)
+        return await self._writer.do(lambda store: store.schedules.ask(request))
+
+    @asynccontextmanager
+    async def keep(self) -> AsyncGenerator[ScheduleKeeper]:
+        yield self
+
+    async def due(self) -> tuple[Sequence[ScheduleRow], float | None]:
+        return await self._look(lambda store: store.schedules.due(), ((), None))
+
+    async def advance(self, name: str, unfinished: Mapping[str, bool]) -> Change:
+        return await self._writer.do(lambda store: store.schedules.advance(name, unfinished))
+
+    async def wait(self, seconds: float) -> None:
+        # Another program that changes a schedule tells nobody.
+        await asyncio.sleep(min(seconds, _LOOK))
 
 
 class SQLiteControl(_File):

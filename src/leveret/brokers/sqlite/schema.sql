@@ -89,6 +89,15 @@ CREATE TABLE question (
 ) WITHOUT ROWID;
 CREATE INDEX question_consumer ON question (consumer);
 
+-- What enqueues tasks by the clock.
+CREATE TABLE schedule (
+    name      TEXT PRIMARY KEY,
+    due       REAL,                   -- Unix time of its next task; NULL: none is to come, or it is paused
+    declared  REAL,                   -- Unix time when its application's code last had it; NULL: it is data
+    row       BLOB NOT NULL           -- JSON
+) WITHOUT ROWID;
+CREATE INDEX schedule_due ON schedule (due) WHERE due IS NOT NULL;
+
 -- One row: numbers deliveries and turns.
 CREATE TABLE clock (tick INTEGER NOT NULL);
 INSERT INTO clock VALUES (0);

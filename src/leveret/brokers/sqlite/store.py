@@ -21,6 +21,7 @@ from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
 from leveret.brokers.sqlite.registrations import Registrations
 from leveret.brokers.sqlite.rows import insertion
+from leveret.brokers.sqlite.schedules import Schedules
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
@@ -70,6 +71,7 @@ class Store(Statements):
         self.questions = Questions(database, wake)
         self.queues = Queues(dealing, self.records, self.watches, {} if declared is None else declared)
         self.dead_letters = DeadLetters(dealing, self.queues, self.records)
+        self.schedules = Schedules(database, self.insert)
         self.recipients = Recipients(dealing, self.cancellations, self.questions)
         self.registrations = Registrations(
             dealing, self.queues, self.recipients, self.records, self.watches, self.cancellations, self.questions

@@ -1,0 +1,118 @@
+"""Has the tasks of schedules stored when they fall due: each worker does, beside its work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from leveret.brokers import backoff
+from leveret.errors import LeveretError
+from leveret.observe import LimitedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from leveret.brokers import Broker, ScheduleKeeper
+    from leveret.model import Change, Declare, ScheduleRow
+    from leveret.worker.application import Application
+
+log = logging.getLogger("leveret.schedules")
+
+#: The longest time between two looks at what is due, and two words that this worker is there (seconds).
+LOOK = 15.0
+#: What could not be stored is tried again after so long (seconds).
+_AGAIN = 1.0
+#: So many are stored at once.
+_MOST = 256
+
+
+class Scheduler:
+    """Declares the schedules of the application's code, and stores what falls due of any schedule."""
+
+    def __init__(self, broker: Broker, application: Application) -> None:
+        self._broker = broker
+        self._application = application
+        self._warnings = LimitedLog(log)
+        #: What was declared last, and when (the loop's time).
+        self._declared: Declare | None = None
+        self._declared_at = 0.0
+        #: Of the schedules that another program declares otherwise, those that were told of.
+        self._outdated: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        pauses = backoff()
+        while True:
+            try:
+                async with self._broker.schedules.keep() as keeper:
+                    while True:
+                        await self._round(keeper)
+                        pauses = backoff()
+            except LeveretError as error:
+                self._warnings.warning("schedules rest: %s", error)
+                await asyncio.sleep(next(pauses))
+
+    async def _round(self, keeper: ScheduleKeeper) -> None:
+        await self._declare()
+        rows, following = await keeper.due()
+        if not rows:
+            await keeper.wait(LOOK if following is None else min(LOOK, following))
+            return
+        # What is due next is known once these have moved on.
+        stored = [await self._store(keeper, rows[start : start + _MOST]) for start in range(0, len(rows), _MOST)]
+        if not all(stored):
+            await keeper.wait(_AGAIN)
+
+    async def _declare(self) -> None:
+        """Now and then, and when the application was loaded again."""
+        declaration = self._application.declaration
+        now = asyncio.get_running_loop().time()
+        if declaration is self._declared and now < self._declared_at + LOOK:
+            return
+        self._declared, self._declared_at = declaration, now
+        change = await self._broker.schedules.ask(declaration)
+        outdated = frozenset(change.outdated)
+        for name in sorted(outdated - self._outdated):
+            log.warning(
+                "schedule %r of %s is another one here than what is in force, which a newer program or data says: this "
+                "worker's does not count",
+                name,
+                declaration.origin,
+            )
+        self._outdated = outdated
+
+    async def _store(self, keeper: ScheduleKeeper, rows: Sequence[ScheduleRow]) -> bool:
+        """Whether all that was due could be stored."""
+        unfinished = await self._unfinished(rows)
+        stored = await asyncio.gather(*(self._advance(keeper, row, unfinished) for row in rows))
+        return all(stored)
+
+    async def _unfinished(self, rows: Sequence[ScheduleRow]) -> Mapping[str, bool]:
+        """Of the tasks that a next one must not overlap those that are not finished, and whether each runs."""
+        asked = [id_ for row in rows if row.schedule.timing.overlap != "allow" for id_ in row.recent]
+        statuses = await self._broker.statuses.read(asked) if asked else ()
+        return {status.id: status.state == "running" for status in statuses if not status.is_final}
+
+    async def _advance(self, keeper: ScheduleKeeper, row: ScheduleRow, unfinished: Mapping[str, bool]) -> bool:
+        mine = {id_: unfinished[id_] for id_ in row.recent if id_ in unfinished}
+        try:
+            change = await keeper.advance(row.name, mine)
+        except LeveretError as error:
+            self._warnings.warning("schedule %r: its task could not be stored, and is tried again: %s", row.name, error)
+            return False
+        self._tell(row, change)
+        return True
+
+    def _tell(self, before: ScheduleRow, change: Change) -> None:
+        for task in change.tasks:
+            log.debug("schedule %r: task %s is stored", before.name, task.id)
+        after = change.rows.get(before.name)
+        if after is None:
+            return
+        if after.problem:
+            log.error("schedule %r is paused: %s", after.name, after.problem)
+        if after.missed > before.missed:
+            log.warning("schedule %r: %d instants passed without a task", after.name, after.missed - before.missed)
+        if after.skipped > before.skipped:
+            log.info("schedule %r: the last task is not finished, so no new one is enqueued", after.name)
