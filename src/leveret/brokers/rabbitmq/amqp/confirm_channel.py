@@ -105,9 +105,9 @@ class ConfirmChannel:
         line.when_lost(self.tracker.abandon)
 
     @classmethod
-    async def open(cls, hosts: Hosts, limits: Limits, fit: Fit) -> Self:
-        """Raises BrokerUnavailable or BrokerRefused."""
-        return cls(await amqp.Link.open(hosts, purpose="producer", confirms=True), limits, hosts, fit)
+    async def open(cls, hosts: Hosts, limits: Limits, fit: Fit, purpose: str = "producer") -> Self:
+        """Raises BrokerUnavailable or BrokerRefused. ``purpose``: names the connection."""
+        return cls(await amqp.Link.open(hosts, purpose=purpose, confirms=True), limits, hosts, fit)
 
     @property
     def is_open(self) -> bool:

@@ -52,15 +52,31 @@ WORKER = "leveret-worker"
 REVIVED_AT = "leveret-revived-at"
 #: The priority of a message that waits where its property would change the order.
 PRIORITY = "leveret-priority"
+#: Says what row of a table this message is: RabbitMQ stores a task that a table's holder enqueues in the table too.
+TABLE_ROW = "leveret-row"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
 _OURS = frozenset(
-    {ATTEMPT, ERROR, DUE, EXPIRES_AT, REASON, TRACEBACK, DIED_AT, WORKER, REVIVED_AT, PRIORITY, UNREADABLE, LEFT_OUT}
+    {
+        ATTEMPT,
+        ERROR,
+        DUE,
+        EXPIRES_AT,
+        REASON,
+        TRACEBACK,
+        DIED_AT,
+        WORKER,
+        REVIVED_AT,
+        PRIORITY,
+        UNREADABLE,
+        LEFT_OUT,
+        TABLE_ROW,
+    }
 )
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Where else the broker shall deliver what is published: that was done with the first copy.
-_ROUTES = ("CC", "BCC")
+_ROUTES = ("CC", "BCC", TABLE_ROW)
 #: A header may claim any attempt; the next one must fit an AMQP integer.
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.

@@ -130,6 +130,11 @@ async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
 
+def steady_arguments(connection: amqp.Connection) -> dict[str, Any]:
+    """What to consume a quorum queue with whose messages are held for long; before 4.3 its node's timeout counts."""
+    return {"x-consumer-timeout": _NEVER} if amqp.server_version(connection) >= (4, 3) else {}
+
+
 async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
     """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
     try:
@@ -291,6 +296,13 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
             await asyncio.sleep(_NEW_STREAM)
 
     await _flights(connection).join((stream.name,), make)
+
+
+async def make_queues(connection: amqp.Connection, declarations: Sequence[Declaration]) -> None:
+    """Make those of these quorum queues that are missing. They may be used afterwards."""
+    missing = await _missing(connection, [declaration.name for declaration in declarations])
+    await together([partial(_make, connection, one) for one in declarations if one.name in missing])
+    await asyncio.sleep(_REMEMBERED if missing else 0.0)
 
 
 def _flights(connection: amqp.Connection) -> Flights[str]:

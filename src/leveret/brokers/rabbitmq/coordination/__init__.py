@@ -1,0 +1,8 @@
+"""What several programs must agree on: a fenced table, which one of them at a time holds. See docs/adr/0038."""
+
+from __future__ import annotations
+
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, TenureLost
+from leveret.brokers.rabbitmq.coordination.table import FencedTable, Request, Tenure
+
+__all__ = ["MOST_ROWS", "FencedTable", "Request", "Tenure", "TenureLost"]

@@ -1,0 +1,157 @@
+"""What is in a table's queue: rows, and hellos. How they look as messages. See docs/adr/0038."""
+
+from __future__ import annotations
+
+import datetime as dt
+from copy import copy
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, TaskProperties, content_of
+from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration
+from leveret.model import decoded
+
+if TYPE_CHECKING:
+    from leveret.brokers.rabbitmq.amqp import Incoming
+
+VERSION = 1
+_QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
+#: A row comes back with each holder that ends, and RabbitMQ 4 drops a message after 20 returns by default.
+_UNDROPPED = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
+#: For how long RabbitMQ 4.3 waits for a holder whose node is gone (milliseconds); 60 s by default.
+_DISCONNECTED = 5_000
+_HELLO = "leveret.hello"
+_ROW = "leveret.row"
+#: Most of a row's value that goes in the header of a task (bytes): all headers must fit one frame.
+MOST_RIDING = 16 * 1024
+
+
+class Version(NamedTuple):
+    """Which row of a key is the newer one. ``by`` parts two holders that took the same epoch."""
+
+    epoch: int
+    number: int
+    by: str
+
+
+class Row(NamedTuple):
+    """A row as it was delivered, or as it is to be published."""
+
+    key: str
+    version: Version
+    #: None: the key was removed.
+    value: bytes | None
+    #: Whether it came with a task.
+    rides: bool = False
+
+
+class Hello(NamedTuple):
+    """Says nothing but that it came back."""
+
+    by: str
+    number: int
+
+
+class Foreign(NamedTuple):
+    """What is neither. ``is_kept``: it may be a newer release's row."""
+
+    is_kept: bool
+
+
+Entry: TypeAlias = "Row | Hello | Foreign"
+
+
+class _RowHeader(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A row without its value, or with the value that rides on a task."""
+
+    v: int
+    key: str
+    epoch: int
+    number: int
+    by: str
+    value: bytes | None = None
+    removed: bool = False
+
+
+class _HelloBody(msgspec.Struct, frozen=True):
+    v: int
+    by: str
+    number: int
+
+
+_decode_row = msgspec.json.Decoder(_RowHeader).decode
+_decode_hello = msgspec.json.Decoder(_HelloBody).decode
+
+
+def table_queue(name: str) -> str:
+    return f"leveret.table.{name}"
+
+
+def requests_queue(name: str) -> str:
+    return f"{table_queue(name)}.requests"
+
+
+def table_declaration(name: str) -> Declaration:
+    arguments = {**_UNDROPPED, "x-single-active-consumer": True, "x-consumer-disconnected-timeout": _DISCONNECTED}
+    return Declaration(table_queue(name), arguments=arguments)
+
+
+def requests_declaration(name: str) -> Declaration:
+    return Declaration(requests_queue(name), arguments=dict(_UNDROPPED))
+
+
+def row_message(queue: str, row: Row, id_: str) -> Message:
+    header = _RowHeader(VERSION, row.key, *row.version, removed=row.value is None)
+    return Message(queue, row.value or b"", _properties(_ROW, id_, {TABLE_ROW: _encoded(header)}))
+
+
+def hello_message(queue: str, hello: Hello, id_: str) -> Message:
+    return Message(queue, msgspec.json.encode(_HelloBody(VERSION, hello.by, hello.number)), _properties(_HELLO, id_))
+
+
+def with_row(queue: str, message: Message, row: Row) -> Message:
+    """A task's message that RabbitMQ stores in the table as well, where it is a row.
+
+    One publish, so that the end of this program cannot store the one without the other.
+    """
+    header = _RowHeader(VERSION, row.key, *row.version, value=row.value)
+    properties = _writable(message.properties)
+    properties.headers = {**(properties.headers or {}), TABLE_ROW: _encoded(header), "BCC": [queue]}
+    return msgspec.structs.replace(message, properties=properties)
+
+
+def entry_of(message: Incoming) -> Entry:
+    """What a delivery of the table's queue is."""
+    properties = content_of(message.header).properties
+    header = (properties.headers or {}).get(TABLE_ROW)
+    if header is None:
+        hello = decoded(_decode_hello, message.body) if properties.message_type == _HELLO else None
+        return Foreign(is_kept=False) if hello is None else Hello(hello.by, hello.number)
+    found = decoded(_decode_row, header)
+    if found is None or found.v != VERSION:
+        return Foreign(is_kept=True)
+    rides = properties.message_type != _ROW
+    value = None if found.removed else found.value if rides else message.body
+    return Row(found.key, Version(found.epoch, found.number, found.by), value, rides)
+
+
+def _encoded(header: _RowHeader) -> str:
+    return msgspec.json.encode(header).decode()
+
+
+def _properties(type_: str, id_: str, headers: dict[str, Any] | None = None) -> Properties:
+    return Properties(message_type=type_, message_id=id_, delivery_mode=PERSISTENT, headers=headers)
+
+
+def _writable(properties: Properties | TaskProperties) -> Properties:
+    if not isinstance(properties, TaskProperties):
+        return copy(properties)
+    return Properties(
+        content_type=properties.content_type,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+        message_id=properties.message_id,
+        timestamp=dt.datetime.fromtimestamp(properties.timestamp, dt.UTC),
+        message_type=properties.message_type,
+    )

@@ -1,0 +1,311 @@
+"""One connection's stay at a table's queue: carries out what `machine` decides, all of it on one channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from leveret.brokers.rabbitmq.amqp import ConfirmChannel, Limits, Message, Properties, acks, content_of
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.coordination import machine
+from leveret.brokers.rabbitmq.coordination.entries import (
+    MOST_RIDING,
+    Foreign,
+    Row,
+    entry_of,
+    hello_message,
+    requests_queue,
+    row_message,
+    table_queue,
+    with_row,
+)
+from leveret.brokers.rabbitmq.queues import fitted, steady_arguments
+from leveret.errors import BrokerError
+from leveret.model import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+    from typing import Self
+
+    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming, PublishCall
+    from leveret.errors import EnqueueError
+
+log = logging.getLogger("leveret.rabbitmq.table")
+
+#: Most rows of a table: with a takeover under a second.
+MOST_ROWS = 5_000
+#: Unacknowledged messages of the table: each row, its next version, tombstones and hellos.
+_PREFETCH = 20_000
+#: Requests that are handed to the holder and not done.
+_REQUESTS = 100
+_LOOK = machine.HELLO / 2
+_ROWS_TAG, _REQUESTS_TAG = "leveret-rows", "leveret-requests"
+
+
+class TenureLost(BrokerError):
+    """This one holds the table no more, or cannot be sure of it. What was not done by then may be done or not."""
+
+
+class Membership:
+    """A candidate's connection, until it is over. `held` tells when it has become the holder's."""
+
+    def __init__(self, channel: ConfirmChannel, name: str, *, reads: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._channel = channel
+        self._line = channel.line
+        self._name = name
+        self._queue = table_queue(name)
+        self.me = f"{this_process()}:{secrets.token_hex(6)}"
+        self.candidate = machine.Candidate(self.me, loop.time(), time.time(), reads=reads)
+        self._reads = reads
+        #: Done when this one holds the table.
+        self._holding = self._new_future()
+        self._over: asyncio.Future[str] = loop.create_future()
+        #: Changes that are on the way, by the numbers of their rows; of tasks with a row, those.
+        self._changes: dict[int, asyncio.Future[None]] = {}
+        self._rides: set[int] = set()
+        #: Done when something of ours comes back; None: nobody waits for it.
+        self._proof: asyncio.Future[None] | None = None
+        self._refusals: dict[int, EnqueueError] = {}
+        #: None: there are no more.
+        self.requests: asyncio.Queue[Incoming | None] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._line.when_lost(lambda: self._end(self._line.farewell or "the connection was lost"))
+
+    @classmethod
+    async def join(cls, hosts: Hosts, name: str, *, reads: bool = False) -> Self:
+        """Raises BrokerUnavailable or BrokerRefused; the queues must be there."""
+        channel = await ConfirmChannel.open(hosts, Limits(), fitted, purpose="table")
+        membership = cls(channel, name, reads=reads)
+        try:
+            await channel.line.run(membership._begin())
+        except BaseException as error:
+            await membership.leave()
+            if isinstance(error, amqp.CONNECTION_LOST):
+                raise amqp.translate(error, f"joining the table {name!r}") from error
+            raise
+        return membership
+
+    async def _begin(self) -> None:
+        channel = self._line.channel
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._end("RabbitMQ cancelled the consumer"))
+        self._line.take_deliveries(self._on_messages)
+        await channel.basic_qos(prefetch_count=_PREFETCH)
+        await self._consume(self._queue, _ROWS_TAG)
+        self._do(self.candidate.begin(self._clock()))
+        self._start(self._look())
+
+    async def _consume(self, queue: str, tag: str) -> None:
+        arguments = steady_arguments(self._line.connection)
+        await self._line.channel.basic_consume(queue, _not_called, consumer_tag=tag, arguments=arguments)
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.done()
+
+    async def held(self) -> None:
+        """Wait until this one holds the table. Raises TenureLost."""
+        self._check()
+        await asyncio.shield(self._holding)
+
+    async def over(self) -> str:
+        """Wait until it is over, and why."""
+        return await asyncio.shield(self._over)
+
+    def give_up(self, reason: str) -> None:
+        self._end(reason)
+
+    async def leave(self) -> None:
+        """Close the connection: the next candidate gets the rows."""
+        self._end("this program left")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._line.close()
+
+    async def prove(self) -> None:
+        """Return when it was just seen that this one is active. Raises TenureLost."""
+        while not self.candidate.is_fresh(self._clock()):
+            self._check()
+            if self._proof is None:
+                self._proof = self._new_future()
+                self._do(self.candidate.prove(self._clock()))
+            await asyncio.shield(self._proof)
+        self._check()
+
+    async def change(self, rows: Mapping[str, bytes | None]) -> None:
+        """Returned means that each row came back. Raises TenureLost, then each may be changed or not."""
+        await self.prove()
+        now = self._clock()
+        sends = [self.candidate.change(key, value, now) for key, value in rows.items()]
+        changes = [self._expect(send.number) for send in sends]
+        self._do(sends)
+        await asyncio.gather(*changes)
+
+    async def enqueue(self, message: Message, key: str, value: bytes) -> None:
+        """Store a task and its row by one publish. Raises TenureLost, QueueFull."""
+        if len(value) > MOST_RIDING:
+            raise ValueError(
+                f"a row of {len(value)} bytes does not fit the headers of a task, at most {MOST_RIDING} do"
+            )
+        await self.prove()
+        send = self.candidate.change(key, value, self._clock(), rides=True)
+        change = self._expect(send.number)
+        self._rides.add(send.number)
+        assert isinstance(send.entry, Row)
+        self._publish(send.number, with_row(self._queue, message, send.entry))
+        await change
+
+    def acknowledge(self, tags: Sequence[int]) -> None:
+        if tags and not self._line.is_lost and not self.is_over:
+            self._line.connection.writer.write(acks(self._line.channel.number, tags, 0))
+
+    def answer(self, question: Incoming, body: bytes, *, more: bool = False) -> None:
+        """To whoever asked, who may not wait any more."""
+        asked = content_of(question.header).properties
+        if asked.reply_to and not self.is_over:
+            properties = Properties(
+                correlation_id=asked.correlation_id, delivery_mode=1, message_type="more" if more else None
+            )
+            self._channel.tracker.post([Message(asked.reply_to, body, properties)], mandatory=False)
+
+    # What comes in
+
+    def _on_messages(self, messages: list[Incoming]) -> None:
+        rows = []
+        for message in messages:
+            if message.consumer == _REQUESTS_TAG.encode():
+                self.requests.put_nowait(message)
+            else:
+                entry = entry_of(message)
+                if isinstance(entry, Foreign):
+                    log.warning("what is in %s is no row that this release knows: %r", self._queue, message.body[:100])
+                rows.append((entry, message.tag, message.redelivered))
+        if rows:
+            self._do(self.candidate.delivered(rows, self._clock()))
+
+    async def _look(self) -> None:
+        while not self.is_over:
+            await asyncio.sleep(_LOOK)
+            if self._channel.tracker.is_blocked:
+                self.candidate.rest(self._clock())
+            else:
+                self._do(self.candidate.look(self._clock(), time.time()))
+
+    # What goes out
+
+    def _do(self, actions: Sequence[machine.Action]) -> None:
+        for action in actions:
+            if isinstance(action, machine.Send):
+                self._send(action)
+            elif isinstance(action, machine.Acknowledge):
+                self.acknowledge(action.tags)
+            elif isinstance(action, machine.Proved):
+                proof, self._proof = self._proof, None
+                _resolve(proof)
+            elif isinstance(action, machine.Applied):
+                if action.version.number not in self._rides:
+                    _resolve(self._changes.pop(action.version.number, None))
+            elif isinstance(action, machine.Stored):
+                self._rides.discard(action.version.number)
+                _resolve(self._changes.pop(action.version.number, None))
+            elif isinstance(action, machine.Refused):
+                self._rides.discard(action.version.number)
+                _fail(self._changes.pop(action.version.number, None), self._refusals.pop(action.version.number))
+            elif isinstance(action, machine.Holding):
+                self._hold()
+            else:
+                self._end(action.reason)
+
+    def _send(self, send: machine.Send) -> None:
+        id_ = f"{self.me}:{send.number}"
+        if isinstance(send.entry, Row):
+            self._publish(send.number, row_message(self._queue, send.entry, id_))
+        else:
+            self._publish(send.number, hello_message(self._queue, send.entry, id_))
+
+    def _publish(self, number: int, message: Message) -> None:
+        call = self._channel.tracker.post([message])
+        call.done.add_done_callback(partial(self._on_outcome, number, call))
+
+    def _on_outcome(self, number: int, call: PublishCall, done: asyncio.Future[None]) -> None:
+        if self.is_over or done.cancelled():
+            return
+        if error := done.exception():
+            self._end(f"a row could not be sent: {error}")
+        elif call.refusals:
+            self._refusals[number] = call.refusals[0]
+            self._do(self.candidate.refused(number, self._clock()))
+        elif call.pending:
+            self._end("the connection was lost, or silent, before the confirm came")
+        else:
+            self._do(self.candidate.confirmed(number, self._clock()))
+
+    def _hold(self) -> None:
+        _resolve(self._holding)
+        if not self._reads:
+            self._start(self._take_requests())
+
+    async def _take_requests(self) -> None:
+        await self._line.channel.basic_qos(prefetch_count=_REQUESTS)
+        await self._consume(requests_queue(self._name), _REQUESTS_TAG)
+
+    def _start(self, operation: Coroutine[object, object, None]) -> None:
+        task = self._line.start(operation)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task)
+
+    def _on_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(f"{type(error).__name__}: {error}")
+
+    # How it ends
+
+    def _check(self) -> None:
+        if self._over.done():
+            raise TenureLost(f"table {self._name!r}: {self._over.result()}")
+
+    def _end(self, reason: str) -> None:
+        if self._over.done():
+            return
+        self._over.set_result(reason)
+        for waiting in [self._holding, self._proof, *self._changes.values()]:
+            _fail(waiting, TenureLost(f"table {self._name!r}: {reason}"))
+        self._changes.clear()
+        self.requests.put_nowait(None)
+
+    def _expect(self, number: int) -> asyncio.Future[None]:
+        change = self._changes[number] = self._new_future()
+        return change
+
+    def _new_future(self) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_forget)
+        return future
+
+
+def _resolve(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
+
+
+def _fail(waiting: asyncio.Future[None] | None, error: Exception) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_exception(error)
+
+
+def _forget(waiting: asyncio.Future[None]) -> None:
+    """Nobody may be waiting for it, and its exception is no news then."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+async def _not_called(message: amqp.DeliveredMessage) -> None:
+    """aiormq wants a callback for each consumer."""
+    raise AssertionError(f"delivery {message.delivery_tag} came by way of aiormq")

@@ -1,0 +1,304 @@
+"""The fenced table: some thousand rows that one program at a time changes, kept by RabbitMQ alone.
+
+The rows are the messages of a queue with a single active consumer, which holds them unacknowledged: the election of
+the holder and the table are one thing. See docs/adr/0038 for the protocol and for what a fault can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leveret.brokers.backoff import backoff
+from leveret.brokers.flights import Flights
+from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, content_of
+from leveret.brokers.rabbitmq.amqp import connections as amqp
+from leveret.brokers.rabbitmq.coordination.entries import (
+    requests_declaration,
+    requests_queue,
+    table_declaration,
+    table_queue,
+)
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, Membership, TenureLost
+from leveret.brokers.rabbitmq.queues import make_queues, message_count, require_queue
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+
+    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
+    from leveret.brokers.rabbitmq.queues import Publisher, Requester
+
+log = logging.getLogger("leveret.rabbitmq.table")
+
+_REPLY_TO = "amq.rabbitmq.reply-to"
+_REQUEST = "leveret.request"
+#: What the room itself answers: all rows.
+_READ = "leveret.read"
+#: How long whoever holds the table may take to answer, before a reader looks for itself (seconds).
+_ANSWER = 2.0
+#: About how many bytes of rows one answer has.
+_PIECE = 256 * 1024
+#: How long joining and reading may take (seconds).
+_READING = 20.0
+
+
+class Request:
+    """Something that was posted, or asked. It comes again, to the next holder, until it is `done`."""
+
+    def __init__(self, membership: Membership, message: Incoming) -> None:
+        self._membership = membership
+        self._message = message
+        self.body = message.body
+
+    def answer(self, body: bytes) -> None:
+        """To whoever asked; of what was posted, nobody did."""
+        self._membership.answer(self._message, body)
+
+    def done(self) -> None:
+        """What it led to is durable."""
+        self._membership.acknowledge([self._message.tag])
+
+
+class Tenure:
+    """The table while this program holds it. What waits in it raises TenureLost when that ends."""
+
+    def __init__(self, membership: Membership, flights: Flights[str], publisher: Publisher) -> None:
+        self._membership = membership
+        self._candidate = membership.candidate
+        self._looking = flights
+        self._publisher = publisher
+
+    @property
+    def rows(self) -> Mapping[str, bytes]:
+        """All rows as they are now, by key: a copy."""
+        return self._candidate.rows()
+
+    def get(self, key: str) -> bytes | None:
+        return self._candidate.value(key)
+
+    @property
+    def uncertain(self) -> frozenset[str]:
+        """Keys whose row was enqueued with a task by a holder that ended before it knew that both are stored.
+
+        The row is. The task is too, but for the death of a broker node in that moment. Until the row is changed.
+        """
+        return self._candidate.uncertain()
+
+    @property
+    def is_over(self) -> bool:
+        return self._membership.is_over
+
+    async def over(self) -> str:
+        """Wait until it is over, and why."""
+        return await self._membership.over()
+
+    async def change(self, rows: Mapping[str, bytes | None]) -> None:
+        """Set rows, or remove them (None). Each is changed for itself. Returned means that all are, and durable.
+
+        Raises TenureLost, when each may be changed or not; ValueError for too many rows.
+        """
+        fresh = sum(1 for key, value in rows.items() if value is not None and self._candidate.value(key) is None)
+        if "" in rows or (fresh and len(self._candidate) + fresh > MOST_ROWS + 1):
+            raise ValueError(f"a table has at most {MOST_ROWS} rows, and no empty key")
+        await self._membership.change(rows)
+
+    async def enqueue(self, message: Message, key: str, value: bytes) -> None:
+        """Store a task and set a row that is there already, both or neither, by one publish.
+
+        Raises QueueNotFound or QueueFull when neither was; TenureLost when that is not known: see `uncertain`.
+        """
+        if self._candidate.value(key) is None:
+            raise ValueError(f"there is no row {key!r} to go with the task")
+        await self._membership.prove()
+        await self._require(message.queue)
+        await self._membership.enqueue(message, key, value)
+
+    async def __aiter__(self) -> AsyncIterator[Request]:
+        """What is posted and asked, until this is over: then it raises TenureLost."""
+        while True:
+            message = await self._membership.requests.get()
+            if message is None:
+                self._membership.requests.put_nowait(None)
+                raise TenureLost(await self._membership.over())
+            request = Request(self._membership, message)
+            if content_of(message.header).properties.message_type == _READ:
+                self._tell_all(message)
+                request.done()
+            else:
+                yield request
+
+    def _tell_all(self, question: Incoming) -> None:
+        rows: dict[str, bytes] = {}
+        size = 0
+        for key, value in self.rows.items():
+            if size > _PIECE:
+                self._membership.answer(question, msgspec.msgpack.encode(rows), more=True)
+                rows, size = {}, 0
+            rows[key] = value
+            size += len(key) + len(value)
+        self._membership.answer(question, msgspec.msgpack.encode(rows))
+
+    async def _require(self, queue: str) -> None:
+        """A queue that is missing would not show: the row alone is stored then. One that goes later takes its tasks
+        along anyway.
+        """
+
+        async def look(names: Sequence[str]) -> None:
+            for name in names:
+                await require_queue(await self._publisher.connection(), name)
+
+        try:
+            await self._looking.join([queue], look)
+        except amqp.CONNECTION_LOST as error:
+            raise amqp.translate(error, f"looking for queue {queue!r}") from error
+
+
+class FencedTable:
+    """A table by its name. ``timeout``: what its callers wait for (seconds)."""
+
+    def __init__(self, hosts: Hosts, publisher: Publisher, requester: Requester, name: str) -> None:
+        self._hosts = hosts
+        self._publisher = publisher
+        self._requester = requester
+        self.name = name
+        self._looking: Flights[str] = Flights()
+        self._is_made = False
+
+    async def post(self, request: bytes) -> None:
+        """Have whoever holds the table get this, now or later. Returned means stored. Raises BrokerError."""
+        properties = Properties(message_type=_REQUEST, message_id=secrets.token_hex(16), delivery_mode=PERSISTENT)
+        message = Message(requests_queue(self.name), request, properties)
+        try:
+            await self._publisher.publish([message])
+        except QueueNotFound:
+            await self._make()
+            await self._publisher.publish([message])
+
+    async def ask(self, question: bytes, timeout: float) -> bytes | None:
+        """Ask whoever holds the table; None: nobody does, or answers in time (seconds). Raises BrokerError."""
+        pieces = await self._ask(_REQUEST, question, timeout)
+        return None if pieces is None else b"".join(pieces)
+
+    async def read(self) -> Mapping[str, bytes]:
+        """All rows: those of a table that nobody has made are none. Raises BrokerError.
+
+        Whoever holds the table answers. When nobody does, this program takes that place for a moment, and changes
+        nothing.
+        """
+        pieces = await self._ask(_READ, b"", _ANSWER)
+        if pieces is not None:
+            return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
+        if await self._consumers() is None:
+            return {}
+        membership = await Membership.join(self._hosts, self.name, reads=True)
+        try:
+            async with asyncio.timeout(_READING):
+                await membership.held()
+            return membership.candidate.rows()
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"the table {self.name!r} could not be read within {_READING:g} s") from error
+        finally:
+            await membership.leave()
+
+    @asynccontextmanager
+    async def tenures(self) -> AsyncGenerator[AsyncIterator[Tenure]]:
+        """Stand by, and get a tenure each time this program has become the holder. Raises BrokerRefused.
+
+        Whoever asks for the next gives the last one up.
+        """
+        async with aclosing(self._tenures()) as tenures:
+            yield tenures
+
+    async def _tenures(self) -> AsyncGenerator[Tenure]:
+        pauses = backoff()
+        while True:
+            try:
+                await self._make()
+                membership = await Membership.join(self._hosts, self.name)
+            except BrokerRefused:
+                raise
+            except BrokerError as error:
+                log.debug("the table %r cannot be joined: %s", self.name, error)
+                self._is_made = False
+                await asyncio.sleep(next(pauses))
+                continue
+            try:
+                await membership.held()
+                pauses = backoff()
+                log.info("this worker holds the table %r: epoch %d", self.name, membership.candidate.epoch)
+                yield Tenure(membership, self._looking, self._publisher)
+            except TenureLost as error:
+                log.info("standing by for the table %r anew: %s", self.name, error)
+            finally:
+                await membership.leave()
+            await asyncio.sleep(next(pauses))
+
+    async def close(self) -> None:
+        self._looking.close(BrokerUnavailable("the connection was closed by this program"))
+
+    async def _make(self) -> None:
+        if self._is_made:
+            return
+
+        async def ask() -> None:
+            declarations = [table_declaration(self.name), requests_declaration(self.name)]
+            await make_queues(await self._publisher.connection(), declarations)
+
+        await self._requester.ask(f"making the table {self.name!r}", ask, patience=None)
+        self._is_made = True
+
+    async def _consumers(self) -> int | None:
+        """How many hold or read the table (RabbitMQ counts the active consumer alone); None: there is no table."""
+
+        async def ask() -> int | None:
+            found = await message_count(await self._publisher.connection(), table_queue(self.name))
+            return None if found is None else found[1]
+
+        return await self._requester.ask(f"looking for the table {self.name!r}", ask, patience=None)
+
+    async def _ask(self, kind: str, question: bytes, timeout: float) -> list[bytes] | None:
+        if not await self._consumers():
+            return None
+
+        async def ask() -> list[bytes] | None:
+            return await self._ask_holder(await self._publisher.connection(), kind, question, timeout)
+
+        return await self._requester.once(f"asking for the table {self.name!r}", ask, timeout + _ANSWER)
+
+    async def _ask_holder(
+        self, connection: amqp.Connection, kind: str, question: bytes, timeout: float
+    ) -> list[bytes] | None:
+        channel = await amqp.open_channel(connection, confirms=False)
+        pieces: list[bytes] = []
+        came = asyncio.Event()
+
+        async def hear(answer: amqp.DeliveredMessage) -> None:
+            pieces.append(answer.body)
+            if answer.header.properties.message_type != "more":
+                came.set()
+
+        try:
+            await channel.basic_consume(_REPLY_TO, hear, no_ack=True)
+            # A question that nobody takes in time goes away by itself.
+            properties = Properties(
+                message_type=kind, reply_to=_REPLY_TO, delivery_mode=1, expiration=str(int(timeout * 1_000))
+            )
+            await channel.basic_publish(
+                question, exchange="", routing_key=requests_queue(self.name), properties=properties, wait=False
+            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await came.wait()
+                    return pieces
+            return None
+        finally:
+            await amqp.close_channel(channel)
+
+
+_decode_rows = msgspec.msgpack.Decoder(dict[str, bytes]).decode
