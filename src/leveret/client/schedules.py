@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -112,6 +113,6 @@ class Schedules:
         Raises:
             ScheduleNotFound: There is none of that name.
         """
-        change = await self._client.broker.schedules.ask(Trigger(name))
+        change = await self._client.broker.schedules.ask(Trigger(name, time.time()))
         (task,) = change.tasks
         return Handle(task.id, self._client, task.task, task.queue)

@@ -94,6 +94,7 @@ from leveret.model.schedules import (
     asked,
     check_schedule_name,
     scheduled_for,
+    steps,
 )
 from leveret.model.signals import Dead, Retry
 from leveret.model.status import (
@@ -248,6 +249,7 @@ __all__ = [
     "shorten",
     "started",
     "status_of",
+    "steps",
     "still",
     "this_process",
     "unix_time",

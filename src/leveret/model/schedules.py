@@ -6,7 +6,7 @@ asked (`Put`, `Pause`, ...) and what falls due (`advance`) make a new row of it,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -82,6 +82,12 @@ class ScheduleRow(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether its application has not been there for long: nothing is stored that nobody would run."""
         return self.schedule.origin is not None and now - self.declared > DECLARED_FOR
 
+    def last_task(self) -> Envelope | None:
+        """The task that was stored last, as it was but for the time; None: nothing is known of it."""
+        if self.last is None or not self.recent:
+            return None
+        return msgspec.structs.replace(_task(self.schedule, self.last, self.last), id=self.recent[-1])
+
 
 class Put(msgspec.Struct, frozen=True, tag=True):
     """A schedule that is data is there from now on, in the place of one of its name."""
@@ -117,9 +123,10 @@ class Resume(msgspec.Struct, frozen=True, tag=True):
 
 
 class Trigger(msgspec.Struct, frozen=True, tag=True):
-    """One task is stored now, besides."""
+    """One task is stored besides, now: at that Unix time, which is in its id."""
 
     name: str
+    at: float
 
 
 ScheduleRequest: TypeAlias = Put | Declare | Remove | Pause | Resume | Trigger
@@ -156,7 +163,7 @@ def asked(request: ScheduleRequest, rows: Mapping[str, ScheduleRow], now: float)
             return _put(schedule, rows.get(schedule.name), now)
         case Declare():
             return _declared(request, rows, now)
-        case Remove(name) | Pause(name) | Resume(name) | Trigger(name):
+        case Remove(name) | Pause(name) | Resume(name) | Trigger(name, _):
             row = rows.get(name)
             return None if row is None else _one(request, row, now)
 
@@ -187,6 +194,29 @@ def advance(row: ScheduleRow, now: float, unfinished: Mapping[str, bool]) -> Cha
         skipped=row.skipped + skipped,
     )
     return Change({row.name: changed}, tasks)
+
+
+def steps(row: ScheduleRow, change: Change) -> Iterator[tuple[ScheduleRow, Envelope]]:
+    """The tasks of a row's change one by one, each with the row as it is when that is stored.
+
+    For who can store one task with one row: a program that ends in between leaves the next one due.
+    """
+    final = change.rows[row.name]
+    assert final is not None
+    for place, task in enumerate(change.tasks):
+        later = change.tasks[place + 1 :]
+        if not later:
+            yield final, task
+            return
+        following = scheduled_for(later[0].headers)
+        this = scheduled_for(task.headers)
+        assert following is not None
+        assert this is not None
+        recent = final.recent[: len(final.recent) - len(later)]
+        yield (
+            msgspec.structs.replace(final, next=following.timestamp(), last=this.timestamp(), recent=recent),
+            task,
+        )
 
 
 def _overlaps(row: ScheduleRow, unfinished: Mapping[str, bool]) -> bool:
@@ -345,7 +375,7 @@ def _one(request: Remove | Pause | Resume | Trigger, row: ScheduleRow, now: floa
         case Resume():
             following = _after(row.schedule, now)
             return Change({row.name: msgspec.structs.replace(row, paused=False, problem="", next=following)})
-        case Trigger():
-            task = _task(row.schedule, round(now, 3), now)
+        case Trigger(_, at):
+            task = _task(row.schedule, round(at, 3), now)
             recent = [*row.recent, task.id][-MOST_CAUGHT_UP:]
             return Change({row.name: msgspec.structs.replace(row, recent=recent)}, [task])

@@ -13,6 +13,7 @@ from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.control import ControlBus, RabbitMQControl, RabbitMQDeadLetters, RabbitMQQueues
+from leveret.brokers.rabbitmq.coordination import FencedTable
 from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.queues import (
     Declarations,
@@ -23,6 +24,8 @@ from leveret.brokers.rabbitmq.queues import (
     retry_message,
     to_message,
 )
+from leveret.brokers.rabbitmq.schedules import TABLE as SCHEDULES
+from leveret.brokers.rabbitmq.schedules import RabbitMQSchedules
 from leveret.brokers.rabbitmq.statuses import StatusLog
 from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueNotFound
 from leveret.model import KEEP, DeadLettered, Released, Retrying, Succeeded, log_fields
@@ -64,16 +67,24 @@ class RabbitMQBroker:
         self.statuses = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget)
         self.dead_letters = RabbitMQDeadLetters(self._hosts, self._publisher, self._delayed, requester, self.statuses)
+        self._table = FencedTable(self._hosts, self._publisher, requester, SCHEDULES)
+        self.schedules = RabbitMQSchedules(self._table, self.statuses, self._message, self._store_one)
         self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declarations.declare(queues)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        messages = [to_message(self._declarations.ranked(envelope)) for envelope in envelopes]
+        messages = [self._message(envelope) for envelope in envelopes]
         mark = self.statuses.lately.mark
         await self._store(messages)
         self.statuses.lately.note_stored(envelopes, mark)
+
+    def _message(self, envelope: Envelope) -> Message:
+        return to_message(self._declarations.ranked(envelope))
+
+    async def _store_one(self, message: Message) -> None:
+        await self._store([message])
 
     async def _store(self, messages: Sequence[Message]) -> None:
         try:
@@ -132,6 +143,7 @@ class RabbitMQBroker:
         error = BrokerUnavailable("the connection was closed by this program; nothing was stored")
         self._declarations.close(error)
         self._delayed.close(error)
+        await self._table.close()
         await self.statuses.close()
         await self._publisher.close()
         self._warnings.flush()

@@ -170,6 +170,10 @@ class FencedTable:
         self._looking: Flights[str] = Flights()
         self._is_made = False
 
+    async def exists(self) -> bool:
+        """Whether somebody has made it. Raises BrokerError."""
+        return self._is_made or await self._consumers() is not None
+
     async def post(self, request: bytes) -> None:
         """Have whoever holds the table get this, now or later. Returned means stored. Raises BrokerError."""
         properties = Properties(message_type=_REQUEST, message_id=secrets.token_hex(16), delivery_mode=PERSISTENT)

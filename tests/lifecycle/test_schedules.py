@@ -1,0 +1,49 @@
+"""Schedules, kept by real workers that are killed: no instant is left out, and none comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from leveret import App, ConfigurationError, ScheduleNotFound, every
+from leveret.worker import scheduler
+from tests.support import schedules_app
+from tests.support.waiting import wait_until
+from tests.support.workers import Ledger, Worker
+
+if TYPE_CHECKING:
+    from tests.conftest import Place
+
+APP = f"{Path(schedules_app.__file__)}:app"
+#: How often a worker is killed, and after how many instants the next one is.
+KILLS, BETWEEN = 4, 3
+
+
+def instants(ledger: Ledger) -> list[int]:
+    return sorted(int(line.split()[1]) for line in ledger.lines_of("tick"))
+
+
+def ids(ledger: Ledger) -> list[str]:
+    return [line.split()[2] for line in ledger.lines_of("tick")]
+
+
+def test_no_instant_is_left_out_or_doubled_whoever_is_killed(place: Place, ledger: Ledger) -> None:
+    """Each worker in turn: whoever keeps the schedules is among them."""
+    workers = [Worker(place.url, ledger, app=APP).ready() for _ in range(3)]
+    try:
+        ledger.wait_for("tick", 2)
+        for kill in range(KILLS):
+            workers[kill % 3].kill_group()
+            workers[kill % 3] = Worker(place.url, ledger, app=APP).ready()
+            ledger.wait_for("tick", ledger.count("tick") + BETWEEN)
+    finally:
+        for worker in workers:
+            worker.kill_group()
+    seen = instants(ledger)
+    assert len(set(ids(ledger))) == len(set(seen))
+    # A task that ran when its worker was killed may run again; it is the same one.
+    assert sorted(set(seen)) == list(range(seen[0], seen[-1] + 1))
