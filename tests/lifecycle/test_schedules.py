@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
-from leveret import App, ConfigurationError, ScheduleNotFound, every
-from leveret.worker import scheduler
 from tests.support import schedules_app
-from tests.support.waiting import wait_until
 from tests.support.workers import Ledger, Worker
 
 if TYPE_CHECKING:
