@@ -556,7 +556,7 @@ class MemoryBroker:
         self.statuses: Statuses = self._statuses
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
-        self.schedules = MemorySchedules(self._store, self._put)
+        self.schedules: MemorySchedules = MemorySchedules(self._store, self._put)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
 

@@ -63,10 +63,10 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
-def moment(argument: str, value: object) -> float:
-    """The Unix time of an aware datetime, at most a year ahead; 0 for one before 1970, which is long past too.
+def moment(argument: str, value: object, *, most: float | None = MAX_DELAY) -> float:
+    """The Unix time of an aware datetime; 0 for one before 1970, which is long past too.
 
-    Raises ConfigurationError.
+    ``most``: how far ahead it may be (seconds). Raises ConfigurationError.
     """
     if not isinstance(value, datetime):
         remedy = (
@@ -81,9 +81,9 @@ def moment(argument: str, value: object) -> float:
             "use datetime.now(UTC) + ... or .astimezone()"
         )
     unix = value.timestamp()
-    if unix - time.time() > MAX_DELAY:
+    if most is not None and unix - time.time() > most:
         raise ConfigurationError(
-            f"{argument} is {value!r}, which is more than a year away; it may be {spell_seconds(MAX_DELAY)} at most"
+            f"{argument} is {value!r}, which is more than a year away; it may be {spell_seconds(most)} at most"
         )
     return max(0.0, unix)
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from leveret.errors import LeveretError
-from leveret.executors import InProcessExecutor
+from leveret.executors import InProcessExecutor, Manifest
 from leveret.model import (
     Dead,
     DeadLettered,
+    Declare,
     Delivery,
     Envelope,
     Outcome,
@@ -129,6 +130,8 @@ class AppUnderTest:
         #: Moves delays, expiry and the waits between attempts forward.
         self.clock = ManualClock()
         self._broker = FaultyBroker(self.clock, on_crash=self._on_crash, on_cut=self._on_cut)
+        manifest = Manifest.of(app)
+        self._broker.schedules.do(Declare(manifest.origin, self.clock.time(), manifest.schedules))
         self._runs: list[Run] = []
         self._errors: dict[tuple[str, int], BaseException] = {}
         self._values: dict[tuple[str, int], Any] = {}
@@ -248,6 +251,7 @@ class AppUnderTest:
         expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
+        schedules: bool = False,
     ) -> list[Run]:
         """Run all that is ready, and what that enqueues, until nothing is. What is delayed stays.
 
@@ -259,6 +263,8 @@ class AppUnderTest:
             expect: The exceptions that runs may raise: one class, or some in a tuple, list or set.
             concurrency: The number of tasks that run at once.
             at_most: The number of runs after which it gives up, because a task enqueues itself for ever.
+            schedules: True: the tasks that schedules have due by the test's clock run as well, as after an outage that
+                lasted since the last time.
 
         Returns:
             The runs, in the order in which they ended.
@@ -270,7 +276,11 @@ class AppUnderTest:
         expected = arguments.exceptions("expect", expect)
         before = len(self._runs)
         drain = _Drain(self, self._broker, concurrency, at_most)
-        await drain.run()
+        self._broker.schedules.is_kept = schedules
+        try:
+            await drain.run()
+        finally:
+            self._broker.schedules.is_kept = False
         runs = self._runs[before:]
         failures = [_failure(run) for run in runs if _is_failure(run) and not _is_one_of(_raised(run), expected)]
         if failures:
@@ -283,6 +293,7 @@ class AppUnderTest:
         expect: Exceptions = (),
         concurrency: int = 1,
         at_most: int = 10_000,
+        schedules: bool = False,
     ) -> list[Run]:
         """``drain`` for a test without an event loop.
 
@@ -290,6 +301,8 @@ class AppUnderTest:
             expect: The exceptions that runs may raise: one class, or some in a tuple, list or set.
             concurrency: The number of tasks that run at once.
             at_most: The number of runs after which it gives up, because a task enqueues itself for ever.
+            schedules: True: the tasks that schedules have due by the test's clock run as well, as after an outage that
+                lasted since the last time.
 
         Returns:
             The runs, in the order in which they ended.
@@ -298,7 +311,7 @@ class AppUnderTest:
             TasksFailed: At the end, if runs failed that ``expect`` does not cover.
             RuntimeError: There were more than ``at_most`` runs.
         """
-        return self.app.wait(self.drain(expect=expect, concurrency=concurrency, at_most=at_most))
+        return self.app.wait(self.drain(expect=expect, concurrency=concurrency, at_most=at_most, schedules=schedules))
 
     def _enqueued(self, envelope: Envelope) -> Enqueued:
         at = envelope.enqueued_at or 0.0
@@ -366,7 +379,8 @@ class _Drain:
     async def run(self) -> None:
         self._broker.home = asyncio.get_running_loop()
         try:
-            while self._broker.is_busy(self._broker.names) and self._started <= self._at_most:
+            await self._broker.declare(self._test.app.queues if self._broker.schedules.is_due else ())
+            while self._is_busy(self._broker.names) and self._started <= self._at_most:
                 await self._work()
             await asyncio.gather(*self._leaving)
         finally:
@@ -379,6 +393,9 @@ class _Drain:
                 "Else raise drain(at_most=...)"
             )
 
+    def _is_busy(self, queues: Sequence[str]) -> bool:
+        return self._broker.is_busy(queues) or self._broker.schedules.is_due
+
     async def _work(self) -> None:
         """One worker's life."""
         queues = tuple(self._broker.names)
@@ -389,7 +406,7 @@ class _Drain:
             elif isinstance(event, TaskSettled) and not isinstance(event.outcome, Released):
                 self._test._note(event.envelope, event.outcome, kept=event.kept)  # noqa: SLF001 - one thing in two parts
             settled = isinstance(event, (WorkerReady, TaskSettled))
-            if (settled and not self._broker.is_busy(queues)) or self._started > self._at_most:
+            if (settled and not self._is_busy(queues)) or self._started > self._at_most:
                 self._test._end("idle")  # noqa: SLF001
 
         executor = InProcessExecutor(self._test.app, concurrency=self._concurrency)

@@ -11,7 +11,7 @@ from leveret.model import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
 
 class ManualClock:
@@ -40,6 +40,17 @@ class ManualClock:
             ConfigurationError: ``seconds`` is no duration.
         """
         self._move_to(self._now + arguments.seconds("what the clock is to advance", seconds))
+
+    def advance_to(self, moment: datetime) -> None:
+        """Move forward to a moment, as to the night in which clocks are set: ``datetime(2026, 10, 25, tzinfo=UTC)``.
+
+        Args:
+            moment: An aware datetime; one that has passed changes nothing.
+
+        Raises:
+            ConfigurationError: ``moment`` is no datetime with a time zone.
+        """
+        self._move_to(max(self._now, arguments.moment("what the clock is to advance to", moment, most=None)))
 
     def skip(self) -> float:
         """Move to the moment when the next delayed task falls due.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from leveret.brokers import CancelRequests, Deliveries, Feed, Following, Paused, Watch
-from leveret.brokers.memory import MemoryBroker, MemoryStatuses, MemoryStore
+from leveret.brokers.memory import MemoryBroker, MemorySchedules, MemoryStatuses, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leveret.brokers import Arrival, Consumer, Control
     from leveret.client import Task
     from leveret.errors import BrokerError
-    from leveret.model import CancelRequest, Describe, Status
+    from leveret.model import CancelRequest, Change, Describe, ScheduleRequest, ScheduleRow, Status
     from leveret.testing.clock import ManualClock
 
 T = TypeVar("T")
@@ -121,6 +121,7 @@ class FaultyBroker(MemoryBroker):
         self.home: asyncio.AbstractEventLoop | None = None
         self.statuses = _StatusesAtHome(self._statuses, self)
         self.control = _ControlAtHome(self.control, self)
+        self.schedules: _Schedules = _Schedules(self)
         self._on_crash = on_crash
         self._on_cut = on_cut
         self._unanswered: list[asyncio.Future[None]] = []
@@ -191,13 +192,19 @@ class FaultyBroker(MemoryBroker):
     async def _publish(self, envelopes: Sequence[Envelope]) -> None:
         if self._goes_wrong("enqueue_fails", envelopes):
             raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
-        stored = [self.inward(envelope) for envelope in envelopes]
-        await super().publish(stored)
-        self.published.extend(stored)
+        await super().publish([self.inward(envelope) for envelope in envelopes])
         if self._goes_wrong("lost_confirm", envelopes):
             raise EnqueueTimeout(
                 "not confirmed in time: a fault that the test asked for (lost_confirm)", [e.id for e in envelopes]
             )
+
+    def _put(self, envelopes: Sequence[Envelope]) -> None:
+        super()._put(envelopes)
+        self.published.extend(envelopes)
+
+    @property
+    def store(self) -> MemoryStore:
+        return self._store
 
     def _goes_wrong(self, fault: Fault, envelopes: Sequence[Envelope]) -> bool:
         return bool([envelope for envelope in envelopes if self.faults.happens(fault, envelope.task)])
@@ -240,6 +247,32 @@ class _StatusesAtHome:
         return Following(
             watch, lambda: self._at_home(self._inner.join(relay)), lambda: self._at_home(self._inner.leave(relay))
         )
+
+
+class _Schedules(MemorySchedules):
+    """Those of the test: nothing is due until the test wants it to be."""
+
+    def __init__(self, broker: FaultyBroker) -> None:
+        super().__init__(broker.store, broker._put)  # noqa: SLF001 - one thing in two parts
+        self._at_home = broker.at_home
+        #: Whether what is due is stored.
+        self.is_kept = False
+
+    async def read(self) -> Sequence[ScheduleRow]:
+        return await self._at_home(super().read())
+
+    async def ask(self, request: ScheduleRequest) -> Change:
+        return await self._at_home(super().ask(request))
+
+    async def due(self) -> tuple[Sequence[ScheduleRow], float | None]:
+        return await super().due() if self.is_kept else ((), None)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a task is to be stored now."""
+        now = self._store.clock.time()
+        every = [row.due for row in self._store.schedules.values()]
+        return self.is_kept and any(due is not None and due <= now for due in every)
 
 
 class _ControlAtHome:
