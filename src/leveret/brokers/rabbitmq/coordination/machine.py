@@ -10,10 +10,12 @@ import enum
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import msgspec
+
 from leveret.brokers.rabbitmq.coordination.entries import Hello, Row, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from leveret.brokers.rabbitmq.coordination.entries import Entry
 
@@ -50,44 +52,44 @@ class Phase(enum.Enum):
     OVER = enum.auto()
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Publish it; tell `Candidate.confirmed` or `refused` what became of it. ``number``: its own, for that."""
 
     entry: Row | Hello
     number: int
 
 
-class Acknowledge(NamedTuple):
-    tags: Sequence[int]
+class Acknowledge(msgspec.Struct, frozen=True):
+    tags: list[int]
 
 
-class Applied(NamedTuple):
+class Applied(msgspec.Struct, frozen=True):
     """A row of ours came back: it counts."""
 
     version: Version
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True):
     """A row that rides on a task came back and was confirmed: both are stored."""
 
     version: Version
 
 
-class Refused(NamedTuple):
+class Refused(msgspec.Struct, frozen=True):
     """The task that a row rides on was refused; the row is put back as it was."""
 
     version: Version
 
 
-class Proved(NamedTuple):
+class Proved(msgspec.Struct, frozen=True):
     """Something of ours came back; see `Candidate.is_fresh`."""
 
 
-class Holding(NamedTuple):
+class Holding(msgspec.Struct, frozen=True):
     """From now on this one may act."""
 
 
-class Doubt(NamedTuple):
+class Doubt(msgspec.Struct, frozen=True):
     """Close the connection, forget all and join again. ``reason``: for the log."""
 
     reason: str
