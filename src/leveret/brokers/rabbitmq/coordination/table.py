@@ -16,7 +16,7 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.flights import Flights
-from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, content_of
+from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination.entries import (
     requests_declaration,
@@ -24,26 +24,22 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     table_declaration,
     table_queue,
 )
-from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, Membership, TenureLost
-from leveret.brokers.rabbitmq.queues import make_queues, message_count, require_queue
-from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, READ, Membership, TenureLost
+from leveret.brokers.rabbitmq.queues import examine, make_queues, message_count, require_queue
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueMismatch, QueueNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
-    from leveret.brokers.rabbitmq.queues import Publisher, Requester
+    from leveret.brokers.rabbitmq.queues import Declaration, Publisher, Requester
 
 log = logging.getLogger("leveret.rabbitmq.table")
 
 _REPLY_TO = "amq.rabbitmq.reply-to"
 _REQUEST = "leveret.request"
-#: What the room itself answers: all rows.
-_READ = "leveret.read"
 #: How long whoever holds the table may take to answer, before a reader looks for itself (seconds).
 _ANSWER = 2.0
-#: About how many bytes of rows one answer has.
-_PIECE = 256 * 1024
 #: How long joining and reading may take (seconds).
 _READING = 20.0
 
@@ -126,23 +122,7 @@ class Tenure:
             if message is None:
                 self._membership.requests.put_nowait(None)
                 raise TenureLost(await self._membership.over())
-            request = Request(self._membership, message)
-            if content_of(message.header).properties.message_type == _READ:
-                self._tell_all(message)
-                request.done()
-            else:
-                yield request
-
-    def _tell_all(self, question: Incoming) -> None:
-        rows: dict[str, bytes] = {}
-        size = 0
-        for key, value in self.rows.items():
-            if size > _PIECE:
-                self._membership.answer(question, msgspec.msgpack.encode(rows), more=True)
-                rows, size = {}, 0
-            rows[key] = value
-            size += len(key) + len(value)
-        self._membership.answer(question, msgspec.msgpack.encode(rows))
+            yield Request(self._membership, message)
 
     async def _require(self, queue: str) -> None:
         """A queue that is missing would not show: the row alone is stored then. One that goes later takes its tasks
@@ -191,7 +171,7 @@ class FencedTable:
         Whoever holds the table answers. When nobody does, this program takes that place for a moment, and changes
         nothing.
         """
-        pieces = await self._ask(_READ, b"", _ANSWER)
+        pieces = await self._ask(READ, b"", _ANSWER)
         if pieces is not None:
             return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
         if await self._consumers() is None:
@@ -248,7 +228,10 @@ class FencedTable:
 
         async def ask() -> None:
             declarations = [table_declaration(self.name), requests_declaration(self.name)]
-            await make_queues(await self._publisher.connection(), declarations)
+            connection = await self._publisher.connection()
+            await make_queues(connection, declarations)
+            with suppress(amqp.ChannelAccessRefused):
+                _judge(await examine(connection, declarations[0]))
 
         await self._requester.ask(f"making the table {self.name!r}", ask, patience=None)
         self._is_made = True
@@ -299,6 +282,13 @@ class FencedTable:
             return None
         finally:
             await amqp.close_channel(channel)
+
+
+def _judge(found: Declaration) -> None:
+    """Raises QueueMismatch for a queue with several active consumers: each would take itself for the holder."""
+    if not found.arguments.get("x-single-active-consumer"):
+        wanted = {"x-single-active-consumer": True}
+        raise QueueMismatch(found.name, found=found.described(), wanted=wanted, remedy="delete it, and it is made anew")
 
 
 _decode_rows = msgspec.msgpack.Decoder(dict[str, bytes]).decode

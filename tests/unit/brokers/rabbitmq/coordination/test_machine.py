@@ -18,7 +18,6 @@ from leveret.brokers.rabbitmq.coordination.machine import (
     Candidate,
     Doubt,
     Holding,
-    Phase,
     Refused,
     Send,
     Stored,
@@ -75,8 +74,12 @@ class Driven:
         tags = self.deliver(*rows, redelivered=True) if rows else []
         for _ in range(4):
             self.bring_back()
-        assert self.candidate.phase is Phase.HOLDING
+        assert self.phase == "HOLDING"
         return tags
+
+    @property
+    def phase(self) -> str:
+        return self.candidate.phase.name
 
     @property
     def doubts(self) -> list[str]:
@@ -98,14 +101,14 @@ def test_an_empty_table_is_held_after_three_messages_of_its_own_came_back(one: D
     (hello,) = one.sent
     assert isinstance(hello.entry, Hello)
     one.bring_back()
-    assert one.candidate.phase is Phase.LOADING
+    assert one.phase == "LOADING"
     one.bring_back()
     (epoch,) = one.sent
     assert epoch.entry == Row(machine.EPOCH, Version(1, 3, "me"), b"")
-    assert one.candidate.phase is Phase.CLAIMING
+    assert one.phase == "CLAIMING"
     assert not one.acknowledged
     one.bring_back()
-    assert one.candidate.phase is Phase.HOLDING
+    assert one.phase == "HOLDING"
     assert [type(action) for action in one.others if isinstance(action, Holding)] == [Holding]
     assert one.acknowledged == [1, 2]
 
@@ -121,9 +124,9 @@ def test_a_hello_of_ours_from_before_is_no_sentinel(one: Driven) -> None:
     """It may stand before rows that are still coming back from the last holder."""
     early = one.sent.popleft().entry
     one.deliver(early)
-    assert one.candidate.phase is Phase.LOADING
+    assert one.phase == "LOADING"
     one.deliver(early)
-    assert one.candidate.phase is Phase.LOADING
+    assert one.phase == "LOADING"
 
 
 @pytest.mark.parametrize("is_newest_first", [True, False])
@@ -218,11 +221,11 @@ def test_a_row_of_an_older_epoch_that_was_not_read_has_all_be_read_again(one: Dr
 def test_a_second_claim_of_the_same_epoch_is_seen_before_the_own_row_is_back(one: Driven) -> None:
     one.bring_back()
     one.bring_back()
-    assert one.candidate.phase is Phase.CLAIMING
+    assert one.phase == "CLAIMING"
     one.deliver(row("", 1, 5, b"", by="rival"))
     assert one.doubts
     one.bring_back()
-    assert one.candidate.phase is Phase.OVER
+    assert one.phase == "OVER"
 
 
 def test_silence_is_doubted_and_an_alarm_is_not(one: Driven) -> None:
