@@ -184,9 +184,9 @@ class Candidate:
     # What it does
 
     def begin(self, now: float) -> list[Action]:
-        """It consumes from now on."""
+        """It consumes from now on; something may have been delivered by now."""
         self._heard_at = now
-        return [self._hello(now)]
+        return [self._hello(now)] if self.phase is Phase.STANDING_BY else []
 
     def prove(self, now: float) -> list[Action]:
         """Send what proves, when it comes back, that this one is active now."""

@@ -38,6 +38,8 @@ log = logging.getLogger("leveret.rabbitmq.table")
 
 _REPLY_TO = "amq.rabbitmq.reply-to"
 _REQUEST = "leveret.request"
+#: RabbitMQ gives the table to another when its holder has said nothing for about twice so long (seconds).
+_HEARTBEAT = 3
 #: How long whoever holds the table may take to answer, before a reader looks for itself (seconds).
 _ANSWER = 2.0
 #: How long joining and reading may take (seconds).
@@ -85,6 +87,11 @@ class Tenure:
         The row is. The task is too, but for the death of a broker node in that moment. Until the row is changed.
         """
         return self._candidate.uncertain()
+
+    @property
+    def epoch(self) -> int:
+        """Each tenure's is higher than those before."""
+        return self._candidate.epoch
 
     @property
     def is_over(self) -> bool:
@@ -143,7 +150,7 @@ class FencedTable:
     """A table by its name. ``timeout``: what its callers wait for (seconds)."""
 
     def __init__(self, hosts: Hosts, publisher: Publisher, requester: Requester, name: str) -> None:
-        self._hosts = hosts
+        self._hosts = hosts.with_heartbeat(_HEARTBEAT)
         self._publisher = publisher
         self._requester = requester
         self.name = name

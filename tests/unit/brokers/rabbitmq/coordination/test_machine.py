@@ -129,6 +129,13 @@ def test_a_hello_of_ours_from_before_is_no_sentinel(one: Driven) -> None:
     assert one.phase == "LOADING"
 
 
+def test_who_was_delivered_something_before_it_began_sends_one_hello() -> None:
+    candidate = Candidate("me", 1.0, 1.0, reads=True)
+    (hello,) = candidate.delivered([(row("a", 1, 1), 1, True)], 1.0)
+    assert isinstance(hello, Send)
+    assert candidate.begin(1.0) == []
+
+
 @pytest.mark.parametrize("is_newest_first", [True, False])
 def test_of_two_rows_of_a_key_the_newer_stays(one: Driven, *, is_newest_first: bool) -> None:
     pair = [row("a", 2, 9, b"old"), row("a", 3, 1, b"new")]
