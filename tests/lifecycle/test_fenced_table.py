@@ -22,8 +22,9 @@ from leveret.brokers.rabbitmq.amqp import Message, Properties
 from leveret.brokers.rabbitmq.coordination import FencedTable, TenureLost
 from leveret.brokers.rabbitmq.coordination.entries import table_queue
 from leveret.brokers.rabbitmq.queues import Declaration, make_queues
-from leveret.errors import QueueFull, QueueMismatch, QueueNotFound
+from leveret.errors import BrokerRefused, QueueFull, QueueMismatch, QueueNotFound
 from tests.conftest import RABBITMQ
+from tests.lifecycle.test_permissions import permissions
 from tests.support.cluster import Cluster
 from tests.support.nodes import Node
 from tests.support.proxy import Proxy
@@ -261,6 +262,42 @@ async def test_a_queue_that_deals_to_several_is_refused(node: Node) -> None:
         with pytest.raises(QueueMismatch, match="single-active"):
             async with table.tenures() as tenures:
                 await anext(tenures)
+
+
+async def test_the_documented_permissions_are_enough(node: Node) -> None:
+    who = {"worker": "a worker", "producer": "a producer", "operator": "an operator"}
+    for user, row in who.items():
+        node.ctl("add_user", user, user)
+        node.ctl("set_permissions", user, *permissions(row))
+    try:
+        urls = {user: node.url.replace("guest:guest", f"{user}:{user}") for user in who}
+        async with opened(urls["producer"]) as table, opened(urls["worker"], table.name) as worker:
+            await table.post(b"request")
+            async with worker.tenures() as tenures:
+                tenure = await anext(tenures)
+                assert (await anext(aiter(tenure))).body == b"request"
+                await tenure.change({"a": b"1"})
+                for user in who:
+                    async with opened(urls[user], table.name) as reader:
+                        assert await reader.read() == {"a": b"1"}
+            for user in who:
+                async with opened(urls[user], table.name) as reader:
+                    assert await reader.read() == {"a": b"1"}
+    finally:
+        for user in who:
+            node.ctl("delete_user", user)
+
+
+async def test_who_may_not_join_is_told(node: Node) -> None:
+    node.ctl("add_user", "nobody", "nobody")
+    node.ctl("set_permissions", "nobody", "^$", "^amq.default$", "^$")
+    try:
+        async with opened(node.url.replace("guest:guest", "nobody:nobody")) as table:
+            with pytest.raises(BrokerRefused):
+                async with table.tenures() as tenures:
+                    await anext(tenures)
+    finally:
+        node.ctl("delete_user", "nobody")
 
 
 async def test_a_deleted_table_ends_the_tenure_and_is_made_again(node: Node) -> None:

@@ -25,7 +25,7 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     table_queue,
 )
 from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, READ, Membership, TenureLost
-from leveret.brokers.rabbitmq.queues import examine, make_queues, message_count, require_queue
+from leveret.brokers.rabbitmq.queues import Look, examine, make_queues, message_count
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueMismatch, QueueNotFound
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ _REQUEST = "leveret.request"
 _HEARTBEAT = 3
 #: How long whoever holds the table may take to answer, before a reader looks for itself (seconds).
 _ANSWER = 2.0
+#: How many queues are looked for at once, each on a channel of its own.
+_AT_ONCE = 4
+#: A node that is starting may refuse for a moment; one that refuses so often means it.
+_REFUSALS = 3
 #: How long joining and reading may take (seconds).
 _READING = 20.0
 
@@ -66,11 +70,10 @@ class Request:
 class Tenure:
     """The table while this program holds it. What waits in it raises TenureLost when that ends."""
 
-    def __init__(self, membership: Membership, flights: Flights[str], publisher: Publisher) -> None:
+    def __init__(self, membership: Membership, queues: _QueueLook) -> None:
         self._membership = membership
         self._candidate = membership.candidate
-        self._looking = flights
-        self._publisher = publisher
+        self._queues = queues
 
     @property
     def rows(self) -> Mapping[str, bytes]:
@@ -118,8 +121,8 @@ class Tenure:
         """
         if self._candidate.value(key) is None:
             raise ValueError(f"there is no row {key!r} to go with the task")
-        await self._membership.prove()
-        await self._require(message.queue)
+        # One that is missing would not show: the row alone is stored then. One that goes later takes its tasks along.
+        await self._queues.require(message.queue)
         await self._membership.enqueue(message, key, value)
 
     async def __aiter__(self) -> AsyncIterator[Request]:
@@ -131,19 +134,35 @@ class Tenure:
                 raise TenureLost(await self._membership.over())
             yield Request(self._membership, message)
 
-    async def _require(self, queue: str) -> None:
-        """A queue that is missing would not show: the row alone is stored then. One that goes later takes its tasks
-        along anyway.
-        """
 
-        async def look(names: Sequence[str]) -> None:
-            for name in names:
-                await require_queue(await self._publisher.connection(), name)
+class _QueueLook:
+    """Whether queues are there, asked on channels that are kept."""
 
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._flights: Flights[str] = Flights()
+        self._connection: amqp.Connection | None = None
+        self._look: Look | None = None
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def require(self, queue: str) -> None:
+        """Raises QueueNotFound, BrokerUnavailable."""
         try:
-            await self._looking.join([queue], look)
+            await self._flights.join([queue], self._ask)
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, f"looking for queue {queue!r}") from error
+
+    async def _ask(self, names: Sequence[str]) -> None:
+        async with self._slots:
+            connection = await self._publisher.connection()
+            if self._look is None or self._connection is not connection:
+                self._connection, self._look = connection, Look(connection)
+            for name in names:
+                if await amqp.told(self._look.message_count(name)) is None:
+                    raise QueueNotFound(f"queue {name!r} does not exist")
+
+    def close(self) -> None:
+        self._flights.close(BrokerUnavailable("the connection was closed by this program"))
 
 
 class FencedTable:
@@ -154,7 +173,7 @@ class FencedTable:
         self._publisher = publisher
         self._requester = requester
         self.name = name
-        self._looking: Flights[str] = Flights()
+        self._queues = _QueueLook(publisher)
         self._is_made = False
 
     async def post(self, request: bytes) -> None:
@@ -195,39 +214,43 @@ class FencedTable:
 
     @asynccontextmanager
     async def tenures(self) -> AsyncGenerator[AsyncIterator[Tenure]]:
-        """Stand by, and get a tenure each time this program has become the holder. Raises BrokerRefused.
+        """Stand by, and get a tenure each time this program has become the holder. Who asks for the next gives it up.
 
-        Whoever asks for the next gives the last one up.
+        Raises BrokerRefused, and QueueMismatch for a queue that is no table's.
         """
         async with aclosing(self._tenures()) as tenures:
             yield tenures
 
     async def _tenures(self) -> AsyncGenerator[Tenure]:
         pauses = backoff()
+        refusals = 0
         while True:
             try:
                 await self._make()
                 membership = await Membership.join(self._hosts, self.name)
-            except BrokerRefused:
-                raise
             except BrokerError as error:
+                refusals += isinstance(error, BrokerRefused)
+                if refusals >= _REFUSALS:
+                    raise
                 log.debug("the table %r cannot be joined: %s", self.name, error)
                 self._is_made = False
                 await asyncio.sleep(next(pauses))
                 continue
+            refusals = 0
             try:
                 await membership.held()
                 pauses = backoff()
-                log.info("this worker holds the table %r: epoch %d", self.name, membership.candidate.epoch)
-                yield Tenure(membership, self._looking, self._publisher)
+                log.info("this program holds the table %r: epoch %d", self.name, membership.candidate.epoch)
+                yield Tenure(membership, self._queues)
             except TenureLost as error:
-                log.info("standing by for the table %r anew: %s", self.name, error)
+                log.debug("%s", error)
             finally:
                 await membership.leave()
+            log.info("standing by for the table %r again: %s", self.name, await membership.over())
             await asyncio.sleep(next(pauses))
 
     async def close(self) -> None:
-        self._looking.close(BrokerUnavailable("the connection was closed by this program"))
+        self._queues.close()
 
     async def _make(self) -> None:
         if self._is_made:
