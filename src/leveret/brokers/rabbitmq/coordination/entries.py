@@ -131,6 +131,7 @@ _FLAGS = sum(Properties.flags[name] for name in ("headers", "delivery_mode", "me
 _AT_FLAGS, _AT_HEADERS = 12, 18
 _BEGINS = bytes([len(TABLE_ROW)]) + TABLE_ROW.encode() + b"S"
 _ENDS = bytes([len(_ROW)]) + _ROW.encode()
+_HELLO_ENDS = bytes([len(_HELLO)]) + _HELLO.encode()
 _TEXT = _AT_HEADERS + len(_BEGINS) + 4
 
 
@@ -154,11 +155,12 @@ def entry_of(message: Incoming) -> Entry:
     """What a delivery of the table's queue is."""
     if (row := _plain_row(message.header, message.body)) is not None:
         return row
+    if message.header.endswith(_HELLO_ENDS) and (hello := decoded(_decode_hello, message.body)) is not None:
+        return Hello(hello.by, hello.number)
     properties = content_of(message.header).properties
     header = (properties.headers or {}).get(TABLE_ROW)
     if header is None:
-        hello = decoded(_decode_hello, message.body) if properties.message_type == _HELLO else None
-        return Foreign(is_kept=False) if hello is None else Hello(hello.by, hello.number)
+        return Foreign(is_kept=False)
     found = decoded(_decode_row, header)
     if found is None or found.v != VERSION:
         return Foreign(is_kept=True)
