@@ -157,7 +157,6 @@ class Candidate:
         self._proof = float("-inf"), float("-inf")
         #: Hellos of its own.
         self._own: list[int] = []
-        self.foreign = 0
 
     # What it has
 
@@ -214,7 +213,9 @@ class Candidate:
         if waits and now - self._heard_at > DOUBT:
             return self._doubt(f"RabbitMQ {self._silence()} nothing for {now - self._heard_at:.1f} s")
         actions: list[Action] = []
-        if now - self._hello_at >= HELLO:
+        # Whoever is delivered something, if only the hellos of those that stand by, is active.
+        quiet_since = self._hello_at if self.phase is Phase.STANDING_BY else max(self._hello_at, self._heard_at)
+        if now - quiet_since >= HELLO:
             actions.append(self._hello(now))
         if self.phase is Phase.HOLDING:
             actions += self._tend(now)
@@ -269,7 +270,6 @@ class Candidate:
             return self._take_row(entry, tag, now, spent)
         if isinstance(entry, Hello):
             return self._take_hello(entry, tag, now, spent)
-        self.foreign += 1
         if not entry.is_kept:
             spent.append(tag)
         return []

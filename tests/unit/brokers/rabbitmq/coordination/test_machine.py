@@ -282,6 +282,18 @@ def test_hellos_go_out_about_once_a_second(one: Driven) -> None:
     assert 9 <= total <= 11
 
 
+def test_a_holder_that_is_delivered_others_hellos_sends_none_of_its_own(one: Driven) -> None:
+    one.hold()
+    one.sent.clear()
+    for number in range(20):
+        one.deliver(Hello("other", number))
+        one.look()
+    assert not one.sent
+    for _ in range(8):
+        one.look()
+    assert one.doubts
+
+
 def test_after_a_standstill_what_came_meanwhile_is_read_first(one: Driven) -> None:
     one.hold()
     one.sent.clear()
