@@ -7,9 +7,12 @@ import ipaddress
 import socket
 import time
 from collections import deque
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from leveret.brokers.rabbitmq.amqp import tls
 from leveret.brokers.rabbitmq.amqp.parameters import read_parameters
@@ -49,6 +52,13 @@ class Hosts:
     @property
     def have_a_choice(self) -> bool:
         return len(self.urls) > 1
+
+    def with_heartbeat(self, seconds: int) -> Hosts:
+        """The same hosts, for a connection whose end the server shall notice so soon, unless its URL says sooner."""
+        hosts = copy(self)
+        if not self.parameters.heartbeat or self.parameters.heartbeat > seconds:
+            hosts.parameters = msgspec.structs.replace(self.parameters, heartbeat=seconds)
+        return hosts
 
     def in_order(self) -> Sequence[str]:
         """The one that was connected to last, then those that have not failed, or not for the longest time."""

@@ -10,10 +10,12 @@ import enum
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import msgspec
+
 from leveret.brokers.rabbitmq.coordination.entries import Hello, Row, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from leveret.brokers.rabbitmq.coordination.entries import Entry
 
@@ -50,44 +52,44 @@ class Phase(enum.Enum):
     OVER = enum.auto()
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Publish it; tell `Candidate.confirmed` or `refused` what became of it. ``number``: its own, for that."""
 
     entry: Row | Hello
     number: int
 
 
-class Acknowledge(NamedTuple):
-    tags: Sequence[int]
+class Acknowledge(msgspec.Struct, frozen=True):
+    tags: list[int]
 
 
-class Applied(NamedTuple):
+class Applied(msgspec.Struct, frozen=True):
     """A row of ours came back: it counts."""
 
     version: Version
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True):
     """A row that rides on a task came back and was confirmed: both are stored."""
 
     version: Version
 
 
-class Refused(NamedTuple):
+class Refused(msgspec.Struct, frozen=True):
     """The task that a row rides on was refused; the row is put back as it was."""
 
     version: Version
 
 
-class Proved(NamedTuple):
+class Proved(msgspec.Struct, frozen=True):
     """Something of ours came back; see `Candidate.is_fresh`."""
 
 
-class Holding(NamedTuple):
+class Holding(msgspec.Struct, frozen=True):
     """From now on this one may act."""
 
 
-class Doubt(NamedTuple):
+class Doubt(msgspec.Struct, frozen=True):
     """Close the connection, forget all and join again. ``reason``: for the log."""
 
     reason: str
@@ -155,7 +157,6 @@ class Candidate:
         self._proof = float("-inf"), float("-inf")
         #: Hellos of its own.
         self._own: list[int] = []
-        self.foreign = 0
 
     # What it has
 
@@ -182,9 +183,9 @@ class Candidate:
     # What it does
 
     def begin(self, now: float) -> list[Action]:
-        """It consumes from now on."""
+        """It consumes from now on; something may have been delivered by now."""
         self._heard_at = now
-        return [self._hello(now)]
+        return [self._hello(now)] if self.phase is Phase.STANDING_BY else []
 
     def prove(self, now: float) -> list[Action]:
         """Send what proves, when it comes back, that this one is active now."""
@@ -212,7 +213,9 @@ class Candidate:
         if waits and now - self._heard_at > DOUBT:
             return self._doubt(f"RabbitMQ {self._silence()} nothing for {now - self._heard_at:.1f} s")
         actions: list[Action] = []
-        if now - self._hello_at >= HELLO:
+        # Whoever is delivered something, if only the hellos of those that stand by, is active.
+        quiet_since = self._hello_at if self.phase is Phase.STANDING_BY else max(self._hello_at, self._heard_at)
+        if now - quiet_since >= HELLO:
             actions.append(self._hello(now))
         if self.phase is Phase.HOLDING:
             actions += self._tend(now)
@@ -267,7 +270,6 @@ class Candidate:
             return self._take_row(entry, tag, now, spent)
         if isinstance(entry, Hello):
             return self._take_hello(entry, tag, now, spent)
-        self.foreign += 1
         if not entry.is_kept:
             spent.append(tag)
         return []

@@ -9,6 +9,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from leveret.brokers.rabbitmq.amqp import ConfirmChannel, Limits, Message, Properties, acks, content_of
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination import machine
@@ -18,6 +20,7 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     Row,
     entry_of,
     hello_message,
+    is_own,
     requests_queue,
     row_message,
     table_queue,
@@ -43,6 +46,10 @@ _PREFETCH = 20_000
 #: Requests that are handed to the holder and not done.
 _REQUESTS = 100
 _LOOK = machine.HELLO / 2
+#: About how many bytes of rows one answer has.
+_PIECE = 256 * 1024
+#: The question for all rows, which is answered here.
+READ = "leveret.read"
 _ROWS_TAG, _REQUESTS_TAG = "leveret-rows", "leveret-requests"
 
 
@@ -75,12 +82,13 @@ class Membership:
         #: None: there are no more.
         self.requests: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
         self._line.when_lost(lambda: self._end(self._line.farewell or "the connection was lost"))
 
     @classmethod
     async def join(cls, hosts: Hosts, name: str, *, reads: bool = False) -> Self:
         """Raises BrokerUnavailable or BrokerRefused; the queues must be there."""
-        channel = await ConfirmChannel.open(hosts, Limits(), fitted, purpose="table")
+        channel = await ConfirmChannel.open(hosts, Limits(), _fit, purpose="table")
         membership = cls(channel, name, reads=reads)
         try:
             await channel.line.run(membership._begin())
@@ -117,16 +125,14 @@ class Membership:
         """Wait until it is over, and why."""
         return await asyncio.shield(self._over)
 
-    def give_up(self, reason: str) -> None:
-        self._end(reason)
-
     async def leave(self) -> None:
         """Close the connection: the next candidate gets the rows."""
-        self._end("this program left")
+        self._end("this program left it")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._line.close()
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
 
     async def prove(self) -> None:
         """Return when it was just seen that this one is active. Raises TenureLost."""
@@ -180,7 +186,7 @@ class Membership:
         rows = []
         for message in messages:
             if message.consumer == _REQUESTS_TAG.encode():
-                self.requests.put_nowait(message)
+                self._take_request(message)
             else:
                 entry = entry_of(message)
                 if isinstance(entry, Foreign):
@@ -188,6 +194,21 @@ class Membership:
                 rows.append((entry, message.tag, message.redelivered))
         if rows:
             self._do(self.candidate.delivered(rows, self._clock()))
+
+    def _take_request(self, message: Incoming) -> None:
+        if content_of(message.header).properties.message_type != READ:
+            self.requests.put_nowait(message)
+            return
+        piece: dict[str, bytes] = {}
+        size = 0
+        for key, value in self.candidate.rows().items():
+            if size > _PIECE:
+                self.answer(message, msgspec.msgpack.encode(piece), more=True)
+                piece, size = {}, 0
+            piece[key] = value
+            size += len(key) + len(value)
+        self.answer(message, msgspec.msgpack.encode(piece))
+        self.acknowledge([message.tag])
 
     async def _look(self) -> None:
         while not self.is_over:
@@ -279,6 +300,8 @@ class Membership:
             _fail(waiting, TenureLost(f"table {self._name!r}: {reason}"))
         self._changes.clear()
         self.requests.put_nowait(None)
+        # At once: as long as it is open, no other candidate gets the rows.
+        self._closing = asyncio.get_running_loop().create_task(self._line.close())
 
     def _expect(self, number: int) -> asyncio.Future[None]:
         change = self._changes[number] = self._new_future()
@@ -288,6 +311,11 @@ class Membership:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_forget)
         return future
+
+
+def _fit(message: Message, frame_max: int) -> Message:
+    """Tasks alone have headers that may not fit."""
+    return message if is_own(message) else fitted(message, frame_max)
 
 
 def _resolve(waiting: asyncio.Future[None] | None) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from leveret.brokers.backoff import backoff
 from leveret.brokers.flights import Flights
-from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, content_of
+from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination.entries import (
     requests_declaration,
@@ -24,26 +24,28 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     table_declaration,
     table_queue,
 )
-from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, Membership, TenureLost
-from leveret.brokers.rabbitmq.queues import make_queues, message_count, require_queue
-from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, READ, Membership, TenureLost
+from leveret.brokers.rabbitmq.queues import Look, examine, make_queues, message_count
+from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueMismatch, QueueNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
-    from leveret.brokers.rabbitmq.queues import Publisher, Requester
+    from leveret.brokers.rabbitmq.queues import Declaration, Publisher, Requester
 
 log = logging.getLogger("leveret.rabbitmq.table")
 
 _REPLY_TO = "amq.rabbitmq.reply-to"
 _REQUEST = "leveret.request"
-#: What the room itself answers: all rows.
-_READ = "leveret.read"
+#: RabbitMQ gives the table to another when its holder has said nothing for about twice so long (seconds).
+_HEARTBEAT = 3
 #: How long whoever holds the table may take to answer, before a reader looks for itself (seconds).
 _ANSWER = 2.0
-#: About how many bytes of rows one answer has.
-_PIECE = 256 * 1024
+#: How many queues are looked for at once, each on a channel of its own.
+_AT_ONCE = 4
+#: A node that is starting may refuse for a moment; one that refuses so often means it.
+_REFUSALS = 3
 #: How long joining and reading may take (seconds).
 _READING = 20.0
 
@@ -68,11 +70,10 @@ class Request:
 class Tenure:
     """The table while this program holds it. What waits in it raises TenureLost when that ends."""
 
-    def __init__(self, membership: Membership, flights: Flights[str], publisher: Publisher) -> None:
+    def __init__(self, membership: Membership, queues: _QueueLook) -> None:
         self._membership = membership
         self._candidate = membership.candidate
-        self._looking = flights
-        self._publisher = publisher
+        self._queues = queues
 
     @property
     def rows(self) -> Mapping[str, bytes]:
@@ -89,6 +90,11 @@ class Tenure:
         The row is. The task is too, but for the death of a broker node in that moment. Until the row is changed.
         """
         return self._candidate.uncertain()
+
+    @property
+    def epoch(self) -> int:
+        """Each tenure's is higher than those before."""
+        return self._candidate.epoch
 
     @property
     def is_over(self) -> bool:
@@ -115,8 +121,8 @@ class Tenure:
         """
         if self._candidate.value(key) is None:
             raise ValueError(f"there is no row {key!r} to go with the task")
-        await self._membership.prove()
-        await self._require(message.queue)
+        # One that is missing would not show: the row alone is stored then. One that goes later takes its tasks along.
+        await self._queues.require(message.queue)
         await self._membership.enqueue(message, key, value)
 
     async def __aiter__(self) -> AsyncIterator[Request]:
@@ -126,48 +132,48 @@ class Tenure:
             if message is None:
                 self._membership.requests.put_nowait(None)
                 raise TenureLost(await self._membership.over())
-            request = Request(self._membership, message)
-            if content_of(message.header).properties.message_type == _READ:
-                self._tell_all(message)
-                request.done()
-            else:
-                yield request
+            yield Request(self._membership, message)
 
-    def _tell_all(self, question: Incoming) -> None:
-        rows: dict[str, bytes] = {}
-        size = 0
-        for key, value in self.rows.items():
-            if size > _PIECE:
-                self._membership.answer(question, msgspec.msgpack.encode(rows), more=True)
-                rows, size = {}, 0
-            rows[key] = value
-            size += len(key) + len(value)
-        self._membership.answer(question, msgspec.msgpack.encode(rows))
 
-    async def _require(self, queue: str) -> None:
-        """A queue that is missing would not show: the row alone is stored then. One that goes later takes its tasks
-        along anyway.
-        """
+class _QueueLook:
+    """Whether queues are there, asked on channels that are kept."""
 
-        async def look(names: Sequence[str]) -> None:
-            for name in names:
-                await require_queue(await self._publisher.connection(), name)
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._flights: Flights[str] = Flights()
+        self._connection: amqp.Connection | None = None
+        self._look: Look | None = None
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
+    async def require(self, queue: str) -> None:
+        """Raises QueueNotFound, BrokerUnavailable."""
         try:
-            await self._looking.join([queue], look)
+            await self._flights.join([queue], self._ask)
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, f"looking for queue {queue!r}") from error
+
+    async def _ask(self, names: Sequence[str]) -> None:
+        async with self._slots:
+            connection = await self._publisher.connection()
+            if self._look is None or self._connection is not connection:
+                self._connection, self._look = connection, Look(connection)
+            for name in names:
+                if await amqp.told(self._look.message_count(name)) is None:
+                    raise QueueNotFound(f"queue {name!r} does not exist")
+
+    def close(self) -> None:
+        self._flights.close(BrokerUnavailable("the connection was closed by this program"))
 
 
 class FencedTable:
     """A table by its name. ``timeout``: what its callers wait for (seconds)."""
 
     def __init__(self, hosts: Hosts, publisher: Publisher, requester: Requester, name: str) -> None:
-        self._hosts = hosts
+        self._hosts = hosts.with_heartbeat(_HEARTBEAT)
         self._publisher = publisher
         self._requester = requester
         self.name = name
-        self._looking: Flights[str] = Flights()
+        self._queues = _QueueLook(publisher)
         self._is_made = False
 
     async def exists(self) -> bool:
@@ -195,7 +201,7 @@ class FencedTable:
         Whoever holds the table answers. When nobody does, this program takes that place for a moment, and changes
         nothing.
         """
-        pieces = await self._ask(_READ, b"", _ANSWER)
+        pieces = await self._ask(READ, b"", _ANSWER)
         if pieces is not None:
             return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
         if await self._consumers() is None:
@@ -212,39 +218,43 @@ class FencedTable:
 
     @asynccontextmanager
     async def tenures(self) -> AsyncGenerator[AsyncIterator[Tenure]]:
-        """Stand by, and get a tenure each time this program has become the holder. Raises BrokerRefused.
+        """Stand by, and get a tenure each time this program has become the holder. Who asks for the next gives it up.
 
-        Whoever asks for the next gives the last one up.
+        Raises BrokerRefused, and QueueMismatch for a queue that is no table's.
         """
         async with aclosing(self._tenures()) as tenures:
             yield tenures
 
     async def _tenures(self) -> AsyncGenerator[Tenure]:
         pauses = backoff()
+        refusals = 0
         while True:
             try:
                 await self._make()
                 membership = await Membership.join(self._hosts, self.name)
-            except BrokerRefused:
-                raise
             except BrokerError as error:
+                refusals += isinstance(error, BrokerRefused)
+                if refusals >= _REFUSALS:
+                    raise
                 log.debug("the table %r cannot be joined: %s", self.name, error)
                 self._is_made = False
                 await asyncio.sleep(next(pauses))
                 continue
+            refusals = 0
             try:
                 await membership.held()
                 pauses = backoff()
-                log.info("this worker holds the table %r: epoch %d", self.name, membership.candidate.epoch)
-                yield Tenure(membership, self._looking, self._publisher)
+                log.info("this program holds the table %r: epoch %d", self.name, membership.candidate.epoch)
+                yield Tenure(membership, self._queues)
             except TenureLost as error:
-                log.info("standing by for the table %r anew: %s", self.name, error)
+                log.debug("%s", error)
             finally:
                 await membership.leave()
+            log.info("standing by for the table %r again: %s", self.name, await membership.over())
             await asyncio.sleep(next(pauses))
 
     async def close(self) -> None:
-        self._looking.close(BrokerUnavailable("the connection was closed by this program"))
+        self._queues.close()
 
     async def _make(self) -> None:
         if self._is_made:
@@ -252,7 +262,10 @@ class FencedTable:
 
         async def ask() -> None:
             declarations = [table_declaration(self.name), requests_declaration(self.name)]
-            await make_queues(await self._publisher.connection(), declarations)
+            connection = await self._publisher.connection()
+            await make_queues(connection, declarations)
+            with suppress(amqp.ChannelAccessRefused):
+                _judge(await examine(connection, declarations[0]))
 
         await self._requester.ask(f"making the table {self.name!r}", ask, patience=None)
         self._is_made = True
@@ -303,6 +316,13 @@ class FencedTable:
             return None
         finally:
             await amqp.close_channel(channel)
+
+
+def _judge(found: Declaration) -> None:
+    """Raises QueueMismatch for a queue with several active consumers: each would take itself for the holder."""
+    if not found.arguments.get("x-single-active-consumer"):
+        wanted = {"x-single-active-consumer": True}
+        raise QueueMismatch(found.name, found=found.described(), wanted=wanted, remedy="delete it, and it is made anew")
 
 
 _decode_rows = msgspec.msgpack.Decoder(dict[str, bytes]).decode

@@ -115,7 +115,7 @@ async def warn_of_priorities(connection: amqp.Connection, queues: Sequence[Queue
     version = amqp.server_version(connection)
     for queue in queues:
         if queue.priorities or queue.kind == "classic":
-            found = await _examine(connection, task_declaration(queue))
+            found = await examine(connection, task_declaration(queue))
             notes.warn_of_priorities(queue.name, judge_priorities(queue, found, version))
 
 
@@ -124,7 +124,7 @@ async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[
     if amqp.server_version(connection) < (4, 3):
         return {}
     try:
-        found = await _examine(connection, task_declaration(queue))
+        found = await examine(connection, task_declaration(queue))
     except amqp.ChannelAccessRefused:
         return {}
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
@@ -138,7 +138,7 @@ def steady_arguments(connection: amqp.Connection) -> dict[str, Any]:
 async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
     """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
     try:
-        found = await _examine(connection, task_declaration(queue))
+        found = await examine(connection, task_declaration(queue))
     except amqp.ChannelAccessRefused:
         return False
     return bool(found.arguments.get("x-single-active-consumer"))
@@ -440,7 +440,8 @@ class Look:
         return await amqp.open_channel(self._connection, confirms=False)
 
 
-async def _examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
+async def examine(connection: amqp.Connection, wanted: Declaration) -> Declaration:
+    """See `Look.examine`."""
     async with aclosing(Look(connection)) as look:
         return await look.examine(wanted)
 
