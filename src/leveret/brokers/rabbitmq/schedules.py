@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from leveret.brokers.base import no_schedule
-from leveret.brokers.rabbitmq.coordination import MOST_RIDING, TenureLost
-from leveret.errors import BrokerUnavailable, ConfigurationError, QueueNotFound, ScheduleNotFound
+from leveret.brokers.rabbitmq.coordination import MOST_RIDING, MOST_ROWS, TenureLost
+from leveret.errors import BrokerUnavailable, ConfigurationError, LeveretError, QueueNotFound, ScheduleNotFound
 from leveret.model import Change, Declare, Put, ScheduleRequest, ScheduleRow, advance, asked, decoded, steps
 
 if TYPE_CHECKING:
@@ -140,6 +140,12 @@ class _Held:
             self._note({row.name: step})
 
     async def _set(self, rows: Mapping[str, ScheduleRow | None]) -> None:
+        fresh = sum(row is not None and name not in self._rows for name, row in rows.items())
+        if fresh and len(self._rows) + fresh > MOST_ROWS:
+            raise ConfigurationError(
+                f"there are {len(self._rows)} schedules, and RabbitMQ keeps {MOST_ROWS} at most: one may "
+                "enqueue many tasks, with enqueue_many"
+            )
         if rows:
             await self._tenure.change({name: None if row is None else _pack(row) for name, row in rows.items()})
             self._note(rows)
@@ -265,21 +271,25 @@ class _Keeper:
         """Stand by, and answer requests while this one holds the table."""
         async with self._table.tenures() as tenures:
             async for tenure in tenures:
-                with suppress(TenureLost):
-                    self._held = await self._schedules.hold(tenure)
+                try:
+                    self._held = held = await self._schedules.hold(tenure)
                     self._changed.set()
-                    async for request in tenure:
-                        await self._answer(self._held, request)
+                    async with asyncio.TaskGroup() as answering:
+                        async for request in tenure:
+                            answering.create_task(self._answer(held, request))
+                except* TenureLost as lost:
+                    log.debug("the schedules are kept by another one: %s", lost.exceptions[0])
                 self._held = None
                 self._changed.set()
 
     async def _answer(self, held: _Held, request: Request) -> None:
+        """It stays in its queue, for the next one, when this one is not the keeper any more."""
         try:
             change = await held.do(_request_of(request.body))
             answer = _Answer(msgspec.structs.replace(change, rows={}))
         except TenureLost:
-            raise
-        except (msgspec.MsgspecError, ScheduleNotFound, ConfigurationError, QueueNotFound) as error:
+            return
+        except (msgspec.MsgspecError, LeveretError) as error:
             answer = _Answer(refusal=type(error).__name__, problem=str(error))
         request.answer(msgspec.msgpack.encode(answer))
         request.done()

@@ -22,6 +22,7 @@ DROP TABLE record;
 DROP TABLE watch;
 DROP TABLE mark;
 DROP TABLE question;
+DROP TABLE schedule;
 ALTER TABLE consumer DROP COLUMN describes;
 ALTER TABLE queue DROP COLUMN paused;
 DROP INDEX task_ready;

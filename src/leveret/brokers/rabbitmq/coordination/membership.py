@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leveret.rabbitmq.table")
 
 #: Most rows of a table: with a takeover under a second.
-MOST_ROWS = 5_000
+MOST_ROWS = 12_000
 #: Unacknowledged messages of the table: each row, its next version, tombstones and hellos.
 _PREFETCH = 20_000
 #: Requests that are handed to the holder and not done.
