@@ -47,7 +47,8 @@ class Holder:
         command = [sys.executable, "-m", "tests.support.table_holder", url, name, what]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ))
         self.said: list[dict[str, Any]] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -72,6 +73,9 @@ class Holder:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 class Group:
