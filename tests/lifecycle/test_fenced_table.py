@@ -20,7 +20,7 @@ import pytest
 
 from leveret.brokers.rabbitmq.amqp import Message, Properties
 from leveret.brokers.rabbitmq.coordination import FencedTable, TenureLost
-from leveret.brokers.rabbitmq.coordination.entries import table_queue
+from leveret.brokers.rabbitmq.coordination.entries import requests_queue, table_queue
 from leveret.brokers.rabbitmq.queues import Declaration, make_queues
 from leveret.errors import BrokerRefused, QueueFull, QueueMismatch, QueueNotFound
 from tests.conftest import RABBITMQ
@@ -302,6 +302,21 @@ async def test_who_may_not_join_is_told(node: Node) -> None:
                     await anext(tenures)
     finally:
         node.ctl("delete_user", "nobody")
+
+
+async def test_a_deleted_queue_of_requests_is_made_again(node: Node) -> None:
+    async with opened(node.url) as table, table.tenures() as tenures:
+        tenure = await anext(tenures)
+        await tenure.change({"a": b"1"})
+        await table.post(b"one")
+        assert (await anext(aiter(tenure))).body == b"one"
+        async with await aio_pika.connect(node.url) as connection:
+            await (await connection.channel()).queue_delete(requests_queue(table.name))
+        await tenure.over()
+        tenure = await anext(tenures)
+        assert tenure.rows == {"a": b"1"}
+        await table.post(b"two")
+        assert (await anext(aiter(tenure))).body == b"two"
 
 
 async def test_a_deleted_table_ends_the_tenure_and_is_made_again(node: Node) -> None:
