@@ -1,8 +1,9 @@
 """A program that stands by for a table, changes it while it holds it, and says on standard output what it knows.
 
-    python -m tests.support.table_holder URL NAME count|enqueue|idle
+    python -m tests.support.table_holder URL NAME count|enqueue|surely|idle
 
 `count`: adds one to the row `count`, again and again. `enqueue`: stores a task with each, whose id is the number.
+`surely`: the same, and again what is uncertain.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ def say(event: str, **more: object) -> None:
     print(json.dumps({"event": event, "at": time.monotonic(), **more}), flush=True)
 
 
-async def count(tenure: Tenure, *, enqueue: bool) -> None:
+async def count(tenure: Tenure, what: str) -> None:
     number = int(tenure.get("count") or b"0")
+    if what == "surely" and "count" in tenure.uncertain:
+        number -= 1
     while True:
         number += 1
         value = b"%d" % number
-        if enqueue:
+        if what != "count":
             message = Message(TASKS, b"{}", Properties(message_id=str(number), delivery_mode=2))
             await tenure.enqueue(message, "count", value)
         else:
@@ -62,7 +65,7 @@ async def main(url: str, name: str, what: str) -> None:
                 epoch=tenure.epoch,
             )
             with contextlib.suppress(TenureLost):
-                await (count(tenure, enqueue=what == "enqueue") if what != "idle" else tenure.over())
+                await (count(tenure, what) if what != "idle" else tenure.over())
             say("lost", why=await tenure.over())
 
 

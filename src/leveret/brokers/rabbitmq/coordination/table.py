@@ -187,6 +187,7 @@ class FencedTable:
         try:
             await self._publisher.publish([message])
         except QueueNotFound:
+            self._is_made = False
             await self._make()
             await self._publisher.publish([message])
 
@@ -206,13 +207,21 @@ class FencedTable:
             return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
         if await self._consumers() is None:
             return {}
-        membership = await Membership.join(self._hosts, self.name, reads=True)
         try:
             async with asyncio.timeout(_READING):
-                await membership.held()
+                for pause in backoff():
+                    with suppress(TenureLost):
+                        return await self._read_itself()
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            pass
+        raise BrokerUnavailable(f"the table {self.name!r} could not be read within {_READING:g} s")
+
+    async def _read_itself(self) -> Mapping[str, bytes]:
+        membership = await Membership.join(self._hosts, self.name, reads=True)
+        try:
+            await membership.held()
             return membership.candidate.rows()
-        except TimeoutError as error:
-            raise BrokerUnavailable(f"the table {self.name!r} could not be read within {_READING:g} s") from error
         finally:
             await membership.leave()
 
@@ -250,6 +259,7 @@ class FencedTable:
                 log.debug("%s", error)
             finally:
                 await membership.leave()
+            self._is_made = False  # a queue that was deleted may be why
             log.info("standing by for the table %r again: %s", self.name, await membership.over())
             await asyncio.sleep(next(pauses))
 

@@ -58,7 +58,7 @@ class Driven:
     def bring_back(self) -> list[int]:
         """Deliver what was sent so far, in order."""
         sent, self.sent = self.sent, deque()
-        return self.deliver(*(one.entry for one in sent))
+        return self.deliver(*(one.entry for one in sent)) if sent else []
 
     def look(self, seconds: float = 0.5) -> None:
         self.now += seconds
