@@ -297,7 +297,7 @@ class App:
     @property
     def schedules(self) -> Schedules:
         """The schedules of this application's broker: those of the code, and those that are data."""
-        return Schedules(self.client, self.registry)
+        return Schedules(self.client)
 
     def handle(self, id_: str, /) -> Handle[Any]:
         """The handle of a task that any program enqueued. See ``Task.handle`` for a typed one.

@@ -104,6 +104,10 @@ class Client:
         """This loop's broker, for views that ask more than a producer does; opened when it is used first."""
         return self._producer().broker
 
+    async def require(self, queues: Collection[str], /) -> None:
+        """Declare those of the queues that this loop's broker has not declared yet. Raises BrokerError."""
+        await self._producer().require(queues)
+
     def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool = True) -> Coroutine[Any, Any, None]:
         """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know."""
         store: Store = partial(self._publish, notify=notify)
@@ -237,6 +241,13 @@ class LoopProducer:
 
     async def declare(self) -> None:
         await self._declare(self._queues)
+
+    async def require(self, queues: Collection[str]) -> None:
+        """Declare those of the queues that it has not declared yet. Raises BrokerError."""
+        with self._deadlines.begin():
+            wanted = frozenset(queues) - self._declared
+            if wanted:
+                await self._declare(wanted)
 
     async def publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
         stored, wanted = False, frozenset[str]()

@@ -10,14 +10,13 @@ import msgspec
 from leveret.client.handle import Handle
 from leveret.client.task import Call
 from leveret.errors import ConfigurationError
-from leveret.model import Cron, Every, Pause, Put, Queue, Remove, Resume, Trigger
+from leveret.model import Cron, Every, Pause, Put, Remove, Resume, Trigger
 from leveret.model.durations import show
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from leveret.client.client import Client
-    from leveret.client.registration import Registry
     from leveret.model import ScheduleRow
 
 
@@ -28,9 +27,8 @@ class Schedules:
     (Unix times), ``row.paused`` and ``row.schedule.timing`` tell the rest.
     """
 
-    def __init__(self, client: Client, registry: Registry) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._registry = registry
 
     async def __aiter__(self) -> AsyncIterator[ScheduleRow]:
         for row in await self._client.broker.schedules.read():
@@ -62,10 +60,8 @@ class Schedules:
             raise ConfigurationError(f"schedule {name!r}: the arguments are the call's; leave with_args(...) out")
         timing = msgspec.structs.replace(timing, args=call.args, kwargs=dict(call.kwargs))
         schedule = call.task.scheduled(name, timing)
-        queue = schedule.message.queue
-        broker = self._client.broker
-        await broker.declare([self._registry.queues.get(queue, Queue(queue))])
-        await broker.schedules.ask(Put(schedule))
+        await self._client.require([schedule.message.queue])
+        await self._client.broker.schedules.ask(Put(schedule))
 
     async def remove(self, name: str) -> None:
         """Forget a schedule that is data. Its tasks that are enqueued stay.
@@ -113,6 +109,7 @@ class Schedules:
         Raises:
             ScheduleNotFound: There is none of that name.
         """
-        change = await self._client.broker.schedules.ask(Trigger(name, time.time()))
-        (task,) = change.tasks
-        return Handle(task.id, self._client, task.task, task.queue)
+        request = Trigger(name, round(time.time(), 3))
+        change = await self._client.broker.schedules.ask(request)
+        task, queue = (change.tasks[0].task, change.tasks[0].queue) if change.tasks else (None, None)
+        return Handle(request.id, self._client, task, queue)

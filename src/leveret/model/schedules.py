@@ -128,6 +128,11 @@ class Trigger(msgspec.Struct, frozen=True, tag=True):
     name: str
     at: float
 
+    @property
+    def id(self) -> str:
+        """The task's."""
+        return f"{self.name}@{moment_text(self.at)}"
+
 
 ScheduleRequest: TypeAlias = Put | Declare | Remove | Pause | Resume | Trigger
 
@@ -376,6 +381,8 @@ def _one(request: Remove | Pause | Resume | Trigger, row: ScheduleRow, now: floa
             following = _after(row.schedule, now)
             return Change({row.name: msgspec.structs.replace(row, paused=False, problem="", next=following)})
         case Trigger(_, at):
-            task = _task(row.schedule, round(at, 3), now)
+            if request.id in row.recent:
+                return NO_CHANGE  # asked again by who had no answer
+            task = _task(row.schedule, at, now)
             recent = [*row.recent, task.id][-MOST_CAUGHT_UP:]
             return Change({row.name: msgspec.structs.replace(row, recent=recent)}, [task])

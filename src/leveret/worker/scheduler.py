@@ -21,7 +21,7 @@ log = logging.getLogger("leveret.schedules")
 
 #: The longest time between two looks at what is due, and two words that this worker is there (seconds).
 LOOK = 15.0
-#: What could not be stored is tried again after so long (seconds).
+#: What could not be done is tried again after so long (seconds).
 _AGAIN = 1.0
 #: So many are stored at once.
 _MOST = 256
@@ -34,14 +34,17 @@ class Scheduler:
         self._broker = broker
         self._application = application
         self._warnings = LimitedLog(log)
-        #: What was declared last, and when (the loop's time).
-        self._declared: Declare | None = None
-        self._declared_at = 0.0
         #: Of the schedules that another program declares otherwise, those that were told of.
         self._outdated: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        # Whoever keeps the schedules may be slow to answer, and that must keep up nothing here.
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._keep_declared())
+            both.create_task(self._keep())
+
+    async def _keep(self) -> None:
         pauses = backoff()
         while True:
             try:
@@ -50,11 +53,23 @@ class Scheduler:
                         await self._round(keeper)
                         pauses = backoff()
             except LeveretError as error:
-                self._warnings.warning("schedules rest: %s", error)
+                self._warnings.warning("schedules cannot be kept: %s", error)
                 await asyncio.sleep(next(pauses))
 
+    async def _keep_declared(self) -> None:
+        """Say what the application's code has: at the start, now and then, and when it was loaded again."""
+        declared, until = None, 0.0
+        while True:
+            declaration, now = self._application.declaration, asyncio.get_running_loop().time()
+            if declaration is not declared or now >= until:
+                try:
+                    await self._declare(declaration)
+                    declared, until = declaration, now + LOOK
+                except LeveretError as error:
+                    self._warnings.warning("the schedules of %s cannot be declared: %s", declaration.origin, error)
+            await asyncio.sleep(_AGAIN)
+
     async def _round(self, keeper: ScheduleKeeper) -> None:
-        await self._declare()
         rows, following = await keeper.due()
         if not rows:
             await keeper.wait(LOOK if following is None else min(LOOK, following))
@@ -64,13 +79,7 @@ class Scheduler:
         if not all(stored):
             await keeper.wait(_AGAIN)
 
-    async def _declare(self) -> None:
-        """Now and then, and when the application was loaded again."""
-        declaration = self._application.declaration
-        now = asyncio.get_running_loop().time()
-        if declaration is self._declared and now < self._declared_at + LOOK:
-            return
-        self._declared, self._declared_at = declaration, now
+    async def _declare(self, declaration: Declare) -> None:
         change = await self._broker.schedules.ask(declaration)
         outdated = frozenset(change.outdated)
         for name in sorted(outdated - self._outdated):

@@ -33,7 +33,9 @@ ToMessage: TypeAlias = "Callable[[Envelope], Message]"
 #: The table's name.
 TABLE = "schedules"
 #: How long whoever keeps the schedules may take to answer (seconds).
-_ANSWER = 5.0
+_ANSWER = 3.0
+#: How often it is asked, and looked whether nobody keeps them.
+_TRIES = 4
 #: A program that keeps them looks so often whether there are any at all (seconds).
 _LOOK = 10.0
 _REFUSALS: dict[str, type[Exception]] = {
@@ -186,24 +188,30 @@ class RabbitMQSchedules:
         return sorted(rows_of(await self._table.read()), key=lambda row: row.name)
 
     async def ask(self, request: ScheduleRequest) -> Change:
-        encoded = await self._table.ask(msgspec.msgpack.encode(request), _ANSWER)
-        if encoded is not None:
-            return _result(_answer_of(encoded))
-        if not await self._is_needed(request):
-            if isinstance(request, Declare):
-                return Change()
-            raise no_schedule(request)
-        # Nobody keeps them, so this program does for a moment.
-        try:
-            async with asyncio.timeout(_ANSWER * 4), self._table.tenures() as tenures:
+        encoded = msgspec.msgpack.encode(request)
+        for _ in range(_TRIES):
+            answer = await self._table.ask(encoded, _ANSWER)
+            if answer is not None:
+                return _result(_answer_of(answer))
+            if not await self._is_needed(request):
+                if isinstance(request, Declare):
+                    return Change()
+                raise no_schedule(request)
+            change = await self._do_here(request)
+            if change is not None:
+                return change
+        raise BrokerUnavailable(
+            f"whoever keeps the schedules did not answer {_TRIES} times; what was asked may be done or not"
+        )
+
+    async def _do_here(self, request: ScheduleRequest) -> Change | None:
+        """Where nobody keeps them, this program does for a moment; None: somebody does."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER), self._table.tenures() as tenures:
                 async for tenure in tenures:
                     with suppress(TenureLost):
                         return await (await self.hold(tenure)).do(request)
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"whoever keeps the schedules did not answer within {_ANSWER * 4:g} s; the request may be done or not"
-            ) from error
-        raise BrokerUnavailable("the schedules could not be reached")
+        return None
 
     async def _is_needed(self, request: ScheduleRequest) -> bool:
         """Whether the table is to be used, and so be made if it is not there."""
