@@ -229,8 +229,9 @@ class RabbitMQSchedules:
     async def hold(self, tenure: Tenure) -> _Held:
         """What this one holds now. A task that may be missing is stored again, with the same id."""
         held = _Held(tenure, self._store, self._to_message)
-        doubtful = [row for name, row in held.rows.items() if name in tenure.uncertain and row.recent]
-        known = {status.id for status in await self._statuses.read([row.recent[-1] for row in doubtful])}
+        doubtful = [held.rows[name] for name in tenure.uncertain if name in held.rows and held.rows[name].recent]
+        ids = [row.recent[-1] for row in doubtful]
+        known = {status.id for status in await self._statuses.read(ids)} if ids else ()
         for row in doubtful:
             if row.recent[-1] not in known and (task := row.last_task()) is not None:
                 log.warning("schedule %r: task %s may not be stored, and is stored again", row.name, task.id)
