@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from leveret.errors import QueueInUse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers.feeds import Feed
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         WorkerReport,
     )
 
+#: What becomes of a task whose unique key is taken: the one that is there stands for it, or the enqueue is refused.
+OnConflict: TypeAlias = Literal["ignore", "raise"]
 #: How long `publish` may take before it raises (seconds).
 DEFAULT_TIMEOUT = 30.0
 
@@ -215,10 +217,19 @@ class Broker(Protocol):
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
 
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
-        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+    async def publish(
+        self, envelopes: Sequence[Envelope], /, *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout.
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None:
+        At most one task with a unique key (`leveret.model.unique_key`) is there that has not ended. "raise": where one
+        is, DuplicateTask is raised, and nothing of the call is stored. "ignore": the others are stored; returned are
+        the ids of those that were not, each with the id of the one that is there. None: all were stored.
+        """
+
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
         """`publish` in the calling thread, which runs no event loop: any thread, when the queues are declared.
 
         ``notify``: let those who follow know. Only where `Capabilities.blocking` says so; elsewhere it raises

@@ -56,13 +56,14 @@ from leveret.model import (
     revived,
     revived_again,
     this_process,
+    unique_key,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Consumer, Control, DeadLetters, Queues, Select, Statuses
+    from leveret.brokers.base import Consumer, Control, DeadLetters, OnConflict, Queues, Select, Statuses
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, WorkerReport
 
@@ -102,6 +103,8 @@ class MemoryStore:
         self.queues: dict[str, _Stored] = {}
         #: Of every task that is ready, delayed, running or dead.
         self.ids: set[str] = set()
+        #: The id of the task that has each unique key.
+        self.unique: dict[str, str] = {}
         #: Numbers deliveries, and the places of ready tasks.
         self.tokens = itertools.count(1)
         #: What was told of tasks, the longest unchanged first.
@@ -109,6 +112,22 @@ class MemoryStore:
         self.feeds = Feeds()
         #: Of the workers that consume now.
         self.describers: list[Describe] = []
+
+    def forget(self, envelope: Envelope) -> None:
+        """A task has ended for good."""
+        self.ids.discard(envelope.id)
+        self.free(envelope)
+
+    def free(self, envelope: Envelope) -> None:
+        """A task's unique key is free."""
+        key = unique_key(envelope.headers)
+        if key is not None and self.unique.get(key) == envelope.id:
+            del self.unique[key]
+
+    def claim(self, envelope: Envelope) -> str:
+        """The id of the task that has this one's unique key from now on: its own, unless another has it."""
+        key = unique_key(envelope.headers)
+        return envelope.id if key is None else self.unique.setdefault(key, envelope.id)
 
     def deal(self, names: Iterable[str]) -> None:
         """Hand out what is ready in these queues."""
@@ -415,7 +434,7 @@ class MemoryQueues(_Facet):
         removed = Removed(len(stored.ready), len(stored.delayed))
         now = self._store.clock.time()
         for envelope in stored.clear():
-            self._store.ids.discard(envelope.id)
+            self._store.forget(envelope)
             known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
             self._statuses.note([purged(known, now)])
         return removed, stored
@@ -438,7 +457,7 @@ class MemoryDeadLetters(_Facet):
         return letters if select is None else [one for one in map(select, letters) if one is not None]
 
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        letters = self._take(queue, ids)
+        letters = self._take(queue, ids, lambda envelope: self._store.claim(envelope) == envelope.id)
         now = self._store.clock.time()
         for letter in letters:
             again = revived(letter.envelope, now)
@@ -450,16 +469,16 @@ class MemoryDeadLetters(_Facet):
         return [letter.envelope.id for letter in letters]
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        dropped = [letter.envelope.id for letter in self._take(queue, ids)]
+        dropped = [letter.envelope.id for letter in self._take(queue, ids, lambda _: True)]
         self._store.ids.difference_update(dropped)
         return dropped
 
-    def _take(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
+    def _take(self, queue: str, ids: Sequence[str], may: Callable[[Envelope], bool]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)
         if stored is None:
             raise QueueNotFound(f"queue {queue!r} does not exist, so it has no dead letters")
-        taken = [letter for letter in stored.dead if letter.envelope.id in ids]
-        stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
+        taken = [letter for letter in stored.dead if letter.envelope.id in ids and may(letter.envelope)]
+        stored.dead = [letter for letter in stored.dead if letter not in taken]
         return taken
 
 
@@ -472,7 +491,7 @@ class MemoryControl(_Facet):
         for stored in queues:
             envelope = stored.withdraw(id_)
             if envelope is not None:
-                self._store.ids.discard(id_)
+                self._store.forget(envelope)
                 self._statuses.note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
             elif any(taker.told(mark) for taker in stored.takers):
                 break
@@ -527,7 +546,14 @@ class MemoryBroker:
             self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
             self._declared[queue.name] = queue
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(
+        self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        existing = self._existing(envelopes)
+        if existing:
+            if on_conflict == "raise":
+                raise DuplicateTask(list(existing), existing)
+            envelopes = [envelope for envelope in envelopes if envelope.id not in existing]
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
                 await self.declare([self._declared[name]])
@@ -545,10 +571,26 @@ class MemoryBroker:
             raise DuplicateTask(taken)
         self._store.ids.update(ids)
         for envelope in envelopes:
+            self._store.claim(envelope)
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._store.deal({envelope.queue for envelope in envelopes})
+        return existing or None
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Those whose unique keys are taken, each with the id of the task that is there."""
+        mine: dict[str, str] = {}
+        existing: dict[str, str] = {}
+        for envelope in envelopes:
+            key = unique_key(envelope.headers)
+            if key is not None:
+                holder = self._store.unique.get(key) or mine.setdefault(key, envelope.id)
+                if holder != envelope.id:
+                    existing[envelope.id] = holder
+        return existing
+
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
         raise NotImplementedError
 
     @asynccontextmanager
@@ -614,14 +656,15 @@ class MemoryBroker:
             stored.put(retried(envelope, outcome, self._store.clock.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
             now = self._store.clock.time()
+            self._store.free(envelope)
             stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, now, this_process()))
         elif isinstance(outcome, Released):
             stored.put_back(waiting)
         else:
-            self._store.ids.discard(envelope.id)
+            self._store.forget(envelope)
 
     def _end_cancelled(self, waiting: _Waiting) -> None:
         now, envelope = self._store.clock.time(), waiting.envelope
-        self._store.ids.discard(envelope.id)
+        self._store.forget(envelope)
         known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
         self._statuses.note([cancelled_running(known, now)])

@@ -13,6 +13,7 @@ from leveret.client.handle import Handle
 from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.settings import number
+from leveret.client.unique import unique_of
 from leveret.errors import ConfigurationError
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
+    from leveret.client.unique import UniqueBy
     from leveret.model import (
         Acknowledge,
         AttemptLayer,
@@ -199,6 +201,7 @@ class App:
         timeout: float | timedelta | None = ...,
         priority: int | None = ...,
         store_result: bool = ...,
+        unique: UniqueBy | None = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -219,6 +222,7 @@ class App:
         timeout: float | timedelta | None = None,
         priority: int | None = None,
         store_result: bool = True,
+        unique: UniqueBy | None = None,
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -254,6 +258,8 @@ class App:
                 priorities. A worker of the queue says at its start if the broker does not keep them, as with
                 ``Queue(priorities=True)``.
             store_result: Whether the broker keeps what becomes of the task, and what it returns, for those who ask.
+            unique: The task's unique key: ``by("customer")``, or a function that is called with the task's arguments
+                and returns the key (None: none). While a task with the key has not ended, no other is stored.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
@@ -276,10 +282,11 @@ class App:
             retry=retry,
         )
         run = module_run()
+        key = None if unique is None else unique_of(unique)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
-            return self.registry.register(found, options, run, self.client, default=default)
+            return self.registry.register(found, options, run, self.client, default=default, unique=key)
 
         return register if function is None else register(function)
 

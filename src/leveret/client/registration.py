@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from leveret.client.task import Producer
+    from leveret.client.unique import Unique
     from leveret.model import TaskOptions
 
 
@@ -149,7 +150,14 @@ class Registry:
         return task
 
     def register(
-        self, function: TaskFunction, options: TaskOptions, run: object, producer: Producer, *, default: bool
+        self,
+        function: TaskFunction,
+        options: TaskOptions,
+        run: object,
+        producer: Producer,
+        *,
+        default: bool,
+        unique: Unique | None = None,
     ) -> Task[..., Any]:
         """Raises ConfigurationError for another function of the same name, or a second default task of a queue."""
         name = function.name
@@ -159,7 +167,7 @@ class Registry:
         holder = self.default_tasks.get(options.queue)
         if default and holder not in (None, name):
             raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
-        task: Task[..., Any] = Task(function.function, name, options, producer)
+        task: Task[..., Any] = Task(function.function, name, options, producer, unique)
         declared = self.queues.get(options.queue, Queue(options.queue))
         if options.priority is not None:
             declared = msgspec.structs.replace(declared, priorities=True)

@@ -55,6 +55,8 @@ from leveret.model.names import (
     this_process,
 )
 from leveret.model.options import (
+    MAX_UNIQUE_KEY,
+    UNIQUE_KEY,
     Acknowledge,
     Header,
     TaskOptions,
@@ -63,6 +65,7 @@ from leveret.model.options import (
     check_overrides,
     overrides_in,
     own_headers,
+    unique_key,
     wrong_headers,
 )
 from leveret.model.outcomes import (
@@ -119,11 +122,13 @@ __all__ = [
     "MAX_PRIORITY",
     "MAX_QUEUE_NAME",
     "MAX_TRACEBACK",
+    "MAX_UNIQUE_KEY",
     "MIDDLE_PRIORITY",
     "MOST_SKEW",
     "NO_RESULT",
     "NO_RUNTIME",
     "PAUSED_SUFFIX",
+    "UNIQUE_KEY",
     "Acknowledge",
     "Attempt",
     "AttemptLayer",
@@ -212,6 +217,7 @@ __all__ = [
     "status_of",
     "still",
     "this_process",
+    "unique_key",
     "unix_time",
     "with_other_headers",
     "within_thread",

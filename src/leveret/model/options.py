@@ -31,6 +31,10 @@ MAX_TIMEOUT = 100 * MAX_DELAY
 #: All headers of an enqueue together (bytes, as msgpack): a copy's headers and errors share one AMQP frame with them.
 MAX_HEADERS = 32 * 1024
 _PREFIX = "leveret-"
+#: The header of a task's unique key: every copy keeps it, so that whoever ends the task can free it.
+UNIQUE_KEY = f"{_PREFIX}unique-key"
+#: The longest of them (bytes).
+MAX_UNIQUE_KEY = 255
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _ACKNOWLEDGE = ("after", "before")
@@ -139,6 +143,8 @@ _OVERRIDES = {
     "store_result": _Override(flag, bool, _truth, "an AMQP boolean, or the text 'true' or 'false'"),
 }
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
+#: Those that are not the producer's own.
+_OURS = frozenset({*_HEADERS, UNIQUE_KEY})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +169,13 @@ def wrong_headers(headers: Mapping[str, Any]) -> str:
 
 def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that are the producer's own."""
-    return {name: value for name, value in headers.items() if name not in _HEADERS}
+    return {name: value for name, value in headers.items() if name not in _OURS}
+
+
+def unique_key(headers: Mapping[str, Any]) -> str | None:
+    """The unique key that a message carries; None: it has none, or one that nobody could have claimed."""
+    key = headers.get(UNIQUE_KEY)
+    return key if isinstance(key, str) and fits(key, MAX_UNIQUE_KEY) else None
 
 
 def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:
@@ -179,7 +191,7 @@ def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dic
             _check_name(name)
             _check_value(name, value)
     for name in known:
-        if name in _HEADERS and name not in given:
+        if name in _OURS and name not in given:
             raise ConfigurationError(f"headers is without {show(name)}, which carries an option of the task: keep it")
     headers = dict(given)
     size = len(msgspec.msgpack.encode(headers))

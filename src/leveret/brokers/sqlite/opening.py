@@ -22,7 +22,7 @@ log = logging.getLogger("leveret.sqlite")
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: What makes a file of each version one of the next.
 _UPGRADES = {
     1: (
@@ -47,6 +47,10 @@ _UPGRADES = {
         "CREATE TABLE question (asker INTEGER NOT NULL, consumer INTEGER NOT NULL, answer BLOB,"
         " PRIMARY KEY (asker, consumer)) WITHOUT ROWID",
         "CREATE INDEX question_consumer ON question (consumer)",
+    ),
+    3: (
+        "ALTER TABLE task ADD COLUMN unique_key TEXT",
+        "CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL",
     ),
 }
 

@@ -20,7 +20,7 @@ from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.rows import insertion
+from leveret.brokers.sqlite.rows import insertion, text
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
@@ -37,10 +37,13 @@ from leveret.model import (
     Succeeded,
     repeated,
     this_process,
+    unique_key,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from leveret.brokers.base import OnConflict
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -81,14 +84,35 @@ class Store(Statements):
         self.recipients.end(committed=committed)
         self.registrations.end(committed=committed)
 
-    def insert(self, envelopes: Sequence[Envelope]) -> None:
-        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing."""
+    def insert(self, envelopes: Sequence[Envelope], on_conflict: OnConflict = "raise") -> Mapping[str, str] | None:
+        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing.
+
+        The ids of those whose unique keys are taken, which are not stored, each with that of the one that is there.
+        """
+        existing = self._existing(envelopes)
+        if existing:
+            if on_conflict == "raise":
+                raise DuplicateTask(list(existing), existing)
+            envelopes = [one for one in envelopes if one.id not in existing]
+            if not envelopes:
+                return existing
         by_queue: dict[str, int] = {}
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
         self._insert(*insertion(envelopes, ids, time.time()))
         self.dealing.deal(ids.values())
+        return existing or None
+
+    def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Those whose unique keys are taken, each with the id of the task that is there, or before it in the call."""
+        keys = {one.id: key for one in envelopes if one.headers and (key := unique_key(one.headers)) is not None}
+        if not keys:
+            return {}
+        rows = self.execute(_HOLDERS, array(list(keys.values())))
+        holders = {key: text(id_) for key, id_ in rows}
+        found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
+        return {id_: holder for id_, holder in found.items() if holder != id_}
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
@@ -147,6 +171,10 @@ class Store(Statements):
         return [(queue, item.token) for (queue,) in self.execute(sql, *values, consumer, item.token).fetchall()]
 
 
+_HOLDERS = (
+    "SELECT unique_key, task.id FROM json_each(?) AS wanted"
+    " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value"
+)
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
 #: Of many at once: they are most.
 _SUCCEED = (
@@ -159,8 +187,8 @@ _RETRY = (
     f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
 )
 _BURY = (
-    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, reason = ?, traceback = ?, died_at = ?,"  # noqa: S608
-    f" worker = ? {_FENCE}"
+    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, unique_key = NULL, reason = ?, traceback = ?,"  # noqa: S608
+    f" died_at = ?, worker = ? {_FENCE}"
 )
 
 

@@ -26,6 +26,8 @@ ALTER TABLE consumer DROP COLUMN describes;
 ALTER TABLE queue DROP COLUMN paused;
 DROP INDEX task_ready;
 DROP INDEX task_id;
+DROP INDEX task_unique;
+ALTER TABLE task DROP COLUMN unique_key;
 ALTER TABLE task DROP COLUMN priority;
 ALTER TABLE task DROP COLUMN worker;
 CREATE INDEX task_ready ON task (queue, seq) WHERE state = 'ready';
