@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from leveret import Queue
+import pytest
+
+from leveret import BrokerError, Queue
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.broker import RabbitMQBroker
 from leveret.model import UNIQUE_KEY, Envelope, Succeeded, new_id
 from leveret.testing.bench import Taken, batches_of
 from tests.support import unique_app
+from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import Worker
@@ -161,3 +167,40 @@ async def test_a_reader_that_hears_nothing_decides_all_the_same(node: Node) -> N
             assert await held(deaf, other_key) == second
         await deaf.close()
         await other.close()
+
+
+@pytest.mark.parametrize("version", ["3.10", "4"])
+async def test_nodes_that_are_killed_in_turn_admit_no_second(version: str) -> None:
+    """Whatever an enqueue says meanwhile, all answers about a key name one task."""
+    with Cluster(version) as cluster:
+        brokers = [RabbitMQBroker(cluster.url, timeout=60.0) for _ in range(6)]
+        await brokers[0].declare([UNIQUE])
+        base, answers = fresh(), defaultdict[int, set[str]](set)
+        is_over = asyncio.Event()
+
+        async def ask(broker: RabbitMQBroker, number: int) -> None:
+            await broker.declare([UNIQUE])
+            for turn in itertools.count(number):
+                if is_over.is_set():
+                    return
+                # A new key every now and then, and the older ones again.
+                key = base + (turn // 40 if turn % 2 else random.randrange(turn // 40 + 1))
+                with suppress(BrokerError):
+                    answers[key].add(await held(broker, key))
+
+        asking = [asyncio.create_task(ask(broker, number)) for number, broker in enumerate(brokers)]
+        for node in cluster.nodes:
+            await asyncio.sleep(5)  # while they ask
+            node.kill()
+            await asyncio.sleep(5)  # the same
+            before = len(answers)
+            await until(lambda: len(answers) > before, "keys are claimed beside a dead node")  # noqa: B023 - now
+            await asyncio.to_thread(node.start)
+            await asyncio.to_thread(node.wait)
+            await asyncio.to_thread(cluster.wait_for_running, 3, node)
+        is_over.set()
+        await asyncio.gather(*asking)
+        assert {key: len(ids) for key, ids in answers.items() if len(ids) > 1} == {}
+        assert len(answers) > 20
+        for broker in brokers:
+            await broker.close()

@@ -24,13 +24,16 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     Claim,
     Emptied,
     Entry,
+    History,
     Holders,
     NewClaim,
+    Row,
+    Snapshot,
     encode,
     entry_of,
 )
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
-from leveret.brokers.rabbitmq.statuses import Reading, StatusStream
+from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueTimeout, LeveretError, QueueNotFound
 from leveret.model import this_process, unique_key
 from leveret.observe import LimitedLog
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.queues import Publisher
+    from leveret.brokers.rabbitmq.statuses import Place
     from leveret.model import Envelope
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -65,6 +69,11 @@ _PATIENCE = 2.0
 ORPHANED = 20.0
 #: How often it is looked for those (seconds).
 _LOOK_AFTER = 10.0
+#: So much of the log is read by who begins to use it, before somebody writes a snapshot (entries, about); the parts of
+#: one (rows); and in how many of the last entries it is looked for.
+_LONG = 10_000
+_ROWS = 1_000
+_LAST = 200
 _DOING = "reading who has which unique key"
 
 
@@ -125,8 +134,8 @@ class Claims:
         self._knows = knows
         self._store = store
         self._me = f"{this_process()}:{secrets.token_hex(6)}"
-        self._reader = _Reader(self._stream, self._read)
-        self._holders = Holders()
+        self._reader = _Reader(self._stream, self._begin_reading, self._read)
+        self._history = History(self._decide)
         self._rounds: dict[int, _Round] = {}
         self._number = 0
         self._asks: list[_Ask] = []
@@ -239,7 +248,7 @@ class Claims:
         return asks
 
     def _is_free(self, key: str) -> bool:
-        held = self._holders.get(key)
+        held = self._history.holders.get(key)
         return held is None or held.until <= time.time()
 
     # What a worker does.
@@ -275,9 +284,11 @@ class Claims:
                 if not self._reader.has_begun and not await self.exists():
                     continue
                 await self._reader.begin()
-                for key, claim in self._holders.overdue(clock() - ORPHANED):
+                for key, claim in self._history.holders.overdue(clock() - ORPHANED):
                     if claim.id not in self._storing and self._knows(claim.queue):
                         await self._complete(key, claim)
+                if self._history.is_complete and self._history.weight > max(_LONG, 2 * len(self._history.holders)):
+                    await self._sum_up()
             except (LeveretError, TimeoutError, *amqp.CONNECTION_LOST) as error:
                 log.debug("it could not be looked whether claims lack their tasks: %s", error)
             except asyncio.CancelledError:
@@ -290,7 +301,7 @@ class Claims:
             await self._append(Entry(freed=[(key, claim.id)]))
             return
         await self._decided(Entry(adopted=[Adopted(key, claim.id, claim.owner)]), _Round())
-        held = self._holders.get(key)
+        held = self._history.holders.get(key)
         if held is not claim or held.owner != self._me or held.task is None:
             return  # another was first
         log.warning("the program that claimed %r died before it had stored task %s: storing it", key, claim.id)
@@ -298,6 +309,15 @@ class Claims:
             await self.storing([envelope], self._store)
         except QueueNotFound:
             log.warning("task %s cannot be stored, since its queue is gone; its unique key is free", claim.id)
+
+    async def _sum_up(self) -> None:
+        """Write a snapshot: programs that begin to read later need nothing older."""
+        rows, upto, token = list(self._history.holders.rows()), self._reader.offset, secrets.token_hex(6)
+        parts = _parts(rows)
+        for number, part in enumerate(parts):
+            if self._history.base > upto:
+                return  # another was first
+            await self._append(Entry(snapshot=Snapshot(upto, token, number, len(parts), part)))
 
     # What an operator does.
 
@@ -346,7 +366,8 @@ class Claims:
 
     def _signed(self, entry: Entry) -> Entry:
         self._number += 1
-        return msgspec.structs.replace(entry, by=self._me, n=self._number, at=time.time())
+        base = self._history.base if self._history.is_complete else 0
+        return msgspec.structs.replace(entry, by=self._me, n=self._number, at=time.time(), base=base)
 
     async def _decided(self, entry: Entry, round_: _Round) -> None:
         """Append an entry, and read on to it. Raises BrokerError or TimeoutError."""
@@ -365,25 +386,31 @@ class Claims:
         finally:
             del self._rounds[signed.n]
 
-    def _read(self, body: bytes | None) -> None:
-        """An entry was read; None: the log begins anew."""
-        if body is None:
-            self._holders = Holders()
-            return
+    def _begin_reading(self, base: int) -> None:
+        self._history.begin(base)
+
+    def _read(self, offset: int, body: bytes) -> None:
         entry = entry_of(body)
-        if entry is None:
-            return
-        self._holders.apply(entry, asyncio.get_running_loop().time())
+        if entry is not None:
+            self._history.read(offset, entry, asyncio.get_running_loop().time(), len(body))
+
+    def _decide(self, entry: Entry) -> None:
         if entry.by == self._me and (round_ := self._rounds.get(entry.n)) is not None:
-            round_.decide(self._holders)
+            round_.decide(self._history.holders)
 
 
 class _Reader:
-    """Reads the log from its beginning, and goes on. ``take``: called with each entry; None: it begins anew."""
+    """Reads the log from its last snapshot on.
 
-    def __init__(self, stream: StatusStream, take: Callable[[bytes | None], None]) -> None:
+    ``anew``: called with where it begins; 0: with the first entry. ``take``: called with each entry.
+    """
+
+    def __init__(self, stream: StatusStream, anew: Callable[[int], None], take: Callable[[int, bytes], None]) -> None:
         self._stream = stream
+        self._anew = anew
         self._take = take
+        #: A snapshot was looked for in vain.
+        self._from_first = False
         self._reading: Reading | None = None
         self._line: amqp.Link | None = None
         self._offset: int | None = None
@@ -396,6 +423,11 @@ class _Reader:
     @property
     def has_begun(self) -> bool:
         return self._reading is not None
+
+    @property
+    def offset(self) -> int:
+        """Of what was read last."""
+        return self._offset or 0
 
     async def begin(self) -> None:
         """Have it read. Raises BrokerError."""
@@ -429,16 +461,47 @@ class _Reader:
         def take(offset: int, body: bytes) -> None:
             if self._reading is reading:
                 self._offset = offset
-                self._take(body)
+                self._take(offset, body)
 
-        self._line, self._reading = line, Reading(line, STREAM, take)
-        reading = self._reading
-        place = "first" if self._offset is None else self._offset + 1
+        place: Place
+        if self._offset is not None:
+            place = self._offset + 1
+        else:
+            base = 0 if self._from_first else await self._base(line)
+            self._anew(base)
+            place = base or "first"
+        reading = Reading(line, STREAM, take)
+        self._line, self._reading = line, reading
         await self._stream.run(line, reading.begin(place), _DOING)
+
+    async def _base(self, line: amqp.Link) -> int:
+        """Where the last entries say that one can begin; 0: with the first entry."""
+        end = await self._stream.run(line, last_offset(line.connection, STREAM), _DOING)
+        if not end:
+            return 0
+        bases = [0]
+        came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take(offset: int, body: bytes) -> None:
+            entry = entry_of(body)
+            if entry is not None:
+                bases.append(entry.base)
+            if offset >= end and not came.done():
+                came.set_result(None)
+
+        reading = Reading(line, STREAM, take)
+        try:
+            await self._stream.run(line, reading.begin(max(0, end - _LAST)), _DOING)
+            await asyncio.wait([came], timeout=_DEAF)
+        finally:
+            if not line.is_lost:
+                with suppress(*amqp.CONNECTION_LOST):
+                    await reading.end()
+        return max(base for base in bases if base <= end)
 
     def _forget(self) -> None:
         self._offset = None
-        self._take(None)
+        self._anew(0)
 
     async def hear(self, came: asyncio.Future[None]) -> None:
         """Wait until an entry that is stored has come; returns as well when the reading had to begin anew."""
@@ -459,6 +522,7 @@ class _Reader:
             return  # another has found it out
         self._deaf += 1
         if self._deaf > 1:
+            self._from_first = True
             self._forget()
         with suppress(*amqp.CONNECTION_LOST):
             await self._stream.give_up(line)
@@ -529,6 +593,18 @@ def _claim(ask: _Ask, now: float) -> NewClaim:
     one = ask.envelope
     until = max(now, one.due or 0.0) + HOLD
     return NewClaim(ask.key, one.id, one.queue, until, msgspec.Raw(msgspec.json.encode(one)))
+
+
+def _parts(rows: Sequence[Row]) -> list[list[Row]]:
+    parts: list[list[Row]] = [[]]
+    size = 0
+    for row in rows:
+        if len(parts[-1]) >= _ROWS or size > _MOST_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(row)
+        size += len(bytes(row.claim.task))
+    return parts
 
 
 def _failure(error: BaseException, asks: Sequence[_Ask]) -> Exception:

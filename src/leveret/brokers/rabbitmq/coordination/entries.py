@@ -15,7 +15,7 @@ from leveret.model import MAX_UNIQUE_KEY, Envelope, decoded, is_name
 from leveret.model.names import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 VERSION = 1
 
@@ -47,6 +47,24 @@ class Emptied(msgspec.Struct, frozen=True, array_like=True):
     running: list[str] = []
 
 
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """A claim in a snapshot; without its task if that is stored."""
+
+    owner: str
+    claim: NewClaim
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """A part of what all entries up to an offset add up to: who begins to read behind it needs no older ones."""
+
+    upto: int
+    #: Of the parts that belong together.
+    token: str
+    part: int
+    parts: int
+    rows: list[Row]
+
+
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of the log. Readers ignore a newer version, and members that they do not know."""
 
@@ -66,6 +84,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Claims whose tasks are stored.
     stored: list[tuple[str, str]] = []
     adopted: list[Adopted] = []
+    #: Who begins to read can begin at that offset: a snapshot of what was before comes behind it. 0: not known.
+    base: int = 0
+    snapshot: Snapshot | None = None
+
+    @property
+    def weight(self) -> int:
+        """How much it says."""
+        return 1 + len(self.freed) + len(self.claims) + len(self.stored)
 
 
 encode = msgspec.json.Encoder().encode
@@ -78,9 +104,15 @@ def entry_of(body: bytes) -> Entry | None:
     entry = decoded(_decode, body)
     if entry is None or entry.v != VERSION:
         return None
-    if all(is_name(one.id) and is_name(one.queue) and fits(one.key, MAX_UNIQUE_KEY) for one in entry.claims):
+    rows = [] if entry.snapshot is None else entry.snapshot.rows
+    claims = [*entry.claims, *(row.claim for row in rows)] if rows else entry.claims
+    if all(is_name(one.id) and is_name(one.queue) and fits(one.key, MAX_UNIQUE_KEY) for one in claims):
         return entry
     return None
+
+
+_NO_TASK = msgspec.Raw(b"null")
+_NO_TASKS = (_NO_TASK, msgspec.Raw())
 
 
 class Claim(msgspec.Struct, gc=False):
@@ -119,6 +151,12 @@ class Holders:
     def items(self) -> Iterator[tuple[str, Claim]]:
         return iter(self._claims.items())
 
+    def rows(self) -> Iterator[Row]:
+        """All of them, for a snapshot."""
+        for key, one in self._claims.items():
+            task = _NO_TASK if one.task is None else msgspec.Raw(one.task)
+            yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task))
+
     def overdue(self, before: float) -> list[tuple[str, Claim]]:
         """The claims that have waited for their tasks since before that time."""
         return [(key, claim) for key, claim in self._pending.items() if claim.since < before]
@@ -143,12 +181,19 @@ class Holders:
             if held is not None and (held.id, held.owner) == (one.id, one.owner):
                 held.owner, held.since = entry.by, now
 
+    def restore(self, rows: Iterable[Row], now: float) -> None:
+        """Begin with what a snapshot says."""
+        for row in rows:
+            self._put(row.claim, row.owner, now)
+
     def _claim(self, new: NewClaim, entry: Entry, now: float) -> None:
         held = self._claims.get(new.key)
-        if held is not None and (held.id == new.id or held.until > entry.at):
-            return
-        queue, owner = sys.intern(new.queue), sys.intern(entry.by)
-        claim = Claim(new.id, queue, new.until, owner, bytes(new.task) or None, now)
+        if held is None or (held.id != new.id and held.until <= entry.at):
+            self._put(new, entry.by, now)
+
+    def _put(self, new: NewClaim, owner: str, now: float) -> None:
+        task = None if new.task in _NO_TASKS else bytes(new.task)
+        claim = Claim(new.id, sys.intern(new.queue), new.until, sys.intern(owner), task, now)
         self._claims[new.key] = claim
         self._pending.pop(new.key, None)
         if claim.task is not None:
@@ -163,3 +208,57 @@ class Holders:
     def _free_where(self, is_meant: Callable[[Claim], bool]) -> None:
         for key, claim in [(key, claim) for key, claim in self._claims.items() if is_meant(claim)]:
             self._free(key, claim.id)
+
+
+class History:
+    """What one reader has read. ``applied``: called with each entry when it is part of what the holders say."""
+
+    def __init__(self, applied: Callable[[Entry], None]) -> None:
+        self._applied = applied
+        self.begin(0)
+
+    def begin(self, base: int) -> None:
+        """Read anew: from an offset behind which a snapshot comes, or, with 0, from the first entry."""
+        self.holders = Holders()
+        #: Where who comes later can begin, and about how much there is to read from there.
+        self.base = base
+        self.weight = 0
+        #: What came before the snapshot did; None: nothing is waited for.
+        self._held_back: list[tuple[int, Entry]] | None = [] if base else None
+        self._parts: dict[str, dict[int, list[Row]]] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the holders are known."""
+        return self._held_back is None
+
+    def read(self, offset: int, entry: Entry, now: float, size: int = 0) -> None:
+        """``now``: the reader's loop's time. ``size``: of the entry (bytes)."""
+        self.weight += entry.weight + size // 1024
+        if self._held_back is None:
+            self._apply(entry, now)
+        else:
+            self._held_back.append((offset, entry))
+        if entry.snapshot is not None:
+            self._take(entry.snapshot, now)
+
+    def _take(self, part: Snapshot, now: float) -> None:
+        parts = self._parts.setdefault(part.token, {})
+        parts[part.part] = part.rows if self._held_back is not None else []
+        if len(parts) < part.parts:
+            return
+        del self._parts[part.token]
+        if self._held_back is None:
+            if part.upto >= self.base:
+                self.base, self.weight = part.upto + 1, 0
+        elif part.upto == self.base - 1:
+            held_back, self._held_back = self._held_back, None
+            for rows in parts.values():
+                self.holders.restore(rows, now)
+            for offset, entry in held_back:
+                if offset > part.upto:
+                    self._apply(entry, now)
+
+    def _apply(self, entry: Entry, now: float) -> None:
+        self.holders.apply(entry, now)
+        self._applied(entry)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 
-from leveret.brokers.rabbitmq.coordination.entries import Adopted, Emptied, Entry, Holders, NewClaim, encode, entry_of
+from leveret.brokers.rabbitmq.coordination.entries import (
+    Adopted,
+    Emptied,
+    Entry,
+    History,
+    Holders,
+    NewClaim,
+    Snapshot,
+    encode,
+    entry_of,
+)
 from leveret.model import Envelope
 
 TASK = Envelope("1", "work", "say", b"\xff body", headers={"a": 1})
@@ -106,3 +118,74 @@ def test_what_makes_no_sense_is_not_read() -> None:
     held = holders(Entry(claims=[forged])).get("k")
     assert held is not None
     assert held.envelope() is None
+
+
+def some_entry(choice: random.Random, number: int) -> Entry:
+    """Anything that programs do with a few keys."""
+    key, id_ = f"k{choice.randrange(6)}", f"{choice.randrange(40)}"
+    kinds = (
+        Entry(by="a", claims=[claim(key, f"{number}", until=number + choice.choice([3.0, 1_000.0]))]),
+        Entry(by="b", claims=[claim(key, f"{number}", queue="other")], freed=[(key, id_)]),
+        Entry(freed=[(key, id_)]),
+        Entry(freed=[(key, "")]),
+        Entry(by="a", stored=[(key, id_)]),
+        Entry(by="b", adopted=[Adopted(key, id_, "a")]),
+        Entry(cancelled=[id_]),
+        Entry(emptied=[Emptied("other", [id_])]),
+    )
+    return msgspec.structs.replace(choice.choice(kinds), at=float(number), n=number)
+
+
+def summary(history: History) -> dict[str, tuple[object, ...]]:
+    return {key: (one.id, one.queue, one.until, one.owner, one.task) for key, one in history.holders.items()}
+
+
+def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
+    """Wherever its parts stand among the other entries, and however many snapshots there are."""
+    for seed in range(200):
+        choice = random.Random(seed)
+        applied: list[int] = []
+        whole, log = History(lambda _: None), list[bytes]()
+        later: list[bytes] = []
+
+        def append(entry: Entry, log: list[bytes] = log, whole: History = whole) -> None:
+            read = entry_of(encode(entry))
+            assert read is not None
+            whole.read(len(log), read, 0.0)
+            log.append(encode(entry))
+
+        for number in range(choice.randrange(20, 120)):
+            append(some_entry(choice, number))
+            if later and choice.random() < 0.4:
+                append(msgspec.json.decode(later.pop(0), type=Entry))
+            elif not later and choice.random() < 0.1:
+                rows = list(whole.holders.rows())
+                parts = [rows[:2], rows[2:]]
+                token = f"{number}"
+                later = [
+                    encode(Entry(n=number, snapshot=Snapshot(len(log) - 1, token, place, 2, part)))
+                    for place, part in enumerate(parts)
+                ]
+        for part in later:
+            append(msgspec.json.decode(part, type=Entry))
+        if not whole.base:
+            continue
+        fresh = History(lambda entry, applied=applied: applied.append(entry.n))  # type: ignore[misc]
+        fresh.begin(whole.base)
+        for offset in range(whole.base, len(log)):
+            read = entry_of(log[offset])
+            assert read is not None
+            fresh.read(offset, read, 0.0)
+        assert fresh.is_complete
+        assert summary(fresh) == summary(whole)
+        assert fresh.base == whole.base
+        assert len(applied) == len(log) - whole.base
+
+
+def test_a_snapshot_that_never_comes_is_seen() -> None:
+    history = History(lambda _: None)
+    history.begin(5)
+    history.read(5, Entry(claims=[claim("k", "1")]), 0.0)
+    history.read(6, Entry(snapshot=Snapshot(4, "t", 0, 2, [])), 0.0)
+    history.read(7, Entry(snapshot=Snapshot(3, "u", 0, 1, [])), 0.0)
+    assert not history.is_complete
