@@ -23,7 +23,7 @@ from tests.support import unique_app
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import Worker
+from tests.support.workers import Worker, leveret
 
 if TYPE_CHECKING:
     from leveret.brokers import Broker
@@ -204,3 +204,19 @@ async def test_nodes_that_are_killed_in_turn_admit_no_second(version: str) -> No
         assert len(answers) > 20
         for broker in brokers:
             await broker.close()
+
+
+async def test_an_operator_sees_and_frees_a_key(place: Place) -> None:
+    broker = connect(place.url, timeout=20.0)
+    await broker.declare([UNIQUE])
+    key = fresh()
+    first = await held(broker, key)
+    arguments = ("--url", place.url)
+    listed = await asyncio.to_thread(leveret, "unique", "list", f"only:{key}", *arguments)
+    assert first in listed
+    assert f"of task {first} is free" in await asyncio.to_thread(
+        leveret, "unique", "release", f"only:{key}", *arguments
+    )
+    assert "No unique key is taken" in await asyncio.to_thread(leveret, "unique", "list", f"only:{key}", *arguments)
+    assert await held(broker, key) != first
+    await broker.close()

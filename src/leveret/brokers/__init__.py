@@ -15,6 +15,7 @@ from leveret.brokers.base import (
     Queues,
     Select,
     Statuses,
+    UniqueKeys,
 )
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.feeds import Feed, Following, Watch
@@ -47,6 +48,7 @@ __all__ = [
     "Queues",
     "Select",
     "Statuses",
+    "UniqueKeys",
     "Watch",
     "absolute",
     "backoff",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DeadLetter,
         Describe,
         Envelope,
+        KeyHolder,
         Queue,
         QueueStats,
         Removed,
@@ -189,6 +190,16 @@ class Control(Protocol):
         """What the living workers do now. They are asked; one that does not answer within a second is left out."""
 
 
+class UniqueKeys(Protocol):
+    """Which unique keys are taken. `Broker.publish` takes them, and the end of a task frees them."""
+
+    async def holders(self, limit: int, /) -> Sequence[KeyHolder]:
+        """The keys that are taken, in their order, at most so many."""
+
+    async def release(self, key: str, /) -> str | None:
+        """Free a key though its task has not ended, which keeps running or waiting; its id. None: nobody had it."""
+
+
 class Broker(Protocol):
     """A place where tasks are kept. Every method, its facets' too, raises BrokerError's subclasses and nothing of its
     driver's.
@@ -213,6 +224,10 @@ class Broker(Protocol):
     @property
     def control(self) -> Control:
         """Cancels tasks, and asks what workers do."""
+
+    @property
+    def unique(self) -> UniqueKeys:
+        """Which unique keys are taken."""
 
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""

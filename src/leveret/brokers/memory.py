@@ -36,6 +36,7 @@ from leveret.model import (
     DeadLettered,
     Delivery,
     Envelope,
+    KeyHolder,
     Outcome,
     Queue,
     QueueStats,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Consumer, Control, DeadLetters, OnConflict, Queues, Select, Statuses
+    from leveret.brokers.base import Consumer, Control, DeadLetters, OnConflict, Queues, Select, Statuses, UniqueKeys
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, WorkerReport
 
@@ -506,6 +507,20 @@ class MemoryControl(_Facet):
         return [describe() for describe in self._store.describers]
 
 
+class MemoryUniqueKeys(_Facet):
+    """See `leveret.brokers.UniqueKeys`."""
+
+    async def holders(self, limit: int) -> Sequence[KeyHolder]:
+        taken = sorted(self._store.unique.items())[:limit]
+        return [KeyHolder(key, id_, self._queue_of(id_)) for key, id_ in taken]
+
+    async def release(self, key: str) -> str | None:
+        return self._store.unique.pop(key, None)
+
+    def _queue_of(self, id_: str) -> str:
+        return next((name for name, stored in self._store.queues.items() if stored.status(id_) is not None), "")
+
+
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
 
@@ -518,6 +533,7 @@ class MemoryBroker:
         self.statuses: Statuses = self._statuses
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
+        self.unique: UniqueKeys = MemoryUniqueKeys(self._store, self._statuses)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
 

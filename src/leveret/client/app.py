@@ -13,7 +13,7 @@ from leveret.client.handle import Handle
 from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.settings import number
-from leveret.client.unique import unique_of
+from leveret.client.unique import UniqueKeys, unique_of
 from leveret.errors import ConfigurationError
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
@@ -163,6 +163,11 @@ class App:
     def queues(self) -> Sequence[Queue]:
         """All queues: those that were given, and those that tasks name."""
         return tuple(self.registry.queues.values())
+
+    @property
+    def unique(self) -> UniqueKeys:
+        """Which unique keys are taken."""
+        return UniqueKeys(self.client)
 
     @property
     def tasks(self) -> Sequence[Task[..., Any]]:

@@ -18,9 +18,11 @@ from leveret.model.names import fits
 from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from leveret.client.client import Client
     from leveret.client.payload import Signature
+    from leveret.model import KeyHolder
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _POLICIES = ("ignore", "raise")
@@ -136,3 +138,38 @@ def _key(task: str, text: str) -> str:
         raise NotSerializable(f"the unique key of task {task!r} holds a lone surrogate: {show(text)}") from None
     name = task if len(task.encode()) < MAX_UNIQUE_KEY - len(digest) else hashlib.sha256(task.encode()).hexdigest()
     return f"{name}:{digest}"
+
+
+class UniqueKeys:
+    """The unique keys of an application's broker; made by ``App.unique``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def release(self, key: str, /) -> bool:
+        """Free a unique key, though its task has not ended: an operator's last resort. The task itself stays.
+
+        Args:
+            key: The whole key, with the task's name, as "sync:42".
+
+        Returns:
+            Whether a task had it.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._client.broker.unique.release(key) is not None
+
+    async def holders(self, limit: int = 1_000, /) -> Sequence[KeyHolder]:
+        """The keys that are taken.
+
+        Args:
+            limit: At most so many.
+
+        Returns:
+            Each with the id and the queue of the task that has it, in the keys' order.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._client.broker.unique.holders(limit)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from leveret.errors import DuplicateTask
-from leveret.model import UNIQUE_KEY, Cancelled, DeadLettered, Released, Retrying, Succeeded, enqueued
+from leveret.model import UNIQUE_KEY, Cancelled, DeadLettered, KeyHolder, Released, Retrying, Succeeded, enqueued
 from leveret.testing.bench import Bench, becomes, check, refused, settle_all
 
 if TYPE_CHECKING:
@@ -161,6 +161,25 @@ async def a_cancelled_task_frees_its_key(bench: Bench) -> None:
     assert status is not None
     assert status.state == "cancelled"
     await becomes_free(broker, keyed(bench, "next"))
+
+
+@check
+async def a_key_may_be_released(bench: Bench) -> None:
+    """It is listed with its task while it is taken. Released, it is the next one's, whatever becomes of the first."""
+    broker, worker = await bench.declared(), bench.broker()
+    first, second = keyed(bench, "first"), keyed(bench, "second")
+    key = first.headers[UNIQUE_KEY]
+    assert await broker.unique.release(key) is None
+    await broker.publish([first])
+    mine = [one for one in await broker.unique.holders(1_000_000) if one.key == key]
+    assert mine == [KeyHolder(key, first.id, bench.queue.name)]
+    assert await broker.unique.release(key) == first.id
+    assert await admitted(broker, second) == second.id
+    taken = await bench.consumer(worker, credit=2)
+    (delivery, _) = await taken.next(2)
+    assert delivery.envelope.id == first.id
+    await settle_all(worker, [delivery], Succeeded())
+    assert await admitted(broker, keyed(bench, "third")) == second.id
 
 
 @check

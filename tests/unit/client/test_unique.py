@@ -220,3 +220,22 @@ async def test_a_header_that_is_no_key_is_none(tmp_path: Path) -> None:
     (stats,) = await broker.queues.stats()
     assert stats.ready == 6
     await broker.close()
+
+
+async def test_a_key_is_listed_and_released() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("number"))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with under_test(app):
+        first = await double.enqueue(4)
+        await double.enqueue(3)
+        assert [(one.key, one.queue) for one in await app.unique.holders()] == [
+            ("double:3", "default"),
+            ("double:4", "default"),
+        ]
+        assert await app.unique.release("double:4")
+        assert not await app.unique.release("double:4")
+        assert (await double.enqueue(4)).id != first.id

@@ -67,6 +67,7 @@ class RabbitMQBroker:
         self._claims = Claims(
             self._hosts, self._publisher, timeout=timeout, knows=self._declarations.knows, store=self._publish
         )
+        self.unique = self._claims
         self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget, self._claims)
         self.dead_letters = RabbitMQDeadLetters(
             self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims
@@ -118,7 +119,6 @@ class RabbitMQBroker:
         )
         try:
             await consumer.start()
-            self._claims.look_after()
             yield consumer
         finally:
             await consumer.close()

@@ -15,7 +15,13 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.base import Capabilities
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
-from leveret.brokers.sqlite.facets import SQLiteControl, SQLiteDeadLetters, SQLiteQueues, SQLiteStatuses
+from leveret.brokers.sqlite.facets import (
+    SQLiteControl,
+    SQLiteDeadLetters,
+    SQLiteQueues,
+    SQLiteStatuses,
+    SQLiteUniqueKeys,
+)
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.settling import Settling
 from leveret.brokers.sqlite.wakeup import WakeUps
@@ -51,6 +57,7 @@ class SQLiteBroker:
         self.statuses = SQLiteStatuses(self._writer, self._wake_ups)
         self.dead_letters = SQLiteDeadLetters(self._writer, self._wake_ups)
         self.control = SQLiteControl(self._writer, self._wake_ups)
+        self.unique = SQLiteUniqueKeys(self._writer, self._wake_ups)
         self._queues: dict[str, Queue] = {}
         self._consumers: set[SQLiteConsumer] = set()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.wakeup import WakeUps
     from leveret.brokers.sqlite.writer import Writer
-    from leveret.model import DeadLetter, QueueStats, Removed, Status, WorkerReport
+    from leveret.model import DeadLetter, KeyHolder, QueueStats, Removed, Status, WorkerReport
 
 T = TypeVar("T")
 
@@ -126,6 +126,16 @@ class SQLiteDeadLetters(_File):
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         return await self._change(queue, lambda store: store.dead_letters.drop(queue, ids))
+
+
+class SQLiteUniqueKeys(_File):
+    """See `leveret.brokers.UniqueKeys`."""
+
+    async def holders(self, limit: int) -> Sequence[KeyHolder]:
+        return await self._look(lambda store: store.holders(limit), ())
+
+    async def release(self, key: str) -> str | None:
+        return await self._look(lambda store: store.release(key), None)
 
 
 class SQLiteControl(_File):

@@ -29,6 +29,7 @@ from leveret.model import (
     Cancelled,
     DeadLettered,
     Envelope,
+    KeyHolder,
     Outcome,
     Queue,
     Released,
@@ -113,6 +114,19 @@ class Store(Statements):
         holders = {key: text(id_) for key, id_ in rows}
         found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
         return {id_: holder for id_, holder in found.items() if holder != id_}
+
+    def holders(self, limit: int) -> list[KeyHolder]:
+        rows = self.execute(
+            "SELECT unique_key, task.id, queue.name FROM task JOIN queue ON queue.id = task.queue"
+            " WHERE unique_key IS NOT NULL ORDER BY unique_key LIMIT ?",
+            limit,
+        )
+        return [KeyHolder(*map(text, row)) for row in rows]
+
+    def release(self, key: str) -> str | None:
+        """Free a key; the id of the task that had it."""
+        row = self.execute("UPDATE task SET unique_key = NULL WHERE unique_key = ? RETURNING id", key).fetchone()
+        return None if row is None else text(row[0])
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""

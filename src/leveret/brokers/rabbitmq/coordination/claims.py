@@ -34,8 +34,8 @@ from leveret.brokers.rabbitmq.coordination.entries import (
 )
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
 from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
-from leveret.errors import BrokerError, BrokerUnavailable, EnqueueTimeout, LeveretError, QueueNotFound
-from leveret.model import this_process, unique_key
+from leveret.errors import BrokerError, BrokerUnavailable, EnqueueError, EnqueueTimeout, LeveretError, QueueNotFound
+from leveret.model import KeyHolder, this_process, unique_key
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ _LOOK_AFTER = 10.0
 #: one (rows); and in how many of the last entries it is looked for.
 _LONG = 10_000
 _ROWS = 1_000
+#: A claim that is void by so much is in no snapshot (seconds): clocks may differ.
+_VOID = 3_600.0
 _LAST = 200
 _DOING = "reading who has which unique key"
 
@@ -257,6 +259,7 @@ class Claims:
         """The tasks with these keys and ids have ended. Told when it returns; later if nothing is taken now."""
         if not keys:
             return
+        self.look_after()
         if self._debts.is_behind:
             self._debts.owe(freed=keys)
             return
@@ -272,7 +275,7 @@ class Claims:
             self._debts.owe(freed=keys)
 
     def look_after(self) -> None:
-        """From now on, store the tasks of claims whose programs have died, if there is a log."""
+        """From now on, store the tasks of claims whose programs have died."""
         if self._looking_after is None:
             self._looking_after = asyncio.get_running_loop().create_task(self._look_after())
 
@@ -281,8 +284,6 @@ class Claims:
         while True:
             await asyncio.sleep(_LOOK_AFTER * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             try:
-                if not self._reader.has_begun and not await self.exists():
-                    continue
                 await self._reader.begin()
                 for key, claim in self._history.holders.overdue(clock() - ORPHANED):
                     if claim.id not in self._storing and self._knows(claim.queue):
@@ -312,7 +313,11 @@ class Claims:
 
     async def _sum_up(self) -> None:
         """Write a snapshot: programs that begin to read later need nothing older."""
-        rows, upto, token = list(self._history.holders.rows()), self._reader.offset, secrets.token_hex(6)
+        rows, upto, token = (
+            list(self._history.holders.rows(time.time() - _VOID)),
+            self._reader.offset,
+            secrets.token_hex(6),
+        )
         parts = _parts(rows)
         for number, part in enumerate(parts):
             if self._history.base > upto:
@@ -328,6 +333,32 @@ class Claims:
     async def emptied(self, queue: str, running: Collection[str]) -> None:
         """What waited in a queue was deleted."""
         await self._tell(Entry(emptied=[Emptied(queue, list(running))]))
+
+    async def holders(self, limit: int) -> Sequence[KeyHolder]:
+        """See `leveret.brokers.UniqueKeys`."""
+        if not await self.exists():
+            return ()
+        await self._read_to_the_end()
+        now = time.time()
+        taken = sorted((key, one.id, one.queue) for key, one in self._history.holders.items() if one.until > now)
+        return [KeyHolder(*one) for one in taken[:limit]]
+
+    async def release(self, key: str) -> str | None:
+        """See `leveret.brokers.UniqueKeys`."""
+        if not await self.exists():
+            return None
+        await self._read_to_the_end()
+        held = self._history.holders.get(key)
+        if held is None or held.until <= time.time():
+            return None
+        await self._append(Entry(freed=[(key, held.id)]))
+        return held.id
+
+    async def _read_to_the_end(self) -> None:
+        try:
+            await self._decided(Entry(), _Round())
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"{_DOING}: no answer within {self._timeout:g} s") from error
 
     async def _tell(self, entry: Entry) -> None:
         """Tell what has happened already; nobody shall hear that it has not."""
@@ -371,18 +402,30 @@ class Claims:
 
     async def _decided(self, entry: Entry, round_: _Round) -> None:
         """Append an entry, and read on to it. Raises BrokerError or TimeoutError."""
-        signed = self._debts.pay(self._signed(entry))
+        entry = self._signed(entry)
+        signed = self._debts.pay(entry)
         self._rounds[signed.n] = round_
+        was_sent = False
         try:
             async with asyncio.timeout(self._timeout):
                 await self._reader.begin()
-                losses = self._reader.losses
+                losses, was_sent = self._reader.losses, True
                 await self._stream.store(encode(signed))
                 while not round_.came.done():
                     await self._reader.hear(round_.came)
                     if self._reader.losses != losses:
                         losses = self._reader.losses
                         await self._stream.store(encode(signed))
+        except BaseException as error:
+            # What went with it, and may not have come.
+            self._debts.owe(
+                freed=signed.freed[: len(signed.freed) - len(entry.freed)],
+                stored=signed.stored[: len(signed.stored) - len(entry.stored)],
+            )
+            if isinstance(error, TimeoutError) and not was_sent:
+                why = f"{_DOING}: not possible within {self._timeout:g} s; {self._publisher.why_silent()}"
+                raise BrokerUnavailable(why) from error
+            raise
         finally:
             del self._rounds[signed.n]
 
@@ -613,6 +656,8 @@ def _failure(error: BaseException, asks: Sequence[_Ask]) -> Exception:
         return EnqueueTimeout(
             f"RabbitMQ did not say in time whether unique keys are free; {len(ids)} tasks may be stored later", ids
         )
-    if isinstance(error, LeveretError):
+    if isinstance(error, EnqueueTimeout):
+        return type(error)(str(error), ids)
+    if isinstance(error, BrokerError) and not isinstance(error, EnqueueError):
         return error
     return BrokerUnavailable(f"asking for unique keys was given up: {error!r}")

@@ -151,9 +151,11 @@ class Holders:
     def items(self) -> Iterator[tuple[str, Claim]]:
         return iter(self._claims.items())
 
-    def rows(self) -> Iterator[Row]:
-        """All of them, for a snapshot."""
+    def rows(self, after: float) -> Iterator[Row]:
+        """For a snapshot: those that are not void before that time (Unix time)."""
         for key, one in self._claims.items():
+            if one.until < after:
+                continue
             task = _NO_TASK if one.task is None else msgspec.Raw(one.task)
             yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task))
 

@@ -159,7 +159,7 @@ def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
             if later and choice.random() < 0.4:
                 append(msgspec.json.decode(later.pop(0), type=Entry))
             elif not later and choice.random() < 0.1:
-                rows = list(whole.holders.rows())
+                rows = list(whole.holders.rows(0.0))
                 parts = [rows[:2], rows[2:]]
                 token = f"{number}"
                 later = [
