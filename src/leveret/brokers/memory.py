@@ -49,6 +49,7 @@ from leveret.model import (
     cancelled_before,
     cancelled_running,
     enqueued,
+    freed_key,
     newer,
     placed,
     purged,
@@ -57,6 +58,7 @@ from leveret.model import (
     revived,
     revived_again,
     this_process,
+    unique_for,
     unique_key,
 )
 
@@ -106,6 +108,8 @@ class MemoryStore:
         self.ids: set[str] = set()
         #: The id of the task that has each unique key.
         self.unique: dict[str, str] = {}
+        #: Those that tasks have for a while, whatever becomes of them: the task's id, and until when (Unix time).
+        self.kept: dict[str, tuple[str, float]] = {}
         #: Numbers deliveries, and the places of ready tasks.
         self.tokens = itertools.count(1)
         #: What was told of tasks, the longest unchanged first.
@@ -121,14 +125,19 @@ class MemoryStore:
 
     def free(self, envelope: Envelope) -> None:
         """A task's unique key is free."""
-        key = unique_key(envelope.headers)
+        key = freed_key(envelope.headers)
         if key is not None and self.unique.get(key) == envelope.id:
             del self.unique[key]
 
     def claim(self, envelope: Envelope) -> str:
         """The id of the task that has this one's unique key from now on: its own, unless another has it."""
-        key = unique_key(envelope.headers)
+        key = freed_key(envelope.headers)
         return envelope.id if key is None else self.unique.setdefault(key, envelope.id)
+
+    def holder(self, key: str) -> str | None:
+        """The id of the task that has a key."""
+        id_, until = self.kept.get(key, ("", 0.0))
+        return id_ if until > self.clock.time() else self.unique.get(key)
 
     def deal(self, names: Iterable[str]) -> None:
         """Hand out what is ready in these queues."""
@@ -511,11 +520,15 @@ class MemoryUniqueKeys(_Facet):
     """See `leveret.brokers.UniqueKeys`."""
 
     async def holders(self, limit: int) -> Sequence[KeyHolder]:
-        taken = sorted(self._store.unique.items())[:limit]
+        keys = sorted({*self._store.unique, *self._store.kept})
+        taken = [(key, id_) for key in keys if (id_ := self._store.holder(key)) is not None][:limit]
         return [KeyHolder(key, id_, self._queue_of(id_)) for key, id_ in taken]
 
     async def release(self, key: str) -> str | None:
-        return self._store.unique.pop(key, None)
+        holder = self._store.holder(key)
+        self._store.unique.pop(key, None)
+        self._store.kept.pop(key, None)
+        return holder
 
     def _queue_of(self, id_: str) -> str:
         return next((name for name, stored in self._store.queues.items() if stored.status(id_) is not None), "")
@@ -588,6 +601,9 @@ class MemoryBroker:
         self._store.ids.update(ids)
         for envelope in envelopes:
             self._store.claim(envelope)
+            key, period = unique_key(envelope.headers), unique_for(envelope.headers)
+            if key is not None and period is not None:
+                self._store.kept[key] = envelope.id, self._store.clock.time() + period
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._store.deal({envelope.queue for envelope in envelopes})
         return existing or None
@@ -599,7 +615,7 @@ class MemoryBroker:
         for envelope in envelopes:
             key = unique_key(envelope.headers)
             if key is not None:
-                holder = self._store.unique.get(key) or mine.setdefault(key, envelope.id)
+                holder = self._store.holder(key) or mine.setdefault(key, envelope.id)
                 if holder != envelope.id:
                     existing[envelope.id] = holder
         return existing

@@ -14,7 +14,6 @@ from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.client.unique import Unique, checked_policy, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
-    UNIQUE_KEY,
     Envelope,
     TaskOptions,
     carrying,
@@ -446,7 +445,7 @@ class Task(Generic[P, R]):
                 )
             headers = enqueue.headers.copy()
             if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
-                headers[UNIQUE_KEY] = key
+                headers |= unique.headers(key)
             envelopes.append(
                 Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -12,13 +13,15 @@ import msgspec
 from leveret.brokers import OnConflict
 from leveret.client.payload import makes_coroutines
 from leveret.errors import ConfigurationError, NotSerializable
-from leveret.model import MAX_UNIQUE_KEY
+from leveret.model import MAX_TIMEOUT, MAX_UNIQUE_KEY, UNIQUE_FOR, UNIQUE_KEY
+from leveret.model.arguments import seconds_or_none
 from leveret.model.durations import show
 from leveret.model.names import fits
 from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
     from leveret.client.client import Client
     from leveret.client.payload import Signature
@@ -38,6 +41,12 @@ class Unique(msgspec.Struct, frozen=True):
     #: In their place: of the next enqueue.
     key: str | None = None
     on_conflict: OnConflict = "ignore"
+    #: For so long from the enqueueing on, whatever becomes of the task (seconds); None: until it has ended.
+    period: float | None = None
+
+    def headers(self, key: str) -> dict[str, str | int]:
+        """What carries the key of one call."""
+        return {UNIQUE_KEY: key} if self.period is None else {UNIQUE_KEY: key, UNIQUE_FOR: ceil(self.period * 1000)}
 
     def check(self, signature: Signature, task: str) -> None:
         """Raises ConfigurationError for a parameter that the task does not have."""
@@ -71,7 +80,7 @@ class Unique(msgspec.Struct, frozen=True):
 UniqueBy: TypeAlias = "Unique | Callable[..., Any] | str"
 
 
-def by(*parameters: str, on_conflict: OnConflict = "ignore") -> Unique:
+def by(*parameters: str, on_conflict: OnConflict = "ignore", for_: float | timedelta | None = None) -> Unique:
     """A unique key for ``@app.task(unique=by("customer"))``: the task's name and the arguments of these parameters.
 
     While a task with the key is there and has not ended, no other with that key is stored. Calls by position, by name
@@ -81,17 +90,21 @@ def by(*parameters: str, on_conflict: OnConflict = "ignore") -> Unique:
         *parameters: The names of the parameters. None: the key is the task's name, so there is one such task at most.
         on_conflict: "ignore": ``enqueue`` gives the handle of the task that is there, with ``existing``. "raise": it
             raises DuplicateTask, which names that task.
+        for_: How long a task has its key from its enqueueing on (seconds, or a timedelta), whatever becomes of it: one
+            such task in that time. None: until it has ended.
 
     Returns:
         What ``unique=`` takes.
 
     Raises:
-        ConfigurationError: A parameter's name is no text, or the conflict's policy is not known.
+        ConfigurationError: A parameter's name is no text, the conflict's policy is not known, or ``for_`` is no
+            duration.
     """
     for name in parameters:
         if not isinstance(name, str):
             raise ConfigurationError(f"by({show(name)}): it takes the names of parameters, as by('customer')")
-    return Unique(tuple(dict.fromkeys(parameters)), on_conflict=checked_policy(on_conflict))
+    period = seconds_or_none("for_", for_, above_zero=True, most=MAX_TIMEOUT, none="until it has ended")
+    return Unique(tuple(dict.fromkeys(parameters)), on_conflict=checked_policy(on_conflict), period=period)
 
 
 def unique_of(given: object) -> Unique:

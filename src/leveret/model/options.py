@@ -33,6 +33,8 @@ MAX_HEADERS = 32 * 1024
 _PREFIX = "leveret-"
 #: The header of a task's unique key: every copy keeps it, so that whoever ends the task can free it.
 UNIQUE_KEY = f"{_PREFIX}unique-key"
+#: For how long a task has it from its enqueueing on, in whole milliseconds, whatever becomes of the task.
+UNIQUE_FOR = f"{_PREFIX}unique-for"
 #: The longest of them (bytes).
 MAX_UNIQUE_KEY = 255
 #: How much of a wrong value a reason shows (characters).
@@ -144,7 +146,7 @@ _OVERRIDES = {
 }
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 #: Those that are not the producer's own.
-_OURS = frozenset({*_HEADERS, UNIQUE_KEY})
+_OURS = frozenset({*_HEADERS, UNIQUE_KEY, UNIQUE_FOR})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +178,17 @@ def unique_key(headers: Mapping[str, Any]) -> str | None:
     """The unique key that a message carries; None: it has none, or one that nobody could have claimed."""
     key = headers.get(UNIQUE_KEY)
     return key if isinstance(key, str) and fits(key, MAX_UNIQUE_KEY) else None
+
+
+def unique_for(headers: Mapping[str, Any]) -> float | None:
+    """For how long a task has its unique key, whatever becomes of it (seconds); None: until it has ended."""
+    found = number(headers.get(UNIQUE_FOR))
+    return None if found is None or not 0 < found <= MAX_TIMEOUT * 1000 else float(found) / 1000
+
+
+def freed_key(headers: Mapping[str, Any]) -> str | None:
+    """The unique key that the end of a task frees."""
+    return None if UNIQUE_FOR in headers and unique_for(headers) is not None else unique_key(headers)
 
 
 def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:

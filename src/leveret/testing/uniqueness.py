@@ -7,7 +7,17 @@ import time
 from typing import TYPE_CHECKING
 
 from leveret.errors import DuplicateTask
-from leveret.model import UNIQUE_KEY, Cancelled, DeadLettered, KeyHolder, Released, Retrying, Succeeded, enqueued
+from leveret.model import (
+    UNIQUE_FOR,
+    UNIQUE_KEY,
+    Cancelled,
+    DeadLettered,
+    KeyHolder,
+    Released,
+    Retrying,
+    Succeeded,
+    enqueued,
+)
 from leveret.testing.bench import Bench, becomes, check, refused, settle_all
 
 if TYPE_CHECKING:
@@ -161,6 +171,35 @@ async def a_cancelled_task_frees_its_key(bench: Bench) -> None:
     assert status is not None
     assert status.state == "cancelled"
     await becomes_free(broker, keyed(bench, "next"))
+
+
+@check
+async def a_key_may_be_taken_for_a_while(bench: Bench) -> None:
+    """From the enqueueing on for so long, whatever becomes of the task: a success, a purge, a cancellation."""
+    broker, worker = await bench.declared(), bench.broker()
+
+    def brief(text: str, key: str) -> Envelope:
+        one = keyed(bench, text, key)
+        return one.with_headers({UNIQUE_FOR: 3_000})
+
+    began = time.monotonic()
+    first = [brief(text, text) for text in "abc"]
+    await broker.publish(first)
+    taken = await bench.consumer(worker, credit=1)
+    await settle_all(worker, await taken.next(), Succeeded())
+    await broker.control.cancel(first[1].id)
+    await broker.queues.purge(bench.queue.name, force=True)
+    holders = [await admitted(broker, brief("too soon", text)) for text in "abc"]
+    if time.monotonic() - began < 3:
+        assert holders == [one.id for one in first]
+    await asyncio.sleep(max(0.0, began + 3.1 - time.monotonic()))
+    # Those of a slow machine are there by now, and have the keys for as long.
+    after = brief("after", "a")
+    for _ in range(400):
+        if (holder := await admitted(broker, after)) == after.id:
+            break
+        await asyncio.sleep(0.02)
+    assert holder == after.id
 
 
 @check

@@ -239,3 +239,22 @@ async def test_a_key_is_listed_and_released() -> None:
         assert await app.unique.release("double:4")
         assert not await app.unique.release("double:4")
         assert (await double.enqueue(4)).id != first.id
+
+
+async def test_a_key_may_be_taken_for_a_while() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("number", for_=dt.timedelta(minutes=10)))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with under_test(app) as test:
+        first = await double.enqueue(4)
+        await test.drain()
+        again = await double.enqueue(4)
+        assert (again.id, again.existing, await again.result()) == (first.id, True, 8)
+        test.clock.advance(601)
+        assert not (await double.enqueue(4)).existing
+    for wrong in (0, -1, "x"):
+        with pytest.raises(ConfigurationError, match="for_"):
+            by("number", for_=wrong)  # type: ignore[arg-type]

@@ -26,7 +26,17 @@ from leveret.brokers.rabbitmq.queues import (
 )
 from leveret.brokers.rabbitmq.statuses import StatusLog
 from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, LeveretError, QueueNotFound
-from leveret.model import KEEP, Cancelled, DeadLettered, Released, Retrying, Succeeded, log_fields, unique_key
+from leveret.model import (
+    KEEP,
+    Cancelled,
+    DeadLettered,
+    Released,
+    Retrying,
+    Succeeded,
+    freed_key,
+    log_fields,
+    unique_key,
+)
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
 
@@ -203,7 +213,7 @@ def _freed(settlement: Settlement) -> tuple[str, str] | None:
     envelope, session = delivery.envelope, delivery.lease
     if not envelope.headers or not isinstance(outcome, (Succeeded, DeadLettered, Cancelled)):
         return None
-    key = unique_key(envelope.headers)
+    key = freed_key(envelope.headers)
     is_held = isinstance(session, Session) and session.holds(delivery.tag)
     return (key, envelope.id) if key is not None and is_held else None
 

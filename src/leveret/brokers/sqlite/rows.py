@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, is_flat, unique_key, unix_time
+from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, freed_key, is_flat, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def _others(one: Envelope) -> tuple[Any, ...]:
         one.expires_at,
         _pack(headers) if headers else None,
         one.priority,
-        unique_key(headers) if headers else None,
+        freed_key(headers) if headers else None,
     )
 
 
@@ -162,8 +162,8 @@ def _headers(packed: object) -> tuple[dict[str, Any], str]:
 
 
 def key_in(packed: object) -> str | None:
-    """The unique key in a row's headers."""
-    return unique_key(_headers(packed)[0]) if packed else None
+    """The unique key in a row's headers that its task has until it ends."""
+    return freed_key(_headers(packed)[0]) if packed else None
 
 
 def text(value: object) -> str:

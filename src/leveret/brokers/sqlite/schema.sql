@@ -39,6 +39,14 @@ CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
 CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
 
+-- Keys that tasks have for a while, whatever becomes of them.
+CREATE TABLE unique_hold (
+    key   TEXT PRIMARY KEY,
+    id    TEXT NOT NULL,              -- of the task
+    until REAL NOT NULL               -- Unix time
+) WITHOUT ROWID;
+CREATE INDEX unique_hold_until ON unique_hold (until);
+
 -- A living consumer holds its wake-up, a named pipe, open; the kernel closes it when the process dies.
 CREATE TABLE consumer (
     id        INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -26,6 +26,7 @@ from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
 from leveret.model import (
     KEEP,
+    UNIQUE_FOR,
     Cancelled,
     DeadLettered,
     Envelope,
@@ -38,6 +39,7 @@ from leveret.model import (
     Succeeded,
     repeated,
     this_process,
+    unique_for,
     unique_key,
 )
 
@@ -102,15 +104,29 @@ class Store(Statements):
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
         self._insert(*insertion(envelopes, ids, time.time()))
+        if any(one.headers and UNIQUE_FOR in one.headers for one in envelopes):
+            self._keep_keys(envelopes, time.time())
         self.dealing.deal(ids.values())
         return existing or None
+
+    def _keep_keys(self, envelopes: Sequence[Envelope], now: float) -> None:
+        """Keys that their tasks have for a while; some that are free again are forgotten."""
+        kept = [
+            (key, one.id, now + period)
+            for one in envelopes
+            if (key := unique_key(one.headers)) is not None and (period := unique_for(one.headers)) is not None
+        ]
+        self.database.executemany("INSERT OR REPLACE INTO unique_hold (key, id, until) VALUES (?, ?, ?)", kept)
+        old = self.execute("SELECT key FROM unique_hold WHERE until < ? LIMIT ?", now, 2 * len(kept)).fetchall()
+        self.database.executemany("DELETE FROM unique_hold WHERE key = ?", old)
 
     def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
         """Those whose unique keys are taken, each with the id of the task that is there, or before it in the call."""
         keys = {one.id: key for one in envelopes if one.headers and (key := unique_key(one.headers)) is not None}
         if not keys:
             return {}
-        rows = self.execute(_HOLDERS, array(list(keys.values())))
+        wanted, now = array(list(keys.values())), time.time()
+        rows = [*self.execute(_HOLDERS, wanted), *self.execute(_KEPT, wanted, now)]
         holders = {key: text(id_) for key, id_ in rows}
         found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
         return {id_: holder for id_, holder in found.items() if holder != id_}
@@ -118,14 +134,19 @@ class Store(Statements):
     def holders(self, limit: int) -> list[KeyHolder]:
         rows = self.execute(
             "SELECT unique_key, task.id, queue.name FROM task JOIN queue ON queue.id = task.queue"
-            " WHERE unique_key IS NOT NULL ORDER BY unique_key LIMIT ?",
-            limit,
+            " WHERE unique_key IS NOT NULL UNION SELECT key, unique_hold.id, coalesce(queue.name, '') FROM unique_hold"
+            " LEFT JOIN task ON task.id = unique_hold.id LEFT JOIN queue ON queue.id = task.queue WHERE until > ?"
+            " ORDER BY 1 LIMIT ?",
+            *(time.time(), limit),
         )
         return [KeyHolder(*map(text, row)) for row in rows]
 
     def release(self, key: str) -> str | None:
         """Free a key; the id of the task that had it."""
         row = self.execute("UPDATE task SET unique_key = NULL WHERE unique_key = ? RETURNING id", key).fetchone()
+        if row is None:
+            kept = "DELETE FROM unique_hold WHERE key = ? AND until > ? RETURNING id"
+            row = self.execute(kept, key, time.time()).fetchone()
         return None if row is None else text(row[0])
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -188,6 +209,10 @@ class Store(Statements):
 _HOLDERS = (
     "SELECT unique_key, task.id FROM json_each(?) AS wanted"
     " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value"
+)
+_KEPT = (
+    "SELECT unique_hold.key, unique_hold.id FROM json_each(?) AS wanted"
+    " CROSS JOIN unique_hold ON unique_hold.key = wanted.value WHERE until > ?"
 )
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
 #: Of many at once: they are most.

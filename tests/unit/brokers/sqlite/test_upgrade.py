@@ -26,6 +26,7 @@ ALTER TABLE consumer DROP COLUMN describes;
 ALTER TABLE queue DROP COLUMN paused;
 DROP INDEX task_ready;
 DROP INDEX task_id;
+DROP TABLE unique_hold;
 DROP INDEX task_unique;
 ALTER TABLE task DROP COLUMN unique_key;
 ALTER TABLE task DROP COLUMN priority;

@@ -19,7 +19,7 @@ from leveret.brokers.rabbitmq.queues import (
     to_dead_letter,
 )
 from leveret.errors import EnqueueError, LeveretError
-from leveret.model import revived, revived_again, still, unique_key
+from leveret.model import freed_key, revived, revived_again, still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -180,4 +180,4 @@ class RabbitMQDeadLetters:
 def _keyed(message: Incoming, queue: str, now: float) -> Envelope | None:
     """The task that a dead letter becomes again, if it has a unique key."""
     letter = revived(to_dead_letter(message, queue).envelope, now)
-    return None if unique_key(letter.headers) is None else letter
+    return None if freed_key(letter.headers) is None else letter

@@ -35,7 +35,7 @@ from leveret.brokers.rabbitmq.coordination.entries import (
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
 from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueError, EnqueueTimeout, LeveretError, QueueNotFound
-from leveret.model import KeyHolder, this_process, unique_key
+from leveret.model import KeyHolder, this_process, unique_for, unique_key
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
@@ -634,8 +634,9 @@ class _Debts:
 
 def _claim(ask: _Ask, now: float) -> NewClaim:
     one = ask.envelope
-    until = max(now, one.due or 0.0) + HOLD
-    return NewClaim(ask.key, one.id, one.queue, until, msgspec.Raw(msgspec.json.encode(one)))
+    period = unique_for(one.headers)
+    until = max(now, one.due or 0.0) + HOLD if period is None else now + period
+    return NewClaim(ask.key, one.id, one.queue, until, msgspec.Raw(msgspec.json.encode(one)), period is not None)
 
 
 def _parts(rows: Sequence[Row]) -> list[list[Row]]:

@@ -30,6 +30,8 @@ class NewClaim(msgspec.Struct, frozen=True, array_like=True):
     until: float
     #: The whole task, for whoever stores it when the claimer has died. Others do not decode it.
     task: msgspec.Raw = msgspec.Raw()
+    #: Only ``until`` ends it, not the task.
+    is_kept: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True, array_like=True):
@@ -125,6 +127,7 @@ class Claim(msgspec.Struct, gc=False):
     owner: str
     #: None: it is stored.
     task: bytes | None = None
+    is_kept: bool = False
     #: When the reader got to know that it is to be stored (the reader's loop's time).
     since: float = 0.0
 
@@ -157,7 +160,7 @@ class Holders:
             if one.until < after:
                 continue
             task = _NO_TASK if one.task is None else msgspec.Raw(one.task)
-            yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task))
+            yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task, one.is_kept))
 
     def overdue(self, before: float) -> list[tuple[str, Claim]]:
         """The claims that have waited for their tasks since before that time."""
@@ -195,7 +198,7 @@ class Holders:
 
     def _put(self, new: NewClaim, owner: str, now: float) -> None:
         task = None if new.task in _NO_TASKS else bytes(new.task)
-        claim = Claim(new.id, sys.intern(new.queue), new.until, sys.intern(owner), task, now)
+        claim = Claim(new.id, sys.intern(new.queue), new.until, sys.intern(owner), task, new.is_kept, now)
         self._claims[new.key] = claim
         self._pending.pop(new.key, None)
         if claim.task is not None:
@@ -208,7 +211,9 @@ class Holders:
             self._pending.pop(key, None)
 
     def _free_where(self, is_meant: Callable[[Claim], bool]) -> None:
-        for key, claim in [(key, claim) for key, claim in self._claims.items() if is_meant(claim)]:
+        for key, claim in [
+            (key, claim) for key, claim in self._claims.items() if not claim.is_kept and is_meant(claim)
+        ]:
             self._free(key, claim.id)
 
 
