@@ -69,13 +69,15 @@ _PATIENCE = 2.0
 ORPHANED = 20.0
 #: How often it is looked for those (seconds).
 _LOOK_AFTER = 10.0
-#: So much of the log is read by who begins to use it, before somebody writes a snapshot (entries, about); the parts of
-#: one (rows); and in how many of the last entries it is looked for.
+#: So much of the log is read by who begins to use it, before somebody writes a snapshot (entries, about); how large its
+#: parts are (rows); and in how many of the last entries it is looked for.
 _LONG = 10_000
 _ROWS = 1_000
+_LAST = 200
 #: A claim that is void by so much is in no snapshot (seconds): clocks may differ.
 _VOID = 3_600.0
-_LAST = 200
+#: What waits until the log takes something again; then the oldest are dropped, and those keys are free a day later.
+_MOST_OWED = 100_000
 _DOING = "reading who has which unique key"
 
 
@@ -187,6 +189,8 @@ class Claims:
                 wanted = [_Ask(ask.envelope, ask.key) for ask in wanted if found[ask.envelope.id] is None]
         except BaseException:
             self._storing.difference_update(ask.envelope.id for ask in asks)
+            for ask in asks:
+                ask.answer.cancel()  # what was not asked yet is not asked any more
             self._debts.owe(freed=[(ask.key, ask.envelope.id) for ask in asks if ask.envelope.id not in existing])
             raise
         self._storing.difference_update(existing)
@@ -313,12 +317,8 @@ class Claims:
 
     async def _sum_up(self) -> None:
         """Write a snapshot: programs that begin to read later need nothing older."""
-        rows, upto, token = (
-            list(self._history.holders.rows(time.time() - _VOID)),
-            self._reader.offset,
-            secrets.token_hex(6),
-        )
-        parts = _parts(rows)
+        upto, token = self._reader.offset, secrets.token_hex(6)
+        parts = _parts(list(self._history.holders.rows(time.time() - _VOID)))
         for number, part in enumerate(parts):
             if self._history.base > upto:
                 return  # another was first
@@ -590,6 +590,8 @@ class _Debts:
     def owe(self, *, freed: Sequence[tuple[str, str]] = (), stored: Sequence[tuple[str, str]] = ()) -> None:
         self._freed += freed
         self._stored += stored
+        if self.is_behind:
+            del self._freed[:-_MOST_OWED], self._stored[:-_MOST_OWED]
         if (self._freed or self._stored) and (self._paying is None or self._paying.done()):
             self._paying = asyncio.get_running_loop().create_task(self._pay())
 
