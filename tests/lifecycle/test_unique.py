@@ -63,7 +63,7 @@ async def held(broker: Broker, key: int) -> str:
 
 
 def test_many_producers_admit_one_for_each_key(place: Place) -> None:
-    """The figure is 50 producers of 1,000 calls for 100 keys: see docs/performance.md."""
+    """Measured with 50 producers of 1,000 calls for 100 keys: see ADR 0039."""
     programs = producers(place.url, count=6, calls=200, keys=25)
     printed = [program.communicate(timeout=PATIENCE)[0].splitlines() for program in programs]
     assert [program.returncode for program in programs] == [0] * 6
