@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 RABBITMQ = ("3.10", "4")
 #: The queues of the programs in docs/, and a misspelt one that a command has made.
-OTHERS = ("letters", "small", "mail", "wrok")
+OTHERS = ("letters", "small", "mail", "wrok", "unique")
 #: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
 #: ends the process.
 HANGS = 200.0
@@ -176,7 +176,7 @@ def delete_queues(node: Node) -> None:
             await channel.exchange_delete(pause_marker("work").name)
             for milliseconds in DELAY_STEPS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
-            for stream in ("leveret.events", "leveret.cancelled"):
+            for stream in ("leveret.events", "leveret.cancelled", "leveret.claims"):
                 # After a restart of its node a stream of RabbitMQ 3.10 may stay unavailable for a while.
                 with suppress(aio_pika.exceptions.AMQPException, TimeoutError):
                     async with asyncio.timeout(10):

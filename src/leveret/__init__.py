@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from leveret.client import App, Handle, Task, as_finished, gather_results
+    from leveret.client import App, Handle, Task, as_finished, by, gather_results
     from leveret.errors import (
         AppNotLoaded,
         BrokerBlocked,
@@ -99,6 +99,7 @@ __all__ = [
     "UnknownTask",
     "UnreadableBody",
     "as_finished",
+    "by",
     "cron",
     "current_task",
     "every",
@@ -111,6 +112,7 @@ _HOMES = {
     "Handle": "leveret.client",
     "Task": "leveret.client",
     "as_finished": "leveret.client",
+    "by": "leveret.client",
     "gather_results": "leveret.client",
     "CurrentTask": "leveret.model",
     "Dead": "leveret.model",

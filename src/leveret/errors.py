@@ -106,16 +106,33 @@ class QueueUnavailable(EnqueueError, BrokerUnavailable):
 
 
 class DuplicateTask(EnqueueError):
-    """Tasks with the ids in ``ids`` are there already, or were given twice. Nothing of the call was stored."""
+    """Tasks with these ids, or with their unique keys, are there already, or were given twice. Nothing was stored.
 
-    def __init__(self, ids: Sequence[str]) -> None:
-        super().__init__(
-            f"task id taken, or given twice: {', '.join(map(repr, ids[:5]))}"
-            + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-            + "; nothing was stored. If it is the same task, there is nothing to do; else choose another id. "
-            "An id is free again when its task has succeeded or its dead letter was dropped",
-            ids,
-        )
+    ``ids``: of the tasks that were refused. ``existing``: for one whose unique key is taken, the id of the task that
+    is there.
+    """
+
+    def __init__(self, ids: Sequence[str], existing: Mapping[str, str] | None = None) -> None:
+        self.existing = dict(existing or {})
+        super().__init__(_why_taken(ids) if not self.existing else _why_not_unique(self.existing), ids)
+
+
+def _why_taken(ids: Sequence[str]) -> str:
+    return (
+        f"task id taken, or given twice: {', '.join(map(repr, ids[:5]))}"
+        + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        + "; nothing was stored. If it is the same task, there is nothing to do; else choose another id. "
+        "An id is free again when its task has succeeded or its dead letter was dropped"
+    )
+
+
+def _why_not_unique(existing: Mapping[str, str]) -> str:
+    holders = list(dict.fromkeys(existing.values()))
+    return (
+        f"a task with the same unique key has not ended: {', '.join(map(repr, holders[:5]))}"
+        + (f" and {len(holders) - 5} more" if len(holders) > 5 else "")
+        + "; nothing was stored. on_conflict='ignore' gives its handle instead"
+    )
 
 
 class EnqueueTimeout(EnqueueError, TimeoutError):

@@ -10,6 +10,7 @@ from leveret.brokers.memory import MemoryBroker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from leveret.brokers import OnConflict
     from leveret.client.task import Task
     from leveret.model import Envelope
 
@@ -21,8 +22,8 @@ class KeepingBroker(MemoryBroker):
         super().__init__()
         self.sent: list[Envelope] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish(envelopes)
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise") -> None:
+        await super().publish(envelopes, on_conflict=on_conflict)
         self.sent.extend(envelopes)
 
 

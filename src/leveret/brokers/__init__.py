@@ -11,11 +11,13 @@ from leveret.brokers.base import (
     Control,
     DeadLetters,
     HoldLimit,
+    OnConflict,
     Queues,
     ScheduleKeeper,
     Schedules,
     Select,
     Statuses,
+    UniqueKeys,
 )
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.feeds import Feed, Following, Watch
@@ -41,6 +43,7 @@ __all__ = [
     "Following",
     "HoldLimit",
     "Inbox",
+    "OnConflict",
     "Opener",
     "Paused",
     "QueueNames",
@@ -49,6 +52,7 @@ __all__ = [
     "Schedules",
     "Select",
     "Statuses",
+    "UniqueKeys",
     "Watch",
     "absolute",
     "backoff",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DeadLetter,
         Describe,
         Envelope,
+        KeyHolder,
         Queue,
         QueueStats,
         Removed,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
         WorkerReport,
     )
 
+#: What becomes of a task whose unique key is taken: the one that is there stands for it, or the enqueue is refused.
+OnConflict: TypeAlias = Literal["ignore", "raise"]
 #: How long `publish` may take before it raises (seconds).
 DEFAULT_TIMEOUT = 30.0
 
@@ -223,6 +226,16 @@ class Control(Protocol):
         """What the living workers do now. They are asked; one that does not answer within a second is left out."""
 
 
+class UniqueKeys(Protocol):
+    """Which unique keys are taken. `Broker.publish` takes them, and the end of a task frees them."""
+
+    async def holders(self, limit: int, /) -> Sequence[KeyHolder]:
+        """The keys that are taken, in their order, at most so many."""
+
+    async def release(self, key: str, /) -> str | None:
+        """Free a key though its task has not ended, which keeps running or waiting; its id. None: nobody had it."""
+
+
 class Broker(Protocol):
     """A place where tasks are kept. Every method, its facets' too, raises BrokerError's subclasses and nothing of its
     driver's.
@@ -252,13 +265,26 @@ class Broker(Protocol):
     def control(self) -> Control:
         """Cancels tasks, and asks what workers do."""
 
+    @property
+    def unique(self) -> UniqueKeys:
+        """Which unique keys are taken."""
+
     async def declare(self, queues: Sequence[Queue], /) -> None:
         """Make or adopt the queues. Raises QueueMismatch or QueueNotFound; then none of these was changed."""
 
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
-        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout."""
+    async def publish(
+        self, envelopes: Sequence[Envelope], /, *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout.
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None:
+        At most one task with a unique key (`leveret.model.unique_key`) is there that has not ended. "raise": where one
+        is, DuplicateTask is raised, and nothing of the call is stored. "ignore": the others are stored; returned are
+        the ids of those that were not, each with the id of the one that is there. None: all were stored.
+        """
+
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
         """`publish` in the calling thread, which runs no event loop: any thread, when the queues are declared.
 
         ``notify``: let those who follow know. Only where `Capabilities.blocking` says so; elsewhere it raises

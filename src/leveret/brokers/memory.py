@@ -37,6 +37,7 @@ from leveret.model import (
     DeadLettered,
     Delivery,
     Envelope,
+    KeyHolder,
     Outcome,
     Queue,
     QueueStats,
@@ -52,6 +53,7 @@ from leveret.model import (
     cancelled_before,
     cancelled_running,
     enqueued,
+    freed_key,
     newer,
     placed,
     purged,
@@ -60,13 +62,25 @@ from leveret.model import (
     revived,
     revived_again,
     this_process,
+    unique_for,
+    unique_key,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from leveret.brokers.base import Consumer, Control, DeadLetters, Queues, ScheduleKeeper, Select, Statuses
+    from leveret.brokers.base import (
+        Consumer,
+        Control,
+        DeadLetters,
+        OnConflict,
+        Queues,
+        ScheduleKeeper,
+        Select,
+        Statuses,
+        UniqueKeys,
+    )
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, ScheduleRequest, WorkerReport
 
@@ -106,6 +120,10 @@ class MemoryStore:
         self.queues: dict[str, _Stored] = {}
         #: Of every task that is ready, delayed, running or dead.
         self.ids: set[str] = set()
+        #: The id of the task that has each unique key.
+        self.unique: dict[str, str] = {}
+        #: Those that tasks have for a while, whatever becomes of them: the task's id, and until when (Unix time).
+        self.kept: dict[str, tuple[str, float]] = {}
         #: Numbers deliveries, and the places of ready tasks.
         self.tokens = itertools.count(1)
         #: What was told of tasks, the longest unchanged first.
@@ -114,6 +132,27 @@ class MemoryStore:
         #: Of the workers that consume now.
         self.describers: list[Describe] = []
         self.schedules: dict[str, ScheduleRow] = {}
+
+    def forget(self, envelope: Envelope) -> None:
+        """A task has ended for good."""
+        self.ids.discard(envelope.id)
+        self.free(envelope)
+
+    def free(self, envelope: Envelope) -> None:
+        """A task's unique key is free."""
+        key = freed_key(envelope.headers)
+        if key is not None and self.unique.get(key) == envelope.id:
+            del self.unique[key]
+
+    def claim(self, envelope: Envelope) -> str:
+        """The id of the task that has this one's unique key from now on: its own, unless another has it."""
+        key = freed_key(envelope.headers)
+        return envelope.id if key is None else self.unique.setdefault(key, envelope.id)
+
+    def holder(self, key: str) -> str | None:
+        """The id of the task that has a key."""
+        id_, until = self.kept.get(key, ("", 0.0))
+        return id_ if until > self.clock.time() else self.unique.get(key)
 
     def deal(self, names: Iterable[str]) -> None:
         """Hand out what is ready in these queues."""
@@ -420,7 +459,7 @@ class MemoryQueues(_Facet):
         removed = Removed(len(stored.ready), len(stored.delayed))
         now = self._store.clock.time()
         for envelope in stored.clear():
-            self._store.ids.discard(envelope.id)
+            self._store.forget(envelope)
             known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
             self._statuses.note([purged(known, now)])
         return removed, stored
@@ -443,7 +482,7 @@ class MemoryDeadLetters(_Facet):
         return letters if select is None else [one for one in map(select, letters) if one is not None]
 
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        letters = self._take(queue, ids)
+        letters = self._take(queue, ids, lambda envelope: self._store.claim(envelope) == envelope.id)
         now = self._store.clock.time()
         for letter in letters:
             again = revived(letter.envelope, now)
@@ -455,16 +494,16 @@ class MemoryDeadLetters(_Facet):
         return [letter.envelope.id for letter in letters]
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        dropped = [letter.envelope.id for letter in self._take(queue, ids)]
+        dropped = [letter.envelope.id for letter in self._take(queue, ids, lambda _: True)]
         self._store.ids.difference_update(dropped)
         return dropped
 
-    def _take(self, queue: str, ids: Sequence[str]) -> list[DeadLetter]:
+    def _take(self, queue: str, ids: Sequence[str], may: Callable[[Envelope], bool]) -> list[DeadLetter]:
         stored = self._store.queues.get(queue)
         if stored is None:
             raise QueueNotFound(f"queue {queue!r} does not exist, so it has no dead letters")
-        taken = [letter for letter in stored.dead if letter.envelope.id in ids]
-        stored.dead = [letter for letter in stored.dead if letter.envelope.id not in ids]
+        taken = [letter for letter in stored.dead if letter.envelope.id in ids and may(letter.envelope)]
+        stored.dead = [letter for letter in stored.dead if letter not in taken]
         return taken
 
 
@@ -529,7 +568,7 @@ class MemoryControl(_Facet):
         for stored in queues:
             envelope = stored.withdraw(id_)
             if envelope is not None:
-                self._store.ids.discard(id_)
+                self._store.forget(envelope)
                 self._statuses.note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
             elif any(taker.told(mark) for taker in stored.takers):
                 break
@@ -542,6 +581,24 @@ class MemoryControl(_Facet):
 
     async def workers(self) -> Sequence[WorkerReport]:
         return [describe() for describe in self._store.describers]
+
+
+class MemoryUniqueKeys(_Facet):
+    """See `leveret.brokers.UniqueKeys`."""
+
+    async def holders(self, limit: int) -> Sequence[KeyHolder]:
+        keys = sorted({*self._store.unique, *self._store.kept})
+        taken = [(key, id_) for key in keys if (id_ := self._store.holder(key)) is not None][:limit]
+        return [KeyHolder(key, id_, self._queue_of(id_)) for key, id_ in taken]
+
+    async def release(self, key: str) -> str | None:
+        holder = self._store.holder(key)
+        self._store.unique.pop(key, None)
+        self._store.kept.pop(key, None)
+        return holder
+
+    def _queue_of(self, id_: str) -> str:
+        return next((name for name, stored in self._store.queues.items() if stored.status(id_) is not None), "")
 
 
 class MemoryBroker:
@@ -557,6 +614,7 @@ class MemoryBroker:
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
         self.schedules: MemorySchedules = MemorySchedules(self._store, self._put)
+        self.unique: UniqueKeys = MemoryUniqueKeys(self._store, self._statuses)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
 
@@ -585,11 +643,19 @@ class MemoryBroker:
             self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
             self._declared[queue.name] = queue
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(
+        self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        existing = self._existing(envelopes)
+        if existing:
+            if on_conflict == "raise":
+                raise DuplicateTask(list(existing), existing)
+            envelopes = [envelope for envelope in envelopes if envelope.id not in existing]
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
                 await self.declare([self._declared[name]])
         self._put(envelopes)
+        return existing or None
 
     def _put(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
@@ -607,10 +673,28 @@ class MemoryBroker:
             raise DuplicateTask(taken)
         self._store.ids.update(ids)
         for envelope in envelopes:
+            self._store.claim(envelope)
+            key, period = unique_key(envelope.headers), unique_for(envelope.headers)
+            if key is not None and period is not None:
+                self._store.kept[key] = envelope.id, self._store.clock.time() + period
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._store.deal({envelope.queue for envelope in envelopes})
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Those whose unique keys are taken, each with the id of the task that is there."""
+        mine: dict[str, str] = {}
+        existing: dict[str, str] = {}
+        for envelope in envelopes:
+            key = unique_key(envelope.headers)
+            if key is not None:
+                holder = self._store.holder(key) or mine.setdefault(key, envelope.id)
+                if holder != envelope.id:
+                    existing[envelope.id] = holder
+        return existing
+
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
         raise NotImplementedError
 
     @asynccontextmanager
@@ -676,14 +760,15 @@ class MemoryBroker:
             stored.put(retried(envelope, outcome, self._store.clock.time()), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
             now = self._store.clock.time()
+            self._store.free(envelope)
             stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, now, this_process()))
         elif isinstance(outcome, Released):
             stored.put_back(waiting)
         else:
-            self._store.ids.discard(envelope.id)
+            self._store.forget(envelope)
 
     def _end_cancelled(self, waiting: _Waiting) -> None:
         now, envelope = self._store.clock.time(), waiting.envelope
-        self._store.ids.discard(envelope.id)
+        self._store.forget(envelope)
         known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
         self._statuses.note([cancelled_running(known, now)])

@@ -28,6 +28,7 @@ _COMMANDS = {
     "queues": ("leveret.cli.queues", "command", "Show what is in the queues; pause, resume, purge, delete."),
     "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
+    "unique": ("leveret.cli.unique", "command", "See which unique keys are taken, and free one."),
     "dashboard": ("leveret.cli.dashboard", "command", "See and steer all of it in a browser."),
     "demo": ("leveret.cli.demo", "command", "See two workers share five tasks, one of them killed."),
 }
@@ -103,7 +104,7 @@ def _of_project(command: str) -> dict[str, Any]:
     if command == "dashboard":
         return {command: {**app, **dashboard}}
     # A command's defaults, and those of the commands below it.
-    below = dict.fromkeys(("list", "show", "retry", "drop"), app)
+    below = dict.fromkeys(("list", "show", "retry", "drop", "release"), app)
     return {command: {**app, **below}, **{f"queues {name}": app for name in ("pause", "resume", "purge", "delete")}}
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from leveret.brokers import Broker, DeadLetters
     from leveret.model import DeadLetter
 
+#: So many ids are named that could not be put back.
+_MOST_NAMED = 20
 #: Most dead letters that are looked through at once.
 _MOST = 100_000
 #: What may be of several lines.
@@ -250,14 +252,21 @@ def _decide(
         if chosen.is_open and not everything:
             raise click.UsageError("say which: give IDs, a filter, or --all")
         changed: list[str] = []
+        staying: list[str] = []
         for name in scope.queues:
             ids = [letter.envelope.id for letter in await _find(broker, name, chosen)]
             mine = await act(broker.dead_letters, name, ids) if ids or scope.named else []
             changed += mine
+            staying += set(ids).difference(mine)
             if mine or scope.named:
                 click.echo(f"{len(mine)} dead letter{'' if len(mine) == 1 else 's'} of queue {name!r} {done}")
         if not changed and not scope.named:
             click.echo(f"0 dead letters in {found.place} {done}")
+        if staying:
+            raise click.ClickException(
+                f"{len(staying)} were not {done}: other tasks have their unique keys (see leveret unique list), "
+                "or somebody else was first: " + ", ".join(map(in_line, sorted(staying)[:_MOST_NAMED]))
+            )
         missing = [id_ for id_ in scope.ids if id_ not in changed]
         if missing:
             raise _not_found(scope, missing)

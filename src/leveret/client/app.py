@@ -15,6 +15,7 @@ from leveret.client.middleware import functions, storing_within, thread_function
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.schedules import Schedules
 from leveret.client.settings import number
+from leveret.client.unique import UniqueKeys, unique_of
 from leveret.errors import ConfigurationError
 from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from leveret.client.registration import Scheduling
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
+    from leveret.client.unique import UniqueBy
     from leveret.model import (
         Acknowledge,
         AttemptLayer,
@@ -168,6 +170,11 @@ class App:
         return tuple(self.registry.queues.values())
 
     @property
+    def unique(self) -> UniqueKeys:
+        """Which unique keys are taken."""
+        return UniqueKeys(self.client)
+
+    @property
     def tasks(self) -> Sequence[Task[..., Any]]:
         """The tasks that are registered."""
         return tuple(self.registry.tasks.values())
@@ -205,6 +212,7 @@ class App:
         priority: int | None = ...,
         store_result: bool = ...,
         schedule: Scheduling = ...,
+        unique: UniqueBy | None = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -226,6 +234,7 @@ class App:
         priority: int | None = None,
         store_result: bool = True,
         schedule: Scheduling = None,
+        unique: UniqueBy | None = None,
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -264,6 +273,8 @@ class App:
             schedule: When the application's workers enqueue it by themselves: ``cron(...)`` or ``every(...)``. Several
                 in a list, or in a dict by the schedules' names; the name of a single one is the task's. See `schedules`
                 for those that are data.
+            unique: The task's unique key: ``by("customer")``, or a function that is called with the task's arguments
+                and returns the key (None: none). While a task with the key has not ended, no other is stored.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
@@ -287,10 +298,13 @@ class App:
             retry=retry,
         )
         run = module_run()
+        key = None if unique is None else unique_of(unique)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
-            return self.registry.register(found, options, run, self.client, default=default, schedule=schedule)
+            return self.registry.register(
+                found, options, run, self.client, default=default, schedule=schedule, unique=key
+            )
 
         return register if function is None else register(function)
 

@@ -24,9 +24,10 @@ from leveret.model.suggest import did_you_mean
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from leveret.brokers import OnConflict
     from leveret.client.registration import Registry
     from leveret.model import EnqueueLayer, Envelope, Status, Store
 
@@ -39,6 +40,15 @@ _ROUNDS = 10
 #: How much longer than its timeout an enqueue may take (seconds).
 _MORE = 1.0
 _Producers: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopProducer]"
+
+
+class Conflicts:
+    """What becomes of the tasks of one enqueue whose unique keys are taken. What is around it returns nothing."""
+
+    def __init__(self, policy: OnConflict) -> None:
+        self.policy = policy
+        #: The ids of those that were not stored, each with the id of the one that is there.
+        self.existing: Mapping[str, str] = {}
 
 
 class ClientSettings(msgspec.Struct, frozen=True):
@@ -108,14 +118,21 @@ class Client:
         """Declare those of the queues that this loop's broker has not declared yet. Raises BrokerError."""
         await self._producer().require(queues)
 
-    def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool = True) -> Coroutine[Any, Any, None]:
-        """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know."""
-        store: Store = partial(self._publish, notify=notify)
+    def publish(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool = True, conflicts: Conflicts | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Store tasks on this loop's connection, opening it first if need be. ``notify``: let those who follow know.
+
+        ``conflicts``: of tasks with unique keys.
+        """
+        store: Store = partial(self._publish, notify=notify, conflicts=conflicts)
         for layer in reversed(self._layers):
             store = layer(store)
         return store(envelopes)
 
-    def publish_sync(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None:
+    def publish_sync(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
+    ) -> None:
         """`publish` for code without an event loop, as `wait` is.
 
         In the calling thread where the broker can: each hand-over to another one takes longer than a write to a file.
@@ -123,20 +140,20 @@ class Client:
         loop = self._bridge.loop
         producer = None if loop is None else self._producers.get(loop)
         if loop is None or producer is None or self._layers or not producer.has_declared(envelopes):
-            self.wait(self.publish(envelopes, notify=notify))
+            self.wait(self.publish(envelopes, notify=notify, conflicts=conflicts))
             return
         _refuse_in_a_loop()
         try:
-            producer.publish_blocking(envelopes, notify=notify)
+            producer.publish_blocking(envelopes, notify=notify, conflicts=conflicts)
         except BrokerUnavailable:
             if self._producers.get(loop) is producer:
                 raise
             # Another thread has closed it meanwhile.
-            self.wait(self.publish(envelopes, notify=notify))
+            self.wait(self.publish(envelopes, notify=notify, conflicts=conflicts))
 
-    async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool, conflicts: Conflicts | None) -> None:
         try:
-            await self._producer().publish(envelopes, notify=notify)
+            await self._producer().publish(envelopes, notify=notify, conflicts=conflicts)
         except TimeoutError as error:
             if isinstance(error, EnqueueTimeout):
                 raise
@@ -249,15 +266,20 @@ class LoopProducer:
             if wanted:
                 await self._declare(wanted)
 
-    async def publish(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    async def publish(self, envelopes: Sequence[Envelope], *, notify: bool, conflicts: Conflicts | None = None) -> None:
         stored, wanted = False, frozenset[str]()
-        self._sending[id(envelopes)] = envelopes
+        key = id(envelopes)
+        self._sending[key] = envelopes
         try:
             with self._deadlines.begin():
                 wanted = frozenset([envelope.queue for envelope in envelopes]) - self._declared
                 if wanted:
                     await self._declare(wanted)
-                await self.broker.publish(envelopes)
+                if conflicts is None:
+                    await self.broker.publish(envelopes)
+                else:
+                    conflicts.existing = await self.broker.publish(envelopes, on_conflict=conflicts.policy) or {}
+                    envelopes = [one for one in envelopes if one.id not in conflicts.existing]
                 stored = True
                 if notify:
                     now = time.time()
@@ -279,17 +301,23 @@ class LoopProducer:
                 str(error) or "it took too long",
             )
         finally:
-            del self._sending[id(envelopes)]
+            del self._sending[key]
 
     def has_declared(self, envelopes: Sequence[Envelope]) -> bool:
         """Whether `publish_blocking` may be called for these."""
         return self.broker.capabilities.blocking and all(one.queue in self._declared for one in envelopes)
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], *, notify: bool, conflicts: Conflicts | None = None
+    ) -> None:
         """Store them from another thread than the loop's."""
         self._sending[id(envelopes)] = envelopes
         try:
-            self.broker.publish_blocking(envelopes, notify=notify)
+            if conflicts is None:
+                self.broker.publish_blocking(envelopes, notify=notify)
+            else:
+                existing = self.broker.publish_blocking(envelopes, notify=notify, on_conflict=conflicts.policy)
+                conflicts.existing = existing or {}
         finally:
             del self._sending[id(envelopes)]
 

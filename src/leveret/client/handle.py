@@ -65,6 +65,8 @@ class Handle(msgspec.Struct, Generic[R], eq=False, weakref=True):
     #: The broker was asked, and knew nothing of it.
     _is_unknown: bool = False
     _last: Status | None = None
+    #: The task was there before: its unique key is the same, and this enqueue stored nothing.
+    existing: bool = False
 
     def __repr__(self) -> str:
         return f"<Handle {self.id} of {self.task or 'a task'}>"

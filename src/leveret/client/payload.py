@@ -60,6 +60,8 @@ class _Body(msgspec.Struct):
     kwargs: dict[str, Any] = {}
 
 
+#: What is its own JSON, and the only way to write it.
+_PLAIN = frozenset({str, int, bool})
 _encode = msgspec.json.Encoder().encode
 _decode_body = msgspec.json.Decoder(_Body).decode
 
@@ -130,6 +132,33 @@ class Signature:
         bound = self._bind(tuple(call.args), call.kwargs)
         self._apply(bound, self._convert)
         return bound.args, bound.kwargs
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return self._signature.parameters
+
+    def canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        """The arguments of these parameters as JSON: the same for calls that mean the same. Raises InvalidArguments."""
+        if not (kwargs or self.raw) and self._least <= len(args) <= len(self._positional):
+            plain = {
+                name: value
+                for (name, to), value in zip(self._positional, args, strict=False)
+                if name in names and type(value) in _PLAIN and (to is ANY or type(value) is to.type)
+            }
+            if len(plain) == len(names):
+                return [plain[name] for name in names]
+        bound = self._bind(args, kwargs)
+        bound.apply_defaults()
+        bound.arguments = {name: bound.arguments[name] for name in names}
+        self._apply(bound, self._canonical)
+        return [bound.arguments[name] for name in names]
+
+    def _canonical(self, name: str, value: Any, to: Hint) -> Any:
+        parameter = self._signature.parameters.get(name)
+        if parameter is not None and value is parameter.default and not_json(value) is None:
+            return value  # a default need not be what its annotation says
+        tree = self._sent(name, self._convert(name, self._sent(name, value, to), to), to)
+        return sorted(tree, key=_encode) if isinstance(value, (set, frozenset)) else tree
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
         try:

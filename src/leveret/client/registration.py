@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from leveret.client.task import Producer
+    from leveret.client.unique import Unique
     from leveret.model import Schedule, TaskOptions
 
 #: What a decorator says of its task's schedules.
@@ -185,6 +186,7 @@ class Registry:
         *,
         default: bool,
         schedule: Scheduling = None,
+        unique: Unique | None = None,
     ) -> Task[..., Any]:
         """Raises ConfigurationError for another function of the same name, a second default task of a queue, or a
         schedule that is none; InvalidArguments for one whose arguments do not fit.
@@ -196,7 +198,7 @@ class Registry:
         holder = self.default_tasks.get(options.queue)
         if default and holder not in (None, name):
             raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
-        task: Task[..., Any] = Task(function.function, name, options, producer)
+        task: Task[..., Any] = Task(function.function, name, options, producer, unique)
         named = schedules_named(name, schedule)
         scheduled = {one: task.scheduled(one, timing) for one, timing in named.items()}
         for one in scheduled:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from copy import copy
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
 from leveret.client.payload import Returns, Signature, makes_coroutines
+from leveret.client.unique import Unique, checked_policy, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
     Envelope,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
+    from leveret.brokers import OnConflict
+    from leveret.client.unique import UniqueBy
     from leveret.model import Acknowledge, Cron, Every, Header, RetryRules
 
 P = ParamSpec("P")
@@ -44,8 +48,12 @@ class Producer(Source, Protocol):
 
     @property
     def max_message_size(self) -> int: ...
-    async def publish(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
-    def publish_sync(self, envelopes: Sequence[Envelope], /, *, notify: bool) -> None: ...
+    def publish(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
+    ) -> Coroutine[Any, Any, None]: ...
+    def publish_sync(
+        self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
+    ) -> None: ...
 
 
 #: No task is kept for a hundred years (seconds).
@@ -64,6 +72,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     id: str | None = None
     #: Those that carry options which are not what the decorator says are among them.
     headers: dict[str, Any] = {}
+    #: How it gets its unique key; None: it has none.
+    unique: Unique | None = None
 
     def __post_init__(self) -> None:
         if self.id is not None:
@@ -129,7 +139,12 @@ class Task(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[P, Awaitable[R] | R], name: str, options: TaskOptions, producer: Producer
+        self,
+        function: Callable[P, Awaitable[R] | R],
+        name: str,
+        options: TaskOptions,
+        producer: Producer,
+        unique: Unique | None = None,
     ) -> None:
         #: The function itself.
         self.function = function
@@ -141,7 +156,9 @@ class Task(Generic[P, R]):
         #: For programs that extend Leveret: how a result becomes JSON and back.
         self.returns = Returns(function, name)
         self._options = options
-        self._enqueue = EnqueueOptions()
+        self._enqueue = EnqueueOptions(unique=unique)
+        if unique is not None:
+            unique.check(self.signature, name)
         self._producer = producer
         self.__doc__ = function.__doc__
 
@@ -206,6 +223,8 @@ class Task(Generic[P, R]):
         max_attempts: int | None = None,
         store_result: bool | None = None,
         headers: Mapping[str, Header] | None = None,
+        unique: UniqueBy | Literal[False] | None = None,
+        on_conflict: OnConflict | None = None,
     ) -> Self:
         """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
@@ -233,6 +252,9 @@ class Task(Generic[P, R]):
             headers: The message's own headers, which the task reads from ``current_task().headers``. Names are text
                 that does not begin with ``leveret-`` or ``x-``. Values are str, int (64 bits), finite float, bool or
                 None; 32 KiB in all.
+            unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
+                own: another task's key of the same text is another one. False: none.
+            on_conflict: What becomes of an enqueue whose unique key is taken, "ignore" or "raise": see ``by``.
 
         Returns:
             The task with these options. The task itself is not changed.
@@ -240,7 +262,7 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
-                printable or too long, or headers that do not fit.
+                printable or too long, headers that do not fit, or ``on_conflict`` of a task without a unique key.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -259,10 +281,22 @@ class Task(Generic[P, R]):
             enqueue["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
         if id is not None:
             enqueue["id"] = id
+        if unique is not None or on_conflict is not None:
+            enqueue["unique"] = self._unique(unique, on_conflict)
         return self._with(
             msgspec.structs.replace(self._options, **chosen, **overrides),
             msgspec.structs.replace(self._enqueue, **enqueue),
         )
+
+    def _unique(self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None) -> Unique | None:
+        unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
+        if unique is not None:
+            unique.check(self.signature, self.name)
+        if on_conflict is None:
+            return unique
+        if unique is None:
+            raise ConfigurationError(f"on_conflict is given, and task {self.name!r} has no unique key: give unique=...")
+        return msgspec.structs.replace(unique, on_conflict=checked_policy(on_conflict))
 
     def for_message(self, headers: Mapping[str, Any]) -> Self:
         """The same task with the options that a message's headers carry. For Leveret itself."""
@@ -297,9 +331,10 @@ class Task(Generic[P, R]):
             raise ConfigurationError(
                 f"schedule {name!r}: options(id=...), delay and at are for one enqueue: leave them out"
             )
-        task = self
+        # Whether one more may be there is said by `overlap`.
+        task = self._with(self._options, msgspec.structs.replace(enqueue, unique=None))
         if timing.overlap != "allow" and not self.store_result:
-            task = self.options(store_result=True)  # whether it is finished must be known
+            task = task.options(store_result=True)  # whether it is finished must be known
         (message,) = task._envelopes([""], [(timing.args, timing.kwargs)])  # noqa: SLF001 - one class
         message = msgspec.structs.replace(message, enqueued_at=None, expires_at=enqueue.expires)
         return Schedule(name, timing.without_args(), message)
@@ -312,21 +347,23 @@ class Task(Generic[P, R]):
             **kwargs: The same, by name.
 
         Returns:
-            The handle of the stored task.
+            The handle of the stored task; of the one that is there if the unique key is taken (``handle.existing``).
 
         Raises:
             InvalidArguments: The arguments do not fit the task. Nothing was sent.
             NotSerializable: An argument is not JSON, and its annotation does not carry it either. Nothing was sent.
             TaskTooLarge: The encoded arguments are over ``max_message_size``. Nothing was sent.
-            DuplicateTask: The chosen id is taken (not on RabbitMQ). Nothing was stored.
+            DuplicateTask: The chosen id is taken (not on RabbitMQ), or the unique key of a task with
+                ``on_conflict="raise"``. Nothing was stored.
             EnqueueError: The broker did not confirm the task, so it may not be stored.
             BrokerError: The broker cannot be reached or used, so the task may not be stored. Both come at most the
                 application's ``enqueue_timeout`` (seconds) and one second later.
             ConfigurationError: No broker knows the URL, or the queue is there with other settings (QueueMismatch).
         """
         envelopes = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
-        await self._producer.publish(envelopes, notify=self.store_result)
-        return self._handles(envelopes)[0]
+        conflicts = self._conflicts()
+        await self._producer.publish(envelopes, notify=self.store_result, conflicts=conflicts)
+        return self._handles(envelopes, conflicts)[0]
 
     async def enqueue_many(
         self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
@@ -361,9 +398,10 @@ class Task(Generic[P, R]):
         twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
+        conflicts = self._conflicts()
         if envelopes:
-            await self._producer.publish(envelopes, notify=self.store_result)
-        return self._handles(envelopes)
+            await self._producer.publish(envelopes, notify=self.store_result, conflicts=conflicts)
+        return self._handles(envelopes, conflicts)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """``enqueue`` for code without an event loop: Flask, Django views, scripts, threads. See ``App.wait``.
@@ -380,8 +418,9 @@ class Task(Generic[P, R]):
             LeveretError: As with ``enqueue``.
         """
         envelopes = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
-        self._producer.publish_sync(envelopes, notify=self.store_result)
-        return self._handles(envelopes)[0]
+        conflicts = self._conflicts()
+        self._producer.publish_sync(envelopes, notify=self.store_result, conflicts=conflicts)
+        return self._handles(envelopes, conflicts)[0]
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.
@@ -394,8 +433,20 @@ class Task(Generic[P, R]):
         """
         return Handle(id_, self._producer, self.name, None, self.store_result)
 
-    def _handles(self, envelopes: Sequence[Envelope]) -> list[Handle[R]]:
+    def _conflicts(self) -> Conflicts | None:
+        unique = self._enqueue.unique
+        return None if unique is None else Conflicts(unique.on_conflict)
+
+    def _handles(self, envelopes: Sequence[Envelope], conflicts: Conflicts | None = None) -> list[Handle[R]]:
         producer, name, stored = self._producer, self.name, self.store_result
+        existing = {} if conflicts is None else conflicts.existing
+        if existing:
+            return [
+                Handle(existing[one.id], producer, name, None, stored, existing=True)
+                if one.id in existing
+                else Handle(one.id, producer, name, one.queue, stored, one.enqueued_at)
+                for one in envelopes
+            ]
         return [Handle(one.id, producer, name, one.queue, stored, one.enqueued_at) for one in envelopes]
 
     def _envelopes(self, ids: Iterable[str], calls: Iterable[_Arguments]) -> list[Envelope]:
@@ -403,6 +454,7 @@ class Task(Generic[P, R]):
         encode, most = self.signature.encode, self._producer.max_message_size
         name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
+        unique = enqueue.unique
         due = enqueue.at if enqueue.at is not None else now + enqueue.delay if enqueue.delay else None
         expires_at = None if enqueue.expires is None else now + enqueue.expires
         envelopes = []
@@ -414,6 +466,8 @@ class Task(Generic[P, R]):
                     "data elsewhere and pass a reference, or raise App(max_message_size=...)"
                 )
             headers = enqueue.headers.copy()
+            if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
+                headers |= unique.headers(key)
             envelopes.append(
                 Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
             )

@@ -174,6 +174,14 @@ class QueueStats(msgspec.Struct, frozen=True):
     missing: tuple[str, ...] = ()
 
 
+class KeyHolder(msgspec.Struct, frozen=True):
+    """A unique key that is taken, and the task that has it."""
+
+    key: str
+    id: str
+    queue: str
+
+
 class Removed(msgspec.Struct, frozen=True):
     """How many tasks left a queue for good when it was purged or deleted."""
 

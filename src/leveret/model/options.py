@@ -31,6 +31,12 @@ MAX_TIMEOUT = 100 * MAX_DELAY
 #: All headers of an enqueue together (bytes, as msgpack): a copy's headers and errors share one AMQP frame with them.
 MAX_HEADERS = 32 * 1024
 _PREFIX = "leveret-"
+#: The header of a task's unique key: every copy keeps it, so that whoever ends the task can free it.
+UNIQUE_KEY = f"{_PREFIX}unique-key"
+#: For how long a task has it from its enqueueing on, in whole milliseconds, whatever becomes of the task.
+UNIQUE_FOR = f"{_PREFIX}unique-for"
+#: The longest of them (bytes).
+MAX_UNIQUE_KEY = 255
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _ACKNOWLEDGE = ("after", "before")
@@ -141,6 +147,8 @@ _OVERRIDES = {
 #: What a schedule says in a message; `leveret.model.schedules` writes and reads it.
 _SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
+#: Those that are not the producer's own.
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +173,24 @@ def wrong_headers(headers: Mapping[str, Any]) -> str:
 
 def own_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that are the producer's own."""
-    return {name: value for name, value in headers.items() if name not in _HEADERS and name not in _SCHEDULED}
+    return {name: value for name, value in headers.items() if name not in _OURS}
+
+
+def unique_key(headers: Mapping[str, Any]) -> str | None:
+    """The unique key that a message carries; None: it has none, or one that nobody could have claimed."""
+    key = headers.get(UNIQUE_KEY)
+    return key if isinstance(key, str) and fits(key, MAX_UNIQUE_KEY) else None
+
+
+def unique_for(headers: Mapping[str, Any]) -> float | None:
+    """For how long a task has its unique key, whatever becomes of it (seconds); None: until it has ended."""
+    found = number(headers.get(UNIQUE_FOR))
+    return None if found is None or not 0 < found <= MAX_TIMEOUT * 1000 else float(found) / 1000
+
+
+def freed_key(headers: Mapping[str, Any]) -> str | None:
+    """The unique key that the end of a task frees."""
+    return None if UNIQUE_FOR in headers and unique_for(headers) is not None else unique_key(headers)
 
 
 def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:
@@ -181,7 +206,7 @@ def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dic
             _check_name(name)
             _check_value(name, value)
     for name in known:
-        if name in _HEADERS and name not in given:
+        if name in _OURS and name not in given:
             raise ConfigurationError(f"headers is without {show(name)}, which carries an option of the task: keep it")
     headers = dict(given)
     size = len(msgspec.msgpack.encode(headers))

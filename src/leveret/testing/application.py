@@ -31,6 +31,7 @@ from leveret.model import (
     leaves,
     overrides_in,
     own_headers,
+    unique_key,
 )
 from leveret.model.durations import show
 from leveret.observe import Event, TaskSettled, TaskStarted, WorkerReady
@@ -71,6 +72,8 @@ class Enqueued(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     #: The headers that it was given.
     headers: dict[str, Any] = {}
+    #: Its unique key, the task's name at its beginning. What found its key taken was not enqueued, and is not here.
+    unique_key: str | None = None
 
     def __str__(self) -> str:
         parts = [f"{_call(self.task, self.arguments)} on {self.queue!r}"]
@@ -79,6 +82,7 @@ class Enqueued(msgspec.Struct, frozen=True):
         parts += [f"priority {self.priority}"] if self.priority is not None else []
         parts += [f"{name} {value!r}" for name, value in self.options.items()]
         parts += [f"headers {self.headers!r}"] if self.headers else []
+        parts += [f"unique key {self.unique_key!r}"] if self.unique_key else []
         return ", ".join(parts)
 
 
@@ -325,6 +329,7 @@ class AppUnderTest:
             envelope.id,
             overrides_in(envelope.headers),
             own_headers(envelope.headers),
+            unique_key(envelope.headers),
         )
 
     def _arguments(self, envelope: Envelope) -> dict[str, Any] | bytes:

@@ -17,9 +17,9 @@ from leveret.errors import BrokerUnavailable, EnqueueTimeout
 from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from leveret.brokers import Arrival, Consumer, Control
+    from leveret.brokers import Arrival, Consumer, Control, OnConflict
     from leveret.client import Task
     from leveret.errors import BrokerError
     from leveret.model import CancelRequest, Change, Describe, ScheduleRequest, ScheduleRow, Status
@@ -126,8 +126,10 @@ class FaultyBroker(MemoryBroker):
         self._on_cut = on_cut
         self._unanswered: list[asyncio.Future[None]] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await self.at_home(self._publish(envelopes))
+    async def publish(
+        self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        return await self.at_home(self._publish(envelopes, on_conflict))
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self.at_home(super().declare(queues))
@@ -189,14 +191,15 @@ class FaultyBroker(MemoryBroker):
         """With its time as workers know it, who compare it with an envelope's."""
         return msgspec.structs.replace(mark, at=mark.at + time.time() - self.clock.time())
 
-    async def _publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def _publish(self, envelopes: Sequence[Envelope], on_conflict: OnConflict) -> Mapping[str, str] | None:
         if self._goes_wrong("enqueue_fails", envelopes):
             raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
-        await super().publish([self.inward(envelope) for envelope in envelopes])
+        return await super().publish([self.inward(envelope) for envelope in envelopes], on_conflict=on_conflict)
         if self._goes_wrong("lost_confirm", envelopes):
             raise EnqueueTimeout(
                 "not confirmed in time: a fault that the test asked for (lost_confirm)", [e.id for e in envelopes]
             )
+        return existing
 
     def _put(self, envelopes: Sequence[Envelope]) -> None:
         super()._put(envelopes)

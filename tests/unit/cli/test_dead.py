@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -11,15 +12,19 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from leveret import App
+from leveret import App, Queue
+from leveret.brokers import connect
 from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
+from leveret.cli import unique
 from leveret.cli.dead import command
 from leveret.cli.options import Target
 from leveret.cli.status import status
-from leveret.model import DeadLetter, Envelope, QueueStats, buried
+from leveret.model import UNIQUE_KEY, DeadLetter, DeadLettered, Envelope, QueueStats, buried
+from leveret.testing.bench import Taken, settle_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from leveret.brokers import Select
     from leveret.model import Status
@@ -217,3 +222,29 @@ def test_a_mistake_changes_nothing_else(monkeypatch: pytest.MonkeyPatch, argumen
     assert said in result.output + str(result.exception)
     assert broker.revived == ([("mail", "1")] if arguments == ["retry", "1", "9"] else [])
     assert broker.discarded == []
+
+
+def test_a_letter_whose_unique_key_is_taken_stays_and_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tasks.db"
+
+    async def prepare() -> None:
+        broker = connect(url, timeout=5)
+        await broker.declare([Queue("work")])
+        for id_ in ("dead", "alive"):
+            await broker.publish([Envelope(id_, "work", "say", b"{}", headers={UNIQUE_KEY: "say:1"})])
+            if id_ == "dead":
+                async with broker.consume([Queue("work")], credit=1) as consumer:
+                    await settle_all(broker, await Taken(consumer).next(), DeadLettered("no"))
+        await broker.close()
+
+    asyncio.run(prepare())
+    result = CliRunner().invoke(command, ["retry", "work", "dead", "--url", url])
+    assert result.exit_code == 1
+    assert "0 dead letters of queue 'work' put back" in result.output
+    assert "1 were not put back: other tasks have their unique keys" in result.output
+    assert "dead" in result.output.splitlines()[-1]
+    listed = CliRunner().invoke(unique.command, ["list", "--url", url, "--json"])
+    assert json.loads(listed.output) == [{"key": "say:1", "id": "alive", "queue": "work"}]
+    assert "of task alive is free" in CliRunner().invoke(unique.command, ["release", "say:1", "--url", url]).output
+    assert CliRunner().invoke(unique.command, ["release", "say:1", "--url", url]).exit_code == 1
+    assert CliRunner().invoke(command, ["retry", "work", "dead", "--url", url]).exit_code == 0

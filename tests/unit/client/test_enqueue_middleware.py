@@ -16,6 +16,7 @@ from leveret.testing import under_test
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from leveret.brokers import OnConflict
     from leveret.model import EnqueueMiddleware, Envelope, Store
 
 steps: list[str] = []
@@ -363,8 +364,8 @@ class Gone(MemoryBroker):
         super().__init__()
         self._times = times
 
-    async def publish(self, envelopes: Sequence[Envelope], /) -> None:
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise") -> None:
         self._times -= 1
         if self._times >= 0:
             raise BrokerUnavailable("gone")
-        await super().publish(envelopes)
+        await super().publish(envelopes, on_conflict=on_conflict)

@@ -24,6 +24,7 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from leveret.brokers import OnConflict
     from leveret.executors import ExecutorEvent
 
 APP = App("memory://")
@@ -176,8 +177,8 @@ async def test_a_telemetry_does_not_hide_why_a_task_is_not_stored(step: str) -> 
     error = BrokerUnavailable("gone")
 
     class Gone(MemoryBroker):
-        async def publish(self, envelopes: Sequence[Envelope], /) -> None:
-            del envelopes
+        async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise") -> None:
+            del envelopes, on_conflict
             raise error
 
     with app.client.enqueuing_to(Gone()), pytest.raises(BrokerUnavailable) as caught:

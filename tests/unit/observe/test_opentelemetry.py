@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from leveret.brokers import OnConflict
+
 
 class Traced(Bench):
     """A bench whose application is traced."""
@@ -218,8 +220,8 @@ async def test_a_run_that_a_stop_interrupts_is_released() -> None:
 
 
 class Away(MemoryBroker):
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        raise BrokerUnavailable(f"{len(envelopes)} tasks")
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise") -> None:
+        raise BrokerUnavailable(f"{len(envelopes)} tasks, {on_conflict}")
 
 
 async def test_an_enqueue_that_fails_is_an_error() -> None:

@@ -13,7 +13,7 @@ from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.control import ControlBus, RabbitMQControl, RabbitMQDeadLetters, RabbitMQQueues
-from leveret.brokers.rabbitmq.coordination import FencedTable
+from leveret.brokers.rabbitmq.coordination import Claims, FencedTable
 from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.queues import (
     Declarations,
@@ -27,14 +27,25 @@ from leveret.brokers.rabbitmq.queues import (
 from leveret.brokers.rabbitmq.schedules import TABLE as SCHEDULES
 from leveret.brokers.rabbitmq.schedules import RabbitMQSchedules
 from leveret.brokers.rabbitmq.statuses import StatusLog
-from leveret.errors import BrokerUnavailable, LeaseLost, LeveretError, QueueNotFound
-from leveret.model import KEEP, DeadLettered, Released, Retrying, Succeeded, log_fields
+from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, LeveretError, QueueNotFound
+from leveret.model import (
+    KEEP,
+    Cancelled,
+    DeadLettered,
+    Released,
+    Retrying,
+    Succeeded,
+    freed_key,
+    log_fields,
+    unique_key,
+)
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from leveret.brokers.base import OnConflict
     from leveret.brokers.rabbitmq.amqp import Message
     from leveret.model import Delivery, Describe, Envelope, Outcome, Queue, Settlement, Status
 
@@ -65,16 +76,33 @@ class RabbitMQBroker:
         self._delayed = DelayedPublisher(self._publisher, requester, self._declarations.turn)
         self._holding = Holding(self._delayed.publish, self._declarations.mend)
         self.statuses = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
-        self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget)
-        self.dead_letters = RabbitMQDeadLetters(self._hosts, self._publisher, self._delayed, requester, self.statuses)
+        self._claims = Claims(
+            self._hosts, self._publisher, timeout=timeout, knows=self._declarations.knows, store=self._publish
+        )
+        self.unique = self._claims
+        self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget, self._claims)
+        self.dead_letters = RabbitMQDeadLetters(
+            self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims
+        )
+        self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses, self._claims)
         self._table = FencedTable(self._hosts, self._publisher, requester, SCHEDULES)
         self.schedules = RabbitMQSchedules(self._table, self.statuses, self._message, self._store_one)
-        self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declarations.declare(queues)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(
+        self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        if not [one for one in envelopes if one.headers and unique_key(one.headers) is not None]:
+            await self._publish(envelopes)
+            return None
+        existing = await self._claims.publish(envelopes, may_ignore=on_conflict == "ignore")
+        if existing and on_conflict == "raise":
+            raise DuplicateTask(list(existing), existing)
+        return existing or None
+
+    async def _publish(self, envelopes: Sequence[Envelope]) -> None:
         messages = [self._message(envelope) for envelope in envelopes]
         mark = self.statuses.lately.mark
         await self._store(messages)
@@ -96,7 +124,9 @@ class RabbitMQBroker:
                 raise
             await self._delayed.publish(missing)
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
         raise NotImplementedError
 
     @asynccontextmanager
@@ -121,6 +151,9 @@ class RabbitMQBroker:
                 )
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
+        if keys := [key for settlement in settlements if (key := _freed(settlement)) is not None]:
+            # Before anybody hears of the end, and may enqueue the next one.
+            await self._claims.free(keys)
         await self.statuses.record(updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
@@ -144,6 +177,7 @@ class RabbitMQBroker:
         self._declarations.close(error)
         self._delayed.close(error)
         await self._table.close()
+        await self._claims.close()
         await self.statuses.close()
         await self._publisher.close()
         self._warnings.flush()
@@ -182,6 +216,17 @@ class RabbitMQBroker:
                 )
                 return False
         return True
+
+
+def _freed(settlement: Settlement) -> tuple[str, str] | None:
+    """The unique key that is free now that its task has ended, and the task's id."""
+    delivery, outcome = settlement
+    envelope, session = delivery.envelope, delivery.lease
+    if not envelope.headers or not isinstance(outcome, (Succeeded, DeadLettered, Cancelled)):
+        return None
+    key = freed_key(envelope.headers)
+    is_held = isinstance(session, Session) and session.holds(delivery.tag)
+    return (key, envelope.id) if key is not None and is_held else None
 
 
 async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:

@@ -21,6 +21,7 @@ from leveret.brokers.sqlite.facets import (
     SQLiteQueues,
     SQLiteSchedules,
     SQLiteStatuses,
+    SQLiteUniqueKeys,
 )
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.settling import Settling
@@ -31,9 +32,10 @@ from leveret.errors import BrokerUnavailable, ConfigurationError, EnqueueTimeout
 from leveret.model import KEEP, enqueued
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
     from typing import Self
 
+    from leveret.brokers.base import OnConflict
     from leveret.brokers.sqlite.store import Store
     from leveret.model import Describe, Envelope, Queue, Settlement, Status
 
@@ -57,6 +59,7 @@ class SQLiteBroker:
         self.dead_letters = SQLiteDeadLetters(self._writer, self._wake_ups)
         self.schedules = SQLiteSchedules(self._writer, self._wake_ups)
         self.control = SQLiteControl(self._writer, self._wake_ups)
+        self.unique = SQLiteUniqueKeys(self._writer, self._wake_ups)
         self._queues: dict[str, Queue] = {}
         self._consumers: set[SQLiteConsumer] = set()
 
@@ -87,32 +90,39 @@ class SQLiteBroker:
         except TimeoutError as error:
             raise BrokerUnavailable(f"{self._path} did not answer within {self._timeout:g} s") from error
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        def insert(store: Store) -> bool:
-            self._insert(store, envelopes)
-            return store.watches.is_watched()
+    async def publish(
+        self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        def insert(store: Store) -> tuple[Mapping[str, str] | None, bool]:
+            return self._insert(store, envelopes, on_conflict), store.watches.is_watched()
 
         try:
             with self._deadlines.begin():
-                self.statuses.is_watched = await self._writer.do(insert)
+                existing, self.statuses.is_watched = await self._writer.do(insert)
         except TimeoutError as error:
             raise self._why_late(envelopes) from error
+        return existing
 
-    def publish_blocking(self, envelopes: Sequence[Envelope], *, notify: bool) -> None:
-        def insert(store: Store) -> None:
-            self._insert(store, envelopes)
+    def publish_blocking(
+        self, envelopes: Sequence[Envelope], *, notify: bool, on_conflict: OnConflict = "raise"
+    ) -> Mapping[str, str] | None:
+        def insert(store: Store) -> Mapping[str, str] | None:
+            existing = self._insert(store, envelopes, on_conflict)
             if notify and store.watches.is_watched():
                 now = time.time()
-                store.records.note([enqueued(envelope, now) for envelope in envelopes])
+                store.records.note(
+                    [enqueued(one, now) for one in envelopes if existing is None or one.id not in existing]
+                )
+            return existing
 
         try:
-            self._writer.do_here(insert)
+            return self._writer.do_here(insert)
         except TimeoutError as error:
             raise self._why_late(envelopes) from error
 
-    def _insert(self, store: Store, envelopes: Sequence[Envelope]) -> None:
+    def _insert(self, store: Store, envelopes: Sequence[Envelope], on_conflict: OnConflict) -> Mapping[str, str] | None:
         try:
-            store.insert(envelopes)
+            return store.insert(envelopes, on_conflict)
         except QueueNotFound:
             # One that was deleted after it was declared is made again, unless it is the operator's to make.
             mine = [self._queues.get(name) for name in {envelope.queue for envelope in envelopes}]
@@ -120,7 +130,7 @@ class SQLiteBroker:
             if len(ours) < len(mine):
                 raise
             store.queues.declare(ours)
-            store.insert(envelopes)
+            return store.insert(envelopes, on_conflict)
 
     def _why_late(self, envelopes: Sequence[Envelope]) -> EnqueueTimeout:
         ids = [envelope.id for envelope in envelopes]

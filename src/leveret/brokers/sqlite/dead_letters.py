@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.brokers.sqlite.rows import ENVELOPE, envelope_of, text
+from leveret.brokers.sqlite.rows import ENVELOPE, envelope_of, key_in, text
 from leveret.brokers.sqlite.sql import Statements
 from leveret.model import DeadLetter, new_id, revived_again, unix_time
 
@@ -54,26 +54,33 @@ class DeadLetters(Statements):
     def retry(self, queue: str, ids: Sequence[str]) -> list[str]:
         number, now = self._queues.id_of(queue), time.time()
         self._dealing.number_anew()
-        found = self._each(
-            "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"
-            " enqueued_at = ?, due = NULL, expires_at = NULL, reason = NULL, traceback = NULL, died_at = NULL,"
-            " worker = NULL",
-            number,
-            ids,
-            now,
-        )
+        found = [id_ for id_ in ids if self._revive(number, id_, now)]
         self._records.amend(found, partial(revived_again, now=now))
         self._dealing.deal([number])
         return found
 
     def drop(self, queue: str, ids: Sequence[str]) -> list[str]:
-        return self._each("DELETE FROM task", self._queues.id_of(queue), ids)
+        number = self._queues.id_of(queue)
+        return [id_ for id_ in ids if self.execute(_DROP, number, id_).fetchall()]
 
-    def _each(self, change: str, queue: int, ids: Sequence[str], *values: Any) -> list[str]:
-        """Apply a change, with its values, to the dead letters of these ids, in order; those found."""
-        where = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id"
-        found = [self.execute(f"{change} {where}", *values, queue, id_).fetchall() for id_ in ids]
-        return [id_ for rows in found for (id_,) in rows]
+    def _revive(self, queue: int, id_: str, now: float) -> bool:
+        """False: it is not there, or another task has its unique key."""
+        row = self.execute(
+            "SELECT headers FROM task WHERE queue = ? AND state = 'dead' AND id = ?", queue, id_
+        ).fetchone()
+        key = None if row is None else key_in(row[0])
+        if key is not None and self.execute("SELECT 1 FROM task WHERE unique_key = ?", key).fetchone():
+            return False
+        return bool(self.execute(_REVIVE, now, key, queue, id_).fetchall())
+
+
+_ONE = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id"
+_DROP = f"DELETE FROM task {_ONE}"  # noqa: S608 - constants
+_REVIVE = (
+    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"  # noqa: S608
+    " enqueued_at = ?, unique_key = ?, due = NULL, expires_at = NULL, reason = NULL, traceback = NULL,"
+    f" died_at = NULL, worker = NULL {_ONE}"
+)
 
 
 def _dead_letter(reason: object, traceback: object, died_at: object, worker: object, *columns: object) -> DeadLetter:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from leveret.model import (
         Change,
         DeadLetter,
+        KeyHolder,
         QueueStats,
         Removed,
         ScheduleRequest,
@@ -168,6 +169,16 @@ class SQLiteSchedules(_File):
     async def wait(self, seconds: float) -> None:
         # Another program that changes a schedule tells nobody.
         await asyncio.sleep(min(seconds, _LOOK))
+
+
+class SQLiteUniqueKeys(_File):
+    """See `leveret.brokers.UniqueKeys`."""
+
+    async def holders(self, limit: int) -> Sequence[KeyHolder]:
+        return await self._look(lambda store: store.holders(limit), ())
+
+    async def release(self, key: str) -> str | None:
+        return await self._look(lambda store: store.release(key), None)
 
 
 class SQLiteControl(_File):

@@ -51,6 +51,10 @@ _UPGRADES = {
     3: (
         "CREATE TABLE schedule (name TEXT PRIMARY KEY, due REAL, declared REAL, row BLOB NOT NULL) WITHOUT ROWID",
         "CREATE INDEX schedule_due ON schedule (due) WHERE due IS NOT NULL",
+        "ALTER TABLE task ADD COLUMN unique_key TEXT",
+        "CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL",
+        "CREATE TABLE unique_hold (key TEXT PRIMARY KEY, id TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX unique_hold_until ON unique_hold (until)",
     ),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, is_flat, unix_time
+from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, freed_key, is_flat, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _INSERT = (
 #: Most tasks have nothing in the other columns, and what is not named costs nothing.
 _INSERT_ALL = (
     "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
-    " headers, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " headers, priority, unique_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _NO_OTHERS = (None,) * 4
 #: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
@@ -62,7 +62,15 @@ def _has_others(one: Envelope) -> bool:
 
 
 def _others(one: Envelope) -> tuple[Any, ...]:
-    return one.last_error, one.due, one.expires_at, _pack(one.headers) if one.headers else None, one.priority
+    headers = one.headers
+    return (
+        one.last_error,
+        one.due,
+        one.expires_at,
+        _pack(headers) if headers else None,
+        one.priority,
+        freed_key(headers) if headers else None,
+    )
 
 
 def read(row: Sequence[Any]) -> tuple[Envelope, str]:
@@ -151,6 +159,11 @@ def _headers(packed: object) -> tuple[dict[str, Any], str]:
     if not is_flat(headers, MAX_HEADERS_DEPTH):
         return {}, f"headers are nested more than {MAX_HEADERS_DEPTH} deep"
     return headers, ""
+
+
+def key_in(packed: object) -> str | None:
+    """The unique key in a row's headers that its task has until it ends."""
+    return freed_key(_headers(packed)[0]) if packed else None
 
 
 def text(value: object) -> str:

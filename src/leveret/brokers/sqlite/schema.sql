@@ -29,13 +29,23 @@ CREATE TABLE task (
     traceback    TEXT,
     died_at      REAL,
     priority     INTEGER,             -- the higher first; NULL: none given, which is like 4
-    worker       TEXT                 -- dead: who gave it up
+    worker       TEXT,                -- dead: who gave it up
+    unique_key   TEXT                 -- no other task has it that has not ended; a dead letter has it in its headers
 );
 CREATE UNIQUE INDEX task_id ON task (id);
 CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready';
 CREATE INDEX task_delayed ON task (due) WHERE state = 'delayed';
 CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
+CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
+
+-- Keys that tasks have for a while, whatever becomes of them.
+CREATE TABLE unique_hold (
+    key   TEXT PRIMARY KEY,
+    id    TEXT NOT NULL,              -- of the task
+    until REAL NOT NULL               -- Unix time
+) WITHOUT ROWID;
+CREATE INDEX unique_hold_until ON unique_hold (until);
 
 -- A living consumer holds its wake-up, a named pipe, open; the kernel closes it when the process dies.
 CREATE TABLE consumer (

@@ -20,16 +20,18 @@ from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.rows import insertion
+from leveret.brokers.sqlite.rows import insertion, text
 from leveret.brokers.sqlite.schedules import Schedules
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
 from leveret.model import (
     KEEP,
+    UNIQUE_FOR,
     Cancelled,
     DeadLettered,
     Envelope,
+    KeyHolder,
     Outcome,
     Queue,
     Released,
@@ -38,10 +40,14 @@ from leveret.model import (
     Succeeded,
     repeated,
     this_process,
+    unique_for,
+    unique_key,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from leveret.brokers.base import OnConflict
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -83,14 +89,67 @@ class Store(Statements):
         self.recipients.end(committed=committed)
         self.registrations.end(committed=committed)
 
-    def insert(self, envelopes: Sequence[Envelope]) -> None:
-        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing."""
+    def insert(self, envelopes: Sequence[Envelope], on_conflict: OnConflict = "raise") -> Mapping[str, str] | None:
+        """Store tasks. Raises QueueNotFound, QueueFull or DuplicateTask; then it has written nothing.
+
+        The ids of those whose unique keys are taken, which are not stored, each with that of the one that is there.
+        """
+        existing = self._existing(envelopes)
+        if existing:
+            if on_conflict == "raise":
+                raise DuplicateTask(list(existing), existing)
+            envelopes = [one for one in envelopes if one.id not in existing]
+            if not envelopes:
+                return existing
         by_queue: dict[str, int] = {}
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
         self._insert(*insertion(envelopes, ids, time.time()))
+        if any(one.headers and UNIQUE_FOR in one.headers for one in envelopes):
+            self._keep_keys(envelopes, time.time())
         self.dealing.deal(ids.values())
+        return existing or None
+
+    def _keep_keys(self, envelopes: Sequence[Envelope], now: float) -> None:
+        """Keys that their tasks have for a while; some that are free again are forgotten."""
+        kept = [
+            (key, one.id, now + period)
+            for one in envelopes
+            if (key := unique_key(one.headers)) is not None and (period := unique_for(one.headers)) is not None
+        ]
+        self.database.executemany("INSERT OR REPLACE INTO unique_hold (key, id, until) VALUES (?, ?, ?)", kept)
+        old = self.execute("SELECT key FROM unique_hold WHERE until < ? LIMIT ?", now, 2 * len(kept)).fetchall()
+        self.database.executemany("DELETE FROM unique_hold WHERE key = ?", old)
+
+    def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Those whose unique keys are taken, each with the id of the task that is there, or before it in the call."""
+        keys = {one.id: key for one in envelopes if one.headers and (key := unique_key(one.headers)) is not None}
+        if not keys:
+            return {}
+        wanted, now = array(list(keys.values())), time.time()
+        rows = [*self.execute(_HOLDERS, wanted), *self.execute(_KEPT, wanted, now)]
+        holders = {key: text(id_) for key, id_ in rows}
+        found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
+        return {id_: holder for id_, holder in found.items() if holder != id_}
+
+    def holders(self, limit: int) -> list[KeyHolder]:
+        rows = self.execute(
+            "SELECT unique_key, task.id, queue.name FROM task JOIN queue ON queue.id = task.queue"
+            " WHERE unique_key IS NOT NULL UNION SELECT key, unique_hold.id, coalesce(queue.name, '') FROM unique_hold"
+            " LEFT JOIN task ON task.id = unique_hold.id LEFT JOIN queue ON queue.id = task.queue WHERE until > ?"
+            " ORDER BY 1 LIMIT ?",
+            *(time.time(), limit),
+        )
+        return [KeyHolder(*map(text, row)) for row in rows]
+
+    def release(self, key: str) -> str | None:
+        """Free a key; the id of the task that had it."""
+        row = self.execute("UPDATE task SET unique_key = NULL WHERE unique_key = ? RETURNING id", key).fetchone()
+        if row is None:
+            kept = "DELETE FROM unique_hold WHERE key = ? AND until > ? RETURNING id"
+            row = self.execute(kept, key, time.time()).fetchone()
+        return None if row is None else text(row[0])
 
     def _insert(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """All of the rows, or none. Raises DuplicateTask."""
@@ -149,6 +208,14 @@ class Store(Statements):
         return [(queue, item.token) for (queue,) in self.execute(sql, *values, consumer, item.token).fetchall()]
 
 
+_HOLDERS = (
+    "SELECT unique_key, task.id FROM json_each(?) AS wanted"
+    " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value"
+)
+_KEPT = (
+    "SELECT unique_hold.key, unique_hold.id FROM json_each(?) AS wanted"
+    " CROSS JOIN unique_hold ON unique_hold.key = wanted.value WHERE until > ?"
+)
 _FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
 #: Of many at once: they are most.
 _SUCCEED = (
@@ -161,8 +228,8 @@ _RETRY = (
     f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
 )
 _BURY = (
-    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, reason = ?, traceback = ?, died_at = ?,"  # noqa: S608
-    f" worker = ? {_FENCE}"
+    "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, unique_key = NULL, reason = ?, traceback = ?,"  # noqa: S608
+    f" died_at = ?, worker = ? {_FENCE}"
 )
 
 

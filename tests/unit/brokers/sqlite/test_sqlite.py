@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
     from pathlib import Path
 
+    from leveret.brokers import OnConflict
     from leveret.brokers.sqlite.identity import Identity
     from leveret.model import Delivery
 
@@ -505,8 +506,8 @@ class LockedAfterwards(SQLiteBroker):
         self.file = path
         self.lock = AsyncExitStack()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish(envelopes)
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise") -> None:
+        await super().publish(envelopes, on_conflict=on_conflict)
         self.lock.enter_context(locked(self.file))
 
 

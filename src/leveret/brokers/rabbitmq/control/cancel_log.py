@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from leveret.brokers.rabbitmq.control.bus import ControlBus
+    from leveret.brokers.rabbitmq.coordination import Claims
     from leveret.brokers.rabbitmq.queues import OnceLogger, Publisher, Requester
     from leveret.brokers.rabbitmq.statuses import Place, StatusLog
     from leveret.model import Status, WorkerReport
@@ -54,11 +55,14 @@ _LACK = "tasks that are cancelled before they run, run all the same"
 class RabbitMQControl:
     """See `leveret.brokers.Control`."""
 
-    def __init__(self, publisher: Publisher, requester: Requester, bus: ControlBus, statuses: StatusLog) -> None:
+    def __init__(
+        self, publisher: Publisher, requester: Requester, bus: ControlBus, statuses: StatusLog, claims: Claims
+    ) -> None:
         self._publisher = publisher
         self._requester = requester
         self._bus = bus
         self._statuses = statuses
+        self._claims = claims
         self._writing = asyncio.Lock()
         #: Cancellations that are not written yet, by any key.
         self._unwritten: dict[object, CancelRequest] = {}
@@ -71,6 +75,7 @@ class RabbitMQControl:
         if status is None or status.is_final or status.state == "running":
             return status
         cancelled = cancelled_before(status, mark.at)
+        await self._claims.cancelled(id_)
         await self._statuses.record([cancelled])
         return cancelled
 

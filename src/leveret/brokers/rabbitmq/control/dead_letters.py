@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from leveret.brokers.rabbitmq.amqp import connections as amqp
@@ -18,16 +19,17 @@ from leveret.brokers.rabbitmq.queues import (
     to_dead_letter,
 )
 from leveret.errors import EnqueueError, LeveretError
-from leveret.model import revived_again, still
+from leveret.model import freed_key, revived, revived_again, still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from leveret.brokers.base import Select
-    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
+    from leveret.brokers.rabbitmq.amqp import Hosts, Incoming, Message
+    from leveret.brokers.rabbitmq.coordination import Claims
     from leveret.brokers.rabbitmq.queues import DelayedPublisher, Publisher, Requester
     from leveret.brokers.rabbitmq.statuses import StatusLog
-    from leveret.model import DeadLetter, Status
+    from leveret.model import DeadLetter, Envelope, Status
 
 T = TypeVar("T")
 
@@ -43,13 +45,20 @@ class RabbitMQDeadLetters:
     """See `leveret.brokers.DeadLetters`."""
 
     def __init__(
-        self, hosts: Hosts, publisher: Publisher, delayed: DelayedPublisher, requester: Requester, statuses: StatusLog
+        self,
+        hosts: Hosts,
+        publisher: Publisher,
+        delayed: DelayedPublisher,
+        requester: Requester,
+        statuses: StatusLog,
+        claims: Claims,
     ) -> None:
         self._hosts = hosts
         self._publisher = publisher
         self._delayed = delayed
         self._requester = requester
         self._statuses = statuses
+        self._claims = claims
 
     async def read(self, queue: str, *, limit: int, select: Select | None = None) -> Sequence[DeadLetter]:
         return await self._requester.ask(
@@ -80,14 +89,18 @@ class RabbitMQDeadLetters:
         """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
         async with self._chosen(queue, ids) as (fetched, chosen):
             for start in range(0, len(chosen), _BATCH):
-                batch = chosen[start : start + _BATCH]
                 now = time.time()
+                keyed = [letter for one in chosen[start : start + _BATCH] if (letter := _keyed(one, queue, now))]
+                # While another task has its unique key, a letter stays where it is.
+                taken = await self._claims.claim(keyed) if keyed else {}
+                batch = [one for one in chosen[start : start + _BATCH] if dead_letter_id(one) not in taken]
+                keyed = [letter for letter in keyed if letter.id not in taken]
                 copies = [revived_message(message, queue, now) for message in batch]
                 refusal: EnqueueError | None = None
                 try:
                     # Before they are stored: a worker may have the first, and tell of it, before the last one is.
                     async with self._told_revived([dead_letter_id(message) for message in batch], now):
-                        await self._delayed.publish(copies)
+                        await self._claims.storing(keyed, partial(self._store, copies))
                 except EnqueueError as error:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
@@ -95,6 +108,9 @@ class RabbitMQDeadLetters:
                 found += [dead_letter_id(message) for message in batch]
                 if refusal is not None:
                     raise refusal
+
+    async def _store(self, copies: Sequence[Message], _: Sequence[Envelope]) -> None:
+        await self._delayed.publish(copies)
 
     @asynccontextmanager
     async def _told_revived(self, ids: Sequence[str], now: float) -> AsyncGenerator[None]:
@@ -159,3 +175,9 @@ class RabbitMQDeadLetters:
                     await fetched.put_back(self._publisher)
         finally:
             await line.close()
+
+
+def _keyed(message: Incoming, queue: str, now: float) -> Envelope | None:
+    """The task that a dead letter becomes again, if it has a unique key."""
+    letter = revived(to_dead_letter(message, queue).envelope, now)
+    return None if freed_key(letter.headers) is None else letter

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from leveret.brokers.rabbitmq.control.bus import ControlBus
+    from leveret.brokers.rabbitmq.coordination import Claims
     from leveret.brokers.rabbitmq.queues import Publisher, Requester
     from leveret.model import Removed
 
@@ -40,12 +41,18 @@ class RabbitMQQueues:
     """See `leveret.brokers.Queues`. ``forget``: called with a queue that was deleted."""
 
     def __init__(
-        self, publisher: Publisher, requester: Requester, bus: ControlBus, forget: Callable[[str], None]
+        self,
+        publisher: Publisher,
+        requester: Requester,
+        bus: ControlBus,
+        forget: Callable[[str], None],
+        claims: Claims,
     ) -> None:
         self._publisher = publisher
         self._requester = requester
         self._bus = bus
         self._forget = forget
+        self._claims = claims
         self._ready = ReadyCounter()
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
@@ -98,7 +105,14 @@ class RabbitMQQueues:
         if consumers and not force:
             raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
+        if await self._claims.exists():
+            await self._claims.emptied(queue, await self._running(connection) if consumers else ())
         return msgspec.structs.replace(removed, kept=whole and bool(consumers))
+
+    async def _running(self, connection: amqp.Connection) -> list[str]:
+        """The ids of the tasks that run now."""
+        workers = await self._bus.workers(connection)
+        return [task.id for worker in workers for child in worker.children for task in child.running]
 
 
 class ReadyCounter:

@@ -1,9 +1,12 @@
-"""What several programs must agree on: a fenced table, which one of them at a time holds. See docs/adr/0038."""
+"""What several programs must agree on: a fenced table, which one of them at a time holds (docs/adr/0038), and who has a
+key (docs/adr/0039).
+"""
 
 from __future__ import annotations
 
+from leveret.brokers.rabbitmq.coordination.claims import Claims
 from leveret.brokers.rabbitmq.coordination.entries import MOST_RIDING
 from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, TenureLost
 from leveret.brokers.rabbitmq.coordination.table import FencedTable, Request, Tenure
 
-__all__ = ["MOST_RIDING", "MOST_ROWS", "FencedTable", "Request", "Tenure", "TenureLost"]
+__all__ = ["MOST_RIDING", "MOST_ROWS", "Claims", "FencedTable", "Request", "Tenure", "TenureLost"]

@@ -60,6 +60,10 @@ class Declarations:
             if queue.max_length is not None:
                 self._publisher.limits.add(queue.name)
 
+    def knows(self, queue: str) -> bool:
+        """Whether it is one of this program's."""
+        return queue in self._queues
+
     async def restore(self, names: Collection[str]) -> bool:
         """Make queues again that were deleted after they were declared; False: one is the operator's to make."""
         queues = [self._queues.get(name) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leveret.brokers.rabbitmq.statuses.log import StatusLog
+from leveret.brokers.rabbitmq.statuses.status_stream import StatusStream
 from leveret.brokers.rabbitmq.statuses.streams import (
     SILENCE,
     Batch,
@@ -21,6 +22,7 @@ __all__ = [
     "Place",
     "Reading",
     "StatusLog",
+    "StatusStream",
     "last_offset",
     "marks_declaration",
     "new_sentinel",

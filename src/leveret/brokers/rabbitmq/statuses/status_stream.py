@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues import Requester, make_stream
-from leveret.brokers.rabbitmq.statuses.streams import Batch, events_declaration, to_message
+from leveret.brokers.rabbitmq.statuses.streams import Batch, events_declaration, message_of, to_message
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueNotFound
+from leveret.model import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
-    from leveret.brokers.rabbitmq.amqp import Hosts
-    from leveret.brokers.rabbitmq.queues import Publisher
+    from leveret.brokers.rabbitmq.amqp import Hosts, Message
+    from leveret.brokers.rabbitmq.queues import Declaration, Publisher
     from leveret.brokers.rabbitmq.statuses.streams import Place, Reading
 
 T = TypeVar("T")
@@ -32,15 +33,26 @@ def lacks_permission(error: Exception) -> bool:
 
 
 class StatusStream:
-    """The way to it and from it, with RabbitMQ's errors as Leveret's. ``keep``, ``timeout``: seconds."""
+    """The way to it and from it, with RabbitMQ's errors as Leveret's. ``keep``, ``timeout``: seconds.
 
-    def __init__(self, hosts: Hosts, publisher: Publisher, *, keep: float, timeout: float) -> None:
+    ``declaration``: of another stream, in its place.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        publisher: Publisher,
+        *,
+        timeout: float,
+        keep: float = KEEP,
+        declaration: Declaration | None = None,
+    ) -> None:
         self.keep = keep
         self.timeout = timeout
         self._hosts = hosts
         self._publisher = publisher
         self._requester = Requester(publisher, timeout=timeout)
-        self._declaration = events_declaration(keep)
+        self._declaration = declaration or events_declaration(keep)
         self._is_made = False
         self._making = asyncio.Lock()
         self._opening = asyncio.Lock()
@@ -52,12 +64,19 @@ class StatusStream:
 
     async def send(self, batch: Batch) -> None:
         """Store a message in it. Raises BrokerError."""
+        await self._store(to_message(self.name, batch))
+
+    async def store(self, body: bytes) -> None:
+        """Store a message of another form in it. Raises BrokerError."""
+        await self._store(message_of(self.name, body))
+
+    async def _store(self, message: Message) -> None:
         for _ in range(2):
             async with self._making:  # once for all that are told at first
                 if not self._is_made:
                     await self._make()
             try:
-                return await self._publisher.publish([to_message(self.name, batch)])
+                return await self._publisher.publish([message])
             except QueueNotFound:
                 self._is_made = False
         raise BrokerUnavailable(f"the stream {self.name!r} is deleted again and again")

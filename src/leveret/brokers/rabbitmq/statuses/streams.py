@@ -83,10 +83,14 @@ _decode = msgspec.json.Decoder(Batch).decode
 
 
 def to_message(stream: str, batch: Batch) -> Message:
+    return message_of(stream, _encode(batch))
+
+
+def message_of(stream: str, body: bytes) -> Message:
     properties = amqp.Properties(
         content_type="application/json", delivery_mode=2, message_id=f"leveret-{secrets.token_hex(12)}"
     )
-    return Message(stream, _encode(batch), properties, stream)
+    return Message(stream, body, properties, stream)
 
 
 def new_sentinel() -> str:

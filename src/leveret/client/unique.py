@@ -1,0 +1,188 @@
+"""Unique tasks: how a call gets its key, and what becomes of one whose key is taken."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from leveret.brokers import OnConflict
+from leveret.client.payload import makes_coroutines
+from leveret.errors import ConfigurationError, NotSerializable
+from leveret.model import MAX_TIMEOUT, MAX_UNIQUE_KEY, UNIQUE_FOR, UNIQUE_KEY
+from leveret.model.arguments import seconds_or_none
+from leveret.model.durations import show
+from leveret.model.names import fits
+from leveret.model.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
+
+    from leveret.client.client import Client
+    from leveret.client.payload import Signature
+    from leveret.model import KeyHolder
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+_POLICIES = ("ignore", "raise")
+
+
+class Unique(msgspec.Struct, frozen=True):
+    """How a task's enqueues get their keys; made by `by`."""
+
+    #: The parameters whose arguments make the key; none: the task's name alone does.
+    parameters: tuple[str, ...] = ()
+    #: In their place: called with the call's arguments.
+    function: Callable[..., Any] | None = None
+    #: In their place: of the next enqueue.
+    key: str | None = None
+    on_conflict: OnConflict = "ignore"
+    #: For so long from the enqueueing on, whatever becomes of the task (seconds); None: until it has ended.
+    period: float | None = None
+
+    def headers(self, key: str) -> dict[str, str | int]:
+        """What carries the key of one call."""
+        return {UNIQUE_KEY: key} if self.period is None else {UNIQUE_KEY: key, UNIQUE_FOR: ceil(self.period * 1000)}
+
+    def check(self, signature: Signature, task: str) -> None:
+        """Raises ConfigurationError for a parameter that the task does not have."""
+        for name in self.parameters:
+            if name not in signature.parameters:
+                known = ", ".join(signature.parameters) or "none"
+                raise ConfigurationError(
+                    f"unique=by({name!r}): task {task!r} has no parameter {name!r}"
+                    f"{did_you_mean(name, signature.parameters) or f'; it has: {known}'}"
+                )
+
+    def key_of(self, signature: Signature, task: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """The key of one call; None: it has none.
+
+        Raises InvalidArguments, NotSerializable or ConfigurationError.
+        """
+        value: Any = self.key
+        if self.function is not None:
+            value = self.function(*args, **kwargs)
+            if value is None:
+                return None
+        elif value is None and self.parameters:
+            value = signature.canonical(args, kwargs, self.parameters)
+            return _key(task, _text(task, value[0] if len(value) == 1 else value))
+        elif value is None:
+            return _key(task, "")
+        return _key(task, value if isinstance(value, str) else _text(task, value))
+
+
+#: What ``unique=`` may be.
+UniqueBy: TypeAlias = "Unique | Callable[..., Any] | str"
+
+
+def by(*parameters: str, on_conflict: OnConflict = "ignore", for_: float | timedelta | None = None) -> Unique:
+    """A unique key for ``@app.task(unique=by("customer"))``: the task's name and the arguments of these parameters.
+
+    While a task with the key is there and has not ended, no other with that key is stored. Calls by position, by name
+    and by default that mean the same have the same key.
+
+    Args:
+        *parameters: The names of the parameters. None: the key is the task's name, so there is one such task at most.
+        on_conflict: "ignore": ``enqueue`` gives the handle of the task that is there, with ``existing``. "raise": it
+            raises DuplicateTask, which names that task.
+        for_: How long a task has its key from its enqueueing on (seconds, or a timedelta), whatever becomes of it: one
+            such task in that time. None: until it has ended.
+
+    Returns:
+        What ``unique=`` takes.
+
+    Raises:
+        ConfigurationError: A parameter's name is no text, the conflict's policy is not known, or ``for_`` is no
+            duration.
+    """
+    for name in parameters:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"by({show(name)}): it takes the names of parameters, as by('customer')")
+    period = seconds_or_none("for_", for_, above_zero=True, most=MAX_TIMEOUT, none="until it has ended")
+    return Unique(tuple(dict.fromkeys(parameters)), on_conflict=checked_policy(on_conflict), period=period)
+
+
+def unique_of(given: object) -> Unique:
+    """What ``unique=`` was given. Raises ConfigurationError."""
+    if isinstance(given, Unique):
+        return given
+    if isinstance(given, str):
+        if not given:
+            raise ConfigurationError("unique is ''; a key is text of at least one character")
+        return Unique(key=given)
+    if callable(given) and not isinstance(given, type):
+        if makes_coroutines(given) or inspect.isgeneratorfunction(given):
+            raise ConfigurationError(f"unique is {show(given)}, which is asynchronous: write it as a plain 'def'")
+        return Unique(function=given)
+    raise ConfigurationError(
+        f"unique is {show(given)}; it must be by('a parameter'), a function of the task's arguments, or a key as text"
+    )
+
+
+def checked_policy(on_conflict: object) -> OnConflict:
+    """Raises ConfigurationError."""
+    if on_conflict in _POLICIES:
+        return on_conflict  # type: ignore[return-value]
+    raise ConfigurationError(f"on_conflict is {show(on_conflict)}; it must be one of {', '.join(map(repr, _POLICIES))}")
+
+
+def _text(task: str, value: Any) -> str:
+    try:
+        return _encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        raise NotSerializable(
+            f"the unique key of task {task!r} is {show(value)}, which is not JSON: give text, a number or a list"
+        ) from None
+
+
+def _key(task: str, text: str) -> str:
+    """The task's name and what tells its keys apart; a long one by its hash."""
+    key = f"{task}:{text}" if text else task
+    if fits(key, MAX_UNIQUE_KEY):
+        return key
+    try:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise NotSerializable(f"the unique key of task {task!r} holds a lone surrogate: {show(text)}") from None
+    name = task if len(task.encode()) < MAX_UNIQUE_KEY - len(digest) else hashlib.sha256(task.encode()).hexdigest()
+    return f"{name}:{digest}"
+
+
+class UniqueKeys:
+    """The unique keys of an application's broker; made by ``App.unique``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def release(self, key: str, /) -> bool:
+        """Free a unique key, though its task has not ended: an operator's last resort. The task itself stays.
+
+        Args:
+            key: The whole key, with the task's name, as "sync:42".
+
+        Returns:
+            Whether a task had it.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._client.broker.unique.release(key) is not None
+
+    async def holders(self, limit: int = 1_000, /) -> Sequence[KeyHolder]:
+        """The keys that are taken.
+
+        Args:
+            limit: At most so many.
+
+        Returns:
+            Each with the id and the queue of the task that has it, in the keys' order.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._client.broker.unique.holders(limit)

@@ -1,0 +1,234 @@
+"""Checks of unique keys; see `conformance`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from leveret.errors import DuplicateTask
+from leveret.model import (
+    UNIQUE_FOR,
+    UNIQUE_KEY,
+    Cancelled,
+    DeadLettered,
+    KeyHolder,
+    Released,
+    Retrying,
+    Succeeded,
+    enqueued,
+)
+from leveret.testing.bench import Bench, becomes, check, refused, settle_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leveret.brokers import Broker
+    from leveret.model import Envelope, Outcome
+
+#: A key is free so soon after its task has ended (seconds).
+FREE = 1.0
+
+
+def keyed(bench: Bench, text: str, key: str = "", **changes: object) -> Envelope:
+    """A task with a unique key of this check's own."""
+    return bench.envelope(text, headers={UNIQUE_KEY: f"{bench.queue.name}:{key}"}, **changes)
+
+
+async def admitted(broker: Broker, envelope: Envelope) -> str:
+    """The id of the task that has the key now."""
+    return (await broker.publish([envelope], on_conflict="ignore") or {}).get(envelope.id, envelope.id)
+
+
+async def becomes_free(broker: Broker, envelope: Envelope) -> None:
+    """Wait until the task is admitted; fails when that takes too long."""
+    ended = time.monotonic()
+    while (holder := await admitted(broker, envelope)) != envelope.id:
+        assert time.monotonic() < ended + FREE, f"{FREE:g} s after the end the key is still that of {holder}"
+        await asyncio.sleep(0.02)
+
+
+@check
+async def a_unique_key_admits_one(bench: Bench) -> None:
+    """Whoever publishes: the first with a key is stored, and the others are told its id. Other keys are not minded."""
+    brokers = [await bench.declared() for _ in range(3)]
+    first = keyed(bench, "first")
+    assert not await brokers[0].publish([first], on_conflict="ignore")
+    others = [keyed(bench, f"{number}") for number in range(30)]
+    found = await asyncio.gather(*(admitted(brokers[n % 3], one) for n, one in enumerate(others)))
+    assert set(found) == {first.id}
+    assert await admitted(brokers[1], keyed(bench, "another", key="2")) != first.id
+    await becomes(brokers[0], bench.queue, ready=2)
+
+
+@check
+async def at_once_exactly_one_is_admitted(bench: Bench) -> None:
+    """Several publish with one key at the same time: one is stored, and all are told of the same one."""
+    brokers = [await bench.declared() for _ in range(3)]
+    for turn in range(5):
+        racing = [keyed(bench, f"{number}", key=f"{turn}") for number in range(9)]
+        holders = await asyncio.gather(*(admitted(brokers[n % 3], one) for n, one in enumerate(racing)))
+        assert len(set(holders)) == 1
+        assert holders[0] in {one.id for one in racing}
+    await becomes(brokers[0], bench.queue, ready=5)
+
+
+@check
+async def a_taken_key_may_be_an_error(bench: Bench) -> None:
+    """ "raise": DuplicateTask names the refused and the one that is there, and nothing of the call is stored."""
+    broker = await bench.declared()
+    first, plain, again = keyed(bench, "first"), bench.envelope("plain"), keyed(bench, "again")
+    await broker.publish([first])
+    fresh = keyed(bench, "fresh", key="2")
+    with refused(DuplicateTask) as caught:
+        await broker.publish([plain, fresh, again])
+    error = caught[0]
+    assert isinstance(error, DuplicateTask)
+    assert (error.ids, error.existing) == ((again.id,), {again.id: first.id})
+    await becomes(broker, bench.queue, ready=1)
+    await becomes_free(broker, keyed(bench, "later", key="2"))
+
+
+@check
+async def many_of_one_call_are_told_apart(bench: Bench) -> None:
+    """Of one call's tasks with the same key the first is stored; what has no key, or another one, is stored beside."""
+    broker = await bench.declared()
+    tasks = [keyed(bench, "a"), bench.envelope("b"), keyed(bench, "c"), keyed(bench, "d", key="2")]
+    assert await broker.publish(tasks, on_conflict="ignore") == {tasks[2].id: tasks[0].id}
+    await becomes(broker, bench.queue, ready=3)
+
+
+@check
+async def the_end_of_a_task_frees_its_key(bench: Bench) -> None:
+    """Whatever the end: a success, a dead letter, a cancellation. Until then the key is taken, while it runs too."""
+    broker, worker = await bench.declared(), bench.broker()
+    taken = await bench.consumer(worker, credit=1)
+    holder = keyed(bench, "0")
+    await broker.publish([holder])
+    outcomes: list[Outcome] = [Succeeded(), DeadLettered("no"), Cancelled("unwanted"), Succeeded()]
+    for number, outcome in enumerate(outcomes):
+        deliveries = await taken.next()
+        assert await admitted(broker, keyed(bench, "too soon")) == holder.id
+        await settle_all(worker, deliveries, outcome)
+        holder = keyed(bench, f"{number + 1}")
+        await becomes_free(broker, holder)
+
+
+@check
+async def a_key_outlasts_retries_and_hand_backs(bench: Bench) -> None:
+    """A task that is delayed, tried again or handed back keeps its key."""
+    broker, worker = await bench.declared(), bench.broker()
+    holder = keyed(bench, "task", due=time.time() + 0.5)
+    await broker.publish([holder])
+    taken = await bench.consumer(worker)
+    for outcome in (Retrying("once more", delay=0.1), Released(), Retrying("again")):
+        assert await admitted(broker, keyed(bench, "other")) == holder.id
+        (delivery,) = await taken.next()
+        assert delivery.envelope.headers == holder.headers
+        await settle_all(worker, [delivery], outcome)
+    assert await admitted(broker, keyed(bench, "other")) == holder.id
+    await settle_all(worker, await taken.next(), Succeeded())
+    await becomes_free(broker, keyed(bench, "next"))
+
+
+@check
+async def a_dead_letter_that_lives_again_takes_its_key(bench: Bench) -> None:
+    """A dead letter holds no key. It takes it when it is put back; while another task has it, it stays dead."""
+    broker, worker = await bench.declared(), bench.broker()
+    taken = await bench.consumer(worker)
+    dead = keyed(bench, "dead")
+    await broker.publish([dead])
+    await settle_all(worker, await taken.next(), DeadLettered("no"))
+    other = keyed(bench, "other")
+    await becomes_free(broker, other)
+    assert await broker.dead_letters.retry(bench.queue.name, [dead.id]) == []
+    assert [one.envelope.id for one in await broker.dead_letters.read(bench.queue.name, limit=9)] == [dead.id]
+    await settle_all(worker, await taken.next(), Succeeded())
+    assert await _revived(broker, bench, dead.id) == [dead.id]
+    assert await admitted(broker, keyed(bench, "too soon")) == dead.id
+    (again,) = await taken.next()
+    assert again.envelope.id == dead.id
+    await settle_all(worker, [again], Succeeded())
+    await becomes_free(broker, keyed(bench, "next"))
+
+
+async def _revived(broker: Broker, bench: Bench, id_: str) -> Sequence[str]:
+    for _ in range(20):
+        if found := await broker.dead_letters.retry(bench.queue.name, [id_]):
+            return found
+        await asyncio.sleep(0.05)
+    return []
+
+
+@check
+async def a_cancelled_task_frees_its_key(bench: Bench) -> None:
+    """One that waits, and is cancelled, has ended: its key is free, though nobody consumes."""
+    broker = await bench.declared()
+    waiting = keyed(bench, "waiting")
+    await broker.publish([waiting])
+    await broker.statuses.notify([enqueued(waiting, time.time())])
+    status = await broker.control.cancel(waiting.id)
+    assert status is not None
+    assert status.state == "cancelled"
+    await becomes_free(broker, keyed(bench, "next"))
+
+
+@check
+async def a_key_may_be_taken_for_a_while(bench: Bench) -> None:
+    """From the enqueueing on for so long, whatever becomes of the task: a success, a purge, a cancellation."""
+    broker, worker = await bench.declared(), bench.broker()
+
+    def brief(text: str, key: str) -> Envelope:
+        one = keyed(bench, text, key)
+        return one.with_headers({UNIQUE_FOR: 3_000})
+
+    began = time.monotonic()
+    first = [brief(text, text) for text in "abc"]
+    await broker.publish(first)
+    taken = await bench.consumer(worker, credit=1)
+    await settle_all(worker, await taken.next(), Succeeded())
+    await broker.control.cancel(first[1].id)
+    await broker.queues.purge(bench.queue.name, force=True)
+    holders = [await admitted(broker, brief("too soon", text)) for text in "abc"]
+    if time.monotonic() - began < 3:
+        assert holders == [one.id for one in first]
+    await asyncio.sleep(max(0.0, began + 3.1 - time.monotonic()))
+    # Those of a slow machine are there by now, and have the keys for as long.
+    after = brief("after", "a")
+    for _ in range(400):
+        if (holder := await admitted(broker, after)) == after.id:
+            break
+        await asyncio.sleep(0.02)
+    assert holder == after.id
+
+
+@check
+async def a_key_may_be_released(bench: Bench) -> None:
+    """It is listed with its task while it is taken. Released, it is the next one's, whatever becomes of the first."""
+    broker, worker = await bench.declared(), bench.broker()
+    first, second = keyed(bench, "first"), keyed(bench, "second")
+    key = first.headers[UNIQUE_KEY]
+    assert await broker.unique.release(key) is None
+    await broker.publish([first])
+    mine = [one for one in await broker.unique.holders(1_000_000) if one.key == key]
+    assert mine == [KeyHolder(key, first.id, bench.queue.name)]
+    assert await broker.unique.release(key) == first.id
+    assert await admitted(broker, second) == second.id
+    taken = await bench.consumer(worker, credit=2)
+    (delivery, _) = await taken.next(2)
+    assert delivery.envelope.id == first.id
+    await settle_all(worker, [delivery], Succeeded())
+    assert await admitted(broker, keyed(bench, "third")) == second.id
+
+
+@check
+async def a_purged_task_frees_its_key(bench: Bench) -> None:
+    """What is deleted with its queue's tasks has ended."""
+    broker = await bench.declared()
+    await broker.publish([keyed(bench, "a"), keyed(bench, "b", key="2", due=time.time() + 600)])
+    await broker.queues.purge(bench.queue.name)
+    await becomes_free(broker, keyed(bench, "next"))
+    await becomes_free(broker, keyed(bench, "next", key="2"))
+    await broker.queues.delete(bench.queue.name)
+    await broker.declare([bench.queue])
+    await becomes_free(broker, keyed(bench, "last"))

@@ -1,0 +1,249 @@
+"""Unique tasks beside real workers and producers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from leveret import BrokerError, Queue
+from leveret.brokers import connect
+from leveret.brokers.rabbitmq.broker import RabbitMQBroker
+from leveret.model import UNIQUE_KEY, Envelope, Succeeded, new_id
+from leveret.testing.bench import Taken, batches_of
+from tests.support import unique_app
+from tests.support.cluster import Cluster
+from tests.support.proxy import Proxy
+from tests.support.waiting import PATIENCE, until
+from tests.support.workers import Worker, leveret
+
+if TYPE_CHECKING:
+    from leveret.brokers import Broker
+    from tests.conftest import Place
+    from tests.support.nodes import Node
+    from tests.support.workers import Ledger
+
+UNIQUE = Queue("unique")
+#: A claim whose program died is completed so soon (seconds).
+COMPLETED = 35.0
+
+
+def producers(url: str, count: int, calls: int, keys: int) -> list[subprocess.Popen[str]]:
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.unique_app", url, str(calls), str(keys), str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+
+
+def fresh() -> int:
+    """A key that no test before has used: the log outlives a test."""
+    return random.getrandbits(40)
+
+
+def keyed(key: int) -> Envelope:
+    return Envelope(new_id(), UNIQUE.name, "only", b'{"args": [%d]}' % key, headers={UNIQUE_KEY: f"only:{key}"})
+
+
+async def held(broker: Broker, key: int) -> str:
+    """The id of the task that has the key; of a new one if nobody had it."""
+    envelope = keyed(key)
+    return (await broker.publish([envelope], on_conflict="ignore") or {}).get(envelope.id, envelope.id)
+
+
+def test_many_producers_admit_one_for_each_key(place: Place) -> None:
+    """Measured with 50 producers of 1,000 calls for 100 keys: see ADR 0039."""
+    programs = producers(place.url, count=6, calls=200, keys=25)
+    printed = [program.communicate(timeout=PATIENCE)[0].splitlines() for program in programs]
+    assert [program.returncode for program in programs] == [0] * 6
+    assert all(lines[-1] == "done 200 25" for lines in printed)
+    admitted = [line for lines in printed for line in lines[:-1]]
+    assert (len(admitted), len(set(admitted))) == (25, 25)
+
+
+async def test_who_has_the_result_can_enqueue_the_next_at_once(place: Place, ledger: Ledger) -> None:
+    unique_app.app.client.connect_to(place.url)
+    key = fresh()
+    with Worker(place.url, ledger, app="tests.support.unique_app:app").ready():
+        ids = set()
+        for _ in range(20):
+            handle = await unique_app.only.enqueue(key)
+            assert not handle.existing
+            ids.add(handle.id)
+            assert await handle.result(timeout=PATIENCE) == key
+        assert len(ids) == 20
+    await unique_app.app.close()
+
+
+async def test_producers_that_are_killed_leave_a_task_or_a_free_key(place: Place) -> None:
+    """Each at a random moment. No key has two tasks, and each that is taken has one, at the latest when stated."""
+    keys = 200
+    for _ in range(4):
+        programs = producers(place.url, count=3, calls=3 * keys, keys=keys)
+        for program in programs:
+            assert program.stdout is not None
+            await asyncio.to_thread(program.stdout.readline)
+        await asyncio.sleep(random.uniform(0.0, 0.2))  # the moment is what is tried
+        for program in programs:
+            program.kill()
+            program.communicate()
+    broker = connect(place.url, timeout=20.0)
+    await broker.declare([UNIQUE])
+    found: dict[str, set[str]] = {}
+    async with broker.consume([UNIQUE], credit=None) as consumer:
+
+        async def collect() -> None:
+            async for deliveries in batches_of(consumer):
+                for one in deliveries:
+                    found.setdefault(one.envelope.headers[UNIQUE_KEY], set()).add(one.envelope.id)
+
+        collecting = asyncio.create_task(collect())
+        holders = {f"only:{key}": await held(broker, key) for key in range(keys)}
+
+        def all_are_there() -> bool:
+            return all(id_ in found.get(key, ()) for key, id_ in holders.items())
+
+        await until(all_are_there, "each key that is taken has its task", within=COMPLETED)
+        collecting.cancel()
+    assert {key: list(ids) for key, ids in found.items()} == {key: [id_] for key, id_ in holders.items()}
+    await broker.close()
+
+
+async def test_a_task_whose_producer_died_after_its_claim_is_stored_by_another(node: Node, ledger: Ledger) -> None:
+    """By a worker, under its id. Until it has ended, its key is taken."""
+    key = fresh()
+    died = RabbitMQBroker(node.url, timeout=20.0)
+    await died.declare([UNIQUE])
+    envelope = keyed(key)
+    assert await died._claims.claim([envelope]) == {}
+    await died.close()  # without a word more
+    broker = connect(node.url, timeout=20.0)
+    await broker.declare([UNIQUE])
+    assert await held(broker, key) == envelope.id
+    unique_app.app.client.connect_to(node.url)
+    with Worker(node.url, ledger, app="tests.support.unique_app:app").ready():
+
+        async def has_ended() -> bool:
+            return any(one.is_final for one in await broker.statuses.read([envelope.id]))
+
+        await until(has_ended, "the task has run", within=COMPLETED)
+        assert await unique_app.only.handle(envelope.id).result(timeout=PATIENCE) == key
+        assert await held(broker, key) != envelope.id
+    await unique_app.app.close()
+    await broker.close()
+
+
+async def test_a_reader_that_hears_nothing_decides_all_the_same(node: Node) -> None:
+    """What was read last may be old: another program has taken, and freed, keys since."""
+    one_key, other_key = fresh(), fresh()
+    with Proxy(node.port) as proxy:
+        deaf, other = RabbitMQBroker(proxy.url, timeout=20.0), RabbitMQBroker(node.url, timeout=20.0)
+        for broker in (deaf, other):
+            await broker.declare([UNIQUE])
+        first, second = await held(deaf, one_key), await held(other, other_key)
+        reading = deaf._claims._reader._reading
+        assert reading is not None
+        reading._take = lambda *_: None
+        async with other.consume([UNIQUE], credit=2) as consumer:
+            deliveries = await Taken(consumer).next(2)
+            await other.settle([(one, Succeeded()) for one in deliveries if one.envelope.id == first])
+            began = time.monotonic()
+            # By what it has read, the first key is taken, and the second free.
+            assert await held(deaf, one_key) != first
+            assert await held(deaf, other_key) == second
+            assert time.monotonic() - began < 10
+            proxy.cut()
+            assert await held(deaf, other_key) == second
+        await deaf.close()
+        await other.close()
+
+
+@pytest.mark.parametrize("version", ["3.10", "4"])
+async def test_nodes_that_are_killed_in_turn_admit_no_second(version: str) -> None:
+    """Whatever an enqueue says meanwhile, all answers about a key name one task."""
+    with Cluster(version) as cluster:
+        brokers = [RabbitMQBroker(cluster.url, timeout=60.0) for _ in range(6)]
+        await brokers[0].declare([UNIQUE])
+        base, answers = fresh(), defaultdict[int, set[str]](set)
+        is_over = asyncio.Event()
+
+        async def ask(broker: RabbitMQBroker, number: int) -> None:
+            await broker.declare([UNIQUE])
+            for turn in itertools.count(number):
+                if is_over.is_set():
+                    return
+                # A new key every now and then, and the older ones again.
+                key = base + (turn // 40 if turn % 2 else random.randrange(turn // 40 + 1))
+                with suppress(BrokerError):
+                    answers[key].add(await held(broker, key))
+
+        asking = [asyncio.create_task(ask(broker, number)) for number, broker in enumerate(brokers)]
+        for node in cluster.nodes:
+            await asyncio.sleep(5)  # while they ask
+            node.kill()
+            await asyncio.sleep(5)  # the same
+            before = len(answers)
+            await until(lambda: len(answers) > before, "keys are claimed beside a dead node")  # noqa: B023 - now
+            await asyncio.to_thread(node.start)
+            await asyncio.to_thread(node.wait)
+            await asyncio.to_thread(cluster.wait_for_running, 3, node)
+        is_over.set()
+        await asyncio.gather(*asking)
+        assert {key: len(ids) for key, ids in answers.items() if len(ids) > 1} == {}
+        assert len(answers) > 20
+        for broker in brokers:
+            await broker.close()
+
+
+async def test_an_operator_sees_and_frees_a_key(place: Place) -> None:
+    broker = connect(place.url, timeout=20.0)
+    await broker.declare([UNIQUE])
+    key = fresh()
+    first = await held(broker, key)
+    arguments = ("--url", place.url)
+    listed = await asyncio.to_thread(leveret, "unique", "list", f"only:{key}", *arguments)
+    assert first in listed
+    assert f"of task {first} is free" in await asyncio.to_thread(
+        leveret, "unique", "release", f"only:{key}", *arguments
+    )
+    assert "No unique key is taken" in await asyncio.to_thread(leveret, "unique", "list", f"only:{key}", *arguments)
+    assert await held(broker, key) != first
+    await broker.close()
+
+
+@pytest.mark.parametrize("version", ["3.10", "4"])
+async def test_a_minority_admits_nothing_and_hears_again_afterwards(version: str) -> None:
+    """A node that was cut off may leave its readers deaf: what the others did meanwhile counts all the same."""
+    with Cluster(version) as cluster:
+        home, away = cluster.nodes[0], cluster.nodes[2]
+        near, far = RabbitMQBroker(home.url, timeout=60.0), RabbitMQBroker(away.url, timeout=20.0)
+        for broker in (near, far):
+            await broker.declare([UNIQUE])
+        keys = [fresh() for _ in range(4)]
+        first = await held(near, keys[0])
+        assert await held(far, keys[0]) == first
+        await asyncio.to_thread(cluster.cut_off, away)
+        try:
+            second = await held(near, keys[1])
+            with pytest.raises(BrokerError):
+                await held(far, keys[2])
+        finally:
+            await asyncio.to_thread(cluster.rejoin, away)
+        await asyncio.to_thread(cluster.wait_for_running, 3)
+        assert await held(far, keys[0]) == first
+        assert await held(far, keys[1]) == second
+        third = await held(near, keys[3])
+        assert await held(far, keys[3]) == third
+        await near.close()
+        await far.close()

@@ -1,0 +1,260 @@
+"""Unique tasks: which calls have the same key, what an enqueue gives, and what is refused when it is written."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from leveret import App, ConfigurationError, DuplicateTask, InvalidArguments, NotSerializable, by
+from leveret.brokers.sqlite import SQLiteBroker
+from leveret.model import UNIQUE_KEY, Envelope
+from leveret.testing import under_test
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+def keys(task: Any, *calls: tuple[tuple[Any, ...], dict[str, Any]]) -> list[object]:
+    return [one.headers.get(UNIQUE_KEY) for one in task._envelopes(map(str, range(len(calls))), calls)]
+
+
+def call(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def test_calls_that_mean_the_same_have_the_same_key() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("customer", "kind"))
+    async def sync(customer: int, kind: str = "full", trace: str = "") -> None: ...
+
+    same = keys(sync, call(42), call(customer=42), call(42, "full", "x"), call(kind="full", customer=42, trace="y"))
+    assert same == ['sync:[42,"full"]'] * 4
+    assert keys(sync, call(43), call(42, "part")) == ['sync:[43,"full"]', 'sync:[42,"part"]']
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        (float, [1, 1.0]),
+        (dict, [{"a": 1, "b": 2}, {"b": 2, "a": 1}]),
+        (frozenset[str], [frozenset("abc"), frozenset("cba")]),
+        (dt.datetime, [dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "2026-01-01T00:00:00Z"]),
+        (Color, [Color.RED, "red"]),
+        (bytes, [b"ab", b"ab"]),
+    ],
+)
+def test_values_that_arrive_equal_have_the_same_key(annotation: Any, values: list[Any]) -> None:
+    app = App("memory://")
+
+    async def take(it: Any, other: int = 0) -> None: ...
+
+    take.__annotations__["it"] = annotation
+    first, second = keys(app.task(unique=by("it"))(take), *(call(value) for value in values))
+    assert first == second
+    assert isinstance(first, str)
+
+
+def test_texts_and_numbers_are_told_apart_and_long_keys_are_hashed() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("it"))
+    async def take(it: Any) -> None: ...
+
+    number, text, long, longer = keys(take, call(42), call("42"), call("x" * 300), call("x" * 301))
+    assert (number, text) == ("take:42", 'take:"42"')
+    assert long != longer
+    assert len(str(long)) == len("take:") + 64
+
+
+def test_a_key_may_be_the_name_alone_or_come_from_a_function_or_from_the_enqueue() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by())
+    async def only() -> None: ...
+
+    @app.task(unique=lambda repo, **_: None if repo == "scratch" else repo.lower())
+    async def build(repo: str, sha: str = "") -> None: ...
+
+    assert keys(only, call()) == ["only"]
+    assert keys(build, call("Hare", sha="1"), call("scratch")) == ["build:hare", None]
+    assert keys(build.options(unique="repo:7"), call("a")) == ["build:repo:7"]
+    assert keys(build.options(unique=False), call("a")) == [None]
+    assert keys(build.options(unique=by("sha")).options(priority=3), call("a", "f")) == ['build:"f"']
+    assert keys(build.options(unique=lambda *_, **__: [1, "a"]), call("a")) == ['build:[1,"a"]']
+
+
+async def test_the_handle_follows_the_first() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("number"))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with under_test(app) as test:
+        first = await double.enqueue(4)
+        again = await double.enqueue(number=4)
+        assert (again.id, again.existing, first.existing) == (first.id, True, False)
+        many = await double.enqueue_many([(4,), (5,), (5,)])
+        assert [one.existing for one in many] == [True, False, True]
+        assert many[1].id == many[2].id
+        with pytest.raises(DuplicateTask, match=first.id) as caught:
+            await double.options(on_conflict="raise").enqueue(4)
+        assert list(caught.value.existing.values()) == [first.id]
+        assert [one.unique_key for one in test.enqueued()] == ["double:4", "double:5"]
+        assert "unique key 'double:4'" in str(test.enqueued()[0])
+        await test.drain()
+        assert await again.result() == 8
+        assert not (await double.enqueue(4)).existing
+
+
+async def test_a_task_does_not_see_its_key_among_its_headers() -> None:
+    app = App("memory://")
+    seen: list[dict[str, Any]] = []
+
+    async def add(envelopes: Any, store: Any) -> None:
+        await store([one.with_headers({"tenant": "acme"}) for one in envelopes])
+
+    app = App("memory://", enqueue_middleware=[add])
+
+    @app.task(unique=by())
+    async def look() -> None:
+        from leveret import current_task
+
+        seen.append(dict(current_task().headers))
+
+    with under_test(app) as test:
+        assert (await look.enqueue()).id == (await look.enqueue()).id
+        await test.drain()
+    assert seen == [{"tenant": "acme"}]
+
+
+def test_without_an_event_loop(tmp_path: Path) -> None:
+    """The first call goes by the loop, the others write in this thread."""
+    app = App(f"sqlite:///{tmp_path}/tasks.db")
+
+    @app.task(unique=by("number"))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    try:
+        handles = [double.enqueue_sync(number) for number in (1, 1, 2, 2, 1)]
+        assert [one.existing for one in handles] == [False, True, False, True, True]
+        assert len({one.id for one in handles}) == 2
+        with pytest.raises(DuplicateTask):
+            double.options(on_conflict="raise").enqueue_sync(1)
+    finally:
+        app.close_sync()
+
+
+@pytest.mark.parametrize(
+    ("unique", "message"),
+    [
+        (by("custmer"), "no parameter 'custmer'; did you mean 'customer'"),
+        (by("xyz"), "it has: customer"),
+        (5, "unique is 5"),
+        ("", "at least one character"),
+        (int, "must be by"),
+    ],
+)
+def test_what_cannot_be_a_key_is_refused_where_it_is_written(unique: Any, message: str) -> None:
+    app = App("memory://")
+
+    async def sync(customer: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=message):
+        app.task(unique=unique)(sync)
+    task = app.task(sync)
+    with pytest.raises(ConfigurationError, match=message):
+        task.options(unique=unique)
+
+
+def test_an_asynchronous_function_and_an_unknown_policy_are_refused() -> None:
+    app = App("memory://")
+
+    async def key(customer: int) -> str: ...  # type: ignore[empty-body]
+
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        app.task(unique=key)
+    with pytest.raises(ConfigurationError, match="'ignore', 'raise'"):
+        by("customer", on_conflict="replace")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="names of parameters"):
+        by(5)  # type: ignore[arg-type]
+
+    @app.task
+    async def plain() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="has no unique key"):
+        plain.options(on_conflict="raise")
+
+
+def test_a_key_that_is_not_json_is_named() -> None:
+    app = App("memory://")
+
+    @app.task(unique=lambda it: it)
+    async def take(it: Any) -> None: ...
+
+    for value in (object(), {1.5: object()}, "\ud800"):
+        with pytest.raises((NotSerializable, InvalidArguments), match="take"):
+            take._envelopes(["1"], [call(value)])
+    with pytest.raises(NotSerializable, match="unique key of task 'take'"):
+        keys(take.options(unique=lambda _: object()), call(1))
+
+
+async def test_a_header_that_is_no_key_is_none(tmp_path: Path) -> None:
+    """A foreign message may carry anything."""
+    broker = SQLiteBroker(tmp_path / "tasks.db", timeout=5)
+    from leveret import Queue
+
+    await broker.declare([Queue("work")])
+    for number, value in enumerate((7, "", "x" * 300)):
+        for turn in range(2):
+            await broker.publish([Envelope(f"{number}{turn}", "work", "say", b"", headers={UNIQUE_KEY: value})])
+    (stats,) = await broker.queues.stats()
+    assert stats.ready == 6
+    await broker.close()
+
+
+async def test_a_key_is_listed_and_released() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("number"))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with under_test(app):
+        first = await double.enqueue(4)
+        await double.enqueue(3)
+        assert [(one.key, one.queue) for one in await app.unique.holders()] == [
+            ("double:3", "default"),
+            ("double:4", "default"),
+        ]
+        assert await app.unique.release("double:4")
+        assert not await app.unique.release("double:4")
+        assert (await double.enqueue(4)).id != first.id
+
+
+async def test_a_key_may_be_taken_for_a_while() -> None:
+    app = App("memory://")
+
+    @app.task(unique=by("number", for_=dt.timedelta(minutes=10)))
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with under_test(app) as test:
+        first = await double.enqueue(4)
+        await test.drain()
+        again = await double.enqueue(4)
+        assert (again.id, again.existing, await again.result()) == (first.id, True, 8)
+        test.clock.advance(601)
+        assert not (await double.enqueue(4)).existing
+    for wrong in (0, -1, "x"):
+        with pytest.raises(ConfigurationError, match="for_"):
+            by("number", for_=wrong)  # type: ignore[arg-type]
