@@ -42,11 +42,7 @@ class Ledger:
 
     def wait_for(self, beginning: str, count: int = 1, within: float = PATIENCE) -> str:
         """Wait until that many lines begin so; the last one of them."""
-        wait_until(
-            lambda: self.count(beginning) >= count,
-            f"{count} lines {beginning!r}, there are {self.count(beginning)}",
-            within,
-        )
+        wait_until(lambda: self.count(beginning) >= count, f"{count} lines {beginning!r} in {self.lines()}", within)
         return next(line for line in reversed(self.lines()) if line.startswith(beginning))
 
 

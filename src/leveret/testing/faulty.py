@@ -194,7 +194,8 @@ class FaultyBroker(MemoryBroker):
     async def _publish(self, envelopes: Sequence[Envelope], on_conflict: OnConflict) -> Mapping[str, str] | None:
         if self._goes_wrong("enqueue_fails", envelopes):
             raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
-        return await super().publish([self.inward(envelope) for envelope in envelopes], on_conflict=on_conflict)
+        inward = [self.inward(envelope) for envelope in envelopes]
+        existing = await super().publish(inward, on_conflict=on_conflict)
         if self._goes_wrong("lost_confirm", envelopes):
             raise EnqueueTimeout(
                 "not confirmed in time: a fault that the test asked for (lost_confirm)", [e.id for e in envelopes]

@@ -26,7 +26,7 @@ _NEXT = "SELECT min(due) FROM schedule WHERE due > ?"
 class Schedules(Statements):
     """The operations on schedules. ``insert``: stores tasks, all or none."""
 
-    def __init__(self, database: sqlite3.Connection, insert: Callable[[Sequence[Envelope]], None]) -> None:
+    def __init__(self, database: sqlite3.Connection, insert: Callable[[Sequence[Envelope]], object]) -> None:
         super().__init__(database)
         self._insert = insert
 
