@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers import backoff
 from leveret.errors import LeveretError
 from leveret.observe import LimitedLog
+from leveret.worker.stopping import ended, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,9 +41,14 @@ class Scheduler:
     async def run(self) -> None:
         """Until it is cancelled."""
         # Whoever keeps the schedules may be slow to answer, and that must keep up nothing here.
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._keep_declared())
-            both.create_task(self._keep())
+        both = [asyncio.create_task(self._keep_declared()), asyncio.create_task(self._keep())]
+        try:
+            await first_of(*both)
+            for task in both:
+                if task.done():
+                    task.result()
+        finally:
+            await ended(both)
 
     async def _keep(self) -> None:
         pauses = backoff()

@@ -6,12 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
     from typing import Any
 
     from leveret.executors import Executor
 
 T = TypeVar("T")
+
+#: Who has not ended is cancelled again after so long (seconds).
+_AGAIN = 0.2
 
 
 class Stop:
@@ -34,6 +37,15 @@ class Stop:
 
     async def wait_for_second(self) -> None:
         await self._asked_twice.wait()
+
+
+async def ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a broker's driver may swallow a cancellation."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
 
 
 class Background:

@@ -36,6 +36,8 @@ TABLE = "schedules"
 _ANSWER = 3.0
 #: How often it is asked, and looked whether nobody keeps them.
 _TRIES = 4
+#: A task that was cancelled and has not ended is cancelled again after so long (seconds).
+_CANCEL_AGAIN = 0.2
 #: A program that keeps them looks so often whether there are any at all (seconds).
 _LOOK = 10.0
 _REFUSALS: dict[str, type[Exception]] = {
@@ -272,9 +274,9 @@ class _Keeper:
         self._changed.clear()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # more than once, since aiormq may swallow it
+            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN)
 
     async def _hold(self) -> None:
         """Stand by, and answer requests while this one holds the table."""

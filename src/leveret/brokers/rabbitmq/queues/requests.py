@@ -67,6 +67,8 @@ class Requester:
         ``deadline``: until when an answer is waited for during an alarm, when none comes (the loop's time).
         """
         loop = asyncio.get_running_loop()
+        current = asyncio.current_task()
+        cancelled_before = 0 if current is None else current.cancelling()
         watch: asyncio.TimerHandle | None = None
 
         def look() -> None:
@@ -93,3 +95,7 @@ class Requester:
             raise BrokerUnavailable(f"{doing}: {self._publisher.why_silent()}") from error
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, doing) from error
+        finally:
+            # aiormq swallows a cancellation that comes while it opens a channel: who was cancelled would go on.
+            if current is not None and current.cancelling() > cancelled_before:
+                raise asyncio.CancelledError
