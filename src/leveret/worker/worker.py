@@ -57,8 +57,8 @@ class Worker:
         grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
         listeners: Functions that are called with each event of the worker.
         broker: The broker, in place of the one that the application's URL names. The worker does not close it.
-        scaler: Changes the executor's slots. Where the prefetch cannot be changed later, as on RabbitMQ, "auto" is then
-            the most slots that there may be. None: the slots stay.
+        scaler: Changes the executor's slots. Where the prefetch cannot be changed later (a RabbitMQ queue with a single
+            active consumer), "auto" is then the most slots that there may be. None: the slots stay.
 
     Raises:
         ConfigurationError: ``prefetch`` or ``grace`` is not what it must be.
@@ -156,19 +156,15 @@ class Worker:
         if self._given_broker is None:
             stack.push_async_callback(broker.close)
         reporter = WorkerReporter(names, manifest.default_tasks, self._executor.children, lambda: self._jobs.held)
-        credit = self._first_credit(broker)
-        opening = stack.enter_async_context(broker.consume(queues, credit=credit, describe=reporter))
+        credit = self._credit
+        most = credit if self._scaler is None or not self._is_auto else min(MOST_PREFETCH, self._scaler.most_slots)
+        opening = stack.enter_async_context(broker.consume(queues, credit=credit, most=most, describe=reporter))
         consumer = await until_stopped(opening, self._stop, self._executor)
         if consumer is None:
             return None
         session = self._assemble(broker, consumer, names, credit, updates, reporter)
         stack.callback(session.close)
         return session
-
-    def _first_credit(self, broker: Broker) -> int | None:
-        if self._scaler is not None and self._is_auto and not broker.capabilities.adjustable_credit:
-            return min(MOST_PREFETCH, self._scaler.most_slots)
-        return self._credit
 
     def _assemble(
         self,
@@ -185,7 +181,7 @@ class Worker:
         settler = Settler(broker, jobs, updates, self._listeners, background)
         intake = Intake(executor, jobs, settler, stop)
         adaptive = None
-        if credit is not None and self._is_auto and broker.capabilities.adjustable_credit:
+        if credit is not None and self._is_auto and consumer.adjusts_credit:
             adaptive = AdaptiveCredit(
                 credit,
                 consumer=consumer,
