@@ -147,10 +147,12 @@ async def credit_may_shrink(bench: Bench) -> None:
         await broker.settle([(delivery, Succeeded())])
         await taken.nothing()
     await broker.settle([(held[2], Released())])
-    assert await taken.texts(1) == ["c"]
+    # A quorum queue of RabbitMQ 3.10 puts last what is handed back.
+    (one,) = await taken.texts(1)
+    assert one in ("c", "e")
     await taken.nothing()
     other = await bench.consumer(bench.broker(), credit=9)
-    assert await other.texts(4) == ["e", "f", "g", "h"]
+    assert sorted([one, *await other.texts(4)]) == ["c", "e", "f", "g", "h"]
 
 
 @check

@@ -52,8 +52,8 @@ class Worker:
         executor: Runs the tasks: a ``ProcessExecutor`` or an ``InProcessExecutor``.
         queues: The names of the queues. Empty: all of the application's.
         prefetch: The most deliveries of each queue that the worker holds at once, running or waiting: 1 to 65535.
-            "auto": the executor's slots, so that of one queue nothing waits here that another worker could run, and on
-            SQLite, while tasks are short, some milliseconds' work more. "unlimited": no limit.
+            "auto": the executor's slots, so that of one queue nothing waits here that another worker could run, and
+            while tasks are short some milliseconds' work more. "unlimited": no limit.
         grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
         listeners: Functions that are called with each event of the worker.
         broker: The broker, in place of the one that the application's URL names. The worker does not close it.

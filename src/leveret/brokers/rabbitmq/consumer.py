@@ -27,9 +27,11 @@ from leveret.brokers.rabbitmq.queues import (
     consumer_arguments,
     declare,
     delay_step,
+    has_exchanges,
     has_single_active_consumer,
     is_paused,
     message_count,
+    pause_marker,
     postponed,
     received,
     together,
@@ -61,8 +63,10 @@ _CONSUMER_TIMEOUT = 1_800.0
 _APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
-#: How often a worker looks by itself at what notices tell, about (seconds); and when that went wrong.
+#: How often a worker looks by itself at what notices tell, about (seconds), with many queues so much for each; and
+#: when that went wrong.
 _LOOK_AROUND = 5.0
+_LOOK_AT_ONE = 0.025
 _LOOK_AGAIN = 1.0
 #: How long a copy that is being stored as its worker leaves may take; its original would come back beside it (seconds).
 _PUTTING_OFF = 1.0
@@ -72,6 +76,8 @@ _REFUSALS = 3
 _MOST_STUCK = 1_000
 #: One more consumer for each eighth that is missing, as each is one on the server; for less after a moment (seconds).
 _SHARE = 8
+#: Short tasks may end for so long before a consumer is given what they had of the credit (seconds).
+_RUNNING_OUT = 0.02
 #: So many consumers that were cancelled are known, in case that a delivery of theirs comes late.
 _MOST_FORMER = 1_000
 _GATHERED = 0.25
@@ -325,11 +331,11 @@ class _Consuming:
     async def begin(self, credit: int) -> None:
         async with self._pausing:  # a notice may have come by now
             paused = await together([partial(self._is_paused, queue) for queue in self._queues])
-            for queue, is_paused_now in zip(self._queues, paused, strict=True):
-                if is_paused_now:
-                    self._paused |= {queue.name}
-                else:
-                    await self._consume(queue, credit)
+            self._paused = frozenset(queue.name for queue, is_so in zip(self._queues, paused, strict=True) if is_so)
+            await self._line.channel.basic_qos(prefetch_count=credit)
+            for queue in self._queues:
+                if queue.name not in self._paused:
+                    await self._start_consumer(queue, credit)
             self._tell_paused(self._paused)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
@@ -373,11 +379,17 @@ class _Consuming:
                     await self._change_credit(queue)
 
     async def _change_credit(self, queue: Queue) -> None:
-        if self.credits[queue.name].missing < 0:
-            await self._cancel_consumers(queue)
-            self.credits[queue.name].cancelled(self._unsettled_of(queue))
-        if (missing := self.credits[queue.name].missing) > 0:
-            await self._consume(queue, missing)
+        """One consumer in place of all: RabbitMQ deals to several in turn, a few messages at a time."""
+        credit = self.credits[queue.name]
+        if not credit.missing:
+            return
+        is_more = credit.missing > 0
+        await self._cancel_consumers(queue)
+        credit.cancelled(self._unsettled_of(queue))
+        if is_more and credit.is_uneven:
+            await asyncio.sleep(_RUNNING_OUT)
+        if credit.missing > 0 and not self.cancelled:
+            await self._consume(queue, credit.missing)
 
     def _give(self, name: str) -> None:
         if name not in self._giving and self.credits[name].missing > 0:
@@ -400,8 +412,11 @@ class _Consuming:
                     cancel.exception()
 
     async def _consume(self, queue: Queue, credit: int) -> None:
-        arguments = consumer_arguments(self._line.connection, self.found[queue.name])
         await self._line.channel.basic_qos(prefetch_count=credit)
+        await self._start_consumer(queue, credit)
+
+    async def _start_consumer(self, queue: Queue, credit: int) -> None:
+        """With the prefetch that the channel was told last, which is that credit."""
         if self.cancelled:
             return  # meanwhile: what is delivered from now on nobody would take
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
@@ -411,6 +426,7 @@ class _Consuming:
             self.queue_of = {one.encode(): consumed.name for one, consumed in self._tags.items()}
         self.queue_of[tag.encode()] = queue.name
         self.credits[queue.name].consumed(credit)
+        arguments = consumer_arguments(self._line.connection, self.found[queue.name])
         await self._line.channel.basic_consume(queue.name, _not_called, consumer_tag=tag, arguments=arguments)
 
     def _on_cancel(self, frame: amqp.Cancel) -> None:
@@ -428,6 +444,16 @@ class _Consuming:
                 if paused != (queue.name in self._paused):
                     await (self._pause(queue) if paused else self._resume(queue))
                     self._tell_paused(self._paused)
+
+    async def look_around(self) -> None:
+        """Look for pauses and their ends that nobody told of.
+
+        Only for the exchange, which every pause makes: for each mark that is not there the server closes a channel.
+        """
+        marked = await has_exchanges(self._line.connection, [pause_marker(queue.name).name for queue in self._queues])
+        for queue, is_marked in zip(self._queues, marked, strict=True):
+            if is_marked != (queue.name in self._paused):
+                await self.look_whether_paused(queue, [0.0])
 
     async def _is_paused(self, queue: Queue) -> bool:
         try:
@@ -739,13 +765,12 @@ class Session:
         them, or when a node is parted from the others for a while.
         """
         while self.held:
-            seconds = _LOOK_AROUND * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            seconds = max(_LOOK_AROUND, _LOOK_AT_ONE * len(self._queues)) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
             await (asyncio.sleep(seconds) if listening is None else listening.deleted(seconds))
             try:
                 if listening is not None and await self._line.run(listening.mend()):
                     log.warning("the exchange or the queue by which workers are told was deleted; made again")
-                for queue in self._queues:
-                    await self._line.run(self._consuming.look_whether_paused(queue, [0.0]))
+                await self._line.run(self._consuming.look_around())
                 await self._line.run(self._cancel_log.read_on(self._line))
             except amqp.CONNECTION_LOST as error:
                 log.debug("this worker could not look whether it was told all: %s", error)

@@ -194,7 +194,20 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
     async with aclosing(Look(connection)) as look:
-        return any(await look.pause_marks(queue))
+        marker = pause_marker(queue).name
+        return await look.has_exchange(marker) or await look.message_count(marker) is not None
+
+
+async def has_exchanges(connection: amqp.Connection, names: Sequence[str]) -> list[bool]:
+    """Which of them are there; of what this user may not look at, none."""
+    async with aclosing(Look(connection)) as look:
+
+        async def is_there(name: str) -> bool:
+            with suppress(amqp.ChannelAccessRefused):
+                return await look.has_exchange(name)
+            return False
+
+        return await together([partial(is_there, name) for name in names])
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
