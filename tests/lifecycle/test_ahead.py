@@ -92,7 +92,7 @@ def test_each_slot_takes_the_next_task_at_once_after_a_turn(place: Place, client
     names = enqueue_short_and_held(client)
     with Worker(place.url, ledger):
         for begun in range(SLOTS // 2, SLOTS + 1):
-            wait_until(lambda begun=begun: len(started(ledger)) >= begun, f"{begun} tasks have begun")
+            ledger.wait_for("start held", begun)
             if begun < SLOTS:
                 wait_until(lambda: client.stats("work").running == SLOTS // 2, "no more than have slots are held")
             ledger.release(next(name for name in names if name in started(ledger) - ended_of(ledger)))

@@ -371,25 +371,24 @@ class _Consuming:
         self._give(name)
 
     async def set_credit(self, credit: int) -> None:
-        """What is held in excess stays this session's until it is settled."""
-        async with self._pausing:
-            for queue in self._queues:
-                self.credits[queue.name].ask(credit)
-                if queue.name not in self._paused and not self.cancelled:
-                    await self._change_credit(queue)
+        """One consumer in place of all: RabbitMQ deals to several in turn, a few messages at a time.
 
-    async def _change_credit(self, queue: Queue) -> None:
-        """One consumer in place of all: RabbitMQ deals to several in turn, a few messages at a time."""
-        credit = self.credits[queue.name]
-        if not credit.missing:
-            return
-        is_more = credit.missing > 0
-        await self._cancel_consumers(queue)
-        credit.cancelled(self._unsettled_of(queue))
-        if is_more and credit.is_uneven:
-            await asyncio.sleep(_RUNNING_OUT)
-        if credit.missing > 0 and not self.cancelled:
-            await self._consume(queue, credit.missing)
+        What is held in excess stays this session's until it is settled.
+        """
+        async with self._pausing:
+            for one in self.credits.values():
+                one.ask(credit)
+            pairs = [(queue, self.credits[queue.name]) for queue in self._queues if queue.name not in self._paused]
+            changing = [(queue, one) for queue, one in pairs if one.missing]
+            is_more = any(one.missing > 0 for _, one in changing)
+            for queue, one in changing:
+                await self._cancel_consumers(queue)
+                one.cancelled(self._unsettled_of(queue))
+            if is_more and any(one.is_uneven for _, one in changing):
+                await asyncio.sleep(_RUNNING_OUT)
+            for queue, one in changing:
+                if one.missing > 0 and not self.cancelled:
+                    await self._consume(queue, one.missing)
 
     def _give(self, name: str) -> None:
         if name not in self._giving and self.credits[name].missing > 0:
