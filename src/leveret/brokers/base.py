@@ -42,8 +42,6 @@ Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What one broker can do and another cannot. It is known before anything is connected, and never changes."""
 
-    #: `Consumer.set_credit` works. Otherwise a consumer keeps the credit that it begins with.
-    adjustable_credit: bool
     #: `Broker.publish` raises DuplicateTask while a task with the same id is ready, delayed, running or dead.
     #: Otherwise both are stored.
     unique_ids: bool
@@ -86,11 +84,14 @@ class Consumer(Protocol):
     def losses(self) -> int:
         """How often its connection was lost since it began."""
 
+    @property
+    def adjusts_credit(self) -> bool:
+        """Whether `set_credit` may be called. Otherwise it keeps the credit that it begins with."""
+
     async def set_credit(self, credit: int, /) -> None:
         """Hold at most so many unsettled deliveries of each queue from now on.
 
-        Of what it holds in excess it gets no new ones, until that is settled or handed back. Only where
-        `Capabilities.adjustable_credit` says so; elsewhere it raises NotImplementedError.
+        What it holds in excess stays, and until that is settled or handed back it gets nothing new.
         """
 
     async def stop(self) -> None:
@@ -292,11 +293,18 @@ class Broker(Protocol):
         """
 
     def consume(
-        self, queues: Sequence[Queue], /, *, credit: int | None, describe: Describe | None = None
+        self,
+        queues: Sequence[Queue],
+        /,
+        *,
+        credit: int | None,
+        most: int | None = None,
+        describe: Describe | None = None,
     ) -> AbstractAsyncContextManager[Consumer]:
         """Take from the queues, at most ``credit`` unsettled deliveries of each (None: no limit).
 
-        What is unsettled when the context is left goes back to its queue. ``describe``: called when somebody asks for
+        What is unsettled when the context is left goes back to its queue. ``most``: the credit of a consumer that
+        cannot change it later (None: the same). ``describe``: called when somebody asks for
         `Control.workers`, from then until the context is left; without it this one is not among them.
         """
 

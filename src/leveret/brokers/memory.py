@@ -328,6 +328,10 @@ class _MemoryConsumer:
     def losses(self) -> int:
         return 0
 
+    @property
+    def adjusts_credit(self) -> bool:
+        return True
+
     async def set_credit(self, credit: int) -> None:
         for stored in self._queues:
             for taker in stored.takers:
@@ -604,7 +608,7 @@ class MemoryUniqueKeys(_Facet):
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
 
-    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=False)
+    capabilities = Capabilities(unique_ids=True, shared=False)
 
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
@@ -699,8 +703,14 @@ class MemoryBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+        self,
+        queues: Sequence[Queue],
+        *,
+        credit: int | None,
+        most: int | None = None,
+        describe: Describe | None = None,
     ) -> AsyncGenerator[Consumer]:
+        del most  # what is asked for later is had then
         await self.declare(queues)
         consumer = _MemoryConsumer([self._store.queues[queue.name] for queue in queues], self._store.tokens)
         takers = {queue.name: _Taker(consumer, credit) for queue in queues}

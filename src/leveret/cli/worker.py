@@ -85,7 +85,7 @@ class _ProcessesType(click.ParamType[Processes]):
     type=_PrefetchType(),
     default="auto",
     show_default=True,
-    help="Most unsettled deliveries of each queue; auto: as many as the worker runs at once, and on SQLite "
+    help="Most unsettled deliveries of each queue; auto: as many as the worker runs at once, and "
     "some milliseconds' work more while tasks are short.",
 )
 @click.option(

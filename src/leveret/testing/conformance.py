@@ -123,29 +123,22 @@ async def credit_bounds_what_is_unsettled(bench: Bench) -> None:
 
 @check
 async def credit_may_grow(bench: Bench) -> None:
-    """Where credit can be changed, a consumer gets more at once, and no more than that; elsewhere it keeps its own."""
+    """A consumer gets more at once, and no more than that."""
     broker = await bench.declared()
     await broker.publish(bench.envelopes(*"abcdefgh"))
     taken = await bench.consumer(broker, credit=2)
     first = await taken.next(2)
-    can = broker.capabilities.adjustable_credit
-    if can:
-        await taken.consumer.set_credit(5)
-    else:
-        with refused(NotImplementedError):
-            await taken.consumer.set_credit(5)
-    more = await taken.next(3) if can else []
+    await taken.consumer.set_credit(5)
+    more = await taken.next(3)
     await taken.nothing()
     await settle_all(broker, [*first, *more], Succeeded())
-    assert len(await taken.next(3 if can else 2)) == (3 if can else 2)
+    assert len(await taken.next(3)) == 3
 
 
 @check
 async def credit_may_shrink(bench: Bench) -> None:
-    """Where credit can be changed, a consumer gets nothing until it holds less than the new one."""
+    """A consumer gets nothing until it holds less than the new credit."""
     broker = await bench.declared()
-    if not broker.capabilities.adjustable_credit:
-        return
     await broker.publish(bench.envelopes(*"abcdefgh"))
     taken = await bench.consumer(broker, credit=4)
     held = await taken.next(4)
@@ -154,10 +147,12 @@ async def credit_may_shrink(bench: Bench) -> None:
         await broker.settle([(delivery, Succeeded())])
         await taken.nothing()
     await broker.settle([(held[2], Released())])
-    assert await taken.texts(1) == ["c"]
+    # A quorum queue of RabbitMQ 3.10 puts last what is handed back.
+    (one,) = await taken.texts(1)
+    assert one in ("c", "e")
     await taken.nothing()
     other = await bench.consumer(bench.broker(), credit=9)
-    assert await other.texts(4) == ["e", "f", "g", "h"]
+    assert sorted([one, *await other.texts(4)]) == ["c", "e", "f", "g", "h"]
 
 
 @check

@@ -136,10 +136,16 @@ class FaultyBroker(MemoryBroker):
 
     @asynccontextmanager
     async def consume(
-        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+        self,
+        queues: Sequence[Queue],
+        *,
+        credit: int | None,
+        most: int | None = None,
+        describe: Describe | None = None,
     ) -> AsyncGenerator[Consumer]:
         async with AsyncExitStack() as connection:
-            inner = await connection.enter_async_context(super().consume(queues, credit=credit, describe=describe))
+            consuming = super().consume(queues, credit=credit, most=most, describe=describe)
+            inner = await connection.enter_async_context(consuming)
             yield _FaultyConsumer(self, inner, connection)
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
@@ -348,6 +354,10 @@ class _FaultyConsumer:
     @property
     def losses(self) -> int:
         return self._inner.losses
+
+    @property
+    def adjusts_credit(self) -> bool:
+        return self._inner.adjusts_credit
 
     async def set_credit(self, credit: int) -> None:
         await self._inner.set_credit(credit)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: A task that came back this often without any outcome has probably taken its workers with it. RabbitMQ 4.0 to 4.2
 #: drops a quorum queue's message after 20 returns ("poison message handling"), so it is parked before that.
 MAX_RETURNS = 15
+#: What came back this often stays here, though it may wait: RabbitMQ before 4.3 counts what is handed back, too.
+_MOST_HANDED_BACK = 3
 #: So many cancelled tasks are known at once.
 _MOST_CANCELLED = 100_000
 
@@ -112,7 +114,7 @@ class Intake:
 
         def is_excess(job: Job) -> bool:
             held[job.delivery.envelope.queue] += 1
-            return held[job.delivery.envelope.queue] > most
+            return held[job.delivery.envelope.queue] > most and job.delivery.returns < _MOST_HANDED_BACK
 
         self._settler.settle_as(Released(), self._jobs.take_waiting(is_excess))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -27,6 +28,11 @@ AHEAD = 0.04
 MOST_AHEAD = 256
 #: How often it is decided while tasks run: a slow one is noticed after so long (seconds).
 TICK = 0.05
+#: After less was wanted, more is not asked for within so long, twice as long each time, at most so long (seconds):
+#: RabbitMQ before 4.3 counts what is handed back, and puts it last.
+FIRST_REST, LONGEST_REST = 0.25, 30.0
+#: A worker that went on for so many times its last rest begins with the first again.
+_CALM = 10
 
 
 def first_credit(prefetch: object, slots: int) -> int | None:
@@ -48,7 +54,24 @@ def credit(run_time: float, *, slots: int, queues: int, present: int) -> int:
     wanted = slots + int(min(worth, MOST_AHEAD) / queues)
     if wanted == slots or wanted * 2 <= present:
         return wanted
-    return min(wanted, 2 * present) if wanted * 2 >= present * 3 else present
+    return max(slots, min(wanted, 2 * present) if wanted * 2 >= present * 3 else present)
+
+
+class Rest:
+    """How long not to ask for more: tasks that are short and slow in turn are not worth what each turn costs."""
+
+    def __init__(self) -> None:
+        self._seconds = FIRST_REST
+        self._until = -math.inf
+
+    def begin(self, now: float) -> None:
+        """Less is wanted."""
+        is_calm = now - self._until > _CALM * self._seconds
+        self._seconds = FIRST_REST if is_calm else min(2 * self._seconds, LONGEST_REST)
+        self._until = now + self._seconds
+
+    def lasts(self, now: float) -> bool:
+        return now < self._until
 
 
 class Pace:
@@ -102,6 +125,7 @@ class AdaptiveCredit:
         self._stop = stop
         self._shrunk = shrunk
         self._pace = Pace(time.monotonic())
+        self._rest = Rest()
         self._deciding: asyncio.TimerHandle | None = None
 
     def ended(self, jobs: Iterable[Job], now: float) -> None:
@@ -126,7 +150,12 @@ class AdaptiveCredit:
         now = time.monotonic()
         run_time = self._pace.run_time(now, [job.began_at for job in self._jobs.begun.values() if job.began_at])
         if run_time is not None and not self._stop.is_set():
-            wanted = credit(run_time, slots=self._slots(), queues=self._queues, present=self._present)
+            slots = self._slots()
+            wanted = credit(run_time, slots=slots, queues=self._queues, present=self._present)
+            if wanted < self._present:
+                self._rest.begin(now)
+            elif self._rest.lasts(now):
+                wanted = max(slots, self._present)
             if wanted != self._present:
                 self._background.start(self._change(wanted))
                 return

@@ -59,7 +59,7 @@ def run_worker(
         processes: The number of child processes, or (fewest, most) for as many as there is work for.
         concurrency: The number of tasks that each child runs at once, at most 10000.
         prefetch: The most deliveries of each queue that the worker holds at once, running or waiting: 1 to 65535.
-            "auto": as many as the worker runs at once, and on SQLite, while tasks are short, some milliseconds' work
+            "auto": as many as the worker runs at once, and while tasks are short some milliseconds' work
             more. "unlimited": no limit.
         grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
         max_tasks_per_child: A child that has run about so many tasks is replaced; the fresh one is ready before the old

@@ -53,13 +53,13 @@ class Worker:
         executor: Runs the tasks: a ``ProcessExecutor`` or an ``InProcessExecutor``.
         queues: The names of the queues. Empty: all of the application's.
         prefetch: The most deliveries of each queue that the worker holds at once, running or waiting: 1 to 65535.
-            "auto": the executor's slots, so that of one queue nothing waits here that another worker could run, and on
-            SQLite, while tasks are short, some milliseconds' work more. "unlimited": no limit.
+            "auto": the executor's slots, so that of one queue nothing waits here that another worker could run, and
+            while tasks are short some milliseconds' work more. "unlimited": no limit.
         grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
         listeners: Functions that are called with each event of the worker.
         broker: The broker, in place of the one that the application's URL names. The worker does not close it.
-        scaler: Changes the executor's slots. Where the prefetch cannot be changed later, as on RabbitMQ, "auto" is then
-            the most slots that there may be. None: the slots stay.
+        scaler: Changes the executor's slots. Where the prefetch cannot be changed later (a RabbitMQ queue with a single
+            active consumer), "auto" is then the most slots that there may be. None: the slots stay.
 
     Raises:
         ConfigurationError: ``prefetch`` or ``grace`` is not what it must be.
@@ -157,19 +157,15 @@ class Worker:
         if self._given_broker is None:
             stack.push_async_callback(broker.close)
         reporter = WorkerReporter(names, manifest.default_tasks, self._executor.children, lambda: self._jobs.held)
-        credit = self._first_credit(broker)
-        opening = stack.enter_async_context(broker.consume(queues, credit=credit, describe=reporter))
+        credit = self._credit
+        most = credit if self._scaler is None or not self._is_auto else min(MOST_PREFETCH, self._scaler.most_slots)
+        opening = stack.enter_async_context(broker.consume(queues, credit=credit, most=most, describe=reporter))
         consumer = await until_stopped(opening, self._stop, self._executor)
         if consumer is None:
             return None
         session = self._assemble(broker, consumer, names, credit, updates, reporter)
         stack.callback(session.close)
         return session
-
-    def _first_credit(self, broker: Broker) -> int | None:
-        if self._scaler is not None and self._is_auto and not broker.capabilities.adjustable_credit:
-            return min(MOST_PREFETCH, self._scaler.most_slots)
-        return self._credit
 
     def _assemble(
         self,
@@ -186,7 +182,7 @@ class Worker:
         settler = Settler(broker, jobs, updates, self._listeners, background)
         intake = Intake(executor, jobs, settler, stop)
         adaptive = None
-        if credit is not None and self._is_auto and broker.capabilities.adjustable_credit:
+        if credit is not None and self._is_auto and consumer.adjusts_credit:
             adaptive = AdaptiveCredit(
                 credit,
                 consumer=consumer,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leveret.worker.prefetch import AHEAD, MOST_AHEAD, Pace, credit
+from leveret.worker.prefetch import AHEAD, FIRST_REST, LONGEST_REST, MOST_AHEAD, Pace, Rest, credit
 
 times = st.floats(0, 1e5)
 counts = st.integers(1, 1_000)
@@ -81,3 +81,30 @@ def test_one_slow_task_among_fast_ones_is_one_slot_of_many() -> None:
     for _ in range(9):
         pace.ended(0.0, 0.5)
     assert pace.run_time(0.5, [0.0]) == 5 / 9
+
+
+@pytest.mark.parametrize("slots", [11, 40])
+def test_more_slots_are_used_at_once(slots: int) -> None:
+    assert credit(0.001, slots=slots, queues=1, present=10) >= slots
+    assert credit(0.1, slots=slots, queues=4, present=slots - 1) >= slots
+
+
+def test_each_turn_has_a_longer_rest_until_a_calm_time() -> None:
+    rest = Rest()
+    assert not rest.lasts(0.0)
+    now = 0.0
+    for seconds in (0.25, 0.5, 1.0):
+        rest.begin(now)
+        assert rest.lasts(now + seconds - 0.01)
+        now += seconds
+        assert not rest.lasts(now)
+    now += 11.0
+    rest.begin(now)
+    assert not rest.lasts(now + FIRST_REST)
+
+
+def test_a_rest_has_an_end() -> None:
+    rest = Rest()
+    for _ in range(20):
+        rest.begin(0.0)
+    assert not rest.lasts(LONGEST_REST)

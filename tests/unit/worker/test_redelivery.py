@@ -53,6 +53,7 @@ class Forgetful(MemoryBroker):
             class Counting:
                 stop = consumer.stop
                 set_credit = consumer.set_credit
+                adjusts_credit = consumer.adjusts_credit
                 hold_limit = None
                 paused: frozenset[str] = frozenset()
 

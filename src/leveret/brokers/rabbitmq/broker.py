@@ -58,7 +58,7 @@ log = logging.getLogger("leveret.rabbitmq")
 class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    capabilities = Capabilities(adjustable_credit=False, unique_ids=False, shared=True)
+    capabilities = Capabilities(unique_ids=False, shared=True)
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
         amqp.quieten_drivers()
@@ -131,11 +131,17 @@ class RabbitMQBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+        self,
+        queues: Sequence[Queue],
+        *,
+        credit: int | None,
+        most: int | None = None,
+        describe: Describe | None = None,
     ) -> AsyncGenerator[RabbitMQConsumer]:
         self._declarations.learn(queues)
+        notes = self._declarations.notes
         consumer = RabbitMQConsumer(
-            self._hosts, queues, credit, self._bus, self._declarations.notes, self._postpone, self._publisher, describe
+            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe
         )
         try:
             await consumer.start()

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -26,9 +27,11 @@ from leveret.brokers.rabbitmq.queues import (
     consumer_arguments,
     declare,
     delay_step,
+    has_exchanges,
     has_single_active_consumer,
     is_paused,
     message_count,
+    pause_marker,
     postponed,
     received,
     together,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
-    from leveret.brokers.rabbitmq.queues import Publisher
+    from leveret.brokers.rabbitmq.queues import Declaration, Publisher
     from leveret.model import Delivery, Describe, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -60,8 +63,10 @@ _CONSUMER_TIMEOUT = 1_800.0
 _APPLYING = 1.0
 #: A node of a cluster may learn of a pause a little later than of its notice (seconds).
 _SECOND_LOOK = 1.0
-#: How often a worker looks by itself at what notices tell, about (seconds); and when that went wrong.
+#: How often a worker looks by itself at what notices tell, about (seconds), with many queues so much for each; and
+#: when that went wrong.
 _LOOK_AROUND = 5.0
+_LOOK_AT_ONE = 0.025
 _LOOK_AGAIN = 1.0
 #: How long a copy that is being stored as its worker leaves may take; its original would come back beside it (seconds).
 _PUTTING_OFF = 1.0
@@ -69,8 +74,13 @@ _PUTTING_OFF = 1.0
 _REFUSALS = 3
 #: So many deliveries of a queue are made up for; then it gets slower, and at last it stands still.
 _MOST_STUCK = 1_000
-#: One more consumer for each eighth that is missing: each is one on the server.
+#: One more consumer for each eighth that is missing, as each is one on the server; for less after a moment (seconds).
 _SHARE = 8
+#: Short tasks may end for so long before a consumer is given what they had of the credit (seconds).
+_RUNNING_OUT = 0.02
+#: So many consumers that were cancelled are known, in case that a delivery of theirs comes late.
+_MOST_FORMER = 1_000
+_GATHERED = 0.25
 
 
 class RabbitMQConsumer:
@@ -81,6 +91,7 @@ class RabbitMQConsumer:
         hosts: Hosts,
         queues: Sequence[Queue],
         credit: int | None,
+        most: int | None,
         bus: ControlBus,
         notes: OnceLogger,
         postpone: Postpone,
@@ -90,6 +101,7 @@ class RabbitMQConsumer:
         self._hosts = hosts
         self._queues = queues
         self._credit = min(credit or 0, amqp.MOST_PREFETCH)
+        self._most = min(most or self._credit, amqp.MOST_PREFETCH)
         self._bus = bus
         self._notes = notes
         self._postpone = postpone
@@ -126,9 +138,20 @@ class RabbitMQConsumer:
     def paused(self) -> frozenset[str]:
         return self._inbox.paused
 
+    @property
+    def adjusts_credit(self) -> bool:
+        return self._session is not None and self._session.adjusts_credit
+
     async def set_credit(self, credit: int) -> None:
-        """A prefetch is for good (ADR 0017); and what would be handed back counts as a return before 4.3."""
-        raise NotImplementedError(f"a RabbitMQ consumer keeps its prefetch, which is {self._credit}, not {credit}")
+        self._credit = credit
+        if self._session is not None:
+            await self._adjust(self._session)
+
+    async def _adjust(self, session: Session) -> None:
+        """A session that is lost, or is being lost, is followed by one that begins with that credit."""
+        if session.adjusts_credit:
+            with suppress(*amqp.CONNECTION_LOST):
+                await session.set_credit(self._credit)
 
     async def stop(self) -> None:
         if self._stopped:
@@ -171,6 +194,7 @@ class RabbitMQConsumer:
                 await session.close()
                 session = self._session = await self._open(refusals=None)
                 log.info("connected to RabbitMQ again")
+                await self._adjust(session)  # it was asked for meanwhile
         except Exception as error:
             self._inbox.fail(error)
             raise
@@ -195,7 +219,7 @@ class RabbitMQConsumer:
         session = Session(line, self._queues, self._deliver, self._inbox.pause, self._notes, self._cancel_log)
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT):
-                await line.run(session.begin(self._credit, self._bus, self._describe))
+                await line.run(session.begin(self._credit, self._most, self._bus, self._describe))
         except BaseException as error:
             await session.close()
             if isinstance(error, (*amqp.CONNECTION_LOST, TimeoutError)):
@@ -292,9 +316,13 @@ class _Consuming:
         self._repairs = repairs
         self._paused: frozenset[str] = frozenset()
         self._pausing = asyncio.Lock()
-        #: The queue of each consumer that there was.
+        #: What its queues were declared as.
+        self.found: dict[str, Declaration] = {}
+        #: The queue of each consumer that there was lately.
         self.queue_of: dict[bytes, str] = {}
         self.credits: dict[str, QueueCredit] = {}
+        #: The queues that are being given what their credit lacks.
+        self._giving: set[str] = set()
         self._tags: dict[str, Queue] = {}
         self._numbers = itertools.count(1)
         #: Asked for no more deliveries.
@@ -303,12 +331,23 @@ class _Consuming:
     async def begin(self, credit: int) -> None:
         async with self._pausing:  # a notice may have come by now
             paused = await together([partial(self._is_paused, queue) for queue in self._queues])
-            for queue, is_paused_now in zip(self._queues, paused, strict=True):
-                if is_paused_now:
-                    self._paused |= {queue.name}
-                else:
-                    await self._consume(queue, credit)
+            self._paused = frozenset(queue.name for queue, is_so in zip(self._queues, paused, strict=True) if is_so)
+            await self._line.channel.basic_qos(prefetch_count=credit)
+            for queue in self._queues:
+                if queue.name not in self._paused:
+                    await self._start_consumer(queue, credit)
             self._tell_paused(self._paused)
+
+    async def declare(self, queues: Sequence[Queue]) -> None:
+        """Raises QueueMismatch or QueueNotFound."""
+        wait, found = await declare(self._line.connection, queues, self._notes, dead=True)
+        self.found.update(found)
+        await asyncio.sleep(wait)
+
+    @property
+    def adjusts_credit(self) -> bool:
+        """A queue that deals to one consumer alone would deal to another program's if this one's left."""
+        return not any(map(has_single_active_consumer, self.found.values()))
 
     def prepare(self, credit: int) -> None:
         """Before a notice can come."""
@@ -322,16 +361,40 @@ class _Consuming:
     def settled(self, names: Mapping[int, str]) -> None:
         """Deliveries are settled, given with their queues. Needs to be told only while some credit is uneven."""
         for tag, name in names.items():
-            self._give(name, self.credits[name].settled(tag))
+            self.credits[name].settled(tag)
+        for name in dict.fromkeys(names.values()):
+            self._give(name)
 
     def stuck(self, tag: int, name: str) -> None:
         """A delivery of a queue stays unsettled, nobody knows how long: others shall come all the same."""
-        self._give(name, self.credits[name].stuck(tag))
+        self.credits[name].stuck(tag)
+        self._give(name)
 
-    def _give(self, name: str, credit: int) -> None:
-        if credit:
+    async def set_credit(self, credit: int) -> None:
+        """One consumer in place of all: RabbitMQ deals to several in turn, a few messages at a time.
+
+        What is held in excess stays this session's until it is settled.
+        """
+        async with self._pausing:
+            for one in self.credits.values():
+                one.ask(credit)
+            pairs = [(queue, self.credits[queue.name]) for queue in self._queues if queue.name not in self._paused]
+            changing = [(queue, one) for queue, one in pairs if one.missing]
+            is_more = any(one.missing > 0 for _, one in changing)
+            for queue, one in changing:
+                await self._cancel_consumers(queue)
+                one.cancelled(self._unsettled_of(queue))
+            if is_more and any(one.is_uneven for _, one in changing):
+                await asyncio.sleep(_RUNNING_OUT)
+            for queue, one in changing:
+                if one.missing > 0 and not self.cancelled:
+                    await self._consume(queue, one.missing)
+
+    def _give(self, name: str) -> None:
+        if name not in self._giving and self.credits[name].missing > 0:
+            self._giving.add(name)
             queue = next(queue for queue in self._queues if queue.name == name)
-            self._repairs.mend(queue, partial(self._consume_more, credit))
+            self._repairs.mend(queue, self._consume_more)
 
     async def cancel(self) -> None:
         """Ask for no more deliveries, and wait until none is on the way."""
@@ -348,14 +411,21 @@ class _Consuming:
                     cancel.exception()
 
     async def _consume(self, queue: Queue, credit: int) -> None:
-        arguments = await consumer_arguments(self._line.connection, queue)
         await self._line.channel.basic_qos(prefetch_count=credit)
+        await self._start_consumer(queue, credit)
+
+    async def _start_consumer(self, queue: Queue, credit: int) -> None:
+        """With the prefetch that the channel was told last, which is that credit."""
         if self.cancelled:
             return  # meanwhile: what is delivered from now on nobody would take
         # A new tag each time: RabbitMQ 4.3 may hold on to one that it cancelled.
         tag = f"leveret-{next(self._numbers)}"
         self._tags[tag] = queue
+        if len(self.queue_of) > 2 * len(self._tags) + _MOST_FORMER:
+            self.queue_of = {one.encode(): consumed.name for one, consumed in self._tags.items()}
         self.queue_of[tag.encode()] = queue.name
+        self.credits[queue.name].consumed(credit)
+        arguments = consumer_arguments(self._line.connection, self.found[queue.name])
         await self._line.channel.basic_consume(queue.name, _not_called, consumer_tag=tag, arguments=arguments)
 
     def _on_cancel(self, frame: amqp.Cancel) -> None:
@@ -374,6 +444,16 @@ class _Consuming:
                     await (self._pause(queue) if paused else self._resume(queue))
                     self._tell_paused(self._paused)
 
+    async def look_around(self) -> None:
+        """Look for pauses and their ends that nobody told of.
+
+        Only for the exchange, which every pause makes: for each mark that is not there the server closes a channel.
+        """
+        marked = await has_exchanges(self._line.connection, [pause_marker(queue.name).name for queue in self._queues])
+        for queue, is_marked in zip(self._queues, marked, strict=True):
+            if is_marked != (queue.name in self._paused):
+                await self.look_whether_paused(queue, [0.0])
+
     async def _is_paused(self, queue: Queue) -> bool:
         try:
             return await is_paused(self._line.connection, queue.name)
@@ -381,36 +461,64 @@ class _Consuming:
             self._notes.warn_of_refusal(f"it cannot be seen whether queue {queue.name!r} is paused", error)
             return False
 
-    async def _pause(self, queue: Queue) -> None:
-        for tag in [tag for tag, consumed in self._tags.items() if consumed is queue]:
+    async def _cancel_consumers(self, queue: Queue) -> None:
+        for tag in self._consumers(queue):
             if self._tags.pop(tag, None) is not None:  # a stop may have come before
                 await self._line.run(self._line.channel.basic_cancel(tag))
+
+    def _consumers(self, queue: Queue) -> list[str]:
+        return [tag for tag, consumed in self._tags.items() if consumed is queue]
+
+    def _unsettled_of(self, queue: Queue) -> set[int]:
+        return {tag for tag, name in self._unsettled.items() if name == queue.name}
+
+    async def _pause(self, queue: Queue) -> None:
+        await self._cancel_consumers(queue)
         # Not before: what is handed back as long as it consumes would be delivered to it again.
         self._paused |= {queue.name}
 
     async def _resume(self, queue: Queue) -> None:
         # It may have been deleted meanwhile; to consume from a queue that is not there closes the channel.
-        await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
+        await self.declare([queue])
         self._paused -= {queue.name}
-        older = {tag for tag, name in self._unsettled.items() if name == queue.name}
-        if older and await has_single_active_consumer(self._line.connection, queue):
+        older = self._unsettled_of(queue)
+        if has_single_active_consumer(self.found[queue.name]):
             older = set()  # a second consumer, for what they give back, would get nothing
-        credit = self.credits[queue.name].resume(older)
-        if credit is not None and not self.cancelled:
-            await self._consume(queue, credit)
+        await self._consume_anew(queue, older)
 
-    async def _consume_more(self, credit: int, queue: Queue) -> None:
-        async with self._pausing:
-            if queue.name in self._paused or self.cancelled:
-                return
-            older = [tag for tag, consumed in self._tags.items() if consumed is queue]
-            if not await has_single_active_consumer(self._line.connection, queue):
-                await self._consume(queue, credit)
-                return
-            await self._consume(queue, self.credits[queue.name].total)
-            for tag in older:
-                if self._tags.pop(tag, None) is not None:
-                    await self._line.run(self._line.channel.basic_cancel(tag))
+    async def _consume_anew(self, queue: Queue, older: set[int]) -> None:
+        """Nothing consumes it. ``older``: deliveries that keep their part of the credit."""
+        credit = self.credits[queue.name]
+        credit.cancelled(older)
+        if not self.cancelled and (credit.missing > 0 or not credit.total):
+            await self._consume(queue, max(0, credit.missing))
+
+    async def _consume_more(self, queue: Queue) -> None:
+        """Each gift is one more consumer on the server, so that a small one waits a moment for more."""
+        credit = self.credits[queue.name]
+        try:
+            while credit.missing > 0 and not self.cancelled:
+                if not credit.is_much_missing:
+                    await asyncio.sleep(_GATHERED)
+                async with self._pausing:
+                    if queue.name in self._paused or self.cancelled:
+                        return
+                    if credit.missing > 0:
+                        await self._give_missing(queue)
+        finally:
+            self._giving.discard(queue.name)
+
+    async def _give_missing(self, queue: Queue) -> None:
+        credit = self.credits[queue.name]
+        if not has_single_active_consumer(self.found[queue.name]):
+            await self._consume(queue, credit.missing)
+            return
+        older = self._consumers(queue)
+        credit.take_back()
+        await self._consume(queue, credit.total)
+        for tag in older:
+            if self._tags.pop(tag, None) is not None:
+                await self._line.run(self._line.channel.basic_cancel(tag))
 
     async def _replace(self, queue: Queue) -> None:
         async with self._pausing:
@@ -423,68 +531,73 @@ class _Consuming:
                 self._repairs.failed.set()
                 return
             log.warning("RabbitMQ cancelled the consumer of queue %r, which was deleted; making it again", queue.name)
-            await asyncio.sleep(await declare(self._line.connection, [queue], self._notes, dead=True))
-            credit = self.credits[queue.name].resume(set())
-            await self._consume(queue, credit or 0)
+            await self.declare([queue])
+            await self._consume_anew(queue, set())
 
 
 class QueueCredit:
-    """The credit of one queue's living consumers in one session, and how much of what was asked for they lack.
+    """How much one queue's living consumers in one session were given, and how much of what was asked for that lacks.
 
-    A consumer's credit is for good. What its deliveries keep of it for long is given by one more consumer.
+    A consumer's credit is for good. What the deliveries of cancelled ones keep of it is given as they are settled, and
+    what is unsettled for long is given once more.
     """
 
     def __init__(self, credit: int) -> None:
-        #: What was asked for; 0: no limit.
-        self._credit = credit
-        #: Deliveries from before a pause, which have some of it, and give it back as they end; and how much that is.
+        #: 0: no limit.
+        self._asked = credit
+        self._given = 0
+        #: Unsettled deliveries of consumers that were cancelled.
         self._older: set[int] = set()
-        self._free = 0
-        #: Deliveries that end nobody knows when, and how much is given for them.
+        #: Deliveries of living consumers that end nobody knows when.
         self._stuck: set[int] = set()
-        self._lent = 0
+
+    def ask(self, credit: int) -> None:
+        """Have it be so much from now on."""
+        self._asked = credit
+
+    def consumed(self, credit: int) -> None:
+        """One more consumer has so much."""
+        self._given += credit
+
+    def take_back(self) -> None:
+        """Its consumers leave, and the next one is to have all of it."""
+        self._given = 0
+
+    def cancelled(self, older: set[int]) -> None:
+        """Nothing consumes any more. ``older``: its unsettled deliveries."""
+        self._given = 0
+        self._older = older - self._stuck
+        self._stuck = set()
 
     @property
     def total(self) -> int:
-        return self._credit + self._lent if self._credit else 0
+        """What all its consumers are to have together, if nothing was delivered before them; 0: no limit."""
+        return self._asked + min(len(self._stuck), _MOST_STUCK) if self._asked else 0
+
+    @property
+    def missing(self) -> int:
+        """Less than 0: they have too much."""
+        return self.total - len(self._older) - self._given if self._asked else 0
+
+    @property
+    def is_much_missing(self) -> bool:
+        return self.missing >= max(1, self.total // _SHARE)
 
     @property
     def is_uneven(self) -> bool:
         """Whether anything is to be given, or taken into account, as deliveries are settled."""
         return bool(self._older or self._stuck)
 
-    def resume(self, older: set[int]) -> int | None:
-        """What to consume with when nothing consumes; None: nothing yet. ``older``: deliveries that keep their part."""
-        self._older, self._free = set(older), 0
-        self._stuck, self._lent = set(), 0
-        if not self._credit:
-            return 0
-        return self._credit - len(older) if len(older) < self._credit else None
-
-    def settled(self, tag: int) -> int:
-        """How much to give now that a delivery is. In halves: each gift is one more consumer on the server."""
+    def settled(self, tag: int) -> None:
         self._stuck.discard(tag)
-        if tag not in self._older:
-            return 0
         self._older.discard(tag)
-        self._free += 1
-        if self._free < len(self._older):
-            return 0
-        given, self._free = self._free, 0
-        return given
 
-    def stuck(self, tag: int) -> int:
-        """How much to give now that a delivery will not end soon."""
-        if not self._credit or tag in self._stuck:
-            return 0
+    def stuck(self, tag: int) -> None:
+        """A delivery will not end soon."""
         if tag in self._older:
-            return self.settled(tag)
-        self._stuck.add(tag)
-        missing = len(self._stuck) - self._lent
-        if missing < max(1, self.total // _SHARE) or len(self._stuck) > _MOST_STUCK:
-            return 0
-        self._lent += missing
-        return missing
+            self._older.discard(tag)
+        else:
+            self._stuck.add(tag)
 
 
 class Session:
@@ -508,15 +621,20 @@ class Session:
         self._unsettled: dict[int, str] = {}
         self.repairs = _Repairs()
         self._consuming = _Consuming(line, queues, self._unsettled, pausing, notes, self.repairs)
+        #: Of each queue; 0: no limit.
+        self._credit = 0
         #: Settled since it asked for no more.
         self._settled_since = 0
 
-    async def begin(self, credit: int, bus: ControlBus, describe: Describe | None) -> None:
-        """Declare and consume. Raises QueueMismatch, QueueNotFound or what aio-pika raises."""
+    async def begin(self, credit: int, most: int, bus: ControlBus, describe: Describe | None) -> None:
+        """Declare and consume; with ``most`` what can't be given more later. Raises QueueMismatch, QueueNotFound or
+        what aio-pika raises.
+        """
         connection = self._line.connection
-        await asyncio.sleep(await declare(connection, self._queues, self._notes, dead=True))
-        await warn_of_priorities(connection, self._queues, self._notes)
-        self._consuming.prepare(credit)
+        await self._consuming.declare(self._queues)
+        warn_of_priorities(connection, self._queues, self._consuming.found, self._notes)
+        self._credit = credit if self.adjusts_credit else most
+        self._consuming.prepare(self._credit)
         self._line.take_deliveries(self._on_messages)
         listening = None
         try:
@@ -525,8 +643,18 @@ class Session:
             lack = "a pause is seen some seconds late, and `leveret queues` cannot count what this worker runs"
             self._notes.warn_of_refusal(lack, error)
         await self._cancel_log.read_on(self._line)
-        await self._consuming.begin(credit)
+        await self._consuming.begin(self._credit)
         self.repairs.start(self._look_around(listening))
+
+    @property
+    def adjusts_credit(self) -> bool:
+        return self._consuming.adjusts_credit
+
+    async def set_credit(self, credit: int) -> None:
+        """Raises what aio-pika raises."""
+        if credit != self._credit and self.held:
+            self._credit = credit
+            await self._line.run(self._consuming.set_credit(credit))
 
     @property
     def held(self) -> bool:
@@ -636,13 +764,12 @@ class Session:
         them, or when a node is parted from the others for a while.
         """
         while self.held:
-            seconds = _LOOK_AROUND * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            seconds = max(_LOOK_AROUND, _LOOK_AT_ONE * len(self._queues)) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
             await (asyncio.sleep(seconds) if listening is None else listening.deleted(seconds))
             try:
                 if listening is not None and await self._line.run(listening.mend()):
                     log.warning("the exchange or the queue by which workers are told was deleted; made again")
-                for queue in self._queues:
-                    await self._line.run(self._consuming.look_whether_paused(queue, [0.0]))
+                await self._line.run(self._consuming.look_around())
                 await self._line.run(self._cancel_log.read_on(self._line))
             except amqp.CONNECTION_LOST as error:
                 log.debug("this worker could not look whether it was told all: %s", error)

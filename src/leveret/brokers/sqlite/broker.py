@@ -45,7 +45,7 @@ log = logging.getLogger("leveret.sqlite")
 class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    capabilities = Capabilities(adjustable_credit=True, unique_ids=True, shared=True, blocking=True)
+    capabilities = Capabilities(unique_ids=True, shared=True, blocking=True)
 
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.absolute()
@@ -140,8 +140,14 @@ class SQLiteBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queues: Sequence[Queue], *, credit: int | None, describe: Describe | None = None
+        self,
+        queues: Sequence[Queue],
+        *,
+        credit: int | None,
+        most: int | None = None,
+        describe: Describe | None = None,
     ) -> AsyncGenerator[SQLiteConsumer]:
+        del most  # what is asked for later is had then
         consumer = SQLiteConsumer(self._writer, self._wake_ups, queues, credit, describe)
         await self._start(consumer)
         self._consumers.add(consumer)

@@ -242,6 +242,10 @@ class SQLiteConsumer:
             except BrokerError as error:
                 log.warning("this consumer may be dealt tasks until it has ended: %s", error)
 
+    @property
+    def adjusts_credit(self) -> bool:
+        return True
+
     async def set_credit(self, credit: int) -> None:
         await self._registration.set_credit(credit)
 

@@ -102,7 +102,8 @@ class Declarations:
         dead = any(dead for _, dead in wanted)
 
         async def ask() -> float:
-            return await declare(await self._publisher.connection(), queues, self.notes, dead=dead)
+            wait, _ = await declare(await self._publisher.connection(), queues, self.notes, dead=dead)
+            return wait
 
         async with self.turn:
             wait = await self._requester.ask("declaring queues", ask, patience=None)

@@ -38,7 +38,7 @@ from leveret.errors import BrokerUnavailable, QueueMismatch, QueueNotFound
 from leveret.model import Removed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Limits
     from leveret.model import Queue
@@ -97,35 +97,35 @@ class OnceLogger:
         return not known
 
 
-async def declare(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger, *, dead: bool) -> float:
-    """Make or adopt task queues, and their dead-letter queues (``dead``); how long not to use them yet (seconds).
+async def declare(
+    connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger, *, dead: bool
+) -> tuple[float, dict[str, Declaration]]:
+    """Make or adopt task queues, and their dead-letter queues (``dead``).
 
-    All that exist are examined before the first missing one is made. Raises QueueMismatch or QueueNotFound.
+    How long not to use them yet (seconds), and what the task queues are, by name. All that exist are examined before
+    the first missing one is made. Raises QueueMismatch or QueueNotFound.
     """
     async with aclosing(Look(connection)) as look:
-        missing = await _missing_tasks(look, queues, notes)
-        if dead:
-            missing += await _missing_dead(look, [queue.name for queue in queues], notes)
-    await together([partial(_make, connection, declaration) for declaration in missing])
-    return _REMEMBERED if missing else 0.0
+        found = await _existing(look, queues, notes)
+        missing = [task_declaration(queue) for queue in queues if queue.name not in found]
+        making = [*missing, *(await _missing_dead(look, [queue.name for queue in queues], notes) if dead else [])]
+    await together([partial(_make, connection, declaration) for declaration in making])
+    return _REMEMBERED if making else 0.0, found | {one.name: one for one in missing}
 
 
-async def warn_of_priorities(connection: amqp.Connection, queues: Sequence[Queue], notes: OnceLogger) -> None:
+def warn_of_priorities(
+    connection: amqp.Connection, queues: Sequence[Queue], found: Mapping[str, Declaration], notes: OnceLogger
+) -> None:
     """Log what becomes of priorities in those of the queues whose tasks have some."""
     version = amqp.server_version(connection)
     for queue in queues:
         if queue.priorities or queue.kind == "classic":
-            found = await examine(connection, task_declaration(queue))
-            notes.warn_of_priorities(queue.name, judge_priorities(queue, found, version))
+            notes.warn_of_priorities(queue.name, judge_priorities(queue, found[queue.name], version))
 
 
-async def consumer_arguments(connection: amqp.Connection, queue: Queue) -> dict[str, Any]:
+def consumer_arguments(connection: amqp.Connection, found: Declaration) -> dict[str, Any]:
     """What to consume a queue with. A quorum queue of RabbitMQ 4.3 lets a consumer choose a timeout, others refuse."""
     if amqp.server_version(connection) < (4, 3):
-        return {}
-    try:
-        found = await examine(connection, task_declaration(queue))
-    except amqp.ChannelAccessRefused:
         return {}
     return {"x-consumer-timeout": _NEVER} if found.arguments.get("x-queue-type") == "quorum" else {}
 
@@ -135,12 +135,8 @@ def steady_arguments(connection: amqp.Connection) -> dict[str, Any]:
     return {"x-consumer-timeout": _NEVER} if amqp.server_version(connection) >= (4, 3) else {}
 
 
-async def has_single_active_consumer(connection: amqp.Connection, queue: Queue) -> bool:
+def has_single_active_consumer(found: Declaration) -> bool:
     """Whether the queue deals to one consumer alone, and to the next one when that is gone: its maker decided so."""
-    try:
-        found = await examine(connection, task_declaration(queue))
-    except amqp.ChannelAccessRefused:
-        return False
     return bool(found.arguments.get("x-single-active-consumer"))
 
 
@@ -203,7 +199,20 @@ async def require_queue(connection: amqp.Connection, queue: str) -> None:
 async def is_paused(connection: amqp.Connection, queue: str) -> bool:
     """Whether one of the two marks is there: a policy may expire the queue, and an older version makes no exchange."""
     async with aclosing(Look(connection)) as look:
-        return any(await look.pause_marks(queue))
+        marker = pause_marker(queue).name
+        return await look.has_exchange(marker) or await look.message_count(marker) is not None
+
+
+async def has_exchanges(connection: amqp.Connection, names: Sequence[str]) -> list[bool]:
+    """Which of them are there; of what this user may not look at, none."""
+    async with aclosing(Look(connection)) as look:
+
+        async def is_there(name: str) -> bool:
+            with suppress(amqp.ChannelAccessRefused):
+                return await look.has_exchange(name)
+            return False
+
+        return await together([partial(is_there, name) for name in names])
 
 
 async def mark_paused(connection: amqp.Connection, queue: str) -> None:
@@ -310,20 +319,21 @@ def _flights(connection: amqp.Connection) -> Flights[str]:
     return _making.setdefault(connection, Flights())
 
 
-async def _missing_tasks(look: Look, queues: Sequence[Queue], notes: OnceLogger) -> list[Declaration]:
-    async def is_missing(queue: Queue) -> bool:
+async def _existing(look: Look, queues: Sequence[Queue], notes: OnceLogger) -> dict[str, Declaration]:
+    """Those that are there, by name. Raises QueueMismatch or QueueNotFound."""
+
+    async def find(queue: Queue) -> Declaration | None:
         if await look.message_count(queue.name) is None:
             if not queue.create:
                 raise QueueNotFound(f"queue {queue.name!r} does not exist, and create=False forbids to make it")
-            return True
+            return None
         found = await look.examine(task_declaration(queue))
         for lack in judge(queue, found):
             notes.warn(queue.name, lack)
         notes.found(found)
-        return False
+        return found
 
-    missing = await together([partial(is_missing, queue) for queue in queues])
-    return [task_declaration(queue) for queue, is_not_there in zip(queues, missing, strict=True) if is_not_there]
+    return {one.name: one for one in await together([partial(find, queue) for queue in queues]) if one is not None}
 
 
 async def _missing_dead(look: Look, names: Sequence[str], notes: OnceLogger) -> list[Declaration]:
