@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from leveret import App, current_task, every
 
@@ -11,7 +12,7 @@ app = App()
 
 
 def note(text: str) -> None:
-    with open(os.environ["LEDGER"], "a") as ledger:
+    with Path(os.environ["LEDGER"]).open("a") as ledger:
         ledger.write(f"{text}\n")
 
 
