@@ -203,7 +203,7 @@ def _show(rows: Sequence[ScheduleRow], now: float) -> None:
         shown.add_row(
             Text(in_line(row.name)),
             Text(in_line(row.when)),
-            *("-" if moment is None else local_time(moment) for moment in (row.next, row.last)),
+            *("-" if moment is None else local_time(moment) for moment in (row.coming(now), row.last)),
             *(str(count) for count in (row.missed, row.skipped)),
             Text(f"{state}{_reason(row)}", _STYLES.get(state, "")),
         )
@@ -230,6 +230,10 @@ def _utc(moment: float) -> str:
     return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def _utc_or_none(moment: float | None) -> str | None:
+    return None if moment is None else _utc(moment)
+
+
 def _plain(row: ScheduleRow, now: float) -> dict[str, Any]:
     message = row.schedule.message
     return {
@@ -238,8 +242,8 @@ def _plain(row: ScheduleRow, now: float) -> dict[str, Any]:
         "task": message.task,
         "queue": message.queue,
         "body": message.body.decode(errors="backslashreplace"),
-        "next": None if row.next is None else _utc(row.next),
-        "last": None if row.last is None else _utc(row.last),
+        "next": _utc_or_none(row.coming(now)),
+        "last": _utc_or_none(row.last),
         "state": row.state(now),
         "problem": row.problem,
         "missed": row.missed,

@@ -133,13 +133,15 @@ class ScheduleView(msgspec.Struct, frozen=True):
 
     row: ScheduleRow
     state: ScheduleState
+    next: float | None
     call: str
 
 
 def schedule_view(app: App, row: ScheduleRow, redact: Redact | None) -> ScheduleView:
     message = row.schedule.message
     given = ", ".join(f"{one.name}={one.value}" for one in arguments(app, message, redact))
-    return ScheduleView(row, row.state(time.time()), f"{message.task}({given})")
+    now = time.time()
+    return ScheduleView(row, row.state(now), row.coming(now), f"{message.task}({given})")
 
 
 class Search(msgspec.Struct, frozen=True):

@@ -98,6 +98,10 @@ class ScheduleRow(msgspec.Struct, frozen=True, omit_defaults=True):
             return "resting"
         return "ended" if self.next is None else "active"
 
+    def coming(self, now: float) -> float | None:
+        """The next instant, while it goes on; None: none is to be expected."""
+        return self.next if self.state(now) == "active" else None
+
     def last_task(self) -> Envelope | None:
         """The task that was stored last, as it was but for the time; None: nothing is known of it."""
         if self.last is None or not self.recent:
@@ -358,7 +362,7 @@ def _declared(request: Declare, rows: Mapping[str, ScheduleRow], now: float) -> 
                 started = max(row.started, request.started)
                 changed[schedule.name] = msgspec.structs.replace(row, started=started, declared=now)
         elif is_newest and (row is None or _gives_way(row, request, now)):
-            fresh = ScheduleRow(schedule, _after(schedule, now)) if row is None else _redefined(row, schedule, now)
+            fresh = _declared_row(row, schedule, now)
             changed[schedule.name] = msgspec.structs.replace(fresh, started=request.started, declared=now)
         else:
             outdated.append(schedule.name)
@@ -366,6 +370,14 @@ def _declared(request: Declare, rows: Mapping[str, ScheduleRow], now: float) -> 
         names = {schedule.name for schedule in request.schedules}
         changed |= dict.fromkeys(row.name for row in mine if row.name not in names)
     return Change(changed, outdated=outdated)
+
+
+def _declared_row(row: ScheduleRow | None, schedule: Schedule, now: float) -> ScheduleRow:
+    """Paused where this program cannot tell when it comes: another one has a zone that is not known here."""
+    try:
+        return ScheduleRow(schedule, _after(schedule, now)) if row is None else _redefined(row, schedule, now)
+    except ConfigurationError as error:
+        return ScheduleRow(schedule, None, paused=True, problem=str(error))
 
 
 def _gives_way(row: ScheduleRow, request: Declare, now: float) -> bool:

@@ -79,6 +79,7 @@ def test_the_bare_word_lists_them() -> None:
     assert digest.endswith("active")
     assert hourly.split()[0] == "hourly"
     assert hourly.endswith("paused")
+    assert hourly.split()[3:5] == ["-", "-"], "none is to be expected"
     assert "30 2 * * * (Europe/Berlin), up to 10 minutes later" in nightly
 
 
