@@ -26,7 +26,8 @@ from leveret.model import (
     scheduled_for,
     steps,
 )
-from leveret.model.schedules import DECLARED_FOR, MOST_CAUGHT_UP
+from leveret.model.schedules import DECLARED_FOR
+from leveret.model.timing import MOST_CAUGHT_UP
 
 if TYPE_CHECKING:
     from leveret.model import Change, Cron, Every
