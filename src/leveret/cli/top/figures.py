@@ -96,7 +96,9 @@ class Collector:
 
     async def _ask_for_schedules(self) -> None:
         """Beside the rest, which waits for no answer of whoever keeps them."""
-        while True:
+        asking = asyncio.current_task()
+        # An answer that fails in the moment of the cancellation must not hide it.
+        while asking is not None and not asking.cancelling():
             await asyncio.sleep(_SCHEDULES_AFTER)
             with suppress(LeveretError):
                 self._schedules = await self._broker.schedules.read()
