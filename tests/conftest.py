@@ -174,6 +174,8 @@ def delete_queues(node: Node) -> None:
                 await channel.queue_delete(dead_queue(name))
             await channel.queue_delete(pause_marker("work").name)
             await channel.exchange_delete(pause_marker("work").name)
+            for name in ("leveret.table.schedules", "leveret.table.schedules.requests"):
+                await channel.queue_delete(name)
             for milliseconds in DELAY_STEPS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
             for stream in ("leveret.events", "leveret.cancelled", "leveret.claims"):

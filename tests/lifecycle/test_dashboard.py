@@ -201,6 +201,7 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
         "task-dead": f"task?id={dead}",
         "task-done": f"task?id={done}",
         "workers": "workers",
+        "schedules": "schedules",
         "dead": "dead?queue=work",
     }
     for name, path in pages.items():
@@ -260,6 +261,28 @@ async def test_a_queue_is_paused_in_the_browser(place: Place, dashboard: Dashboa
     stats = {one.name: one.paused for one in await broker.queues.stats(["work"])}
     assert stats["work"] is False
     await broker.close()
+
+
+async def test_a_schedule_is_paused_and_triggered_in_the_browser(
+    place: Place, dashboard: Dashboard, ledger: Ledger
+) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    with Worker(place.url, ledger, app=SHOP).ready():
+        async with browsing() as browser, tab(browser, dashboard.address) as page:
+            await page.get_by_role("link", name="Schedules").click()
+            row = page.get_by_role("row", name=re.compile("monthly report"))
+            await expect(row).to_contain_text("30 2 1 * * (Europe/Berlin)")
+            await expect(row).to_contain_text('month="last"')
+            await look(page, f"{place.kind}-schedules")
+            await page.get_by_role("button", name="Pause monthly report").click()
+            await expect(page.get_by_text("The schedule is paused")).to_be_focused()
+            await expect(row).to_contain_text("paused")
+            await page.get_by_role("button", name="Trigger monthly report").click()
+            await expect(page.get_by_text("A task of the schedule is enqueued.")).to_be_visible()
+            await page.get_by_role("button", name="Resume monthly report").click()
+            await expect(row).to_contain_text("active")
+            await page.get_by_role("link", name="Tasks").click()
+            await expect(page.get_by_role("table")).to_contain_text("monthly report@")
 
 
 async def test_readers_and_changes_take_turns_at_the_dead_letters(place: Place) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from leveret import App, Queue, current_task
+from leveret import App, Queue, cron, current_task, every
 
 app = App(queues=[Queue("work"), Queue("other")])
 
@@ -39,6 +39,12 @@ async def send_invoice(customer: str, password: str) -> str:
     return "sent"
 
 
-@app.task(queue="other")
+@app.task(
+    queue="other",
+    schedule={
+        "monthly report": cron("30 2 1 * *", tz="Europe/Berlin").with_args("last"),
+        "report so far": every(days=30, jitter=600).with_args(month="this"),
+    },
+)
 async def nightly_report(month: str) -> str:
     return month

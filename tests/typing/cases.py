@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, CurrentTask, Handle, Queue, Retry
+from leveret import App, CurrentTask, Handle, Queue, Retry, cron, every
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
@@ -254,3 +254,32 @@ async def assertions_take_the_arguments_of_their_task(test: AppUnderTest) -> Non
     assert_type(await test.drain(expect=(OSError, KeyError)), list[Run])
     await test.drain(expect="OSError")  # type: ignore[arg-type]
     test.faults.crash_before_settle("coroutine")  # type: ignore[arg-type]
+
+
+@app.task(schedule=every(minutes=5, jitter=timedelta(seconds=20)))
+async def scheduled(number: int = 1) -> float:
+    return float(number)
+
+
+app.task(schedule=[cron("0 7 * * *", tz="Asia/Tokyo"), every(timedelta(hours=1), overlap="allow")])(plain.function)
+app.task(schedule={"nightly": cron("30 2 * * *", catch_up="none", grace=60).with_args("a")})(plain.function)
+app.task(schedule="0 7 * * *")(plain.function)  # type: ignore[arg-type]
+app.task(schedule=[300])(plain.function)  # type: ignore[list-item]
+cron("0 7 * * *", catch_up="some")  # type: ignore[arg-type]
+every(minutes=5, overlap="queue")  # type: ignore[arg-type]
+every(minutes="5")  # type: ignore[arg-type]
+cron()  # type: ignore[call-arg]
+
+
+async def schedules_have_types() -> None:
+    assert_type(await scheduled.enqueue(1), Handle[float])
+    assert_type(CurrentTask.scheduled_for, datetime | None)
+    await app.schedules.put("a", scheduled.call(1), every(minutes=5))
+    await app.schedules.put("a", scheduled.call("1"), every(minutes=5))  # type: ignore[arg-type]
+    await app.schedules.put("a", scheduled, every(minutes=5))  # type: ignore[arg-type]
+    await app.schedules.put("a", scheduled.call(1), "0 7 * * *")  # type: ignore[arg-type]
+    async for row in app.schedules:
+        assert_type(row.next, float | None)
+        row.paused = True  # type: ignore[misc]
+    assert_type(await app.schedules.trigger("a"), Handle[Any])
+    assert_type(await app.schedules.pause("a"), None)

@@ -1,4 +1,4 @@
-"""What a shell offers at Tab: applications, tasks and queues. It says nothing, and never fails."""
+"""What a shell offers at Tab: applications, tasks, queues and schedules. It says nothing, and never fails."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     import click
 
+    from leveret.brokers import Broker
     from leveret.client import App
 
 T = TypeVar("T")
@@ -47,6 +48,13 @@ def complete_queue(context: click.Context, parameter: click.Parameter, incomplet
     return sorted(one for one in _quietly(lambda: _queues(context), set[str]()) if one.startswith(incomplete))
 
 
+def complete_schedule(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Those of the broker that are not named yet."""
+    named = context.params.get(parameter.name or "") or ()
+    found = _quietly(lambda: _schedules(context), list[str]())
+    return sorted(one for one in found if one.startswith(incomplete) and one not in named)
+
+
 def _apps(folder: Path) -> Iterator[str]:
     files = [*folder.glob("*.py"), *folder.glob("*/*.py"), *folder.glob("src/*/*.py")]
     for file in files[:_MOST_FILES]:
@@ -69,24 +77,40 @@ def _app(context: click.Context) -> App | None:
 
 
 def _queues(context: click.Context) -> set[str]:
+    app = _app(context)
+    known = {queue.name for queue in app.queues} if app is not None else set()
+
+    async def listed(broker: Broker) -> set[str]:
+        return {one.name for one in await broker.queues.stats(sorted(known))}
+
+    with suppress(Exception):
+        return known | _asked(context, app, listed)
+    return known
+
+
+def _schedules(context: click.Context) -> list[str]:
+    async def listed(broker: Broker) -> list[str]:
+        return [row.name for row in await broker.schedules.read()]
+
+    return _asked(context, _app(context), listed)
+
+
+def _asked(context: click.Context, app: App | None, question: Callable[[Broker], Awaitable[T]]) -> T:
+    """What the broker answers, if it does so at once."""
     from leveret.brokers import connect
     from leveret.client import resolve_url
 
-    app = _app(context)
-    known = {queue.name for queue in app.queues} if app is not None else set()
     url = resolve_url(context.params.get("url")) if app is None else app.url
 
-    async def listed() -> set[str]:
+    async def answer() -> T:
         broker = connect(url, timeout=_TIMEOUT)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                return {one.name for one in await broker.queues.stats(sorted(known))}
+                return await question(broker)
         finally:
             await broker.close()
 
-    with suppress(Exception):
-        return known | asyncio.run(listed())
-    return known
+    return asyncio.run(answer())
 
 
 def _quietly(question: Callable[[], T], nothing: T) -> T:

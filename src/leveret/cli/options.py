@@ -12,7 +12,7 @@ import msgspec
 from leveret.brokers import Broker, absolute, connect, location
 from leveret.cli.completing import complete_app
 from leveret.client import load_app, resolve_url
-from leveret.errors import QueueNotFound, TaskNotFound
+from leveret.errors import QueueNotFound, ScheduleNotFound, TaskNotFound
 from leveret.model.printable import in_json
 from leveret.model.suggest import did_you_mean
 from leveret.observe import quieten_connections
@@ -109,7 +109,7 @@ def ask(found: Target, question: Callable[[Broker], Awaitable[T]]) -> T:
     async def run() -> T:
         try:
             return await question(found.broker)
-        except (QueueNotFound, TaskNotFound) as error:
+        except (QueueNotFound, ScheduleNotFound, TaskNotFound) as error:
             raise within(error, found.place) from error
         finally:
             await found.broker.close()

@@ -10,11 +10,13 @@ from starlette.responses import RedirectResponse, Response
 
 from leveret.dashboard import text, views
 from leveret.dashboard.site import read_form
+from leveret.model import Pause, Resume, Trigger
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from leveret.dashboard.site import Site
+    from leveret.model import ScheduleRequest
 
 #: How long a cancelled task is waited for (seconds).
 _CANCEL = 3.0
@@ -39,6 +41,22 @@ class Actions:
             raise HTTPException(400, "The form does not say what to do.")
         await self._site.observer.refresh()
         return RedirectResponse(f"queue?name={text.packed(queue)}&said={said}", 303)
+
+    async def change_schedule(self, request: Request) -> Response:
+        form = await read_form(request)
+        name = text.unpacked(form.get("name", ""))
+        asked: ScheduleRequest
+        if form.get("action") == "pause":
+            asked, said = Pause(name), "schedule-paused"
+        elif form.get("action") == "resume":
+            asked, said = Resume(name), "schedule-resumed"
+        elif form.get("action") == "trigger":
+            asked, said = Trigger(name, time.time()), "triggered"
+        else:
+            raise HTTPException(400, "The form does not say what to do.")
+        await self._site.app.client.broker.schedules.ask(asked)
+        await self._site.observer.refresh()
+        return RedirectResponse(f"schedules?said={said}", 303)
 
     async def cancel(self, request: Request) -> Response:
         form = await read_form(request)

@@ -124,6 +124,8 @@ class Dashboard:
             Route("/tasks", within(pages.tasks)),
             Route("/task", within(pages.task)),
             Route("/task", within(actions.cancel), methods=["POST"]),
+            Route("/schedules", within(pages.schedules)),
+            Route("/schedules", within(actions.change_schedule), methods=["POST"]),
             Route("/workers", within(pages.workers)),
             Route("/dead", within(pages.dead)),
             Route("/dead", within(actions.change_dead), methods=["POST"]),

@@ -79,6 +79,13 @@ class Pages:
         view = views.task_view(self._site.app, status, letter, self._redact)
         return self._site.page(request, "task.html", view=view, status=status)
 
+    async def schedules(self, request: Request) -> Response:
+        wanted = request.query_params.get("name", "").strip()
+        rows = await self._site.app.client.broker.schedules.read()
+        found = [row for row in rows if wanted.casefold() in row.name.casefold()]
+        shown = [views.schedule_view(self._site.app, row, self._redact) for row in found[: views.SHOWN_SCHEDULES]]
+        return self._site.page(request, "schedules.html", schedules=shown, found=len(found), wanted=wanted)
+
     async def workers(self, request: Request) -> Response:
         return self._site.page(request, "workers.html", workers=self._site.observer.workers)
 

@@ -9,7 +9,7 @@ import msgspec
 
 from leveret.dashboard import text
 from leveret.dashboard.redaction import Argument, arguments, result
-from leveret.model import DeadLetter, Envelope, Moment, Status
+from leveret.model import DeadLetter, Envelope, Moment, ScheduleRow, ScheduleState, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Dead letters that one page shows.
 SHOWN_LETTERS = 100
+#: Schedules that one page shows.
+SHOWN_SCHEDULES = 200
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -124,6 +126,22 @@ def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redac
         ran,
         letter,
     )
+
+
+class ScheduleView(msgspec.Struct, frozen=True):
+    """One schedule; ``call``: its task and the arguments, redacted."""
+
+    row: ScheduleRow
+    state: ScheduleState
+    next: float | None
+    call: str
+
+
+def schedule_view(app: App, row: ScheduleRow, redact: Redact | None) -> ScheduleView:
+    message = row.schedule.message
+    given = ", ".join(f"{one.name}={one.value}" for one in arguments(app, message, redact))
+    now = time.time()
+    return ScheduleView(row, row.state(now), row.coming(now), f"{message.task}({given})")
 
 
 class Search(msgspec.Struct, frozen=True):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
 from leveret.errors import ConfigurationError
-from leveret.model.durations import show
+from leveret.model.durations import show, spell_seconds
 from leveret.model.messages import Envelope
 from leveret.model.names import MAX_ID, fits
 from leveret.model.timing import MOST_CAUGHT_UP, ON_TIME, Cron, Every, moment_text
@@ -22,6 +22,8 @@ from leveret.model.timing import MOST_CAUGHT_UP, ON_TIME, Cron, Every, moment_te
 if TYPE_CHECKING:
     from leveret.model.timing import Timing
 
+#: What a schedule does; see `ScheduleRow.state`.
+ScheduleState: TypeAlias = Literal["active", "paused", "resting", "ended"]
 #: Headers of a scheduled task: the schedule's name, and the instant in RFC 3339.
 SCHEDULE, SCHEDULED_FOR = "leveret-schedule", "leveret-scheduled-for"
 #: A schedule's name is the beginning of its tasks' ids.
@@ -68,6 +70,12 @@ class ScheduleRow(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.schedule.name
 
     @property
+    def when(self) -> str:
+        """When it comes, in words."""
+        timing = self.schedule.timing
+        return f"{timing}, up to {spell_seconds(timing.jitter)} later" if timing.jitter else str(timing)
+
+    @property
     def due(self) -> float | None:
         """When the next task is to be stored; None: it is not known to be."""
         if self.next is None or self.paused:
@@ -81,6 +89,18 @@ class ScheduleRow(msgspec.Struct, frozen=True, omit_defaults=True):
     def rests(self, now: float) -> bool:
         """Whether its application has not been there for long: nothing is stored that nobody would run."""
         return self.schedule.origin is not None and now - self.declared > DECLARED_FOR
+
+    def state(self, now: float) -> ScheduleState:
+        """``resting``: see `rests`; ``ended``: there is no next instant; and ``paused`` or ``active``."""
+        if self.paused:
+            return "paused"
+        if self.rests(now):
+            return "resting"
+        return "ended" if self.next is None else "active"
+
+    def coming(self, now: float) -> float | None:
+        """The next instant, while it goes on; None: none is to be expected."""
+        return self.next if self.state(now) == "active" else None
 
     def last_task(self) -> Envelope | None:
         """The task that was stored last, as it was but for the time; None: nothing is known of it."""
@@ -347,7 +367,7 @@ def _declared(request: Declare, rows: Mapping[str, ScheduleRow], now: float) -> 
                 started = max(row.started, request.started)
                 changed[schedule.name] = msgspec.structs.replace(row, started=started, declared=now)
         elif is_newest and (row is None or _gives_way(row, request, now)):
-            fresh = ScheduleRow(schedule, _after(schedule, now)) if row is None else _redefined(row, schedule, now)
+            fresh = _declared_row(row, schedule, now)
             changed[schedule.name] = msgspec.structs.replace(fresh, started=request.started, declared=now)
         else:
             outdated.append(schedule.name)
@@ -355,6 +375,14 @@ def _declared(request: Declare, rows: Mapping[str, ScheduleRow], now: float) -> 
         names = {schedule.name for schedule in request.schedules}
         changed |= dict.fromkeys(row.name for row in mine if row.name not in names)
     return Change(changed, outdated=outdated)
+
+
+def _declared_row(row: ScheduleRow | None, schedule: Schedule, now: float) -> ScheduleRow:
+    """Paused where this program cannot tell when it comes: another one has a zone that is not known here."""
+    try:
+        return ScheduleRow(schedule, _after(schedule, now)) if row is None else _redefined(row, schedule, now)
+    except ConfigurationError as error:
+        return ScheduleRow(schedule, None, paused=True, problem=str(error))
 
 
 def _gives_way(row: ScheduleRow, request: Declare, now: float) -> bool:

@@ -113,7 +113,7 @@ class Every(Timing, frozen=True, tag="every"):
     period: float
 
     def __str__(self) -> str:
-        return f"every {spell_seconds(self.period)}"
+        return f"every {spell_seconds(self.period).removeprefix('1 ')}"
 
     def instants(self, after: float) -> Iterator[float]:
         count = math.floor(after / self.period)

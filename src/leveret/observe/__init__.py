@@ -6,6 +6,7 @@ from leveret.observe.events import (
     ChildReplaced,
     Event,
     Listener,
+    ScheduleAdvanced,
     TaskBlocks,
     TaskFinished,
     TaskSettled,
@@ -23,7 +24,7 @@ from leveret.observe.telemetry import Telemetry, attempting_within, sending_with
 
 __all__ = [
     "BACKLOG", "WINDOW", "ChildReplaced", "Counted", "Event", "Format", "LimitedLog", "Listener", "Logging",
-    "QueueRates", "Rate", "Rates", "Repeated", "TaskBlocks", "TaskFinished", "TaskSettled", "TaskStarted", "Telemetry",
-    "WorkerRates", "WorkerReady", "WorkerStopping", "accept", "attempting_within", "log_mistake", "most_open",
-    "quieten_connections", "sending_within", "write", "write_log",
+    "QueueRates", "Rate", "Rates", "Repeated", "ScheduleAdvanced", "TaskBlocks", "TaskFinished", "TaskSettled",
+    "TaskStarted", "Telemetry", "WorkerRates", "WorkerReady", "WorkerStopping", "accept", "attempting_within",
+    "log_mistake", "most_open", "quieten_connections", "sending_within", "write", "write_log",
 ]  # fmt: skip

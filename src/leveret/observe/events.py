@@ -78,7 +78,30 @@ class ChildReplaced(msgspec.Struct, frozen=True):
     reason: Literal["died", "overran", "blocked", "recycled", "unfit"]
 
 
-Event: TypeAlias = WorkerReady | TaskStarted | TaskFinished | TaskSettled | TaskBlocks | ChildReplaced | WorkerStopping
+class ScheduleAdvanced(msgspec.Struct, frozen=True):
+    """A schedule fell due, and this worker stored its tasks, or none. Of all workers one is told."""
+
+    #: Its name.
+    schedule: str
+    #: The application in whose code it is; None: it is data.
+    origin: str | None
+    #: For each task that was stored, how much later than it was due (seconds).
+    lateness: list[float]
+    #: How many instants passed without a task: no worker was there, or the task before was not finished.
+    missed: int = 0
+    skipped: int = 0
+
+
+Event: TypeAlias = (
+    WorkerReady
+    | TaskStarted
+    | TaskFinished
+    | TaskSettled
+    | TaskBlocks
+    | ChildReplaced
+    | ScheduleAdvanced
+    | WorkerStopping
+)
 Listener: TypeAlias = "Callable[[Event], None]"
 
 

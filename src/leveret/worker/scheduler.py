@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from leveret.brokers import backoff
 from leveret.errors import LeveretError
-from leveret.observe import LimitedLog
+from leveret.model import scheduled_for
+from leveret.observe import LimitedLog, ScheduleAdvanced
 from leveret.worker.stopping import ended, first_of
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from leveret.brokers import Broker, ScheduleKeeper
     from leveret.model import Change, Declare, ScheduleRow
     from leveret.worker.application import Application
+    from leveret.worker.reporter import Listeners
 
 log = logging.getLogger("leveret.schedules")
 
@@ -31,9 +34,10 @@ _MOST = 256
 class Scheduler:
     """Declares the schedules of the application's code, and stores what falls due of any schedule."""
 
-    def __init__(self, broker: Broker, application: Application) -> None:
+    def __init__(self, broker: Broker, application: Application, listeners: Listeners) -> None:
         self._broker = broker
         self._application = application
+        self._listeners = listeners
         self._warnings = LimitedLog(log)
         #: Of the schedules that another program declares otherwise, those that were told of.
         self._outdated: frozenset[str] = frozenset()
@@ -125,9 +129,22 @@ class Scheduler:
         after = change.rows.get(before.name)
         if after is None:
             return
+        self._listeners.notify(_advanced(before, after, change))
         if after.problem:
             log.error("schedule %r is paused: %s", after.name, after.problem)
         if after.missed > before.missed:
             log.warning("schedule %r: %d instants passed without a task", after.name, after.missed - before.missed)
         if after.skipped > before.skipped:
             log.info("schedule %r: the last task is not finished, so no new one is enqueued", after.name)
+
+
+def _advanced(before: ScheduleRow, after: ScheduleRow, change: Change) -> ScheduleAdvanced:
+    now, timing = time.time(), before.schedule.timing
+    instants = [instant for task in change.tasks if (instant := scheduled_for(task.headers)) is not None]
+    return ScheduleAdvanced(
+        before.name,
+        before.schedule.origin,
+        [max(0.0, now - timing.due(before.name, instant.timestamp())) for instant in instants],
+        max(0, after.missed - before.missed),
+        max(0, after.skipped - before.skipped),
+    )

@@ -222,7 +222,7 @@ class Worker:
         beside = [
             asyncio.create_task(one.run(self._work_here, session.ready, session.dispatcher.fill)) for one in scalers
         ]
-        beside.append(asyncio.create_task(Scheduler(session.broker, self._application).run()))
+        beside.append(asyncio.create_task(Scheduler(session.broker, self._application, self._listeners).run()))
         try:
             await first_of(taking, stopped, broken, *beside)
             for task in beside:

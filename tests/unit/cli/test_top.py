@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from leveret import every
 from leveret.brokers.memory import MemoryBroker
 from leveret.cli.top.figures import Collector, Figures
 from leveret.cli.top.keys import keys_of
-from leveret.cli.top.plain import length
-from leveret.cli.top.screen import Cursor, moved
-from leveret.model import Queue, QueueStats
+from leveret.cli.top.plain import block, length
+from leveret.cli.top.screen import Cursor, moved, picture
+from leveret.model import Envelope, Put, Queue, QueueStats, Schedule, ScheduleRow
 from leveret.model.printable import in_line
 from leveret.model.status import State, Status
 from tests.support.waiting import until
@@ -62,6 +65,32 @@ def test_the_cursor_stays_with_its_row() -> None:
     assert moved(cursor, few, -5) == Cursor("queue", "a")
     assert moved(Cursor("failure", "gone"), few, 0) == Cursor("queue", "a")
     assert moved(cursor, Figures(0.0, [], {}, [], []), 1) is None
+
+
+def test_the_schedules_are_in_one_line() -> None:
+    """How many there are, which comes next, and what does not go on."""
+
+    def row(name: str, following: float | None, origin: str | None = None, *, paused: bool = False) -> ScheduleRow:
+        return ScheduleRow(
+            Schedule(name, every(days=1), Envelope("", "work", "say", b""), origin), following, paused=paused
+        )
+
+    rows = [row("b", 90.0), row("a\x1b", 64.0), row("c", 61.0, "shop:app"), row("d", 61.0, paused=True), row("e", None)]
+    figures = Figures(60.5, [], {}, [], [], rows)
+    shown = "schedules count=5 paused=1 resting=1 next=a\\x1b in=3.5s"
+    assert shown in block(figures)
+    drawn = Console(width=120, record=True, file=StringIO())
+    drawn.print(picture(figures, None, "", width=120, height=20, shows_help=False))
+    assert "5 schedules, a\\x1b in 3.5s, 1 paused, 1 resting" in drawn.export_text()
+    assert "schedule" not in block(Figures(0.0, [], {}, [], []))
+
+
+async def test_schedules_are_collected() -> None:
+    broker = MemoryBroker()
+    await broker.declare([Queue("work")])
+    await broker.schedules.ask(Put(Schedule("a", every(days=1), Envelope("", "work", "say", b""))))
+    async with Collector(broker, []) as collector:
+        assert [row.name for row in (await collector.look()).schedules] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from leveret import App, ConfigurationError, Progress
+from leveret import App, ConfigurationError, Progress, every
 from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
@@ -601,3 +601,78 @@ async def test_bodies_of_dead_letters_are_not_held_for_a_list(app: App) -> None:
             assert len(letter.reason) < 1_200
         assert "too large for a page" in await visitor.get(f"/task?id={large.id}")
         assert "cat.png" in await visitor.get(f"/task?id={small.id}")
+
+
+async def _scheduled(app: App, name: str = "nightly", *words: Any) -> None:
+    await app.schedules.put(name, app.tasks[0].call(*(words or ("secret.png", 80))), every(days=30, jitter=60))
+
+
+async def test_schedules_are_shown_and_searched(app: App) -> None:
+    async with visiting(app) as visitor:
+        assert "No schedules" in await visitor.get("/schedules")
+        await _scheduled(app)
+        await _scheduled(app, "weekly")
+        page = Page(await visitor.get("/schedules"))
+        assert any(one.get("href") == "schedules" for one in page.all("a"))
+        for shown in ("nightly", "weekly", "every 30 days, up to 1 minute later", "active", 'resize(path="secret.png"'):
+            assert shown in page.text
+        assert "weekly" not in await visitor.get("/schedules?name=NIGHT")
+        assert "No schedule&#39;s name" in (await visitor.get("/schedules?name=x")).replace("'", "&#39;")
+
+
+async def test_a_schedules_arguments_are_redacted(app: App) -> None:
+    async with visiting(app, redact=by_name(["path"])) as visitor:
+        await _scheduled(app)
+        page = await visitor.get("/schedules")
+        assert "path=(hidden), width=80" in page
+        assert "secret" not in page
+
+
+async def test_a_schedule_is_paused_resumed_and_triggered(app: App) -> None:
+    async with visiting(app) as visitor:
+        await _scheduled(app)
+
+        async def do(action: str) -> str:
+            return (await visitor.post("/schedules", [("name", "nightly"), ("action", action)])).text
+
+        assert "The schedule is paused" in await do("pause")
+        assert [row.paused async for row in app.schedules] == [True]
+        assert "paused</span>" in await visitor.get("/schedules")
+        assert "The schedule goes on" in await do("resume")
+        assert [row.paused async for row in app.schedules] == [False]
+        assert "A task of the schedule is enqueued." in await do("trigger")
+        assert [one.ready for one in await app.client.broker.queues.stats()] == [1]
+        answer = await visitor.post("/schedules", [("name", "nightly"), ("action", "remove")])
+        assert answer.status_code == 400
+        answer = await visitor.post("/schedules", [("name", "nothing"), ("action", "pause")])
+        assert answer.status_code == 503
+        assert "does not exist" in answer.text
+
+
+async def test_a_schedule_is_not_changed_from_elsewhere(app: App) -> None:
+    async with visiting(app) as visitor:
+        await _scheduled(app)
+        fields = [("name", "nightly"), ("action", "pause")]
+        assert (await visitor.post("/schedules", fields, Origin="http://elsewhere.test")).status_code == 403
+        assert (await visitor.post("/schedules", [("form", "other"), *fields])).status_code == 403
+        assert [row.paused async for row in app.schedules] == [False]
+
+
+async def test_a_schedule_with_a_hostile_name(app: App) -> None:
+    name = '<script>alert("1")</script>&\' onload=x'
+    async with visiting(app) as visitor:
+        await _scheduled(app, name, HOSTILE[0], 1)
+        page = await visitor.get("/schedules")
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        await visitor.post("/schedules", [("name", text.packed(name)), ("action", "pause")])
+        assert [row.paused async for row in app.schedules] == [True]
+
+
+async def test_a_locked_dashboard_shows_no_schedules(app: App) -> None:
+    async with visiting(app, token=TOKEN) as visitor:
+        await _scheduled(app)
+        assert "nightly" not in await visitor.get("/schedules")
+        answer = await visitor.client.post("/schedules", content="name=nightly&action=pause")
+        assert answer.status_code in (401, 403)
+        assert [row.paused async for row in app.schedules] == [False]

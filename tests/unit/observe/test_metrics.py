@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from leveret import BrokerUnavailable, ConfigurationError
 from leveret.model import Cancelled, DeadLettered, Envelope, QueueStats, Released, Retrying, Succeeded
-from leveret.observe.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
+from leveret.observe.events import ChildReplaced, ScheduleAdvanced, TaskFinished, TaskSettled, TaskStarted
 from leveret.observe.metrics import Address, Condition, exporting
 from leveret.observe.metrics.server import Answer, serving
 from tests.support.waiting import until
@@ -147,6 +147,23 @@ async def test_what_is_counted() -> None:
     for name, count in counts.items():
         assert found[f"leveret_queue_{name}", "work"] == count
     assert found["leveret_loop_lag_seconds",] >= 0
+
+
+async def test_what_is_counted_of_schedules() -> None:
+    """Those of the code by name; those that are data, of which there may be any number, together."""
+    async with exported(Source()) as (exporter, port):
+        exporter.hear(ScheduleAdvanced("nightly", "shop:app", [0.02, 7.0], missed=3))
+        exporter.hear(ScheduleAdvanced("nightly", "shop:app", [], skipped=1))
+        for name in ("digest:1", "digest:2"):
+            exporter.hear(ScheduleAdvanced(name, None, [0.1]))
+        found = samples((await get(port, "/metrics"))[1])
+    assert found["leveret_schedule_tasks_total", "nightly"] == 2
+    assert found["leveret_schedule_missed_total", "nightly"] == 3
+    assert found["leveret_schedule_skipped_total", "nightly"] == 1
+    assert found["leveret_schedule_lateness_seconds_bucket", "0.05", "nightly"] == 1
+    assert found["leveret_schedule_lateness_seconds_count", "nightly"] == 2
+    assert found["leveret_schedule_tasks_total", "(data)"] == 2
+    assert not [key for key in found if "digest:1" in key]
 
 
 async def test_what_was_acknowledged_before_it_failed_is_dead() -> None:
@@ -327,6 +344,7 @@ async def test_each_metric_that_is_named_is_there(name: str) -> None:
     async with exported(Source()) as (exporter, port):
         for event in (TaskStarted(envelope), TaskFinished(envelope, Succeeded()), TaskSettled(envelope, Succeeded())):
             exporter.hear(event)
+        exporter.hear(ScheduleAdvanced("nightly", "shop:app", [0.1]))
         _, text = await get(port, "/metrics")
     there = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
     there |= {family.name for family in text_string_to_metric_families(text)}

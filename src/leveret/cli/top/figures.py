@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from leveret.brokers import QueueNames
-from leveret.model import QueueStats, Status, WorkerReport, newer
+from leveret.errors import LeveretError
+from leveret.model import QueueStats, ScheduleRow, Status, WorkerReport, newer
 from leveret.observe import QueueRates, Rate
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: So many failures are kept, and looked for at the beginning among so many tasks.
 _FAILURES = 100
 _LOOK_BACK = 200
+#: There may be thousands of schedules: they are asked for less often (seconds).
+_SCHEDULES_AFTER = 5.0
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -34,6 +37,7 @@ class Figures(msgspec.Struct, frozen=True):
     workers: Sequence[WorkerReport]
     #: The latest first: dead, or to be tried again.
     failures: Sequence[Status]
+    schedules: Sequence[ScheduleRow] = ()
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -54,6 +58,7 @@ class Collector:
         self._rates = QueueRates()
         self._stack = AsyncExitStack()
         self._following: asyncio.Task[None] | None = None
+        self._schedules: Sequence[ScheduleRow] = ()
 
     async def __aenter__(self) -> Self:
         try:
@@ -62,6 +67,10 @@ class Collector:
                 self._note(status)
             self._following = asyncio.get_running_loop().create_task(self._follow(updates))
             self._stack.push_async_callback(_ended, self._following)
+            with suppress(LeveretError):
+                self._schedules = await self._broker.schedules.read()
+            asking = asyncio.get_running_loop().create_task(self._ask_for_schedules())
+            self._stack.push_async_callback(_ended, asking)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -82,7 +91,17 @@ class Collector:
             self._rates.look(now, queues),
             sorted(workers, key=lambda worker: worker.name),
             list(reversed(self._failures.values())),
+            self._schedules,
         )
+
+    async def _ask_for_schedules(self) -> None:
+        """Beside the rest, which waits for no answer of whoever keeps them."""
+        asking = asyncio.current_task()
+        # An answer that fails in the moment of the cancellation must not hide it.
+        while asking is not None and not asking.cancelling():
+            await asyncio.sleep(_SCHEDULES_AFTER)
+            with suppress(LeveretError):
+                self._schedules = await self._broker.schedules.read()
 
     async def _follow(self, updates: AsyncIterator[Sequence[Status]]) -> None:
         async for batch in updates:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from leveret.model.printable import in_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from leveret.cli.top.figures import Figures
+    from leveret.model import ScheduleRow
 
 
 def length(seconds: float) -> str:
@@ -23,6 +27,21 @@ def length(seconds: float) -> str:
     return f"{hours}h{minutes % 60:02d}m" if hours < 48 else f"{hours // 24}d"
 
 
+def upcoming(schedules: Sequence[ScheduleRow], now: float) -> tuple[str, float] | None:
+    """The schedule that comes next, and in how many seconds."""
+    due = [(row.due, row.name) for row in schedules if row.due is not None and row.state(now) == "active"]
+    moment, name = min(due, default=(0.0, ""))
+    return (name, max(0.0, moment - now)) if name else None
+
+
+def _schedules(figures: Figures) -> str:
+    states = Counter(row.state(figures.at) for row in figures.schedules)
+    following = upcoming(figures.schedules, figures.at)
+    after = f" next={in_line(following[0])} in={length(following[1])}" if following else ""
+    counts = f"count={len(figures.schedules)} paused={states['paused']} resting={states['resting']}"
+    return f"schedules {counts}{after}"
+
+
 def block(figures: Figures) -> str:
     """One look, a line for each thing."""
     lines = [dt.datetime.fromtimestamp(figures.at, dt.UTC).isoformat(timespec="seconds")]
@@ -33,6 +52,8 @@ def block(figures: Figures) -> str:
             f"queue {in_line(one.name)} ready={one.ready} running={one.running} delayed={one.delayed}"
             f" dead={one.dead} consumers={one.consumers}{rates}{' paused' if one.paused else ''}"
         )
+    if figures.schedules:
+        lines.append(_schedules(figures))
     for worker in figures.workers:
         lines.append(
             f"worker {in_line(worker.name)} children={len(worker.children)} waiting={worker.waiting}"

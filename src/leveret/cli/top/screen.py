@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leveret.cli.terminal import wants_no_style
-from leveret.cli.top.plain import length
+from leveret.cli.top.plain import length, upcoming
 from leveret.model import WorkerReport
 from leveret.model.printable import in_line
 from leveret.observe import Rate
@@ -77,6 +77,7 @@ def picture(
     running = sum(len(child.running) for worker in figures.workers for child in worker.children)
     workers = len(figures.workers)
     head.append(f"  {workers} {'worker' if workers == 1 else 'workers'}, {running} running")
+    _schedules(head, figures)
     if shows_help:
         return Group(head, Text(), _help())
     foot = Text(in_line(message), no_wrap=True, overflow="ellipsis", style="yellow")
@@ -95,6 +96,20 @@ def picture(
         foot,
         keys,
     )
+
+
+def _schedules(head: Text, figures: Figures) -> None:
+    if not figures.schedules:
+        return
+    count = len(figures.schedules)
+    head.append(f"  {count} {'schedule' if count == 1 else 'schedules'}")
+    following = upcoming(figures.schedules, figures.at)
+    if following:
+        head.append(f", {in_line(following[0])} in {length(following[1])}")
+    for state in ("paused", "resting"):
+        number = sum(row.state(figures.at) == state for row in figures.schedules)
+        if number:
+            head.append(f", {number} {state}", "yellow")
 
 
 def _share(room: int, wanted: Sequence[int]) -> list[int]:

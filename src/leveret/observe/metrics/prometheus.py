@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from leveret.errors import BrokerError
-from leveret.observe.events import ChildReplaced, TaskFinished, TaskSettled, TaskStarted
+from leveret.observe.events import ChildReplaced, ScheduleAdvanced, TaskFinished, TaskSettled, TaskStarted
 from leveret.observe.metrics.server import Answer, serving
 from leveret.observe.telemetry import UNKNOWN, Kind, kind
 
@@ -31,6 +31,7 @@ log = logging.getLogger("leveret.metrics")
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RUN_TIMES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
+_LATENESS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3_600.0)
 _WAIT_TIMES = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
 #: The queues are counted at most so often: on RabbitMQ all workers are asked (seconds).
 _FRESH = 5.0
@@ -39,6 +40,9 @@ _COUNT_WITHIN = 3.0
 #: How often the loop's lag is looked at, and for how long the worst of it is shown (seconds).
 _TICK = 0.25
 _LAG_SHOWN = 15.0
+
+#: The label of all schedules that are data.
+_DATA = "(data)"
 
 Ending: TypeAlias = Kind | Literal["lost"]
 _OUTCOMES: tuple[Ending, ...] = (*get_args(Kind), "lost")
@@ -80,6 +84,7 @@ class Exporter:
         )
         for reason in ("died", "overran", "blocked", "recycled", "unfit"):
             self._replaced.labels(reason)
+        self._schedules = _Schedules(self._registry)
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
@@ -95,6 +100,8 @@ class Exporter:
             self._of(event.envelope).ended(_ending(event))
         elif isinstance(event, ChildReplaced):
             self._replaced.labels(event.reason).inc()
+        elif isinstance(event, ScheduleAdvanced):
+            self._schedules.advanced(event)
 
     @asynccontextmanager
     async def serve(self, source: Source) -> AsyncGenerator[None]:
@@ -173,6 +180,43 @@ class _Series:
 
     def ended(self, outcome: Ending) -> None:
         self._outcomes[outcome].inc()
+
+
+class _Schedules:
+    """What this worker has stored of schedules."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("schedule",)
+        self._tasks = Counter("leveret_schedule_tasks", "Tasks that were stored.", labels, registry=registry)
+        self._missed = Counter(
+            "leveret_schedule_missed",
+            "Instants that passed without a task, since no worker was there.",
+            labels,
+            registry=registry,
+        )
+        self._skipped = Counter(
+            "leveret_schedule_skipped",
+            "Instants without a task, since the one before was not finished.",
+            labels,
+            registry=registry,
+        )
+        self._lateness = Histogram(
+            "leveret_schedule_lateness_seconds",
+            "How much later than they were due tasks were stored.",
+            labels,
+            buckets=_LATENESS,
+            registry=registry,
+        )
+
+    def advanced(self, event: ScheduleAdvanced) -> None:
+        # Of those that are data there may be any number: they are one series.
+        label = event.schedule if event.origin is not None else _DATA
+        self._tasks.labels(label).inc(len(event.lateness))
+        self._missed.labels(label).inc(event.missed)
+        self._skipped.labels(label).inc(event.skipped)
+        lateness = self._lateness.labels(label)
+        for seconds in event.lateness:
+            lateness.observe(seconds)
 
 
 class _Lag:
