@@ -233,6 +233,9 @@ class UniqueKeys(Protocol):
     async def holders(self, limit: int, /) -> Sequence[KeyHolder]:
         """The keys that are taken, in their order, at most so many."""
 
+    async def free(self, keys: Sequence[tuple[str, str]], /) -> None:
+        """Free keys, each given with the id of the task that has it, if that still has it. Raises BrokerError."""
+
     async def release(self, key: str, /) -> str | None:
         """Free a key though its task has not ended, which keeps running or waiting; its id. None: nobody had it."""
 

@@ -595,6 +595,11 @@ class MemoryUniqueKeys(_Facet):
         taken = [(key, id_) for key in keys if (id_ := self._store.holder(key)) is not None][:limit]
         return [KeyHolder(key, id_, self._queue_of(id_)) for key, id_ in taken]
 
+    async def free(self, keys: Sequence[tuple[str, str]]) -> None:
+        for key, id_ in keys:
+            if self._store.unique.get(key) == id_:
+                del self._store.unique[key]
+
     async def release(self, key: str) -> str | None:
         holder = self._store.holder(key)
         self._store.unique.pop(key, None)

@@ -6,14 +6,14 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from math import ceil
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 from leveret.brokers import OnConflict
 from leveret.client.payload import makes_coroutines
 from leveret.errors import ConfigurationError, NotSerializable
-from leveret.model import MAX_TIMEOUT, MAX_UNIQUE_KEY, UNIQUE_FOR, UNIQUE_KEY
+from leveret.model import MAX_TIMEOUT, MAX_UNIQUE_KEY, UNIQUE_FOR, UNIQUE_KEY, UNIQUE_SCOPE
 from leveret.model.arguments import seconds_or_none
 from leveret.model.durations import show
 from leveret.model.names import fits
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _POLICIES = ("ignore", "raise")
+_SCOPES = ("unfinished", "waiting")
+#: Until when a task has its key.
+Scope: TypeAlias = Literal["unfinished", "waiting"]
 
 
 class Unique(msgspec.Struct, frozen=True):
@@ -43,9 +46,13 @@ class Unique(msgspec.Struct, frozen=True):
     on_conflict: OnConflict = "ignore"
     #: For so long from the enqueueing on, whatever becomes of the task (seconds); None: until it has ended.
     period: float | None = None
+    #: "waiting": until a worker has taken it.
+    scope: Scope = "unfinished"
 
     def headers(self, key: str) -> dict[str, str | int]:
         """What carries the key of one call."""
+        if self.scope == "waiting":
+            return {UNIQUE_KEY: key, UNIQUE_SCOPE: self.scope}
         return {UNIQUE_KEY: key} if self.period is None else {UNIQUE_KEY: key, UNIQUE_FOR: ceil(self.period * 1000)}
 
     def check(self, signature: Signature, task: str) -> None:
@@ -80,7 +87,12 @@ class Unique(msgspec.Struct, frozen=True):
 UniqueBy: TypeAlias = "Unique | Callable[..., Any] | str"
 
 
-def by(*parameters: str, on_conflict: OnConflict = "ignore", for_: float | timedelta | None = None) -> Unique:
+def by(
+    *parameters: str,
+    scope: Scope = "unfinished",
+    for_: float | timedelta | None = None,
+    on_conflict: OnConflict = "ignore",
+) -> Unique:
     """A unique key for ``@app.task(unique=by("customer"))``: the task's name and the arguments of these parameters.
 
     While a task with the key is there and has not ended, no other with that key is stored. Calls by position, by name
@@ -88,6 +100,8 @@ def by(*parameters: str, on_conflict: OnConflict = "ignore", for_: float | timed
 
     Args:
         *parameters: The names of the parameters. None: the key is the task's name, so there is one such task at most.
+        scope: How long a task has its key. "unfinished": until it has ended. "waiting": until a worker has taken it, so
+            that what is enqueued while it runs is stored.
         on_conflict: "ignore": ``enqueue`` gives the handle of the task that is there, with ``existing``. "raise": it
             raises DuplicateTask, which names that task.
         for_: How long a task has its key from its enqueueing on (seconds, or a timedelta), whatever becomes of it: one
@@ -97,14 +111,20 @@ def by(*parameters: str, on_conflict: OnConflict = "ignore", for_: float | timed
         What ``unique=`` takes.
 
     Raises:
-        ConfigurationError: A parameter's name is no text, the conflict's policy is not known, or ``for_`` is no
-            duration.
+        ConfigurationError: A parameter's name is no text, the scope or the conflict's policy is not known, ``for_``
+            is no duration, or both ``scope`` and ``for_`` are given.
     """
     for name in parameters:
         if not isinstance(name, str):
             raise ConfigurationError(f"by({show(name)}): it takes the names of parameters, as by('customer')")
     period = seconds_or_none("for_", for_, above_zero=True, most=MAX_TIMEOUT, none="until it has ended")
-    return Unique(tuple(dict.fromkeys(parameters)), on_conflict=checked_policy(on_conflict), period=period)
+    if scope not in _SCOPES:
+        raise ConfigurationError(f"scope is {show(scope)}; it must be one of {', '.join(map(repr, _SCOPES))}")
+    if scope == "waiting" and period is not None:
+        raise ConfigurationError(
+            "scope='waiting' and for_ are two answers to how long a key is taken: give one of them"
+        )
+    return Unique(tuple(dict.fromkeys(parameters)), None, None, checked_policy(on_conflict), period, scope)
 
 
 def unique_of(given: object) -> Unique:

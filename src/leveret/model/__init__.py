@@ -60,6 +60,7 @@ from leveret.model.options import (
     MAX_UNIQUE_KEY,
     UNIQUE_FOR,
     UNIQUE_KEY,
+    UNIQUE_SCOPE,
     Acknowledge,
     Header,
     TaskOptions,
@@ -71,6 +72,7 @@ from leveret.model.options import (
     own_headers,
     unique_for,
     unique_key,
+    waiting_key,
     wrong_headers,
 )
 from leveret.model.outcomes import (
@@ -157,6 +159,7 @@ __all__ = [
     "PAUSED_SUFFIX",
     "UNIQUE_FOR",
     "UNIQUE_KEY",
+    "UNIQUE_SCOPE",
     "Acknowledge",
     "Attempt",
     "AttemptLayer",
@@ -271,6 +274,7 @@ __all__ = [
     "unique_for",
     "unique_key",
     "unix_time",
+    "waiting_key",
     "with_other_headers",
     "within_thread",
     "wrong_headers",

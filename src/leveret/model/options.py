@@ -35,6 +35,8 @@ _PREFIX = "leveret-"
 UNIQUE_KEY = f"{_PREFIX}unique-key"
 #: For how long a task has it from its enqueueing on, in whole milliseconds, whatever becomes of the task.
 UNIQUE_FOR = f"{_PREFIX}unique-for"
+#: "waiting": a task has its key until a worker has taken it, and no longer.
+UNIQUE_SCOPE = f"{_PREFIX}unique-scope"
 #: The longest of them (bytes).
 MAX_UNIQUE_KEY = 255
 #: How much of a wrong value a reason shows (characters).
@@ -148,7 +150,7 @@ _OVERRIDES = {
 _SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 #: Those that are not the producer's own.
-_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR})
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +188,11 @@ def unique_for(headers: Mapping[str, Any]) -> float | None:
     """For how long a task has its unique key, whatever becomes of it (seconds); None: until it has ended."""
     found = number(headers.get(UNIQUE_FOR))
     return None if found is None or not 0 < found <= MAX_TIMEOUT * 1000 else float(found) / 1000
+
+
+def waiting_key(headers: Mapping[str, Any]) -> str | None:
+    """The unique key that is free when a worker has taken the task."""
+    return freed_key(headers) if headers.get(UNIQUE_SCOPE) == "waiting" else None
 
 
 def freed_key(headers: Mapping[str, Any]) -> str | None:

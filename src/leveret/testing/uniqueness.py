@@ -203,6 +203,25 @@ async def a_key_may_be_taken_for_a_while(bench: Bench) -> None:
 
 
 @check
+async def a_key_may_be_freed_while_its_task_runs(bench: Bench) -> None:
+    """By whoever has the task. Its end is not the next one's, and retried it takes no key again."""
+    broker, worker = await bench.declared(), bench.broker()
+    first, second = keyed(bench, "first"), keyed(bench, "second")
+    key = first.headers[UNIQUE_KEY]
+    await broker.publish([first])
+    taken = await bench.consumer(worker, credit=2)
+    (delivery,) = await taken.next()
+    await worker.unique.free([(key, second.id), (f"{key}?", first.id)])
+    assert await admitted(broker, keyed(bench, "too soon")) == first.id
+    await worker.unique.free([(key, first.id)])
+    assert await admitted(broker, second) == second.id
+    await settle_all(worker, [delivery], Retrying("again"))
+    again = {one.envelope.id: one for one in await taken.next(2)}
+    await settle_all(worker, [again[first.id]], Succeeded())
+    assert await admitted(broker, keyed(bench, "third")) == second.id
+
+
+@check
 async def a_key_may_be_released(bench: Bench) -> None:
     """It is listed with its task while it is taken. Released, it is the next one's, whatever becomes of the first."""
     broker, worker = await bench.declared(), bench.broker()

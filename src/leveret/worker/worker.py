@@ -12,7 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leveret.brokers import CancelRequests, Deliveries, Paused, location
+from leveret.brokers import CancelRequests, Deliveries, Paused, backoff, location
+from leveret.errors import BrokerError
+from leveret.model import waiting_key
 from leveret.model.arguments import seconds
 from leveret.observe import ChildReplaced, WorkerReady, WorkerStopping
 from leveret.observe.metrics import Condition
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Executor, ExecutorEvent, Manifest
-    from leveret.model import Envelope, QueueStats
+    from leveret.model import Delivery, Envelope, QueueStats
     from leveret.observe import Listener
     from leveret.worker.autoscale import Scaler
     from leveret.worker.prefetch import Prefetch
@@ -305,7 +307,7 @@ class Session:
         async for arrival in self.consumer:
             match arrival:
                 case Deliveries(deliveries):
-                    self.intake.admit(deliveries)
+                    self.intake.admit(self._without_waiting_keys(deliveries))
                 case CancelRequests(requests):
                     for request in requests:
                         self.intake.cancel(request)
@@ -314,6 +316,28 @@ class Session:
                     log.info("paused queues, of which nothing is started: %s", names)
                     self.intake.pause(paused)
             self.dispatcher.fill()
+
+    def _without_waiting_keys(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Those that are admitted now; the others are when their unique keys are free."""
+        keyed = [one for one in deliveries if one.envelope.headers and waiting_key(one.envelope.headers) is not None]
+        if not keyed:
+            return deliveries
+        self.background.start(self._admit_freed(keyed))
+        return [one for one in deliveries if one not in keyed]
+
+    async def _admit_freed(self, deliveries: Sequence[Delivery]) -> None:
+        """A task must not begin while another one, which may know more, is refused for its sake."""
+        keys = [(key, one.envelope.id) for one in deliveries if (key := waiting_key(one.envelope.headers)) is not None]
+        for pause in backoff():
+            try:
+                await self.broker.unique.free(keys)
+            except BrokerError as error:
+                log.warning("%d tasks do not begin, as their unique keys cannot be freed now: %s", len(keys), error)
+                await asyncio.sleep(pause)
+            else:
+                break
+        self.intake.admit(deliveries)
+        self.dispatcher.fill()
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         """The executor tells something."""

@@ -258,3 +258,25 @@ async def test_a_key_may_be_taken_for_a_while() -> None:
     for wrong in (0, -1, "x"):
         with pytest.raises(ConfigurationError, match="for_"):
             by("number", for_=wrong)  # type: ignore[arg-type]
+
+
+async def test_a_key_may_be_free_when_its_task_begins() -> None:
+    app = App("memory://")
+    seen: list[tuple[str, bool]] = []
+
+    @app.task(unique=by("number", scope="waiting"))
+    async def index(number: int, last: bool = False) -> None:
+        if not last:
+            following = await index.enqueue(number, last=True)
+            seen.append((following.id, following.existing))
+
+    with under_test(app) as test:
+        first = await index.enqueue(1)
+        assert (await index.enqueue(1)).id == first.id
+        runs = await test.drain()
+    assert [run.id for run in runs] == [first.id, seen[0][0]]
+    assert not seen[0][1]
+    with pytest.raises(ConfigurationError, match="scope"):
+        by(scope="running")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="two answers"):
+        by(scope="waiting", for_=5)

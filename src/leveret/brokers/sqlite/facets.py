@@ -177,6 +177,9 @@ class SQLiteUniqueKeys(_File):
     async def holders(self, limit: int) -> Sequence[KeyHolder]:
         return await self._look(lambda store: store.holders(limit), ())
 
+    async def free(self, keys: Sequence[tuple[str, str]]) -> None:
+        await self._look(lambda store: store.free(keys), None)
+
     async def release(self, key: str) -> str | None:
         return await self._look(lambda store: store.release(key), None)
 

@@ -143,6 +143,10 @@ class Store(Statements):
         )
         return [KeyHolder(*map(text, row)) for row in rows]
 
+    def free(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Free keys, each of the task with that id."""
+        self.database.executemany("UPDATE task SET unique_key = NULL WHERE unique_key = ? AND id = ?", keys)
+
     def release(self, key: str) -> str | None:
         """Free a key; the id of the task that had it."""
         row = self.execute("UPDATE task SET unique_key = NULL WHERE unique_key = ? RETURNING id", key).fetchone()
