@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leveret.rabbitmq.table")
 
-#: Most rows of a table: with a takeover under a second.
+#: Most rows of a table: with a takeover of less than two seconds.
 MOST_ROWS = 12_000
 #: Unacknowledged messages of the table: each row, its next version, tombstones and hellos.
 _PREFETCH = 20_000
