@@ -488,14 +488,15 @@ def test_a_restarted_broker_has_all_rows(version: str) -> None:
         check_counts(group)
 
 
+@pytest.fixture(params=RABBITMQ, scope="class")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with Cluster(request.param) as cluster:
+        yield cluster
+
+
 @pytest.mark.rabbitmq
 @pytest.mark.timeout(600)
 class TestClusters:
-    @pytest.fixture(params=RABBITMQ, scope="class")
-    def cluster(self, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-        with Cluster(request.param) as cluster:
-            yield cluster
-
     def test_the_holder_s_node_is_killed(self, cluster: Cluster) -> None:
         urls = [f"amqp://guest:guest@127.0.0.1:{node.port}/" for node in cluster.nodes]
         asyncio.run(declare(urls[0], Declaration(TASKS, arguments={"x-queue-type": "quorum"})))
