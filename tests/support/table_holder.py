@@ -16,8 +16,9 @@ import time
 
 from leveret.brokers.rabbitmq.amqp import Hosts, Message, Properties
 from leveret.brokers.rabbitmq.amqp import connections as amqp
-from leveret.brokers.rabbitmq.coordination import FencedTable, Tenure, TenureLost
+from leveret.brokers.rabbitmq.coordination import FencedTable, Tenure
 from leveret.brokers.rabbitmq.queues import Publisher, Requester
+from leveret.errors import BrokerError
 
 #: Between two changes (seconds).
 PAUSE = 0.005
@@ -64,7 +65,7 @@ async def main(url: str, name: str, what: str) -> None:
                 uncertain=sorted(tenure.uncertain),
                 epoch=tenure.epoch,
             )
-            with contextlib.suppress(TenureLost):
+            with contextlib.suppress(BrokerError):  # TenureLost is one
                 await (count(tenure, what) if what != "idle" else tenure.over())
             say("lost", why=await tenure.over())
 

@@ -117,7 +117,8 @@ class Tenure:
     async def enqueue(self, message: Message, key: str, value: bytes) -> None:
         """Store a task and set a row that is there already, both or neither, by one publish.
 
-        Raises QueueNotFound or QueueFull when neither was; TenureLost when that is not known: see `uncertain`.
+        Raises QueueNotFound, QueueFull or BrokerUnavailable when neither was; TenureLost when that is not known: see
+        `uncertain`.
         """
         if self._candidate.value(key) is None:
             raise ValueError(f"there is no row {key!r} to go with the task")
