@@ -62,6 +62,7 @@ from leveret.model import (
     revived,
     revived_again,
     this_process,
+    told_of,
     unique_for,
     unique_key,
 )
@@ -514,8 +515,11 @@ class MemoryDeadLetters(_Facet):
 class MemorySchedules:
     """See `leveret.brokers.Schedules`. ``enqueue``: stores tasks, all or none."""
 
-    def __init__(self, store: MemoryStore, enqueue: Callable[[Sequence[Envelope]], None]) -> None:
+    def __init__(
+        self, store: MemoryStore, statuses: MemoryStatuses, enqueue: Callable[[Sequence[Envelope]], None]
+    ) -> None:
         self._store = store
+        self._statuses = statuses
         self._enqueue = enqueue
 
     async def read(self) -> Sequence[ScheduleRow]:
@@ -554,7 +558,9 @@ class MemorySchedules:
 
     def _make(self, change: Change) -> Change:
         if change.tasks:
-            self._enqueue([task for task in change.tasks if task.id not in self._store.ids])
+            tasks = [task for task in change.tasks if task.id not in self._store.ids]
+            self._enqueue(tasks)
+            self._statuses.note(told_of(tasks, self._store.clock.time()))
         for name, row in change.rows.items():
             if row is None:
                 self._store.schedules.pop(name, None)
@@ -622,7 +628,7 @@ class MemoryBroker:
         self.statuses: Statuses = self._statuses
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
-        self.schedules: MemorySchedules = MemorySchedules(self._store, self._put)
+        self.schedules: MemorySchedules = MemorySchedules(self._store, self._statuses, self._put)
         self.unique: UniqueKeys = MemoryUniqueKeys(self._store, self._statuses)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}

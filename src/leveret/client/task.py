@@ -335,6 +335,8 @@ class Task(Generic[P, R]):
         task = self._with(self._options, msgspec.structs.replace(enqueue, unique=None))
         if timing.overlap != "allow" and not self.store_result:
             task = task.options(store_result=True)  # whether it is finished must be known
+        elif not self.store_result:
+            task = task.options(store_result=False)  # whoever stores it does not know the decorator
         (message,) = task._envelopes([""], [(timing.args, timing.kwargs)])  # noqa: SLF001 - one class
         message = msgspec.structs.replace(message, enqueued_at=None, expires_at=enqueue.expires)
         return Schedule(name, timing.without_args(), message)

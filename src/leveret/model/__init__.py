@@ -106,6 +106,7 @@ from leveret.model.schedules import (
     check_schedule_name,
     scheduled_for,
     steps,
+    told_of,
 )
 from leveret.model.signals import Dead, Retry
 from leveret.model.status import (
@@ -271,6 +272,7 @@ __all__ = [
     "steps",
     "still",
     "this_process",
+    "told_of",
     "unique_for",
     "unique_key",
     "unix_time",

@@ -17,9 +17,12 @@ from leveret.errors import ConfigurationError
 from leveret.model.durations import show, spell_seconds
 from leveret.model.messages import Envelope
 from leveret.model.names import MAX_ID, fits
+from leveret.model.options import overrides_in
+from leveret.model.status import enqueued
 from leveret.model.timing import MOST_CAUGHT_UP, ON_TIME, Cron, Every, moment_text
 
 if TYPE_CHECKING:
+    from leveret.model.status import Status
     from leveret.model.timing import Timing
 
 #: What a schedule does; see `ScheduleRow.state`.
@@ -167,6 +170,12 @@ class Change(msgspec.Struct, frozen=True):
 
 
 NO_CHANGE = Change()
+
+
+def told_of(tasks: Sequence[Envelope], now: float) -> list[Status]:
+    """What is told of tasks that a schedule stored: nothing of those whose results are not kept."""
+    kept = [one for one in tasks if overrides_in(one.headers).get("store_result") is not False]
+    return [enqueued(one, now) for one in kept]
 
 
 def check_schedule_name(name: object) -> None:

@@ -216,6 +216,10 @@ class FaultyBroker(MemoryBroker):
     def store(self) -> MemoryStore:
         return self._store
 
+    @property
+    def told(self) -> MemoryStatuses:
+        return self._statuses
+
     def _goes_wrong(self, fault: Fault, envelopes: Sequence[Envelope]) -> bool:
         return bool([envelope for envelope in envelopes if self.faults.happens(fault, envelope.task)])
 
@@ -263,7 +267,7 @@ class _Schedules(MemorySchedules):
     """Those of the test: nothing is due until the test wants it to be."""
 
     def __init__(self, broker: FaultyBroker) -> None:
-        super().__init__(broker.store, broker._put)  # noqa: SLF001 - one thing in two parts
+        super().__init__(broker.store, broker.told, broker._put)  # noqa: SLF001 - one thing in two parts
         self._at_home = broker.at_home
         #: Whether what is due is stored.
         self.is_kept = False

@@ -100,6 +100,23 @@ async def what_falls_due_is_stored_once(bench: Bench) -> None:
 
 
 @check
+async def what_a_schedule_stored_is_known(bench: Bench) -> None:
+    """Its status is there for who asks, though nobody has taken the task: by that it is not overlapped."""
+    broker, other = await bench.declared(), bench.broker()
+    made = schedule(bench, every(1))
+    await broker.schedules.ask(Put(made))
+    async with bench.broker().schedules.keep() as keeper:
+        (id_,) = (await stored_by(keeper, made.name))[:1]
+    await broker.schedules.ask(Remove(made.name))
+    found = await other.statuses.read([id_])
+    async with asyncio.timeout(PATIENCE):
+        while not found:
+            await asyncio.sleep(0.05)
+            found = await other.statuses.read([id_])
+    assert [(status.id, status.state) for status in found] == [(id_, "queued")]
+
+
+@check
 async def keepers_store_a_task_once_between_them(bench: Bench) -> None:
     """Several programs keep the schedules at once, and one of them goes away."""
     broker = await bench.declared()

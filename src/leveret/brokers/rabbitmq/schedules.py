@@ -15,7 +15,7 @@ import msgspec
 from leveret.brokers.base import no_schedule
 from leveret.brokers.rabbitmq.coordination import MOST_RIDING, MOST_ROWS, TenureLost
 from leveret.errors import BrokerUnavailable, ConfigurationError, LeveretError, QueueNotFound, ScheduleNotFound
-from leveret.model import Change, Declare, Put, ScheduleRequest, ScheduleRow, advance, asked, decoded, steps
+from leveret.model import Change, Declare, Put, ScheduleRequest, ScheduleRow, advance, asked, decoded, steps, told_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -62,8 +62,15 @@ _answer_of = msgspec.msgpack.Decoder(_Answer).decode
 class _Held:
     """The rows while this program holds the table. A row is changed by one at a time."""
 
-    def __init__(self, tenure: Tenure, store: Callable[[Message], Awaitable[None]], to_message: ToMessage) -> None:
+    def __init__(
+        self,
+        tenure: Tenure,
+        statuses: StatusLog,
+        store: Callable[[Message], Awaitable[None]],
+        to_message: ToMessage,
+    ) -> None:
         self._tenure = tenure
+        self._statuses = statuses
         self._store = store
         self._to_message = to_message
         self._rows = {row.name: row for row in rows_of(tenure.rows)}
@@ -142,6 +149,14 @@ class _Held:
                 await self._store(message)
                 await self._tenure.change({row.name: value})
             self._note({row.name: step})
+            await self._tell(task)
+
+    async def _tell(self, task: Envelope) -> None:
+        """Of a task that nobody is told of, nobody would know that it is not finished."""
+        try:
+            await self._statuses.record(told_of([task], time.time()))
+        except LeveretError as error:
+            log.warning("task %s is stored, and those who watch are not told: %s", task.id, error)
 
     async def _set(self, rows: Mapping[str, ScheduleRow | None]) -> None:
         fresh = sum(row is not None and name not in self._rows for name, row in rows.items())
@@ -185,6 +200,7 @@ class RabbitMQSchedules:
         self._statuses = statuses
         self._to_message = to_message
         self._store = store
+        self._keepers: set[_Keeper] = set()
 
     async def read(self) -> Sequence[ScheduleRow]:
         return sorted(rows_of(await self._table.read()), key=lambda row: row.name)
@@ -201,6 +217,9 @@ class RabbitMQSchedules:
                 raise no_schedule(request)
             change = await self._do_here(request)
             if change is not None:
+                # The table may be there from now on.
+                for keeper in self._keepers:
+                    keeper.look()
                 return change
         raise BrokerUnavailable(
             f"whoever keeps the schedules did not answer {_TRIES} times; what was asked may be done or not"
@@ -223,14 +242,16 @@ class RabbitMQSchedules:
     @asynccontextmanager
     async def keep(self) -> AsyncGenerator[ScheduleKeeper]:
         keeper = _Keeper(self, self._table)
+        self._keepers.add(keeper)
         try:
             yield keeper
         finally:
+            self._keepers.discard(keeper)
             await keeper.close()
 
     async def hold(self, tenure: Tenure) -> _Held:
         """What this one holds now. A task that may be missing is stored again, with the same id."""
-        held = _Held(tenure, self._store, self._to_message)
+        held = _Held(tenure, self._statuses, self._store, self._to_message)
         doubtful = [held.rows[name] for name in tenure.uncertain if name in held.rows and held.rows[name].recent]
         ids = [row.recent[-1] for row in doubtful]
         known = {status.id for status in await self._statuses.read(ids)} if ids else ()
@@ -265,6 +286,9 @@ class _Keeper:
         if self._held is None:
             raise TenureLost("this program does not keep the schedules any more")
         return await self._held.advance(name, unfinished)
+
+    def look(self) -> None:
+        self._changed.set()
 
     async def wait(self, seconds: float) -> None:
         seconds = seconds if self._task is not None else min(seconds, _LOOK)

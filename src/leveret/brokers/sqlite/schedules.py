@@ -9,12 +9,13 @@ import msgspec
 
 from leveret.brokers.base import no_schedule
 from leveret.brokers.sqlite.sql import Statements, array
-from leveret.model import DECLARED_FOR, Change, Declare, Put, ScheduleRow, advance, asked, decoded
+from leveret.model import DECLARED_FOR, Change, Declare, Put, ScheduleRow, advance, asked, decoded, told_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Mapping, Sequence
 
+    from leveret.brokers.sqlite.statuses import Records
     from leveret.model import Envelope, ScheduleRequest
 
 _pack = msgspec.json.Encoder().encode
@@ -26,9 +27,12 @@ _NEXT = "SELECT min(due) FROM schedule WHERE due > ?"
 class Schedules(Statements):
     """The operations on schedules. ``insert``: stores tasks, all or none."""
 
-    def __init__(self, database: sqlite3.Connection, insert: Callable[[Sequence[Envelope]], object]) -> None:
+    def __init__(
+        self, database: sqlite3.Connection, insert: Callable[[Sequence[Envelope]], object], records: Records
+    ) -> None:
         super().__init__(database)
         self._insert = insert
+        self._records = records
 
     def all(self) -> Sequence[ScheduleRow]:
         return self._rows("SELECT row FROM schedule ORDER BY name")
@@ -64,12 +68,18 @@ class Schedules(Statements):
         tasks = [task for task in change.tasks if not self._is_there(task.id)]
         if tasks:
             self._insert(tasks)
+            self._notify(tasks)
         for name, row in change.rows.items():
             if row is None:
                 self.execute("DELETE FROM schedule WHERE name = ?", name)
             else:
                 self._write(row)
         return change
+
+    def _notify(self, tasks: Sequence[Envelope]) -> None:
+        """Tell those who watch every task; of others the tasks' own rows are enough."""
+        if self._records.watches.is_watched():
+            self._records.note(told_of(tasks, time.time()))
 
     def _write(self, row: ScheduleRow) -> None:
         declared = None if row.schedule.origin is None else row.declared

@@ -91,7 +91,7 @@ class Records(Statements):
 
     def __init__(self, watches: Watches) -> None:
         super().__init__(watches.database)
-        self._watches = watches
+        self.watches = watches
 
     def note(self, updates: Sequence[Status]) -> None:
         """Record updates."""
@@ -107,7 +107,7 @@ class Records(Statements):
                 for change, (id_, status) in enumerate(latest.items(), start=last - len(latest) + 1)
             ],
         )
-        self._watches.ring_for(updates)
+        self.watches.ring_for(updates)
 
     def _latest(self, updates: Sequence[Status]) -> dict[str, Status]:
         """What is known of each task with its updates, in the order of the last one of each."""

@@ -77,7 +77,7 @@ class Store(Statements):
         self.questions = Questions(database, wake)
         self.queues = Queues(dealing, self.records, self.watches, {} if declared is None else declared)
         self.dead_letters = DeadLetters(dealing, self.queues, self.records)
-        self.schedules = Schedules(database, self.insert)
+        self.schedules = Schedules(database, self.insert, self.records)
         self.recipients = Recipients(dealing, self.cancellations, self.questions)
         self.registrations = Registrations(
             dealing, self.queues, self.recipients, self.records, self.watches, self.cancellations, self.questions

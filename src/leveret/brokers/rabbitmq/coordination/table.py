@@ -203,19 +203,17 @@ class FencedTable:
         Whoever holds the table answers. When nobody does, this program takes that place for a moment, and changes
         nothing.
         """
-        pieces = await self._ask(READ, b"", _ANSWER)
-        if pieces is not None:
-            return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
-        if await self._consumers() is None:
-            return {}
-        try:
-            async with asyncio.timeout(_READING):
-                for pause in backoff():
-                    with suppress(TenureLost):
-                        return await self._read_itself()
-                    await asyncio.sleep(pause)
-        except TimeoutError:
-            pass
+        until = asyncio.get_running_loop().time() + _READING
+        while asyncio.get_running_loop().time() < until:
+            pieces = await self._ask(READ, b"", _ANSWER)
+            if pieces is not None:
+                return {key: value for piece in pieces for key, value in _decode_rows(piece).items()}
+            if await self._consumers() is None:
+                return {}
+            # Whoever holds it by now has not been asked, if it changed hands meanwhile: then it is asked again.
+            with suppress(TenureLost, TimeoutError):
+                async with asyncio.timeout(_ANSWER):
+                    return await self._read_itself()
         raise BrokerUnavailable(f"the table {self.name!r} could not be read within {_READING:g} s")
 
     async def _read_itself(self) -> Mapping[str, bytes]:
