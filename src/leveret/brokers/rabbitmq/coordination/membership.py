@@ -57,6 +57,46 @@ class TenureLost(BrokerError):
     """This one holds the table no more, or cannot be sure of it. What was not done by then may be done or not."""
 
 
+class _Changes:
+    """Changes that are on the way, by the numbers of their rows, and who waits for each."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        #: Those of rows that ride on a task: they are done when both are stored.
+        self._rides: set[int] = set()
+        self._refusals: dict[int, EnqueueError] = {}
+
+    def expect(self, number: int, *, rides: bool = False) -> asyncio.Future[None]:
+        change = self._waiting[number] = _new_future()
+        if rides:
+            self._rides.add(number)
+        return change
+
+    def applied(self, number: int) -> None:
+        """The row was delivered back."""
+        if number not in self._rides:
+            _resolve(self._waiting.pop(number, None))
+
+    def stored(self, number: int) -> None:
+        """The row was delivered back, and the task that it rides on is confirmed."""
+        self._rides.discard(number)
+        _resolve(self._waiting.pop(number, None))
+
+    def will_be_refused(self, number: int, why: EnqueueError) -> None:
+        self._refusals[number] = why
+
+    def refused(self, number: int) -> None:
+        """Neither the task nor the row is stored."""
+        self._rides.discard(number)
+        _fail(self._waiting.pop(number, None), self._refusals.pop(number))
+
+    def lose(self, reason: str) -> None:
+        """Nothing is known of what is still on the way."""
+        for waiting in self._waiting.values():
+            _fail(waiting, TenureLost(reason))
+        self._waiting.clear()
+
+
 class Membership:
     """A candidate's connection, until it is over. `held` tells when it has become the holder's."""
 
@@ -71,14 +111,11 @@ class Membership:
         self.candidate = machine.Candidate(self.me, loop.time(), time.time(), reads=reads)
         self._reads = reads
         #: Done when this one holds the table.
-        self._holding = self._new_future()
+        self._holding = _new_future()
         self._over: asyncio.Future[str] = loop.create_future()
-        #: Changes that are on the way, by the numbers of their rows; of tasks with a row, those.
-        self._changes: dict[int, asyncio.Future[None]] = {}
-        self._rides: set[int] = set()
+        self._changes = _Changes()
         #: Done when something of ours comes back; None: nobody waits for it.
         self._proof: asyncio.Future[None] | None = None
-        self._refusals: dict[int, EnqueueError] = {}
         #: None: there are no more.
         self.requests: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,7 +176,7 @@ class Membership:
         while not self.candidate.is_fresh(self._clock()):
             self._check()
             if self._proof is None:
-                self._proof = self._new_future()
+                self._proof = _new_future()
                 self._do(self.candidate.prove(self._clock()))
             await asyncio.shield(self._proof)
         self._check()
@@ -149,7 +186,7 @@ class Membership:
         await self.prove()
         now = self._clock()
         sends = [self.candidate.change(key, value, now) for key, value in rows.items()]
-        changes = [self._expect(send.number) for send in sends]
+        changes = [self._changes.expect(send.number) for send in sends]
         self._do(sends)
         await asyncio.gather(*changes)
 
@@ -161,8 +198,7 @@ class Membership:
             )
         await self.prove()
         send = self.candidate.change(key, value, self._clock(), rides=True)
-        change = self._expect(send.number)
-        self._rides.add(send.number)
+        change = self._changes.expect(send.number, rides=True)
         assert isinstance(send.entry, Row)
         self._publish(send.number, with_row(self._queue, message, send.entry))
         await change
@@ -230,14 +266,11 @@ class Membership:
                 proof, self._proof = self._proof, None
                 _resolve(proof)
             elif isinstance(action, machine.Applied):
-                if action.version.number not in self._rides:
-                    _resolve(self._changes.pop(action.version.number, None))
+                self._changes.applied(action.version.number)
             elif isinstance(action, machine.Stored):
-                self._rides.discard(action.version.number)
-                _resolve(self._changes.pop(action.version.number, None))
+                self._changes.stored(action.version.number)
             elif isinstance(action, machine.Refused):
-                self._rides.discard(action.version.number)
-                _fail(self._changes.pop(action.version.number, None), self._refusals.pop(action.version.number))
+                self._changes.refused(action.version.number)
             elif isinstance(action, machine.Holding):
                 self._hold()
             else:
@@ -260,7 +293,7 @@ class Membership:
         if error := done.exception():
             self._end(f"a row could not be sent: {error}")
         elif call.refusals:
-            self._refusals[number] = call.refusals[0]
+            self._changes.will_be_refused(number, call.refusals[0])
             self._do(self.candidate.refused(number, self._clock()))
         elif call.pending:
             self._end("the connection was lost, or silent, before the confirm came")
@@ -296,21 +329,19 @@ class Membership:
         if self._over.done():
             return
         self._over.set_result(reason)
-        for waiting in [self._holding, self._proof, *self._changes.values()]:
-            _fail(waiting, TenureLost(f"table {self._name!r}: {reason}"))
-        self._changes.clear()
+        why = f"table {self._name!r}: {reason}"
+        for waiting in (self._holding, self._proof):
+            _fail(waiting, TenureLost(why))
+        self._changes.lose(why)
         self.requests.put_nowait(None)
         # At once: as long as it is open, no other candidate gets the rows.
         self._closing = asyncio.get_running_loop().create_task(self._line.close())
 
-    def _expect(self, number: int) -> asyncio.Future[None]:
-        change = self._changes[number] = self._new_future()
-        return change
 
-    def _new_future(self) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_forget)
-        return future
+def _new_future() -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(_forget)
+    return future
 
 
 def _fit(message: Message, frame_max: int) -> Message:
