@@ -43,7 +43,16 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False
     reason: str
 
 
-Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled
+class PutOff(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Uncharged: the task waits for its limits again, and one of them lets nothing of its key go for a while."""
+
+    limit: str
+    key: str
+    #: How long (seconds).
+    delay: float
+
+
+Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled | PutOff
 Settlement: TypeAlias = tuple[Delivery, Outcome]
 
 
