@@ -21,12 +21,12 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Adopted,
-    Claim,
     Emptied,
     Entry,
     History,
     Holders,
     NewClaim,
+    Pending,
     Row,
     Snapshot,
     encode,
@@ -289,9 +289,9 @@ class Claims:
             await asyncio.sleep(_LOOK_AFTER * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             try:
                 await self._reader.begin()
-                for key, claim in self._history.holders.overdue(clock() - ORPHANED):
-                    if claim.id not in self._storing and self._knows(claim.queue):
-                        await self._complete(key, claim)
+                for key, pending in self._history.holders.overdue(clock() - ORPHANED):
+                    if pending.claim.id not in self._storing and self._knows(pending.claim.queue):
+                        await self._complete(key, pending)
                 if self._history.is_complete and self._history.weight > max(_LONG, 2 * len(self._history.holders)):
                     await self._sum_up()
             except (LeveretError, TimeoutError, *amqp.CONNECTION_LOST) as error:
@@ -300,14 +300,13 @@ class Claims:
                 if amqp.is_cancelled():
                     raise
 
-    async def _complete(self, key: str, claim: Claim) -> None:
-        envelope = claim.envelope()
+    async def _complete(self, key: str, pending: Pending) -> None:
+        claim, envelope = pending.claim, pending.envelope()
         if envelope is None:
             await self._append(Entry(freed=[(key, claim.id)]))
             return
         await self._decided(Entry(adopted=[Adopted(key, claim.id, claim.owner)]), _Round())
-        held = self._history.holders.get(key)
-        if held is not claim or held.owner != self._me or held.task is None:
+        if self._history.holders.pending(key) is not pending or claim.owner != self._me:
             return  # another was first
         log.warning("the program that claimed %r died before it had stored task %s: storing it", key, claim.id)
         try:
