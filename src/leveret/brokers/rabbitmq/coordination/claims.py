@@ -143,6 +143,8 @@ class Claims:
         self._rounds: dict[int, _Round] = {}
         self._number = 0
         self._asks: list[_Ask] = []
+        #: One `_ask` has begun that will take all of them.
+        self._is_asking = False
         #: The ids of tasks that this program is storing.
         self._storing: set[str] = set()
         self._debts = _Debts(self._append)
@@ -220,6 +222,9 @@ class Claims:
     def _begin_asking(self) -> None:
         if self._looking_after is None:
             self.look_after()
+        if self._is_asking:
+            return
+        self._is_asking = True
         task = asyncio.get_running_loop().create_task(self._ask())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -242,6 +247,7 @@ class Claims:
                     raise
 
     def _next_asks(self) -> list[_Ask]:
+        self._is_asking = False
         asks: list[_Ask] = []
         size = 0
         while self._asks and len(asks) < _MOST_IN_ONE and size < _MOST_BYTES:
