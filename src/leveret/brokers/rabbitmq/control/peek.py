@@ -62,7 +62,7 @@ async def peek(hosts: Hosts, queue: str, state: WaitingState, limit: int) -> Seq
 
 async def _is_quorum(link: amqp.Link, queue: str) -> bool:
     found = await examine(link.connection, task_declaration(Queue(queue)))
-    return found.arguments.get("x-queue-type", "classic") != "classic"
+    return bool(found.arguments.get("x-queue-type", "classic") != "classic")
 
 
 async def _look(link: amqp.Link, queue: str) -> list[Envelope]:
