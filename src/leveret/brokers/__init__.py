@@ -18,6 +18,7 @@ from leveret.brokers.base import (
     Select,
     Statuses,
     UniqueKeys,
+    WaitingState,
 )
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.feeds import Feed, Following, Watch
@@ -53,6 +54,7 @@ __all__ = [
     "Select",
     "Statuses",
     "UniqueKeys",
+    "WaitingState",
     "Watch",
     "absolute",
     "backoff",
