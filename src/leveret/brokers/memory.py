@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         Select,
         Statuses,
         UniqueKeys,
+        WaitingState,
     )
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, ScheduleRequest, WorkerReport
@@ -431,6 +432,14 @@ class MemoryQueues(_Facet):
 
     async def ready(self, queues: Sequence[str]) -> int:
         return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
+
+    async def peek(self, queue: str, state: WaitingState, *, limit: int) -> Sequence[Envelope]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        if state == "ready":
+            return [waiting.envelope for waiting in heapq.nsmallest(limit, stored.ready)]
+        return heapq.nsmallest(limit, stored.delayed.values(), key=lambda one: one.due or 0.0)
 
     async def pause(self, queue: str) -> None:
         self._set_paused(queue, paused=True)

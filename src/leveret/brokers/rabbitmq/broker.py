@@ -80,7 +80,9 @@ class RabbitMQBroker:
             self._hosts, self._publisher, timeout=timeout, knows=self._declarations.knows, store=self._publish
         )
         self.unique = self._claims
-        self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget, self._claims)
+        self.queues = RabbitMQQueues(
+            self._hosts, self._publisher, requester, self._bus, self._delayed.forget, self._claims
+        )
         self.dead_letters = RabbitMQDeadLetters(
             self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims
         )

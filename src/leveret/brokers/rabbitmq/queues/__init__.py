@@ -7,6 +7,7 @@ from leveret.brokers.rabbitmq.queues.codec import (
     buried,
     dead_letter_id,
     fitted,
+    peeked,
     postponed,
     received,
     retry_message,
@@ -51,6 +52,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     delay_queue,
     delay_step,
     pause_marker,
+    task_declaration,
 )
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "mark_paused",
     "message_count",
     "pause_marker",
+    "peeked",
     "postponed",
     "purge_queue",
     "received",
@@ -94,6 +97,7 @@ __all__ = [
     "retry_message",
     "revived_message",
     "steady_arguments",
+    "task_declaration",
     "to_dead_letter",
     "to_message",
     "together",
