@@ -71,6 +71,7 @@ from leveret.model.middleware import (
 from leveret.model.names import (
     DEAD_SUFFIX,
     DELAY_INFIX,
+    GATE_SUFFIX,
     MAX_QUEUE_NAME,
     PAUSED_SUFFIX,
     check_id,
@@ -172,6 +173,7 @@ __all__ = [
     "DELAY_INFIX",
     "FAIR_KEY",
     "FROM_THE_FUTURE",
+    "GATE_SUFFIX",
     "KEEP",
     "LATEST",
     "LIMITS",

@@ -14,15 +14,22 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.control import ControlBus, RabbitMQControl, RabbitMQDeadLetters, RabbitMQQueues
 from leveret.brokers.rabbitmq.coordination import Claims, FencedTable
+from leveret.brokers.rabbitmq.gating import Gating
 from leveret.brokers.rabbitmq.holding import Holding
+from leveret.brokers.rabbitmq.limits import REQUESTS as LIMIT_REQUESTS
+from leveret.brokers.rabbitmq.limits import TABLE as LIMITS
+from leveret.brokers.rabbitmq.limits import RabbitMQLimits
 from leveret.brokers.rabbitmq.queues import (
     Declarations,
     DelayedPublisher,
     Publisher,
+    RabbitMQDelivery,
     Requester,
     buried,
+    put_off_message,
     retry_message,
     to_message,
+    to_wait,
 )
 from leveret.brokers.rabbitmq.schedules import TABLE as SCHEDULES
 from leveret.brokers.rabbitmq.schedules import RabbitMQSchedules
@@ -32,7 +39,9 @@ from leveret.model import (
     KEEP,
     Cancelled,
     DeadLettered,
+    PutOff,
     Released,
+    RestLimit,
     Retrying,
     Succeeded,
     freed_key,
@@ -73,7 +82,9 @@ class RabbitMQBroker:
         self._bus = ControlBus(self._publisher)
         requester = Requester(self._publisher, timeout=timeout)
         self._declarations = Declarations(self._publisher, requester)
-        self._delayed = DelayedPublisher(self._publisher, requester, self._declarations.turn)
+        self._delayed = DelayedPublisher(
+            self._publisher, requester, self._declarations.turn, self._declarations.max_length
+        )
         self._holding = Holding(self._delayed.publish, self._declarations.mend)
         self.statuses = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self._claims = Claims(
@@ -87,6 +98,8 @@ class RabbitMQBroker:
         self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses, self._claims)
         self._table = FencedTable(self._hosts, self._publisher, requester, SCHEDULES)
         self.schedules = RabbitMQSchedules(self._table, self.statuses, self._message, self._store_one)
+        self._limit_table = FencedTable(self._hosts, self._publisher, requester, LIMITS, LIMIT_REQUESTS)
+        self.limits = RabbitMQLimits(self._limit_table, self._delayed)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declarations.declare(queues)
@@ -109,7 +122,8 @@ class RabbitMQBroker:
         self.statuses.lately.note_stored(envelopes, mark)
 
     def _message(self, envelope: Envelope) -> Message:
-        return to_message(self._declarations.ranked(envelope))
+        message = to_message(self._declarations.ranked(envelope))
+        return to_wait(message) if envelope.due is None and self._declarations.waits(envelope) else message
 
     async def _store_one(self, message: Message) -> None:
         await self._store([message])
@@ -140,8 +154,9 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[RabbitMQConsumer]:
         self._declarations.learn(queues)
         notes = self._declarations.notes
+        gating = Gating(queues, self.limits, self._postpone)
         consumer = RabbitMQConsumer(
-            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe
+            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe, gating
         )
         try:
             await consumer.start()
@@ -168,6 +183,9 @@ class RabbitMQBroker:
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
                 others.append((delivery, outcome))
+        if permits := [permit for one in done.items() for permit in _permits(*one, settlements)]:
+            # Before the deliveries are gone: what comes back is asked whether it has its permit still.
+            await self.limits.end(permits)
         lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
         if others:
             kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in others))
@@ -183,6 +201,7 @@ class RabbitMQBroker:
         self._declarations.close(error)
         self._delayed.close(error)
         await self._table.close()
+        await self._limit_table.close()
         await self._claims.close()
         await self.statuses.close()
         await self._publisher.close()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, TaskProperties, content_of
-from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration
+from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, content_of
+from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration, writable
 from leveret.model import decoded
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ def with_row(queue: str, message: Message, row: Row) -> Message:
     One publish, so that the end of this program cannot store the one without the other.
     """
     header = _RowHeader(VERSION, row.key, *row.version, value=row.value)
-    properties = _writable(message.properties)
+    properties = writable(message.properties)
     properties.headers = {**(properties.headers or {}), TABLE_ROW: _encoded(header), "BCC": [queue]}
     return msgspec.structs.replace(message, properties=properties)
 
@@ -175,16 +173,3 @@ def _encoded(header: _RowHeader) -> str:
 
 def _properties(type_: str, id_: str, headers: dict[str, Any] | None = None) -> Properties:
     return Properties(message_type=type_, message_id=id_, delivery_mode=PERSISTENT, headers=headers)
-
-
-def _writable(properties: Properties | TaskProperties) -> Properties:
-    if not isinstance(properties, TaskProperties):
-        return copy(properties)
-    return Properties(
-        content_type=properties.content_type,
-        delivery_mode=PERSISTENT,
-        priority=properties.priority,
-        message_id=properties.message_id,
-        timestamp=dt.datetime.fromtimestamp(properties.timestamp, dt.UTC),
-        message_type=properties.message_type,
-    )

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from leveret.brokers.rabbitmq.queues.codec import (
     TABLE_ROW,
+    RabbitMQDelivery,
+    Waiting,
+    admitted,
     buried,
     dead_letter_id,
     fitted,
     postponed,
     received,
+    regated,
     retry_message,
     revived_message,
     to_dead_letter,
     to_message,
+    to_wait,
+    waiting,
+    writable,
 )
 from leveret.brokers.rabbitmq.queues.dead import Fetched
 from leveret.brokers.rabbitmq.queues.declarations import Declarations, DelayedPublisher
@@ -50,6 +57,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     dead_queue,
     delay_queue,
     delay_step,
+    gate_queue,
     pause_marker,
 )
 
@@ -67,7 +75,10 @@ __all__ = [
     "Look",
     "OnceLogger",
     "Publisher",
+    "RabbitMQDelivery",
     "Requester",
+    "Waiting",
+    "admitted",
     "buried",
     "consumer_arguments",
     "dead_letter_id",
@@ -78,6 +89,7 @@ __all__ = [
     "delete_queue",
     "examine",
     "fitted",
+    "gate_queue",
     "has_exchanges",
     "has_single_active_consumer",
     "is_paused",
@@ -90,13 +102,17 @@ __all__ = [
     "postponed",
     "purge_queue",
     "received",
+    "regated",
     "require_queue",
     "retry_message",
     "revived_message",
     "steady_arguments",
     "to_dead_letter",
     "to_message",
+    "to_wait",
     "together",
     "unmark_paused",
+    "waiting",
     "warn_of_priorities",
+    "writable",
 ]

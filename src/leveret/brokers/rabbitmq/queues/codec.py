@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
+import secrets
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -21,13 +22,16 @@ from leveret.brokers.rabbitmq.amqp import (
     field,
     marshal,
 )
-from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue, gate_queue
 from leveret.model import (
+    MIDDLE_PRIORITY,
     DeadLetter,
     DeadLettered,
     Delivery,
     Envelope,
     Retrying,
+    fair_key,
+    limit_refs,
     new_id,
     number,
     retried,
@@ -37,7 +41,7 @@ from leveret.model import (
 
 if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.amqp import Incoming
-    from leveret.model import Lease
+    from leveret.model import Lease, LimitRef
 
 ATTEMPT = "leveret-attempt"
 ERROR = "leveret-error"
@@ -54,6 +58,10 @@ REVIVED_AT = "leveret-revived-at"
 PRIORITY = "leveret-priority"
 #: Says what row of a table this message is: RabbitMQ stores a task that a table's holder enqueues in the table too.
 TABLE_ROW = "leveret-row"
+#: The permit of a task that was admitted: it is let run with that, and gives it back at its end.
+PERMIT = "leveret-permit"
+#: Tells apart the copies of a task in the queue where it waits for limits: each stay there is one.
+STAY = "leveret-stay"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
 _OURS = frozenset(
@@ -71,12 +79,14 @@ _OURS = frozenset(
         UNREADABLE,
         LEFT_OUT,
         TABLE_ROW,
+        PERMIT,
+        STAY,
     }
 )
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-#: Where else the broker shall deliver what is published: that was done with the first copy.
-_ROUTES = ("CC", "BCC", TABLE_ROW)
+#: What is of one copy alone: where else the broker shall deliver it, and that its task was admitted.
+_OF_A_COPY = ("CC", "BCC", TABLE_ROW, PERMIT, STAY)
 #: A header may claim any attempt; the next one must fit an AMQP integer.
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.
@@ -108,6 +118,8 @@ class RabbitMQDelivery(Delivery, frozen=True, eq=False):
 
     #: What is in its content header frame. Few deliveries are copied, so it is kept as it came.
     header: bytes = _NO_PROPERTIES
+    #: "": it has none.
+    permit: str = ""
 
     @property
     def content(self) -> Content:
@@ -164,7 +176,9 @@ def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
         envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
     count = (properties.headers or {}).get("x-delivery-count")
     returns = count if type(count) is int else int(message.redelivered)
-    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header)
+    return RabbitMQDelivery(
+        envelope, lease, message.tag, returns, ours.defect, message.header, ours.text(PERMIT) or ""
+    )
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -178,6 +192,52 @@ def postponed(delivery: Delivery) -> Message:
     """The message, to go on its next step."""
     envelope = delivery.envelope
     return msgspec.structs.replace(_copy(delivery, envelope.queue, {}), due=envelope.due)
+
+
+class Waiting(NamedTuple):
+    """A task that waits for its limits."""
+
+    id: str
+    #: Which of its stays in the queue this is; "": somebody else put it there.
+    stay: str
+    refs: tuple[LimitRef, ...]
+    fair: str | None
+    #: Its priority.
+    rank: int
+
+
+def to_wait(message: Message) -> Message:
+    """The message for where its task waits for its limits."""
+    properties = writable(message.properties)
+    properties.headers = {**(properties.headers or {}), STAY: secrets.token_hex(8)}
+    return msgspec.structs.replace(message, queue=gate_queue(message.home), properties=properties)
+
+
+def regated(delivery: Delivery) -> Message:
+    """A delivery's message, to wait for its limits."""
+    return to_wait(_copy(delivery, delivery.envelope.queue, {}))
+
+
+def waiting(message: Incoming) -> Waiting:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
+    headers = ours.others()
+    rank = ours.priority() if properties.priority is None else properties.priority
+    return Waiting(
+        properties.message_id or new_id(),
+        ours.text(STAY) or "",
+        limit_refs(headers),
+        fair_key(headers),
+        MIDDLE_PRIORITY if rank is None else rank,
+    )
+
+
+def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
+    """A message that waited, for its task queue."""
+    delivery = _delivery(message, queue, _NoLease())
+    properties = _copied(delivery, {PERMIT: permit})
+    properties.message_id = id_
+    return Message(queue, message.body, properties, queue)
 
 
 def on_step(message: Message, milliseconds: int) -> Message:
@@ -293,6 +353,20 @@ def fitted(message: Message, frame_max: int) -> Message:
     return message
 
 
+def writable(properties: Properties | TaskProperties) -> Properties:
+    """A copy that may be changed."""
+    if not isinstance(properties, TaskProperties):
+        return copy(properties)
+    return Properties(
+        content_type=properties.content_type,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+        message_id=properties.message_id,
+        timestamp=_timestamp(properties.timestamp),
+        message_type=properties.message_type,
+    )
+
+
 def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties:
     changed = copy(properties)
     changed.headers = headers
@@ -306,7 +380,7 @@ def _kept(content: Content) -> dict[str, Any]:
     return {
         name: texts.get(name, value) if name in _OURS else value
         for name, value in content.headers.items()
-        if name not in _ROUTES and not name.startswith(_BROKERS)
+        if name not in _OF_A_COPY and not name.startswith(_BROKERS)
     }
 
 

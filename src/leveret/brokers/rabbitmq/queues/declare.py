@@ -307,11 +307,19 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
     await _flights(connection).join((stream.name,), make)
 
 
-async def make_queues(connection: amqp.Connection, declarations: Sequence[Declaration]) -> None:
-    """Make those of these quorum queues that are missing. They may be used afterwards."""
+async def make_queues(
+    connection: amqp.Connection, declarations: Sequence[Declaration], *, scratch_beside: str | None = None
+) -> None:
+    """Make those of these quorum queues that are missing. They may be used afterwards.
+
+    ``scratch_beside``: see `have_names_written`; without one it takes a while.
+    """
     missing = await _missing(connection, [declaration.name for declaration in declarations])
     await together([partial(_make, connection, one) for one in declarations if one.name in missing])
-    await asyncio.sleep(_REMEMBERED if missing else 0.0)
+    if missing and scratch_beside is not None:
+        await have_names_written(connection, scratch_beside)
+    else:
+        await asyncio.sleep(_REMEMBERED if missing else 0.0)
 
 
 def _flights(connection: amqp.Connection) -> Flights[str]:

@@ -1,0 +1,432 @@
+"""Who admits tasks while this program holds the table of limits: decides with `Gate`, and carries it out.
+
+See docs/adr/0042. The tasks that wait are in queues of their own, which the holder consumes; to admit one is to publish
+it to its task queue, with its permit as a row of the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import msgspec
+
+from leveret.brokers.base import no_limit
+from leveret.brokers.gate import Gate, Permit, Permits
+from leveret.brokers.rabbitmq.coordination import Ride, TenureLost
+from leveret.brokers.rabbitmq.queues import admitted, gate_queue, waiting
+from leveret.errors import BrokerError, LimitNotFound
+from leveret.model import (
+    DeclareLimits,
+    LimitRow,
+    PauseLimit,
+    RemoveLimit,
+    RestLimit,
+    ResumeLimit,
+    SetLimit,
+    decoded,
+    limits_after,
+    queue_limit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from leveret.brokers.rabbitmq.amqp import Incoming
+    from leveret.brokers.rabbitmq.coordination import Request, Side, Tenure
+    from leveret.errors import EnqueueError
+    from leveret.model import LimitRequest, LimitUse
+
+log = logging.getLogger("leveret.rabbitmq.limits")
+
+#: Of each queue, how many of the tasks that wait are known; fairness is among these.
+WINDOW = 2_000
+#: Most tasks of a queue that are admitted and have not ended, whatever its limits say; in one that serves several in
+#: turn, each further one would stand behind them all.
+_MOST, _MOST_FAIR = 2_000, 200
+#: The same of all queues: each is a row.
+_MOST_PERMITS = 8_000
+#: An end is forgotten so long after its row was dropped (seconds): until then it comes again to the next holder, which
+#: may be given the row once more.
+_REMEMBERED = 2.0
+#: How many stays that ended are known, in case that a message comes back.
+_MOST_ENDED = 20_000
+#: A queue that refuses is left alone for so long (seconds).
+_REFUSED = 1.0
+#: How often it is looked for queues that are not consumed yet (seconds).
+_LOOK = 1.0
+#: What waits is taken anew when it was held for so long (seconds): before RabbitMQ 4.3 a message that is held keeps its
+#: queue's log on disk, and its consumer is closed after half an hour.
+_ANEW = 900.0
+#: The keys of rows: limits, permits, and queues whose tasks may wait.
+_LIMIT, _PERMIT, _QUEUE = "l", "p", "q"
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """Permits are given back."""
+
+    permits: list[str]
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """Queues have tasks that wait."""
+
+    queues: list[str]
+
+
+class AskAlive(msgspec.Struct, frozen=True, tag=True):
+    """Which of these permits are there?"""
+
+    permits: list[str]
+
+
+class AskUses(msgspec.Struct, frozen=True, tag=True):
+    """What do the limits do?"""
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """To whoever asked."""
+
+    refusal: str = ""
+    problem: str = ""
+    alive: list[str] = []
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    """A permit's row."""
+
+    id: str
+    stay: str
+    queue: str
+    refs: list[tuple[str, str]]
+
+
+#: What is asked of whoever holds the table.
+Asked: TypeAlias = (
+    DeclareLimits
+    | SetLimit
+    | PauseLimit
+    | ResumeLimit
+    | RestLimit
+    | RemoveLimit
+    | Serve
+    | Ended
+    | AskAlive
+    | AskUses
+)
+_request_of = msgspec.msgpack.Decoder(Asked).decode
+_row_of = msgspec.json.Decoder(LimitRow).decode
+_stored_of = msgspec.msgpack.Decoder(_Stored).decode
+_pack = msgspec.msgpack.Encoder().encode
+_pack_row = msgspec.json.Encoder().encode
+
+
+class _Task(NamedTuple):
+    """A task that waits, as it was delivered."""
+
+    window: _Window
+    message: Incoming
+    id: str
+    stay: str
+
+
+class _Window:
+    """What was delivered of one queue where tasks wait, and is not acknowledged."""
+
+    def __init__(self, queue: str, now: float) -> None:
+        self.queue = queue
+        self.since = now
+        self.side: Side | None = None
+        #: In the order of the tags.
+        self._tags: dict[int, None] = {}
+        self._settled: list[int] = []
+        self._flush: asyncio.Handle | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self.side is None or self.side.is_closed
+
+    def hold(self, tag: int) -> None:
+        self._tags[tag] = None
+
+    def settle(self, tag: int) -> None:
+        """It leaves its queue."""
+        if tag in self._tags:
+            del self._tags[tag]
+            self._settled.append(tag)
+            if self._flush is None:
+                self._flush = asyncio.get_running_loop().call_soon(self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        self._flush = None
+        settled, self._settled = self._settled, []
+        if self.side is not None:
+            self.side.acknowledge(settled, next(iter(self._tags), None))
+
+
+class Admission:
+    """The limits while this program holds the table. ``exists``: whether there is such a queue."""
+
+    def __init__(self, tenure: Tenure, exists: Callable[[str], Awaitable[bool]]) -> None:
+        self._tenure = tenure
+        self._exists = exists
+        self._gate: Gate[_Task] = Gate(Permits(began=time.time()))
+        self._permits = self._gate.permits
+        self._windows: dict[str, _Window | None] = {}
+        self._numbers = itertools.count(1)
+        #: The permit of each stay that has led to one.
+        self._permit_of: dict[str, str] = {}
+        self._stay_of: dict[str, str] = {}
+        #: Permits of this tenure whose tasks are known to be in their queues; and of others the messages that are kept
+        #: until that is known, or the task has ended.
+        self._known: set[str] = set()
+        self._originals: dict[str, list[_Task]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        #: Queues that serve several in turn.
+        self._fair: set[str] = set()
+        #: Until when a queue is left alone (Unix time).
+        self._off: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._new_queue = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._load(tenure.rows)
+
+    def _load(self, rows: Mapping[str, bytes]) -> None:
+        limits = [decoded(_row_of, value) for key, value in rows.items() if key.startswith(_LIMIT)]
+        self._gate.define({row.name: row for row in limits if row is not None})
+        for key, value in rows.items():
+            if key.startswith(_QUEUE):
+                self._windows[key[1:]] = None
+            elif key.startswith(_PERMIT) and (stored := decoded(_stored_of, value)) is not None:
+                self._note(key[1:], stored)
+                self._permits.restore(key[1:], Permit(stored.queue, tuple(stored.refs)))
+
+    def _note(self, permit: str, stored: _Stored) -> None:
+        if stored.stay:
+            self._permit_of[stored.stay] = permit
+            self._stay_of[permit] = stored.stay
+
+    # What runs
+
+    async def run(self) -> None:
+        """Until the tenure is over: raises an exception group with TenureLost."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._consume())
+            group.create_task(self._admit())
+            group.create_task(self._take_requests(group))
+
+    async def _take_requests(self, group: asyncio.TaskGroup) -> None:
+        async for request in self._tenure:
+            body = decoded(_request_of, request.body)
+            if isinstance(body, Ended):
+                self._end(body.permits)
+                asyncio.get_running_loop().call_later(_REMEMBERED, request.done)
+            elif isinstance(body, AskAlive | AskUses):
+                request.answer(self._told(body))
+                request.done()
+            elif body is None:
+                log.warning("a request that this release does not know is left out: %r", request.body[:100])
+                request.done()
+            else:
+                group.create_task(self._answer(request, body))
+
+    async def _answer(self, request: Request, body: LimitRequest | Serve) -> None:
+        with suppress(TenureLost):
+            try:
+                await self.do(body)
+                answer = Answer()
+            except LimitNotFound as error:
+                answer = Answer(type(error).__name__, str(error))
+            request.answer(_pack(answer))
+            request.done()
+
+    def _told(self, question: AskAlive | AskUses) -> bytes:
+        if isinstance(question, AskUses):
+            return _pack(self._gate.uses())
+        return _pack(Answer(alive=[permit for permit in question.permits if permit in self._permits.held]))
+
+    async def answer(self, request: Asked) -> Answer:
+        """For a program that holds the table for this alone. Raises LimitNotFound."""
+        if isinstance(request, AskAlive):
+            return Answer(alive=[permit for permit in request.permits if permit in self._permits.held])
+        assert not isinstance(request, AskUses | Ended)
+        await self.do(request)
+        return Answer()
+
+    async def do(self, request: LimitRequest | Serve) -> None:
+        """Raises LimitNotFound."""
+        async with self._turn:
+            queues = request.queues if isinstance(request, (DeclareLimits, Serve)) else ()
+            rows: dict[str, bytes | None] = {_QUEUE + name: b"" for name in queues if name not in self._windows}
+            limits: Mapping[str, LimitRow | None] = {}
+            if not isinstance(request, Serve):
+                found = limits_after(request, self._permits.rows, time.time())
+                if found is None:
+                    raise no_limit(request)
+                limits = found
+                rows |= {_LIMIT + name: None if row is None else _pack_row(row) for name, row in limits.items()}
+            if rows:
+                await self._tenure.change(rows)
+            for name in queues:
+                self._windows.setdefault(name, None)
+            self._gate.define(limits)
+        self._changed.set()
+        self._new_queue.set()
+
+    # What waits
+
+    async def _consume(self) -> None:
+        """Consume what is not consumed, and what was held for long anew."""
+        while True:
+            for queue, window in list(self._windows.items()):
+                if window is not None and time.monotonic() - window.since > _ANEW and window.side is not None:
+                    await window.side.close()
+                if window is None or window.is_closed:
+                    with suppress(BrokerError):
+                        await self._open(queue)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._new_queue.wait()
+            self._new_queue.clear()
+
+    async def _open(self, queue: str) -> None:
+        self._gate.clear(queue)
+        self._windows[queue] = None
+        if not await self._exists(gate_queue(queue)):
+            return
+        window = _Window(queue, time.monotonic())
+        window.side = await self._tenure.consume(gate_queue(queue), WINDOW, partial(self._on_messages, window))
+        self._windows[queue] = window
+
+    def _on_messages(self, window: _Window, messages: list[Incoming]) -> None:
+        for message in messages:
+            window.hold(message.tag)
+            self._take(window, message)
+        self._changed.set()
+
+    def _take(self, window: _Window, message: Incoming) -> None:
+        found = waiting(message)
+        task = _Task(window, message, found.id, found.stay)
+        if found.stay in self._ended:
+            window.settle(message.tag)
+        elif (permit := self._permit_of.get(found.stay)) is not None:
+            # It was admitted, and has come back. It stays until it is sure that its task is in its queue.
+            if permit in self._known:
+                window.settle(message.tag)
+            else:
+                self._originals.setdefault(permit, []).append(task)
+        else:
+            if found.fair is not None:
+                self._fair.add(window.queue)
+            permit = f"{self._tenure.epoch}.{next(self._numbers)}"
+            self._gate.add(permit, window.queue, found.refs, found.fair, found.rank, task)
+
+    # Who goes
+
+    async def _admit(self) -> None:
+        while True:
+            now = time.time()
+            for queue, window in list(self._windows.items()):
+                if window is not None and self._off.get(queue, 0.0) <= now:
+                    await self._admit_some(queue, now)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        following = self._gate.next_time()
+        seconds = _REFUSED if following is None else min(_REFUSED, max(0.0, following - time.time()))
+        if not self._changed.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+        self._changed.clear()
+
+    async def _admit_some(self, queue: str, now: float) -> None:
+        found = self._gate.admit(queue, self._room(queue), now)
+        if not found:
+            return
+        try:
+            await self._tenure.enqueue_all([self._ride(queue, permit, task) for permit, task in found])
+        except TenureLost:
+            raise
+        except BrokerError as error:
+            log.warning("tasks of queue %r cannot be admitted now: %s", queue, error)
+            for permit, task in found:
+                self._put_back(permit, task)
+
+    def _room(self, queue: str) -> int:
+        most = _MOST_FAIR if queue in self._fair else _MOST
+        return min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
+
+    def _ride(self, queue: str, permit: str, task: _Task) -> Ride:
+        stored = _Stored(task.id, task.stay, queue, list(self._permits.held[permit].refs))
+        self._note(permit, stored)
+        self._originals[permit] = [task]
+        message = admitted(task.message, queue, task.id, permit)
+        return Ride(message, _PERMIT + permit, _pack(stored), partial(self._on_stored, permit, task))
+
+    def _on_stored(self, permit: str, task: _Task, refusal: EnqueueError | None) -> None:
+        if refusal is not None:
+            log.info("task %s is not admitted now: %s", task.id, refusal)
+            self._put_back(permit, task)
+            return
+        if permit in self._permits.held:
+            self._known.add(permit)
+        self._settle_originals(permit)
+
+    def _settle_originals(self, permit: str) -> None:
+        for task in self._originals.pop(permit, ()):
+            task.window.settle(task.message.tag)
+
+    def _put_back(self, permit: str, task: _Task) -> None:
+        """It waits on, and is tried again."""
+        queue = task.window.queue
+        self._off[queue] = time.time() + _REFUSED
+        held = self._permits.held.get(permit)
+        self._forget(permit)
+        self._originals.pop(permit, None)
+        if held is None or self._windows.get(queue) is not task.window or task.window.is_closed:
+            return
+        found = waiting(task.message)
+        again = f"{self._tenure.epoch}.{next(self._numbers)}"
+        self._gate.add(again, queue, found.refs, found.fair, found.rank, task)
+
+    # Who has ended
+
+    def _end(self, permits: Iterable[str]) -> None:
+        keys = []
+        for permit in permits:
+            if permit in self._permits.held:
+                keys.append(_PERMIT + permit)
+                stay = self._forget(permit)
+                if stay:
+                    self._ended[stay] = None
+                self._settle_originals(permit)
+        while len(self._ended) > _MOST_ENDED:
+            self._ended.popitem(last=False)
+        self._tenure.drop(keys)
+        self._changed.set()
+
+    def _forget(self, permit: str) -> str:
+        """It is given back; the stay that led to it."""
+        self._gate.end(permit)
+        self._known.discard(permit)
+        stay = self._stay_of.pop(permit, "")
+        self._permit_of.pop(stay, None)
+        return stay
+
+
+def uses_of(rows: Mapping[str, bytes]) -> list[LimitUse]:
+    """What a table's rows tell of its limits: nobody admits tasks now, so what waits is not known."""
+    limits = [decoded(_row_of, value) for key, value in rows.items() if key.startswith(_LIMIT)]
+    gate: Gate[None] = Gate(Permits())
+    gate.define({row.name: row for row in limits if row is not None})
+    for key, value in rows.items():
+        if key.startswith(_PERMIT) and (stored := decoded(_stored_of, value)) is not None:
+            gate.permits.restore(key[1:], Permit(stored.queue, tuple(stored.refs)))
+    return gate.uses()
