@@ -111,6 +111,7 @@ from leveret.model.outcomes import (
     Retrying,
     Settlement,
     Succeeded,
+    put_off,
     retried,
     revived,
 )
@@ -310,6 +311,7 @@ __all__ = [
     "own_headers",
     "placed",
     "purged",
+    "put_off",
     "queue_limit",
     "repeated",
     "report_of",
