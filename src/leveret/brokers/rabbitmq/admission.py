@@ -36,7 +36,7 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from leveret.brokers.rabbitmq.amqp import Incoming
     from leveret.brokers.rabbitmq.coordination import Request, Side, Tenure
@@ -109,16 +109,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 #: What is asked of whoever holds the table.
 Asked: TypeAlias = (
-    DeclareLimits
-    | SetLimit
-    | PauseLimit
-    | ResumeLimit
-    | RestLimit
-    | RemoveLimit
-    | Serve
-    | Ended
-    | AskAlive
-    | AskUses
+    DeclareLimits | SetLimit | PauseLimit | ResumeLimit | RestLimit | RemoveLimit | Serve | Ended | AskAlive | AskUses
 )
 _request_of = msgspec.msgpack.Decoder(Asked).decode
 _row_of = msgspec.json.Decoder(LimitRow).decode

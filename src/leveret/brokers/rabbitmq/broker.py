@@ -34,7 +34,14 @@ from leveret.brokers.rabbitmq.queues import (
 from leveret.brokers.rabbitmq.schedules import TABLE as SCHEDULES
 from leveret.brokers.rabbitmq.schedules import RabbitMQSchedules
 from leveret.brokers.rabbitmq.statuses import StatusLog
-from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, LeveretError, QueueNotFound
+from leveret.errors import (
+    BrokerUnavailable,
+    DuplicateTask,
+    LeaseLost,
+    LeveretError,
+    LimitNotFound,
+    QueueNotFound,
+)
 from leveret.model import (
     KEEP,
     Cancelled,
@@ -46,6 +53,7 @@ from leveret.model import (
     Succeeded,
     freed_key,
     log_fields,
+    put_off,
     unique_key,
 )
 from leveret.model.printable import in_line
@@ -183,15 +191,20 @@ class RabbitMQBroker:
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
                 others.append((delivery, outcome))
-        if permits := [permit for one in done.items() for permit in _permits(*one, settlements)]:
-            # Before the deliveries are gone: what comes back is asked whether it has its permit still.
-            await self.limits.end(permits)
+        # Before the deliveries are gone: what comes back is asked whether it has its permit still.
+        await self._end_permits([delivery for delivery, outcome in settlements if isinstance(outcome, Succeeded)])
         lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
         if others:
             kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in others))
             lost += [delivery.envelope.id for (delivery, _), is_kept in zip(others, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
+
+    async def _end_permits(self, deliveries: Sequence[Delivery]) -> None:
+        """What is not the caller's any more keeps its permit for whoever has it now."""
+        held = [one for one in deliveries if isinstance(one, RabbitMQDelivery) and one.permit and one.lease.held]
+        if held:
+            await self.limits.end([one.permit for one in held])
 
     def abandon(self) -> None:
         """The sockets went with their loop."""
@@ -219,9 +232,24 @@ class RabbitMQBroker:
                 await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
+            elif isinstance(outcome, PutOff):
+                await self._holding.store(session, delivery, await self._put_off(delivery, outcome))
+            await self._end_permits([delivery])
             return bool(await session.acknowledge([delivery.tag]))
         except amqp.CONNECTION_LOST:
             return False
+
+    async def _put_off(self, delivery: Delivery, outcome: PutOff) -> Message:
+        """The message as it waits again. What it put off rests from now on."""
+        now = time.time()
+        rests = True
+        try:
+            await self.limits.ask(RestLimit(outcome.limit, outcome.key, now + outcome.delay))
+        except LimitNotFound:
+            rests = False
+        again = put_off(delivery.envelope, outcome, now, rests=rests)
+        message = put_off_message(delivery, again)
+        return to_wait(message) if again.due is None else message
 
     async def _postpone(self, delivery: Delivery, message: Message) -> bool:
         """Put a task that is not due yet on its next step; False when it is still to be held."""

@@ -1,4 +1,4 @@
-"""Limits on RabbitMQ: rows of a fenced table. Whoever holds it admits tasks, and answers who asks. See docs/adr/0042."""
+"""Limits on RabbitMQ: rows of a fenced table, whose holder admits tasks and answers who asks. See docs/adr/0042."""
 
 from __future__ import annotations
 

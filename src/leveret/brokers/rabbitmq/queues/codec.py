@@ -176,9 +176,7 @@ def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
         envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
     count = (properties.headers or {}).get("x-delivery-count")
     returns = count if type(count) is int else int(message.redelivered)
-    return RabbitMQDelivery(
-        envelope, lease, message.tag, returns, ours.defect, message.header, ours.text(PERMIT) or ""
-    )
+    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header, ours.text(PERMIT) or "")
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -238,6 +236,11 @@ def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
     properties = _copied(delivery, {PERMIT: permit})
     properties.message_id = id_
     return Message(queue, message.body, properties, queue)
+
+
+def put_off_message(delivery: Delivery, again: Envelope) -> Message:
+    """The message to wait again, for its limits or until it is due."""
+    return msgspec.structs.replace(_copy(delivery, again.queue, {DUE: _milliseconds(again.due)}), due=again.due)
 
 
 def on_step(message: Message, milliseconds: int) -> Message:
