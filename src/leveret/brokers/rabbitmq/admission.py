@@ -90,12 +90,30 @@ class AskUses(msgspec.Struct, frozen=True, tag=True):
     """What do the limits do?"""
 
 
+class AskHeld(msgspec.Struct, frozen=True, tag=True):
+    """How many tasks that wait are held, by queue?"""
+
+
+class Clear(msgspec.Struct, frozen=True, tag=True):
+    """What waits of a queue is deleted."""
+
+    queue: str
+
+
+class Emptied(msgspec.Struct, frozen=True, tag=True):
+    """A queue was purged: of its tasks there are those that run, given by their ids."""
+
+    queue: str
+    running: list[str]
+
+
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """To whoever asked."""
 
     refusal: str = ""
     problem: str = ""
     alive: list[str] = []
+    held: dict[str, int] = {}
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -109,8 +127,22 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 #: What is asked of whoever holds the table.
 Asked: TypeAlias = (
-    DeclareLimits | SetLimit | PauseLimit | ResumeLimit | RestLimit | RemoveLimit | Serve | Ended | AskAlive | AskUses
+    DeclareLimits
+    | SetLimit
+    | PauseLimit
+    | ResumeLimit
+    | RestLimit
+    | RemoveLimit
+    | Serve
+    | Ended
+    | AskAlive
+    | AskUses
+    | AskHeld
+    | Clear
+    | Emptied
 )
+_Inline: TypeAlias = AskAlive | AskUses | AskHeld | Clear | Emptied
+_INLINE = (AskAlive, AskUses, AskHeld, Clear, Emptied)
 _request_of = msgspec.msgpack.Decoder(Asked).decode
 _row_of = msgspec.json.Decoder(LimitRow).decode
 _stored_of = msgspec.msgpack.Decoder(_Stored).decode
@@ -143,6 +175,11 @@ class _Window:
     def is_closed(self) -> bool:
         return self.side is None or self.side.is_closed
 
+    @property
+    def held(self) -> int:
+        """How many."""
+        return len(self._tags)
+
     def hold(self, tag: int) -> None:
         self._tags[tag] = None
 
@@ -173,7 +210,8 @@ class Admission:
         self._numbers = itertools.count(1)
         #: The permit of each stay that has led to one.
         self._permit_of: dict[str, str] = {}
-        self._stay_of: dict[str, str] = {}
+        #: The rows of permits.
+        self._rows: dict[str, _Stored] = {}
         #: Permits of this tenure whose tasks are known to be in their queues; and of others the messages that are kept
         #: until that is known, or the task has ended.
         self._known: set[str] = set()
@@ -199,9 +237,9 @@ class Admission:
                 self._permits.restore(key[1:], Permit(stored.queue, tuple(stored.refs)))
 
     def _note(self, permit: str, stored: _Stored) -> None:
+        self._rows[permit] = stored
         if stored.stay:
             self._permit_of[stored.stay] = permit
-            self._stay_of[permit] = stored.stay
 
     # What runs
 
@@ -218,7 +256,7 @@ class Admission:
             if isinstance(body, Ended):
                 self._end(body.permits)
                 asyncio.get_running_loop().call_later(_REMEMBERED, request.done)
-            elif isinstance(body, AskAlive | AskUses):
+            elif isinstance(body, _INLINE):
                 request.answer(self._told(body))
                 request.done()
             elif body is None:
@@ -237,15 +275,46 @@ class Admission:
             request.answer(_pack(answer))
             request.done()
 
-    def _told(self, question: AskAlive | AskUses) -> bytes:
+    def _told(self, question: _Inline) -> bytes:
         if isinstance(question, AskUses):
             return _pack(self._gate.uses())
-        return _pack(Answer(alive=[permit for permit in question.permits if permit in self._permits.held]))
+        return _pack(self._answered(question))
+
+    def _answered(self, question: AskAlive | AskHeld | Clear | Emptied) -> Answer:
+        match question:
+            case AskAlive(permits):
+                return Answer(alive=[permit for permit in permits if permit in self._permits.held])
+            case AskHeld():
+                return Answer(held={queue: window.held for queue, window in self._windows.items() if window})
+            case Clear(queue):
+                return Answer(held={queue: self._clear(queue)})
+            case Emptied(queue, running):
+                self._free(queue, frozenset(running))
+                return Answer()
+
+    def _clear(self, queue: str) -> int:
+        """What waits of a queue, and is here, is gone; how many that were."""
+        tasks = self._gate.clear(queue)
+        for task in tasks:
+            task.window.settle(task.message.tag)
+        return len(tasks)
+
+    def _free(self, queue: str, running: frozenset[str]) -> None:
+        """Tasks of a queue that were admitted are gone, but for those."""
+        gone = [
+            permit
+            for permit, stored in self._rows.items()
+            if stored.queue == queue and stored.id not in running and not self._is_on_the_way(permit)
+        ]
+        self._end(gone)
+
+    def _is_on_the_way(self, permit: str) -> bool:
+        return permit in self._originals and permit.startswith(f"{self._tenure.epoch}.")
 
     async def answer(self, request: Asked) -> Answer:
         """For a program that holds the table for this alone. Raises LimitNotFound."""
-        if isinstance(request, AskAlive):
-            return Answer(alive=[permit for permit in request.permits if permit in self._permits.held])
+        if isinstance(request, AskAlive | AskHeld | Clear | Emptied):
+            return self._answered(request)
         assert not isinstance(request, AskUses | Ended)
         await self.do(request)
         return Answer()
@@ -407,7 +476,8 @@ class Admission:
         """It is given back; the stay that led to it."""
         self._gate.end(permit)
         self._known.discard(permit)
-        stay = self._stay_of.pop(permit, "")
+        stored = self._rows.pop(permit, None)
+        stay = "" if stored is None else stored.stay
         self._permit_of.pop(stay, None)
         return stay
 

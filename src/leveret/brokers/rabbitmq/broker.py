@@ -99,15 +99,17 @@ class RabbitMQBroker:
             self._hosts, self._publisher, timeout=timeout, knows=self._declarations.knows, store=self._publish
         )
         self.unique = self._claims
-        self.queues = RabbitMQQueues(self._publisher, requester, self._bus, self._delayed.forget, self._claims)
+        self._limit_table = FencedTable(self._hosts, self._publisher, requester, LIMITS, LIMIT_REQUESTS)
+        self.limits = RabbitMQLimits(self._limit_table, self._delayed)
+        self.queues = RabbitMQQueues(
+            self._publisher, requester, self._bus, self._delayed.forget, self._claims, self.limits
+        )
         self.dead_letters = RabbitMQDeadLetters(
             self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims
         )
         self.control = RabbitMQControl(self._publisher, requester, self._bus, self.statuses, self._claims)
         self._table = FencedTable(self._hosts, self._publisher, requester, SCHEDULES)
         self.schedules = RabbitMQSchedules(self._table, self.statuses, self._message, self._store_one)
-        self._limit_table = FencedTable(self._hosts, self._publisher, requester, LIMITS, LIMIT_REQUESTS)
-        self.limits = RabbitMQLimits(self._limit_table, self._delayed)
 
     async def declare(self, queues: Sequence[Queue]) -> None:
         await self._declarations.declare(queues)

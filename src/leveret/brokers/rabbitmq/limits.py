@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.base import no_limit
-from leveret.brokers.rabbitmq.admission import Admission, Answer, AskAlive, AskUses, Ended, Serve, uses_of
+from leveret.brokers.rabbitmq.admission import (
+    Admission,
+    Answer,
+    AskAlive,
+    AskHeld,
+    AskUses,
+    Clear,
+    Emptied,
+    Ended,
+    Serve,
+    uses_of,
+)
 from leveret.brokers.rabbitmq.coordination import TenureLost
 from leveret.errors import BrokerError, BrokerUnavailable, ConfigurationError, LimitNotFound
 from leveret.model import DeclareLimits, LimitUse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.admission import Asked
     from leveret.brokers.rabbitmq.coordination import FencedTable
@@ -84,6 +95,22 @@ class RabbitMQLimits:
     async def alive(self, permits: Sequence[str]) -> Collection[str]:
         """Those of the permits that have not been given back. Raises BrokerError."""
         return (await self._ask(AskAlive(list(permits)))).alive
+
+    async def held(self) -> Mapping[str, int]:
+        """How many tasks of each queue that wait are with whoever admits them. Raises BrokerError."""
+        answer = await self._table.ask(_pack(AskHeld()), _ANSWER)
+        return {} if answer is None else _checked(_answer_of(answer)).held
+
+    async def clear(self, queue: str) -> int:
+        """Have whoever admits tasks let those of a queue go that wait; how many these were."""
+        if not await self._table.exists():
+            return 0
+        return (await self._ask(Clear(queue))).held.get(queue, 0)
+
+    async def emptied(self, queue: str, running: Sequence[str]) -> None:
+        """Free the permits of tasks that were deleted. ``running``: the ids of those that run."""
+        if await self._table.exists():
+            await self._ask(Emptied(queue, list(running)))
 
     @asynccontextmanager
     async def keep(self) -> AsyncGenerator[None]:

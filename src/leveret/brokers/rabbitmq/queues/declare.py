@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     dead_queue,
     delay_declaration,
     delay_queue,
+    gate_queue,
     judge,
     judge_dead,
     judge_priorities,
@@ -238,13 +239,15 @@ async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
 
 
 async def purge_queue(connection: amqp.Connection, queue: str) -> Removed:
-    """Delete what waits in a task queue and in its delay queues, which come first: what is due goes to the queue."""
+    """Delete what waits in a task queue, and what waits to go there, which comes first."""
     delayed = [
         await _emptied(connection, name)
         for name in [delay_queue(queue, milliseconds) for milliseconds in DELAY_STEPS]
         if await message_count(connection, name) is not None
     ]
-    return Removed(await _emptied(connection, queue), sum(delayed))
+    gate = gate_queue(queue)
+    limited = 0 if await message_count(connection, gate) is None else await _emptied(connection, gate)
+    return Removed(await _emptied(connection, queue) + limited, sum(delayed))
 
 
 async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
@@ -253,7 +256,8 @@ async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
     dead = await _deleted(connection, dead_queue(queue))
     if await is_paused(connection, queue):
         await unmark_paused(connection, queue)
-    return Removed(await _deleted(connection, queue), sum(delayed), dead)
+    limited = await _deleted(connection, gate_queue(queue))
+    return Removed(await _deleted(connection, queue) + limited, sum(delayed), dead)
 
 
 async def _emptied(connection: amqp.Connection, name: str) -> int:
