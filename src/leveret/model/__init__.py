@@ -135,7 +135,7 @@ from leveret.model.schedules import (
     steps,
     told_of,
 )
-from leveret.model.signals import Dead, Retry
+from leveret.model.signals import Dead, Limited, Retry
 from leveret.model.status import (
     FROM_THE_FUTURE,
     KEEP,
@@ -224,6 +224,7 @@ __all__ = [
     "LimitRow",
     "LimitRule",
     "LimitUse",
+    "Limited",
     "Middleware",
     "Moment",
     "Name",
