@@ -220,20 +220,25 @@ class Gate(Generic[T]):
     def admit(self, queue: str, most: int, now: float) -> list[tuple[str, T]]:
         """Give permits to at most so many of a queue, in turn: their ids and what stands for them."""
         self._ring(now)
-        ready = self._ready.get(queue, [])
         found: list[tuple[str, T]] = []
-        while ready and len(found) < most:
-            rank, turn, entry, lane = heapq.heappop(ready)
-            if entry != lane.entry:
-                continue
-            if not lane.tasks:
-                self._lanes.pop(lane.key, None)
-                self._pass_on(lane, now)
-            elif (rank, turn) != self._place(lane):
-                self._stand(lane)
-            elif not self._is_held(lane, now):
-                found.append(self._take(lane, now))
+        while len(found) < most and (lane := self._first(queue, now)) is not None:
+            heapq.heappop(self._ready[queue])
+            found.append(self._take(lane, now))
         return found
+
+    def first(self, queue: str, now: float) -> T | None:
+        """What stands for the task of a queue that would be admitted next; None: none can be."""
+        self._ring(now)
+        lane = self._first(queue, now)
+        return None if lane is None else lane.tasks[0][3]
+
+    def queues(self) -> list[str]:
+        """The queues that have lanes which may go, as far as is known."""
+        return [queue for queue, lanes in self._ready.items() if lanes]
+
+    def may_go(self, queue: str) -> int:
+        """How many tasks of a queue wait, and are not known to be held up by a limit."""
+        return sum(len(lane.tasks) for lane in self._lanes.values() if lane.queue == queue and lane.held_by is None)
 
     def next_time(self) -> float | None:
         """When a limit that holds tasks up has room by the clock alone (Unix time); None: none is known to."""
@@ -253,6 +258,23 @@ class Gate(Generic[T]):
             keys.setdefault(name, set()).add(key)
         rows = sorted(self.permits.rows.items())
         return [LimitUse(row, admitted[name], waiting[name], len(keys.get(name, ()))) for name, row in rows]
+
+    def _first(self, queue: str, now: float) -> _Lane[T] | None:
+        """The lane of a queue that goes next; its entry is then the first. Those that cannot are set aside."""
+        ready = self._ready.get(queue, [])
+        while ready:
+            rank, turn, entry, lane = ready[0]
+            if entry == lane.entry and lane.tasks and (rank, turn) == self._place(lane):
+                if not self._is_held(lane, now):
+                    return lane
+                continue
+            heapq.heappop(ready)
+            if entry == lane.entry and lane.tasks:
+                self._stand(lane)
+            elif entry == lane.entry:
+                self._lanes.pop(lane.key, None)
+                self._pass_on(lane, now)
+        return None
 
     def _take(self, lane: _Lane[T], now: float) -> tuple[str, T]:
         _, _, id_, task = heapq.heappop(lane.tasks)
@@ -275,6 +297,7 @@ class Gate(Generic[T]):
             until = self.permits.held_until(ref, now)
             if until is not None:
                 lane.held_by = ref
+                lane.entry = 0
                 self._held.setdefault(ref, {}).setdefault(lane.queue, deque()).append(lane)
                 self._set_alarm(ref, until)
                 self._pass_on(lane, now)

@@ -110,6 +110,7 @@ from leveret.model.outcomes import (
     Retrying,
     Settlement,
     Succeeded,
+    put_off,
     retried,
     revived,
 )
@@ -309,6 +310,7 @@ __all__ = [
     "own_headers",
     "placed",
     "purged",
+    "put_off",
     "queue_limit",
     "repeated",
     "report_of",
