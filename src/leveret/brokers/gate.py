@@ -219,7 +219,7 @@ class Gate(Generic[T]):
 
     def admit(self, queue: str, most: int, now: float) -> list[tuple[str, T]]:
         """Give permits to at most so many of a queue, in turn: their ids and what stands for them."""
-        self._ring(now)
+        self.ring(now)
         found: list[tuple[str, T]] = []
         while len(found) < most and (lane := self._first(queue, now)) is not None:
             heapq.heappop(self._ready[queue])
@@ -228,7 +228,7 @@ class Gate(Generic[T]):
 
     def first(self, queue: str, now: float) -> T | None:
         """What stands for the task of a queue that would be admitted next; None: none can be."""
-        self._ring(now)
+        self.ring(now)
         lane = self._first(queue, now)
         return None if lane is None else lane.tasks[0][3]
 
@@ -335,7 +335,8 @@ class Gate(Generic[T]):
             self._alarm_of[ref] = until
             heapq.heappush(self._alarms, (until, ref))
 
-    def _ring(self, now: float) -> None:
+    def ring(self, now: float) -> None:
+        """Lanes that were held up until now may try."""
         while self._alarms and self._alarms[0][0] <= now:
             when, ref = heapq.heappop(self._alarms)
             if self._alarm_of.get(ref) == when:

@@ -75,9 +75,7 @@ class Limit:
             BrokerError: The broker cannot be reached or used.
         """
         if concurrency is UNSET and rate is UNSET:
-            raise ConfigurationError(
-                f"limit {self.name!r}: set() is given nothing; reset() brings back the code's rule"
-            )
+            raise ConfigurationError(f"limit {self.name!r}: set() changes nothing; reset() brings back the code's")
         now = (await self.use()).row.rule
         rule = checked_rule(
             f"limit {self.name!r}",
@@ -201,9 +199,7 @@ def limiting(
     fair_by = None if queue is None else queue.fair_by
     for limit in limits:
         if limit.client is not client:
-            raise ConfigurationError(
-                f"task {task!r}: limit {limit.name!r} is another application's; make one with app.limit"
-            )
+            raise ConfigurationError(f"task {task!r}: limit {limit.name!r} is another application's")
         for name in limit.by:
             _check_parameter(name, task, signature, f"limit {limit.name!r} is by {name!r}")
     if fair_by is not None and queue is not None:

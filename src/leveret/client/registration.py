@@ -231,8 +231,9 @@ class Registry:
 
     def add_limit(self, limit: Limit, module: str, run: object) -> None:
         """Raises ConfigurationError for a second limit of a name, unless its module was run again."""
-        before = self._limits.get(limit.name)
-        if before is not None and (before[1] != module or run is None or before[2] in (None, run)):
+        _, made_in, made_by = self._limits.get(limit.name, (None, module, None))
+        is_again = made_in == module and None not in (run, made_by) and made_by is not run
+        if limit.name in self._limits and not is_again:
             raise ConfigurationError(
                 f"two limits are called {limit.name!r}; make it once, and import it where other tasks need it"
             )
