@@ -26,15 +26,11 @@ if TYPE_CHECKING:
     from leveret.model import LimitRequest, LimitRule
 
 _RATE = re.compile(r"(\d+)\s*/\s*(.+)")
-_UNITS = {
-    "second": 1.0,
-    "minute": 60.0,
-    "hour": 3_600.0,
-    "day": 86_400.0,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3_600.0,
-    "d": 86_400.0,
+_TIMES = {
+    **dict.fromkeys(("second", "s"), 1.0),
+    **dict.fromkeys(("minute", "m", "min"), 60.0),
+    **dict.fromkeys(("hour", "h"), 3_600.0),
+    **dict.fromkeys(("day", "d"), 86_400.0),
 }
 
 _names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_limit)
@@ -48,7 +44,7 @@ class _RateType(click.ParamType[Any]):
         if text == "none":
             return text
         match = _RATE.fullmatch(text)
-        per = None if match is None else _UNITS.get(match[2], seconds_of(match[2]))
+        per = None if match is None else _TIMES.get(match[2], seconds_of(match[2]))
         if match is None or per is None:
             self.fail(f"{value!r} is no rate: write 100/60, 100/minute, 5/s, 1000/2h, or none", param, ctx)
         return int(match[1]), per
@@ -101,9 +97,7 @@ def list_(as_json: bool, app: str | None, url: str | None) -> None:
 @command.command("set")
 @click.argument("name", shell_complete=complete_limit)
 @click.option("--concurrency", type=_CountType(), help="The most tasks under way at once; none: any number.")
-@click.option(
-    "--rate", type=_RateType(), help="How many may start in a time, as 100/minute or 5/10s; none: any number."
-)
+@click.option("--rate", type=_RateType(), help="How many may start, as 100/minute or 5/10s; none: any number.")
 @click.option("--burst", type=click.IntRange(1), help="How many may start at once. With --rate.  [default: a tenth]")
 @click.option("--code", "as_in_code", is_flag=True, help="What the code says is in force again.")
 @app_option
