@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -141,6 +141,10 @@ class _Lane(Generic[T]):
         self.held_by: LimitRef | None = None
 
 
+#: A lane in a heap: by priority, turn, and the number that makes an entry void when the lane has a later one.
+_Entry: TypeAlias = "tuple[int, int, int, _Lane[T]]"
+
+
 class Gate(Generic[T]):
     """The tasks that wait, in turn. ``T``: what stands for a task."""
 
@@ -148,10 +152,10 @@ class Gate(Generic[T]):
         self.permits = permits
         self._lanes: dict[_Key, _Lane[T]] = {}
         self._lane_of: dict[str, _Lane[T]] = {}
-        #: Of each queue the lanes that may go, by priority and turn.
-        self._ready: dict[str, list[tuple[int, int, int, _Lane[T]]]] = {}
-        #: Of each limit the lanes that it holds up, by queue: each queue is asked for by itself.
-        self._held: dict[LimitRef, dict[str, deque[_Lane[T]]]] = {}
+        #: The lanes that may go, by queue.
+        self._ready: dict[str, list[_Entry[T]]] = {}
+        #: Those that a limit holds up, by limit and queue: each queue is asked for by itself.
+        self._held: dict[LimitRef, dict[str, list[_Entry[T]]]] = {}
         #: When a limit that holds lanes up has room again, the first first; and the time that counts for each.
         self._alarms: list[tuple[float, LimitRef]] = []
         self._alarm_of: dict[LimitRef, float] = {}
@@ -182,7 +186,7 @@ class Gate(Generic[T]):
             lane = self._lanes[key] = _Lane(key)
         heapq.heappush(lane.tasks, (-rank, next(self._numbers), id_, task))
         self._lane_of[id_] = lane
-        if lane.held_by is None and lane.tasks[0][2] == id_:
+        if lane.tasks[0][2] == id_:
             self._stand(lane)
 
     def remove(self, id_: str) -> T | None:
@@ -219,18 +223,20 @@ class Gate(Generic[T]):
 
     def admit(self, queue: str, most: int, now: float) -> list[tuple[str, T]]:
         """Give permits to at most so many of a queue, in turn: their ids and what stands for them."""
-        self._ring(now)
+        self.ring(now)
         found: list[tuple[str, T]] = []
-        while len(found) < most and (lane := self._first(queue, now)) is not None:
-            heapq.heappop(self._ready[queue])
+        while len(found) < most and (lane := self._next(queue, now)) is not None:
             found.append(self._take(lane, now))
         return found
 
     def first(self, queue: str, now: float) -> T | None:
-        """What stands for the task of a queue that would be admitted next; None: none can be."""
-        self._ring(now)
-        lane = self._first(queue, now)
-        return None if lane is None else lane.tasks[0][3]
+        """What stands for the task of a queue that `admit` gives next; None: none."""
+        self.ring(now)
+        lane = self._next(queue, now)
+        if lane is None:
+            return None
+        heapq.heappush(self._ready[queue], (*self._place(lane), lane.entry, lane))
+        return lane.tasks[0][3]
 
     def queues(self) -> list[str]:
         """The queues that have lanes which may go, as far as is known."""
@@ -259,21 +265,14 @@ class Gate(Generic[T]):
         rows = sorted(self.permits.rows.items())
         return [LimitUse(row, admitted[name], waiting[name], len(keys.get(name, ()))) for name, row in rows]
 
-    def _first(self, queue: str, now: float) -> _Lane[T] | None:
-        """The lane of a queue that goes next; its entry is then the first. Those that cannot are set aside."""
-        ready = self._ready.get(queue, [])
-        while ready:
-            rank, turn, entry, lane = ready[0]
-            if entry == lane.entry and lane.tasks and (rank, turn) == self._place(lane):
-                if not self._is_held(lane, now):
-                    return lane
-                continue
-            heapq.heappop(ready)
-            if entry == lane.entry and lane.tasks:
-                self._stand(lane)
-            elif entry == lane.entry:
+    def _next(self, queue: str, now: float) -> _Lane[T] | None:
+        """Take out the lane of a queue that goes next. Those that cannot are set aside."""
+        while (lane := self._first(self._ready.get(queue, []))) is not None:
+            if not lane.tasks:
                 self._lanes.pop(lane.key, None)
                 self._pass_on(lane, now)
+            elif not self._is_held(lane, now):
+                return lane
         return None
 
     def _take(self, lane: _Lane[T], now: float) -> tuple[str, T]:
@@ -297,8 +296,7 @@ class Gate(Generic[T]):
             until = self.permits.held_until(ref, now)
             if until is not None:
                 lane.held_by = ref
-                lane.entry = 0
-                self._held.setdefault(ref, {}).setdefault(lane.queue, deque()).append(lane)
+                self._stand(lane)
                 self._set_alarm(ref, until)
                 self._pass_on(lane, now)
                 return True
@@ -314,18 +312,27 @@ class Gate(Generic[T]):
                 else:
                     self._set_alarm(ref, until)
 
+    def _first(self, heap: list[_Entry[T]]) -> _Lane[T] | None:
+        """Take out the first lane, which may be empty."""
+        while heap:
+            rank, turn, entry, lane = heapq.heappop(heap)
+            if entry == lane.entry:
+                if not lane.tasks or (rank, turn) == self._place(lane):
+                    return lane
+                self._stand(lane)
+        return None
+
     def _wake(self, ref: LimitRef) -> None:
-        """The next lane of each queue that a limit holds up may try."""
+        """The first lane of each queue that a limit holds up may try."""
         queues = self._held.get(ref, {})
-        for queue, lanes in list(queues.items()):
-            while lanes:
-                lane = lanes.popleft()
-                lane.held_by = None
+        for queue, heap in list(queues.items()):
+            while (lane := self._first(heap)) is not None:
                 if lane.tasks:
+                    lane.held_by = None
                     self._stand(lane)
                     break
                 self._lanes.pop(lane.key, None)
-            if not lanes:
+            if not heap:
                 del queues[queue]
         if not queues:
             self._held.pop(ref, None)
@@ -335,7 +342,8 @@ class Gate(Generic[T]):
             self._alarm_of[ref] = until
             heapq.heappush(self._alarms, (until, ref))
 
-    def _ring(self, now: float) -> None:
+    def ring(self, now: float) -> None:
+        """Lanes that were held up until now may try."""
         while self._alarms and self._alarms[0][0] <= now:
             when, ref = heapq.heappop(self._alarms)
             if self._alarm_of.get(ref) == when:
@@ -343,9 +351,10 @@ class Gate(Generic[T]):
                 self._wake(ref)
 
     def _stand(self, lane: _Lane[T]) -> None:
-        """Among those that may go."""
+        """Among those that may go, or that its limit holds up."""
+        queues = self._ready if lane.held_by is None else self._held.setdefault(lane.held_by, {})
         lane.entry = next(self._numbers)
-        heapq.heappush(self._ready.setdefault(lane.queue, []), (*self._place(lane), lane.entry, lane))
+        heapq.heappush(queues.setdefault(lane.queue, []), (*self._place(lane), lane.entry, lane))
 
     def _place(self, lane: _Lane[T]) -> tuple[int, int]:
         return lane.tasks[0][0], self._turns.get(lane.group, 0)

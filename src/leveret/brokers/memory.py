@@ -199,6 +199,7 @@ class MemoryStore:
 
     def _ring(self) -> None:
         self._alarm = None
+        self.gate.ring(self.clock.time())  # also where nobody takes what may go then
         self.deal(self.queues)
 
 

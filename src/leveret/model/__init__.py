@@ -21,6 +21,7 @@ from leveret.model.limits import (
     LimitRequest,
     LimitRow,
     LimitRule,
+    LimitState,
     LimitUse,
     PauseLimit,
     Rate,
@@ -137,7 +138,7 @@ from leveret.model.schedules import (
     steps,
     told_of,
 )
-from leveret.model.signals import Dead, Retry
+from leveret.model.signals import Dead, Limited, Retry
 from leveret.model.status import (
     FROM_THE_FUTURE,
     KEEP,
@@ -226,7 +227,9 @@ __all__ = [
     "LimitRequest",
     "LimitRow",
     "LimitRule",
+    "LimitState",
     "LimitUse",
+    "Limited",
     "Middleware",
     "Moment",
     "Name",

@@ -7,7 +7,7 @@ A task names its limits in its headers, each with a key: `limit_refs`. It waits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A limit's name, and the key that parts it (a tenant, an account); "" for a limit without keys.
 LimitRef: TypeAlias = tuple[str, str]
+
+LimitState: TypeAlias = Literal["active", "paused", "resting"]
 
 #: The header that names a task's limits, as JSON: `[["stripe", ""], ["tenant", "acme"]]`.
 LIMITS = "leveret-limits"
@@ -121,6 +123,14 @@ class LimitRow(msgspec.Struct, frozen=True, omit_defaults=True):
     def rule(self) -> LimitRule:
         """What is in force."""
         return self.declared if self.changed is None else self.changed
+
+    def rest(self, now: float) -> Mapping[str, float]:
+        """The keys that rest, and until when (Unix time)."""
+        return {key: until for key, until in self.resting.items() if until > now}
+
+    def state(self, now: float) -> LimitState:
+        """In one word, for people. resting: keys of it do."""
+        return "paused" if self.paused else "resting" if self.rest(now) else "active"
 
     def rests_until(self, key: str, now: float) -> float | None:
         """Until when nothing of a key is admitted (Unix time); None: it does not rest."""

@@ -88,7 +88,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             length = count(f"queue {self.name!r}: max_length", self.max_length, none="no limit")
             msgspec.structs.force_setattr(self, "max_length", length)
         checked_rule(f"queue {self.name!r}", self.concurrency, self.rate)
-        if self.fair_by is not None and not (isinstance(self.fair_by, str) and self.fair_by):
+        fair_by: object = self.fair_by
+        if fair_by is not None and (not isinstance(fair_by, str) or not fair_by):
             raise ConfigurationError(
                 f"queue {self.name!r}: fair_by is {self.fair_by!r}; it must be the name of a parameter, as 'tenant'"
             )
