@@ -20,7 +20,7 @@ import msgspec
 from leveret.brokers.base import no_limit
 from leveret.brokers.gate import Gate, Permit, Permits
 from leveret.brokers.rabbitmq.coordination import Ride, TenureLost
-from leveret.brokers.rabbitmq.queues import admitted, gate_queue, waiting
+from leveret.brokers.rabbitmq.queues import Waiting, admitted, gate_queue, waiting
 from leveret.errors import BrokerError, LimitNotFound
 from leveret.model import (
     DeclareLimits,
@@ -36,7 +36,7 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Incoming
     from leveret.brokers.rabbitmq.coordination import Request, Side, Tenure
@@ -64,6 +64,13 @@ _LOOK = 1.0
 #: What waits is taken anew when it was held for so long (seconds): before RabbitMQ 4.3 a message that is held keeps its
 #: queue's log on disk, and its consumer is closed after half an hour.
 _ANEW = 900.0
+#: So often it is looked whether somebody takes a queue's tasks (seconds).
+_WATCH = 0.2
+#: Most tasks that stand in their queue while those with a rate are admitted; of a fast one as many as start in half a
+#: second.
+_MOST_AHEAD = 20
+#: So often permits whose tasks are nowhere are looked for (seconds).
+_STOCK = 30.0
 #: The keys of rows: limits, permits, and queues whose tasks may wait.
 _LIMIT, _PERMIT, _QUEUE = "l", "p", "q"
 
@@ -101,9 +108,11 @@ class Clear(msgspec.Struct, frozen=True, tag=True):
 
 
 class Emptied(msgspec.Struct, frozen=True, tag=True):
-    """A queue was purged: of its tasks there are those that run, given by their ids."""
+    """A queue was purged, or is empty: of its tasks there are those that workers have."""
 
     queue: str
+    #: How many that are, and the ids of those among them that are known to run.
+    taken: int
     running: list[str]
 
 
@@ -141,6 +150,8 @@ Asked: TypeAlias = (
     | Clear
     | Emptied
 )
+Count: TypeAlias = "Callable[[str], Awaitable[tuple[int, int] | None]]"
+LookInto: TypeAlias = "Callable[[str], Awaitable[Emptied | None]]"
 _Inline: TypeAlias = AskAlive | AskUses | AskHeld | Clear | Emptied
 _INLINE = (AskAlive, AskUses, AskHeld, Clear, Emptied)
 _request_of = msgspec.msgpack.Decoder(Asked).decode
@@ -168,6 +179,13 @@ class _Window:
         self.side: Side | None = None
         #: In the order of the tags.
         self._tags: dict[int, None] = {}
+        #: Whether somebody takes tasks of the queue, and how many of them stood in it, when that was last looked at
+        #: (the loop's time).
+        self.is_taken = False
+        self.ready = 0
+        self.seen_at = float("-inf")
+        #: Tasks that were admitted since.
+        self.admitted = 0
         self._settled: list[int] = []
         self._flush: asyncio.Handle | None = None
 
@@ -199,11 +217,16 @@ class _Window:
 
 
 class Admission:
-    """The limits while this program holds the table. ``exists``: whether there is such a queue."""
+    """The limits while this program holds the table.
 
-    def __init__(self, tenure: Tenure, exists: Callable[[str], Awaitable[bool]]) -> None:
+    ``count``: how many messages are ready in a queue, and how many consumers it has; None: there is no such queue.
+    ``look``: what workers have of a queue that is empty; None: that is not known, or it is not empty.
+    """
+
+    def __init__(self, tenure: Tenure, count: Count, look: LookInto | None = None) -> None:
         self._tenure = tenure
-        self._exists = exists
+        self._count = count
+        self._look_into = look
         self._gate: Gate[_Task] = Gate(Permits(began=time.time()))
         self._permits = self._gate.permits
         self._windows: dict[str, _Window | None] = {}
@@ -248,6 +271,9 @@ class Admission:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._consume())
             group.create_task(self._admit())
+            group.create_task(self._watch())
+            if self._look_into is not None:
+                group.create_task(self._take_stock(self._look_into))
             group.create_task(self._take_requests(group))
 
     async def _take_requests(self, group: asyncio.TaskGroup) -> None:
@@ -288,8 +314,8 @@ class Admission:
                 return Answer(held={queue: window.held for queue, window in self._windows.items() if window})
             case Clear(queue):
                 return Answer(held={queue: self._clear(queue)})
-            case Emptied(queue, running):
-                self._free(queue, frozenset(running))
+            case Emptied():
+                self._free(question)
                 return Answer()
 
     def _clear(self, queue: str) -> int:
@@ -299,14 +325,10 @@ class Admission:
             task.window.settle(task.message.tag)
         return len(tasks)
 
-    def _free(self, queue: str, running: frozenset[str]) -> None:
-        """Tasks of a queue that were admitted are gone, but for those."""
-        gone = [
-            permit
-            for permit, stored in self._rows.items()
-            if stored.queue == queue and stored.id not in running and not self._is_on_the_way(permit)
-        ]
-        self._end(gone)
+    def _free(self, emptied: Emptied) -> None:
+        """Tasks of a queue that were admitted are gone. Where it cannot be told which, `_take_stock` may find out."""
+        here = [one for one, row in self._rows.items() if row.queue == emptied.queue and not self._is_on_the_way(one)]
+        self._end(self._missing(here, emptied))
 
     def _is_on_the_way(self, permit: str) -> bool:
         return permit in self._originals and permit.startswith(f"{self._tenure.epoch}.")
@@ -358,7 +380,7 @@ class Admission:
     async def _open(self, queue: str) -> None:
         self._gate.clear(queue)
         self._windows[queue] = None
-        if not await self._exists(gate_queue(queue)):
+        if await self._count(gate_queue(queue)) is None:
             return
         window = _Window(queue, time.monotonic())
         window.side = await self._tenure.consume(gate_queue(queue), WINDOW, partial(self._on_messages, window))
@@ -382,10 +404,14 @@ class Admission:
             else:
                 self._originals.setdefault(permit, []).append(task)
         else:
-            if found.fair is not None:
-                self._fair.add(window.queue)
-            permit = f"{self._tenure.epoch}.{next(self._numbers)}"
-            self._gate.add(permit, window.queue, found.refs, found.fair, found.rank, task)
+            self._add(task, found)
+
+    def _add(self, task: _Task, found: Waiting) -> None:
+        """It waits."""
+        if found.fair is not None:
+            self._fair.add(task.window.queue)
+        permit = f"{self._tenure.epoch}.{next(self._numbers)}"
+        self._gate.add(permit, task.window.queue, found.refs, found.fair, found.rank, task)
 
     # Who goes
 
@@ -393,7 +419,7 @@ class Admission:
         while True:
             now = time.time()
             for queue, window in list(self._windows.items()):
-                if window is not None and self._off.get(queue, 0.0) <= now:
+                if window is not None and window.is_taken and self._off.get(queue, 0.0) <= now:
                     await self._admit_some(queue, now)
             await self._wait()
 
@@ -410,6 +436,8 @@ class Admission:
         found = self._gate.admit(queue, self._room(queue), now)
         if not found:
             return
+        if (window := self._windows.get(queue)) is not None:
+            window.admitted += len(found)
         try:
             await self._tenure.enqueue_all([self._ride(queue, permit, task) for permit, task in found])
         except TenureLost:
@@ -420,8 +448,78 @@ class Admission:
                 self._put_back(permit, task)
 
     def _room(self, queue: str) -> int:
+        """How many more of a queue may be admitted, for all that its limits say."""
         most = _MOST_FAIR if queue in self._fair else _MOST
-        return min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
+        room = min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
+        window, fastest = self._windows.get(queue), self._fastest()
+        if window is None or fastest is None:
+            return room
+        ahead = max(_MOST_AHEAD, int(fastest * _LOOK / 2))
+        return min(room, ahead - window.ready - (window.admitted if window.ready else 0))
+
+    def _fastest(self) -> float | None:
+        """How many tasks may start in a second by the fastest of the rates; None: there are none."""
+        intervals = [row.rule.rate.interval for row in self._permits.rows.values() if row.rule.rate is not None]
+        return 1 / min(intervals) if intervals else None
+
+    async def _watch(self) -> None:
+        """Look whether somebody takes tasks of the queues of which some wait, and whether they stand there."""
+        while True:
+            for queue, window in list(self._windows.items()):
+                if window is None or not window.held:
+                    continue
+                often = _WATCH if not window.is_taken or self._fastest() is not None else _LOOK
+                if time.monotonic() - window.seen_at >= often:
+                    with suppress(BrokerError):
+                        await self._see(queue, window)
+            await asyncio.sleep(_WATCH / 2)
+
+    async def _see(self, queue: str, window: _Window) -> None:
+        found = await self._count(queue)
+        # A quorum queue that is slow to answer says 0 and 0.
+        if found == (0, 0) and window.is_taken:
+            found = await self._count(queue)
+        was, window.is_taken = window.is_taken, found is not None and found[1] > 0
+        window.ready, window.seen_at, window.admitted = found[0] if found else 0, time.monotonic(), 0
+        if window.is_taken and (not was or window.ready == 0):
+            self._changed.set()
+
+    async def _take_stock(self, look: LookInto) -> None:
+        """Free the permits of tasks that are nowhere: those that are not found at two looks, if it is sure which."""
+        suspects: dict[str, frozenset[str]] = {}
+        while True:
+            await asyncio.sleep(_STOCK)
+            for queue in {row.queue for row in self._rows.values()} | suspects.keys():
+                before = [permit for permit, row in self._rows.items() if row.queue == queue]
+                with suppress(BrokerError):
+                    gone = self._missing(before, await look(queue))
+                    self._lose(queue, gone & suspects.pop(queue, frozenset()))
+                    if gone:
+                        suspects[queue] = gone
+
+    def _missing(self, permits: Sequence[str], found: Emptied | None) -> frozenset[str]:
+        """Those permits of a queue whose tasks workers do not have. ``found``: see `LookInto`."""
+        here = [permit for permit in permits if permit in self._rows]
+        if found is None or any(map(self._is_on_the_way, here)):
+            return frozenset()
+        running = frozenset(found.running)
+        gone = frozenset(permit for permit in here if self._rows[permit].id not in running)
+        return gone if len(gone) <= len(here) - found.taken else frozenset()
+
+    def _lose(self, queue: str, permits: Collection[str]) -> None:
+        """Their tasks are nowhere. One whose message is still here was not stored, and waits anew."""
+        if not permits:
+            return
+        log.warning("%d permits of queue %r are freed: their tasks are nowhere", len(permits), queue)
+        for permit in permits:
+            kept = self._originals.pop(permit, [])
+            self._forget(permit)
+            for task in kept[1:]:
+                task.window.settle(task.message.tag)
+            for task in kept[:1]:
+                self._add(task, waiting(task.message))
+        self._tenure.drop([_PERMIT + permit for permit in permits])
+        self._changed.set()
 
     def _ride(self, queue: str, permit: str, task: _Task) -> Ride:
         stored = _Stored(task.id, task.stay, queue, list(self._permits.held[permit].refs))
@@ -452,9 +550,7 @@ class Admission:
         self._originals.pop(permit, None)
         if held is None or self._windows.get(queue) is not task.window or task.window.is_closed:
             return
-        found = waiting(task.message)
-        again = f"{self._tenure.epoch}.{next(self._numbers)}"
-        self._gate.add(again, queue, found.refs, found.fair, found.rank, task)
+        self._add(task, waiting(task.message))
 
     # Who has ended
 

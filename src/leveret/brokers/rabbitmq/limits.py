@@ -29,7 +29,7 @@ from leveret.model import DeclareLimits, LimitUse
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
-    from leveret.brokers.rabbitmq.admission import Asked
+    from leveret.brokers.rabbitmq.admission import Asked, LookInto
     from leveret.brokers.rabbitmq.coordination import FencedTable
     from leveret.brokers.rabbitmq.queues import DelayedPublisher
     from leveret.model import LimitRequest
@@ -57,9 +57,10 @@ _uses_of = msgspec.msgpack.Decoder(list[LimitUse]).decode
 class RabbitMQLimits:
     """See `leveret.brokers.Limits`."""
 
-    def __init__(self, table: FencedTable, delayed: DelayedPublisher) -> None:
+    def __init__(self, table: FencedTable, delayed: DelayedPublisher, look: LookInto) -> None:
         self._table = table
         self._delayed = delayed
+        self._look = look
         #: There may be limits now.
         self._made = asyncio.Event()
         #: Queues that whoever admits tasks knows of.
@@ -107,10 +108,13 @@ class RabbitMQLimits:
             return 0
         return (await self._ask(Clear(queue))).held.get(queue, 0)
 
-    async def emptied(self, queue: str, running: Sequence[str]) -> None:
-        """Free the permits of tasks that were deleted. ``running``: the ids of those that run."""
+    async def emptied(self, queue: str, taken: int, running: Sequence[str]) -> None:
+        """Free the permits of tasks that were deleted.
+
+        ``taken``: how many of the queue workers have. ``running``: the ids of tasks that are known to run.
+        """
         if await self._table.exists():
-            await self._ask(Emptied(queue, list(running)))
+            await self._ask(Emptied(queue, taken, list(running)))
 
     @asynccontextmanager
     async def keep(self) -> AsyncGenerator[None]:
@@ -142,7 +146,7 @@ class RabbitMQLimits:
             async with asyncio.timeout(_ANSWER), self._table.tenures() as tenures:
                 async for tenure in tenures:
                     with suppress(TenureLost):
-                        return await Admission(tenure, self._delayed.exists).answer(request)
+                        return await Admission(tenure, self._delayed.count).answer(request)
         return None
 
     async def _keep(self) -> None:
@@ -162,7 +166,7 @@ class RabbitMQLimits:
         async with self._table.tenures() as tenures:
             async for tenure in tenures:
                 try:
-                    await Admission(tenure, self._delayed.exists).run()
+                    await Admission(tenure, self._delayed.count, self._look).run()
                 except* TenureLost as lost:
                     log.debug("tasks are admitted by another program: %s", lost.exceptions[0])
 

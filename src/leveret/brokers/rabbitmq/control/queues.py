@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.base import in_use
+from leveret.brokers.rabbitmq.admission import Emptied
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
 from leveret.brokers.rabbitmq.queues import (
@@ -113,10 +114,18 @@ class RabbitMQQueues:
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
         cleared += await self._limits.clear(queue)  # what was on the way to whoever admits tasks
         running = await self._running(connection) if consumers else ()
-        await self._limits.emptied(queue, running)
+        taken = (await self._stats([queue]))[0].running if consumers else 0
+        await self._limits.emptied(queue, taken, running)
         if await self._claims.exists():
             await self._claims.emptied(queue, running)
         return msgspec.structs.replace(removed, ready=removed.ready + cleared, kept=whole and bool(consumers))
+
+    async def look_into(self, queue: str) -> Emptied | None:
+        """What workers have of an empty queue; None: it is not empty, or there are consumers that do not tell."""
+        found = await self.stats([queue])
+        if not found or found[0].ready or found[0].silent_consumers:
+            return None
+        return Emptied(queue, found[0].running, await self._running(await self._publisher.connection()))
 
     async def _running(self, connection: amqp.Connection) -> list[str]:
         """The ids of the tasks that run now."""

@@ -184,11 +184,14 @@ class DelayedPublisher:
         if missing := [home for home in homes if home not in self._gates]:
             await self._making_gates.join(missing, self._make_gates_now)
 
-    async def exists(self, queue: str) -> bool:
-        """Whether there is such a queue. Raises BrokerError."""
+    async def count(self, queue: str) -> tuple[int, int] | None:
+        """How many messages are ready in any queue, and how many consumers it has; None: there is no such queue.
 
-        async def ask() -> bool:
-            return await message_count(await self._publisher.connection(), queue) is not None
+        Raises BrokerError.
+        """
+
+        async def ask() -> tuple[int, int] | None:
+            return await message_count(await self._publisher.connection(), queue)
 
         return await self._requester.ask(f"looking for queue {queue!r}", ask)
 
