@@ -19,20 +19,26 @@ from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues.codec import (
     LEFT_OUT,
+    PERMIT,
+    STAY,
     RabbitMQDelivery,
+    admitted,
     buried,
     dead_letter_id,
     fitted,
     postponed,
     received,
+    regated,
     retry_message,
     revived_message,
     stored_anew,
     to_dead_letter,
     to_message,
+    to_wait,
     unranked,
+    waiting,
 )
-from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Retrying
+from leveret.model import FAIR_KEY, LIMITS, MAX_TRACEBACK, DeadLettered, Envelope, Retrying
 from tests.support.foreign import WIRE_VALUES, Raw, number, short, table, time
 
 if TYPE_CHECKING:
@@ -716,3 +722,42 @@ def test_an_unreadable_dead_letter_that_is_stored_anew_says_so_still() -> None:
     assert to_dead_letter(found, "work").reason == reason
     assert dead_letter_id(found) == dead_letter_id(letter)
     assert "leveret-unreadable" not in headers_of(revived_message(found, "work", NOW))
+
+
+# A task that waits for limits
+
+LIMITED = {LIMITS: '[["few","a"]]', FAIR_KEY: "acme"}
+
+
+def test_each_stay_of_a_task_that_waits_is_marked() -> None:
+    message = to_message(Envelope("m-1", "work", "resize", b"{}", headers=LIMITED, enqueued_at=NOW))
+    stays = [headers_of(to_wait(message))[STAY] for _ in range(2)]
+    assert stays[0] != stays[1]
+    assert to_wait(message).queue == "work.gate"
+    assert STAY not in headers_of(message)
+
+
+def test_a_plain_task_of_a_queue_with_a_limit_waits_as_it_is() -> None:
+    message = to_message(Envelope("m-1", "work", "resize", b"{}", enqueued_at=NOW, priority=3))
+    found = waiting(delivered(own(to_wait(message))))
+    assert (found.id, found.refs, found.fair, found.rank) == ("m-1", (), None, 3)
+
+
+def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps() -> None:
+    properties = Properties(**{name: getattr(FULL, name) for name in KEPT}, headers={**LIMITED, STAY: "s"})
+    message = delivered(properties, b"body")
+    found = waiting(message)
+    assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", "s", (("few", "a"),), "acme", 4)
+    copy = admitted(message, "work", found.id, "7.12")
+    assert (copy.queue, copy.body) == ("work", b"body")
+    assert headers_of(copy) == {**LIMITED, PERMIT: "7.12"}
+    assert {name: getattr(own(copy), name) for name in KEPT} == {name: getattr(FULL, name) for name in KEPT}
+    delivery = delivery_of(delivered(own(copy), b"body"))
+    assert (delivery.permit, delivery.envelope.headers) == ("7.12", LIMITED)
+    for other in (retry(delivery), bury(delivery), postponed(delivery), regated(delivery)):
+        assert PERMIT not in headers_of(other)
+
+
+def test_what_names_no_limits_waits_for_none() -> None:
+    found = waiting(with_headers(leveret_limits="no JSON", leveret_fair=7, leveret_stay=[1]))
+    assert (found.stay, found.refs, found.fair) == ("", (), None)
