@@ -7,7 +7,8 @@ import hashlib
 import math
 import secrets
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -17,13 +18,19 @@ from leveret.brokers.rabbitmq.amqp import (
     Content,
     Message,
     Properties,
+    SplicedProperties,
     TaskProperties,
     content_of,
     field,
+    fields_of,
     marshal,
+    spliced,
+    text_field,
 )
 from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue, gate_queue
 from leveret.model import (
+    FAIR_KEY,
+    LIMITS,
     MIDDLE_PRIORITY,
     DeadLetter,
     DeadLettered,
@@ -96,6 +103,18 @@ _LIKELY_SECONDS = range(1_000_000_000, 100_000_000_000)
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _MAX_ERROR = 1_000
+#: How a stay stands in a message's headers: what is before its value, and how long both are (bytes).
+_STAY_SIZE = 16
+_STAY_BEGINS = text_field(STAY.encode(), b"x" * _STAY_SIZE)[:-_STAY_SIZE]
+_STAY_FIELD = len(_STAY_BEGINS) + _STAY_SIZE
+_PERMIT_BYTES = PERMIT.encode()
+#: Headers that a copy does not keep as they are, and how long the others may be together (bytes).
+_NOT_SPLICED = frozenset(name.encode() for name in (*_OF_A_COPY, PRIORITY, UNREADABLE, LEFT_OUT))
+_MOST_SPLICED = 2_048
+_BROKERS_BYTES = tuple(name.encode() for name in _BROKERS)
+_Limits: TypeAlias = "tuple[tuple[LimitRef, ...], str | None]"
+#: Kinds of headers that are known with their limits.
+_KEPT = 4_096
 #: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
 _CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
 _MAX_LEFT_OUT = 200
@@ -207,7 +226,8 @@ class Waiting(NamedTuple):
 def to_wait(message: Message) -> Message:
     """The message for where its task waits for its limits."""
     properties = writable(message.properties)
-    properties.headers = {**(properties.headers or {}), STAY: secrets.token_hex(8)}
+    # The last of the headers, as `_unstayed` wants it.
+    properties.headers = {**(properties.headers or {}), STAY: secrets.token_hex(_STAY_SIZE // 2)}
     return msgspec.structs.replace(message, queue=gate_queue(message.home), properties=properties)
 
 
@@ -217,6 +237,40 @@ def regated(delivery: Delivery) -> Message:
 
 
 def waiting(message: Incoming) -> Waiting:
+    found = _unstayed(message)
+    if found is not None:
+        properties, stay, (refs, fair) = found
+        rank = MIDDLE_PRIORITY if properties.priority is None else properties.priority
+        return Waiting(properties.message_id, stay, refs, fair, rank)
+    return _waiting(message)
+
+
+def _unstayed(message: Incoming) -> tuple[SplicedProperties, str, _Limits] | None:
+    """A message that waits as Leveret's own producers have it: without its stay, and that; None for others."""
+    properties = spliced(message.header)
+    if properties is None or not properties.table[-_STAY_FIELD:].startswith(_STAY_BEGINS):
+        return None
+    rest, stay = properties.table[:-_STAY_FIELD], properties.table[-_STAY_SIZE:]
+    limits = _limits_of(rest)
+    if limits is None or not stay.isalnum():
+        return None
+    one = properties
+    return SplicedProperties(one.message_id, one.priority, one.before, rest, one.after), stay.decode(), limits
+
+
+@lru_cache(_KEPT)
+def _limits_of(table: bytes) -> _Limits | None:
+    """The limits and the fairness key in headers that a copy may keep as they are; None for others."""
+    fields = fields_of(table)
+    if fields is None or len(table) > _MOST_SPLICED or fields.keys() & _NOT_SPLICED:
+        return None
+    if any(name.startswith(_BROKERS_BYTES) for name in fields):
+        return None
+    headers = {name: text for name in (LIMITS, FAIR_KEY) if (text := fields.get(name.encode())) is not None}
+    return limit_refs(headers), fair_key(headers)
+
+
+def _waiting(message: Incoming) -> Waiting:
     properties = content_of(message.header).properties
     ours = _OwnHeaders(properties.headers or {})
     headers = ours.others()
@@ -232,6 +286,10 @@ def waiting(message: Incoming) -> Waiting:
 
 def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
     """A message that waited, for its task queue."""
+    if (found := _unstayed(message)) is not None:
+        one = found[0]
+        table = one.table + text_field(_PERMIT_BYTES, permit.encode())
+        return Message(queue, message.body, SplicedProperties(id_, one.priority, one.before, table, one.after), queue)
     delivery = _delivery(message, queue, _NoLease())
     properties = _copied(delivery, {PERMIT: permit})
     properties.message_id = id_
@@ -329,6 +387,11 @@ def fitted(message: Message, frame_max: int) -> Message:
     A server closes the connection of whoever sends a larger frame (``frame_max``: bytes; 0: no limit).
     """
     properties = message.properties
+    if isinstance(properties, SplicedProperties):
+        if not frame_max or len(properties.encode()) <= frame_max - _FRAME_OVERHEAD:
+            return message
+        message = msgspec.structs.replace(message, properties=properties.decoded())
+        return fitted(message, frame_max)
     if isinstance(properties, TaskProperties) or not properties.headers or not frame_max:
         return message
     room = frame_max - _FRAME_OVERHEAD
@@ -356,8 +419,10 @@ def fitted(message: Message, frame_max: int) -> Message:
     return message
 
 
-def writable(properties: Properties | TaskProperties) -> Properties:
+def writable(properties: Properties | TaskProperties | SplicedProperties) -> Properties:
     """A copy that may be changed."""
+    if isinstance(properties, SplicedProperties):
+        return properties.decoded()
     if not isinstance(properties, TaskProperties):
         return copy(properties)
     return Properties(
