@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.amqp import Incoming
     from leveret.brokers.rabbitmq.coordination import Request, Side, Tenure
     from leveret.errors import EnqueueError
-    from leveret.model import LimitRequest, LimitUse
+    from leveret.model import LimitRef, LimitRequest, LimitUse
 
 log = logging.getLogger("leveret.rabbitmq.limits")
 
@@ -72,7 +72,11 @@ _MOST_AHEAD = 20
 #: So often permits whose tasks are nowhere are looked for (seconds).
 _STOCK = 30.0
 #: The keys of rows: limits, permits, and queues whose tasks may wait.
-_LIMIT, _PERMIT, _QUEUE = "l", "p", "q"
+_LIMIT, _PERMIT, _QUEUE, _RATE = "l", "p", "q", "r"
+#: A rate with so long between two starts has a row with when it may start again (seconds), as a new holder would wait so
+#: long for want of knowing it; and so many have at most.
+_SLOW = 1.0
+_MOST_RATES = 2_000
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
@@ -154,10 +158,21 @@ Count: TypeAlias = "Callable[[str], Awaitable[tuple[int, int] | None]]"
 LookInto: TypeAlias = "Callable[[str], Awaitable[Emptied | None]]"
 _Inline: TypeAlias = AskAlive | AskUses | AskHeld | Clear | Emptied
 _INLINE = (AskAlive, AskUses, AskHeld, Clear, Emptied)
+
+
+class _SlowRate(msgspec.Struct, frozen=True, array_like=True):
+    """A slow rate's row: see `leveret.model.Rate.started`."""
+
+    limit: str
+    key: str
+    full_at: float
+
+
 _request_of = msgspec.msgpack.Decoder(Asked).decode
 _row_of = msgspec.json.Decoder(LimitRow).decode
 _stored_of = msgspec.msgpack.Decoder(_Stored).decode
 _pack = msgspec.msgpack.Encoder().encode
+_rate_of = msgspec.msgpack.Decoder(_SlowRate).decode
 _pack_row = msgspec.json.Encoder().encode
 
 
@@ -227,7 +242,7 @@ class Admission:
         self._tenure = tenure
         self._count = count
         self._look_into = look
-        self._gate: Gate[_Task] = Gate(Permits(began=time.time()))
+        self._gate: Gate[_Task] = Gate(Permits(time.time(), _SLOW))
         self._permits = self._gate.permits
         self._windows: dict[str, _Window | None] = {}
         self._numbers = itertools.count(1)
@@ -244,6 +259,8 @@ class Admission:
         self._fair: set[str] = set()
         #: Until when a queue is left alone (Unix time).
         self._off: dict[str, float] = {}
+        #: Slow rates that have a row, and when a whole burst of each may start.
+        self._rates: dict[LimitRef, float] = {}
         self._changed = asyncio.Event()
         self._new_queue = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -255,6 +272,9 @@ class Admission:
         for key, value in rows.items():
             if key.startswith(_QUEUE):
                 self._windows[key[1:]] = None
+            elif key.startswith(_RATE) and (rate := decoded(_rate_of, value)) is not None:
+                self._rates[rate.limit, rate.key] = rate.full_at
+                self._permits.restore_rate((rate.limit, rate.key), rate.full_at)
             elif key.startswith(_PERMIT) and (stored := decoded(_stored_of, value)) is not None:
                 self._note(key[1:], stored)
                 self._permits.restore(key[1:], Permit(stored.queue, tuple(stored.refs)))
@@ -439,6 +459,7 @@ class Admission:
         if (window := self._windows.get(queue)) is not None:
             window.admitted += len(found)
         try:
+            await self._keep_rates([ref for permit, _ in found for ref in self._permits.held[permit].refs], now)
             await self._tenure.enqueue_all([self._ride(queue, permit, task) for permit, task in found])
         except TenureLost:
             raise
@@ -446,6 +467,24 @@ class Admission:
             log.warning("tasks of queue %r cannot be admitted now: %s", queue, error)
             for permit, task in found:
                 self._put_back(permit, task)
+
+    async def _keep_rates(self, refs: Iterable[LimitRef], now: float) -> None:
+        """What slow rates have started is durable before it starts."""
+        started = {ref: self._permits.full_at(ref) for ref in refs if self._is_slow(ref)}
+        if not started:
+            return
+        over = [ref for ref, full_at in self._rates.items() if full_at <= now and ref not in started]
+        self._rates.update(started)
+        for ref in over:
+            del self._rates[ref]
+        rows: dict[str, bytes | None] = {_rate_key(ref): None for ref in over}
+        if len(self._rates) <= _MOST_RATES:
+            rows |= {_rate_key(ref): _pack(_SlowRate(*ref, full_at)) for ref, full_at in started.items()}
+        await self._tenure.change(rows)
+
+    def _is_slow(self, ref: LimitRef) -> bool:
+        row = self._permits.rows.get(ref[0])
+        return row is not None and row.rule.rate is not None and row.rule.rate.interval >= _SLOW
 
     def _room(self, queue: str) -> int:
         """How many more of a queue may be admitted, for all that its limits say."""
@@ -576,6 +615,10 @@ class Admission:
         stay = "" if stored is None else stored.stay
         self._permit_of.pop(stay, None)
         return stay
+
+
+def _rate_key(ref: LimitRef) -> str:
+    return _RATE + _pack_row(ref).decode()
 
 
 def uses_of(rows: Mapping[str, bytes]) -> list[LimitUse]:

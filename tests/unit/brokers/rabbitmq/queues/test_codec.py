@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
 
+from leveret.brokers.rabbitmq.amqp import SplicedProperties
 from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues.codec import (
@@ -743,16 +744,24 @@ def test_a_plain_task_of_a_queue_with_a_limit_waits_as_it_is() -> None:
     assert (found.id, found.refs, found.fair, found.rank) == ("m-1", (), None, 3)
 
 
-def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps() -> None:
-    properties = Properties(**{name: getattr(FULL, name) for name in KEPT}, headers={**LIMITED, STAY: "s"})
+@pytest.mark.parametrize("stay", ["s", "0123456789abcdef"])
+@pytest.mark.parametrize("more", [{}, {"x-delivery-count": 1}, {"leveret-row": "old"}], ids=str)
+def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps(stay: str, more: dict[str, Any]) -> None:
+    """Whether it is copied as bytes or not."""
+    headers = {**LIMITED, **more, STAY: stay}
+    properties = Properties(**{name: getattr(FULL, name) for name in KEPT}, headers=headers, delivery_mode=2)
+    properties.content_encoding = FULL.content_encoding if more else None
     message = delivered(properties, b"body")
     found = waiting(message)
-    assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", "s", (("few", "a"),), "acme", 4)
+    assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", stay, (("few", "a"),), "acme", 4)
     copy = admitted(message, "work", found.id, "7.12")
     assert (copy.queue, copy.body) == ("work", b"body")
-    assert headers_of(copy) == {**LIMITED, PERMIT: "7.12"}
-    assert {name: getattr(own(copy), name) for name in KEPT} == {name: getattr(FULL, name) for name in KEPT}
-    delivery = delivery_of(delivered(own(copy), b"body"))
+    is_spliced = isinstance(copy.properties, SplicedProperties)
+    assert is_spliced == (len(stay) == 16 and not more)
+    sent = copy.properties.decoded() if isinstance(copy.properties, SplicedProperties) else through_the_wire(own(copy))
+    assert sent.headers == {**LIMITED, PERMIT: "7.12"}
+    assert {name: getattr(sent, name) for name in KEPT} == {name: getattr(properties, name) for name in KEPT}
+    delivery = delivery_of(delivered(sent, b"body"))
     assert (delivery.permit, delivery.envelope.headers) == ("7.12", LIMITED)
     for other in (retry(delivery), bury(delivery), postponed(delivery), regated(delivery)):
         assert PERMIT not in headers_of(other)
