@@ -73,8 +73,8 @@ _MOST_AHEAD = 20
 _STOCK = 30.0
 #: The keys of rows: limits, permits, and queues whose tasks may wait.
 _LIMIT, _PERMIT, _QUEUE, _RATE = "l", "p", "q", "r"
-#: A rate with so long between two starts has a row with when it may start again (seconds), as a new holder would wait so
-#: long for want of knowing it; and so many have at most.
+#: A rate with so long between two starts (seconds) has a row with when it may start again: a new holder that did not
+#: know would wait so long. So many have one at most.
 _SLOW = 1.0
 _MOST_RATES = 2_000
 
