@@ -127,6 +127,9 @@ _MOST_PRIORITY = 255
 #: The flags of the properties in a content header. A message that has others is decoded by pamqp.
 _CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 << bit for bit in (15, 12, 11, 7, 6, 5))
 _COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
+_TABLE = 1 << 13
+#: Headers of ours that say something of the envelope.
+_TOLD = _OURS - {PERMIT, STAY, TABLE_ROW}
 #: Where the flags of a content header are, and where its properties begin.
 _FLAGS, _FIRST = 12, 14
 _NO_PROPERTIES = b"\x00\x3c" + bytes(_FIRST - 2)
@@ -183,8 +186,30 @@ def _properties(envelope: Envelope) -> Properties:
 def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
     envelope = _common_envelope(message.header, message.body, queue)
     if envelope is None:
-        return _delivery(message, queue, lease)
+        return _with_texts(message, queue, lease) or _delivery(message, queue, lease)
     return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), header=message.header)
+
+
+def _with_texts(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery | None:
+    """As `_delivery`, of a task whose headers are texts and the producer's own, or say that it was admitted."""
+    properties = spliced(message.header)
+    fields = None if properties is None else fields_of(properties.table)
+    if properties is None or fields is None:
+        return None
+    texts = {name.decode(errors="replace"): text for name, text in fields.items()}
+    if None in texts.values() or texts.keys() & _TOLD or any(name.startswith(_BROKERS) for name in texts):
+        return None
+    flags = int.from_bytes(properties.before[:2], "big") & ~_TABLE
+    header = message.header[:_FLAGS] + flags.to_bytes(2, "big") + properties.before[2:] + properties.after
+    envelope = _common_envelope(header, message.body, queue)
+    if envelope is None:
+        return None
+    permit = texts.pop(PERMIT, "") or ""
+    others = {name: text for name, text in texts.items() if name not in _OURS}
+    envelope = msgspec.structs.replace(envelope, headers=others)
+    return RabbitMQDelivery(
+        envelope, lease, message.tag, int(message.redelivered), header=message.header, permit=permit
+    )
 
 
 def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:

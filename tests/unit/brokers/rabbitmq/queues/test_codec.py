@@ -18,6 +18,7 @@ from pamqp.header import ContentHeader
 from leveret.brokers.rabbitmq.amqp import SplicedProperties
 from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.queues import codec
 from leveret.brokers.rabbitmq.queues.codec import (
     LEFT_OUT,
     PERMIT,
@@ -770,3 +771,12 @@ def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps(stay: str, more
 def test_what_names_no_limits_waits_for_none() -> None:
     found = waiting(with_headers(leveret_limits="no JSON", leveret_fair=7, leveret_stay=[1]))
     assert (found.stay, found.refs, found.fair) == ("", (), None)
+
+
+@pytest.mark.parametrize("names", [(), *[(name,) for name in KEPT], KEPT], ids=str)
+@pytest.mark.parametrize("headers", [LIMITED, {**LIMITED, PERMIT: "7.1"}, {"tenant": "é", "x": ""}, {"n": 1}], ids=str)
+def test_a_task_with_text_headers_is_read_as_others_are(names: tuple[str, ...], headers: dict[str, Any]) -> None:
+    given = {"message_id": "m-1", "delivery_mode": 2, **{name: getattr(FULL, name) for name in names}}
+    message = delivered(Properties(headers=headers, **given), redelivered=True)
+    one, other = received(message, "work", LEASE), codec._delivery(message, "work", LEASE)
+    assert msgspec.structs.asdict(one) == msgspec.structs.asdict(other)
