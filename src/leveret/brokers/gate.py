@@ -42,11 +42,13 @@ class Permits:
     """The limits, and what is admitted of each.
 
     ``began``: when whoever decides began to (Unix time). What had started by then is known of no rate but those that
-    `restore` told of, so each of the others is taken to be spent then. None: nothing had started.
+    `restore` told of, so each of the others is taken to be spent then. None: nothing had started. ``told``: of rates
+    with at least so long between two starts (seconds), `restore_rate` tells of all that had.
     """
 
-    def __init__(self, began: float | None = None) -> None:
+    def __init__(self, began: float | None = None, told: float = float("inf")) -> None:
         self._began = began
+        self._told = told
         self.rows: dict[str, LimitRow] = {}
         #: Of the tasks that are admitted and have not ended, by id.
         self.held: dict[str, Permit] = {}
@@ -78,7 +80,7 @@ class Permits:
         if known is not None:
             return known
         row = self.rows.get(ref[0])
-        if self._began is None or row is None or row.rule.rate is None:
+        if self._began is None or row is None or row.rule.rate is None or row.rule.rate.interval >= self._told:
             return 0.0
         return row.rule.rate.spent(self._began)
 
@@ -106,15 +108,7 @@ class Permits:
     def held_until(self, ref: LimitRef, now: float) -> float | None:
         """Until when a limit has no room (Unix time; 0: that does not depend on the time); None: it has room."""
         row = self.rows.get(ref[0])
-        if row is None:
-            return None
-        rule = row.rule
-        if row.paused or (rule.concurrency is not None and self.admitted[ref] >= rule.concurrency):
-            return 0.0
-        until = row.rests_until(ref[1], now)
-        if rule.rate is not None and (start := rule.rate.may_start_at(self.full_at(ref))) > now:
-            return max(start, until or 0.0)
-        return until
+        return None if row is None else row.held_until(ref[1], self.admitted[ref], self.full_at(ref), now)
 
     def _prune(self, now: float) -> None:
         """Forget rates that say no more than the absence of what is known does."""
@@ -223,16 +217,28 @@ class Gate(Generic[T]):
 
     def admit(self, queue: str, most: int, now: float) -> list[tuple[str, T]]:
         """Give permits to at most so many of a queue, in turn: their ids and what stands for them."""
-        self._ring(now)
-        ready = self._ready.get(queue, [])
+        self.ring(now)
         found: list[tuple[str, T]] = []
-        while len(found) < most and (lane := self._first(ready)) is not None:
-            if not lane.tasks:
-                self._lanes.pop(lane.key, None)
-                self._pass_on(lane, now)
-            elif not self._is_held(lane, now):
-                found.append(self._take(lane, now))
+        while len(found) < most and (lane := self._next(queue, now)) is not None:
+            found.append(self._take(lane, now))
         return found
+
+    def first(self, queue: str, now: float) -> T | None:
+        """What stands for the task of a queue that `admit` gives next; None: none."""
+        self.ring(now)
+        lane = self._next(queue, now)
+        if lane is None:
+            return None
+        heapq.heappush(self._ready[queue], (*self._place(lane), lane.entry, lane))
+        return lane.tasks[0][3]
+
+    def queues(self) -> list[str]:
+        """The queues that have lanes which may go, as far as is known."""
+        return [queue for queue, lanes in self._ready.items() if lanes]
+
+    def may_go(self, queue: str) -> int:
+        """How many tasks of a queue wait, and are not known to be held up by a limit."""
+        return sum(len(lane.tasks) for lane in self._lanes.values() if lane.queue == queue and lane.held_by is None)
 
     def next_time(self) -> float | None:
         """When a limit that holds tasks up has room by the clock alone (Unix time); None: none is known to."""
@@ -252,6 +258,16 @@ class Gate(Generic[T]):
             keys.setdefault(name, set()).add(key)
         rows = sorted(self.permits.rows.items())
         return [LimitUse(row, admitted[name], waiting[name], len(keys.get(name, ()))) for name, row in rows]
+
+    def _next(self, queue: str, now: float) -> _Lane[T] | None:
+        """Take out the lane of a queue that goes next. Those that cannot are set aside."""
+        while (lane := self._first(self._ready.get(queue, []))) is not None:
+            if not lane.tasks:
+                self._lanes.pop(lane.key, None)
+                self._pass_on(lane, now)
+            elif not self._is_held(lane, now):
+                return lane
+        return None
 
     def _take(self, lane: _Lane[T], now: float) -> tuple[str, T]:
         _, _, id_, task = heapq.heappop(lane.tasks)
@@ -320,7 +336,8 @@ class Gate(Generic[T]):
             self._alarm_of[ref] = until
             heapq.heappush(self._alarms, (until, ref))
 
-    def _ring(self, now: float) -> None:
+    def ring(self, now: float) -> None:
+        """Lanes that were held up until now may try."""
         while self._alarms and self._alarms[0][0] <= now:
             when, ref = heapq.heappop(self._alarms)
             if self._alarm_of.get(ref) == when:

@@ -7,7 +7,7 @@ A task names its limits in its headers, each with a key: `limit_refs`. It waits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A limit's name, and the key that parts it (a tenant, an account); "" for a limit without keys.
 LimitRef: TypeAlias = tuple[str, str]
+
+LimitState: TypeAlias = Literal["active", "paused", "resting"]
 
 #: The header that names a task's limits, as JSON: `[["stripe", ""], ["tenant", "acme"]]`.
 LIMITS = "leveret-limits"
@@ -121,6 +123,27 @@ class LimitRow(msgspec.Struct, frozen=True, omit_defaults=True):
     def rule(self) -> LimitRule:
         """What is in force."""
         return self.declared if self.changed is None else self.changed
+
+    def rest(self, now: float) -> Mapping[str, float]:
+        """The keys that rest, and until when (Unix time)."""
+        return {key: until for key, until in self.resting.items() if until > now}
+
+    def state(self, now: float) -> LimitState:
+        """In one word, for people. resting: keys of it do."""
+        return "paused" if self.paused else "resting" if self.rest(now) else "active"
+
+    def held_until(self, key: str, admitted: int, full_at: float, now: float) -> float | None:
+        """Until when it has no room for a key (Unix time; 0: that does not depend on the time); None: it has room.
+
+        ``full_at``: see `Rate.started`.
+        """
+        rule = self.rule
+        if self.paused or (rule.concurrency is not None and admitted >= rule.concurrency):
+            return 0.0
+        until = self.rests_until(key, now)
+        if rule.rate is not None and (start := rule.rate.may_start_at(full_at)) > now:
+            return max(start, until or 0.0)
+        return until
 
     def rests_until(self, key: str, now: float) -> float | None:
         """Until when nothing of a key is admitted (Unix time); None: it does not rest."""

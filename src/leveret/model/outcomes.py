@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from leveret.model.limits import limit_refs, queue_limit
 from leveret.model.messages import Delivery, Envelope
 
 
@@ -64,6 +65,14 @@ def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
         last_error=outcome.error,
         due=now + outcome.delay if outcome.delay else None,
     )
+
+
+def put_off(envelope: Envelope, outcome: PutOff, now: float, *, rests: bool) -> Envelope:
+    """The task as it waits again. ``rests``: the limit is there, and its key rests; else the task waits by itself."""
+    own = [*limit_refs(envelope.headers), (queue_limit(envelope.queue), "")]
+    if rests and (outcome.limit, outcome.key) in own:
+        return envelope
+    return msgspec.structs.replace(envelope, due=now + outcome.delay)
 
 
 def revived(envelope: Envelope, now: float) -> Envelope:
