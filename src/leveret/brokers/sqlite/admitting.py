@@ -86,6 +86,16 @@ class _Lane:
 
     __slots__ = ("fair", "held_by", "id", "is_whole", "queue", "rank", "read", "tasks", "turn", "uses")
 
+    id: int
+    queue: int
+    #: For whom its tasks are.
+    fair: str | None
+    #: The priority of its first task, turned round; None: none waits.
+    rank: int | None
+    turn: int
+    #: The use that holds it up.
+    held_by: int | None
+
     def __init__(self, row: Sequence[Any], uses: list[_Use]) -> None:
         self.id, self.queue, _, self.fair, self.rank, self.turn, self.held_by = row
         self.uses = uses
@@ -155,17 +165,14 @@ class Admitting(Statements):
         given: Counter[int] = Counter()
         for id_, count in ended.items():
             row = self.execute("SELECT uses FROM lane WHERE id = ?", id_).fetchone()
-            for use in _used(row[0]) if row is not None else ():
-                given[use] += count
+            given.update(dict.fromkeys(_used(row[0]) if row is not None else (), count))
         self._load({*given, *roused})
-        for id_, count in given.items():
-            use = self._uses.get(id_)
-            if use is not None:
-                use.admitted = max(0, use.admitted - count)
+        for use in self._uses.values():
+            if use.id in given:
+                use.admitted = max(0, use.admitted - given[use.id])
                 self._used.add(use)
-        for id_ in {*given, *roused}:
-            use = self._uses.get(id_)
-            if use is not None and use.holds:
+        for use in list(self._uses.values()):
+            if use.holds:
                 self._wake(use)
 
     def finish(self) -> set[int]:
