@@ -32,6 +32,7 @@ _TURNS = 1_000
 _BEFORE_ALL = (-(2**31), -1, -1)
 _LANE = "SELECT id, queue, uses, fair, rank, turn, held_by FROM lane"
 # Both as their indexes have them.
+_USED = "SELECT id, uses FROM lane WHERE id IN (SELECT value FROM json_each(?))"
 _OPEN = (
     f"{_LANE} WHERE queue = ? AND rank IS NOT NULL AND held_by IS NULL AND (rank, turn, id) > (?, ?, ?)"
     " ORDER BY rank, turn, id LIMIT ?"
@@ -163,9 +164,8 @@ class Admitting(Statements):
         """So many tasks of these lanes have ended, and these uses may have room."""
         self._now, self._queue = time.time(), -1
         given: Counter[int] = Counter()
-        for id_, count in ended.items():
-            row = self.execute("SELECT uses FROM lane WHERE id = ?", id_).fetchone()
-            given.update(dict.fromkeys(_used(row[0]) if row is not None else (), count))
+        for id_, uses in self.execute(_USED, array(list(ended))):
+            given.update(dict.fromkeys(_used(uses), ended[id_]))
         self._load({*given, *roused})
         for use in self._uses.values():
             if use.id in given:
@@ -205,11 +205,11 @@ class Admitting(Statements):
             lane = self._lanes[place[2]]
             if lane.held_by is not None or lane.rank is None:
                 heapq.heappop(self._line)
-            elif not self._has_task(lane):
+            elif not lane.tasks and not self._has_task(lane):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
-            elif self._place(lane) != place:
-                heapq.heapreplace(self._line, self._place(lane))
+            elif (now := self._place(lane)) != place:
+                heapq.heapreplace(self._line, now)
             elif self._is_held(lane):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
@@ -267,12 +267,12 @@ class Admitting(Statements):
 
     def _take(self, lane: _Lane) -> int:
         seq, _ = lane.tasks.popleft()
-        for use in lane.uses:
-            use.take(self._now)
-            self._used.add(use)
         self._turns[lane.group] = self._turn()
         self._moved.add(lane)
         self._has_task(lane)
+        for use in lane.uses:
+            use.take(self._now)
+            self._used.add(use)
         self._pass_on(lane)
         return seq
 
