@@ -106,15 +106,7 @@ class Permits:
     def held_until(self, ref: LimitRef, now: float) -> float | None:
         """Until when a limit has no room (Unix time; 0: that does not depend on the time); None: it has room."""
         row = self.rows.get(ref[0])
-        if row is None:
-            return None
-        rule = row.rule
-        if row.paused or (rule.concurrency is not None and self.admitted[ref] >= rule.concurrency):
-            return 0.0
-        until = row.rests_until(ref[1], now)
-        if rule.rate is not None and (start := rule.rate.may_start_at(self.full_at(ref))) > now:
-            return max(start, until or 0.0)
-        return until
+        return None if row is None else row.held_until(ref[1], self.admitted[ref], self.full_at(ref), now)
 
     def _prune(self, now: float) -> None:
         """Forget rates that say no more than the absence of what is known does."""

@@ -165,7 +165,7 @@ class LimitView(msgspec.Struct, frozen=True):
     row: LimitRow
     use: LimitUse
     state: LimitState
-    resting: Sequence[tuple[str, float]]
+    resting: list[tuple[str, float]]
     resting_count: int
 
 

@@ -137,6 +137,19 @@ class LimitRow(msgspec.Struct, frozen=True, omit_defaults=True):
         """In one word, for people. resting: keys of it do."""
         return "paused" if self.paused else "resting" if self.rest(now) else "active"
 
+    def held_until(self, key: str, admitted: int, full_at: float, now: float) -> float | None:
+        """Until when it has no room for a key (Unix time; 0: that does not depend on the time); None: it has room.
+
+        ``full_at``: see `Rate.started`.
+        """
+        rule = self.rule
+        if self.paused or (rule.concurrency is not None and admitted >= rule.concurrency):
+            return 0.0
+        until = self.rests_until(key, now)
+        if rule.rate is not None and (start := rule.rate.may_start_at(full_at)) > now:
+            return max(start, until or 0.0)
+        return until
+
     def rests_until(self, key: str, now: float) -> float | None:
         """Until when nothing of a key is admitted (Unix time); None: it does not rest."""
         until = self.resting.get(key)
