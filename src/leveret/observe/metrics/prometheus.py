@@ -278,16 +278,16 @@ class _Queues:
             yield family
         if not self._limits:
             return
-        for name, text, of in (
-            ("admitted", "Tasks that have a permit of the limit.", lambda one: one.admitted),
-            ("waiting", "Tasks that wait for the limit.", lambda one: one.waiting),
-            ("paused", "1: nothing of the limit is admitted.", lambda one: one.row.paused),
+        for name, text in (
+            ("admitted", "Tasks that have a permit of the limit."),
+            ("waiting", "Tasks that wait for the limit."),
+            ("paused", "1: nothing of the limit is admitted."),
         ):
             family = GaugeMetricFamily(
                 f"leveret_limit_{name}", f"{text} Over all workers, whichever says so.", labels=("limit",)
             )
             for one in self._limits:
-                family.add_metric((one.row.name,), float(of(one)))
+                family.add_metric((one.row.name,), float(one.row.paused if name == "paused" else getattr(one, name)))
             yield family
 
 
