@@ -19,6 +19,7 @@ from leveret.model.names import fits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
 #: A limit's name, and the key that parts it (a tenant, an account); "" for a limit without keys.
 LimitRef: TypeAlias = tuple[str, str]
@@ -59,6 +60,10 @@ class Rate(msgspec.Struct, frozen=True):
     count: int
     per: float = 1.0
     burst: int | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, count: int, per: float | timedelta = 1.0, burst: int | None = None) -> None: ...
 
     def __post_init__(self) -> None:
         number = count("Rate: count", self.count)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Executor, ExecutorEvent, Manifest
-    from leveret.model import Delivery, Envelope, QueueStats
+    from leveret.model import Delivery, Envelope, LimitUse, QueueStats
     from leveret.observe import Listener
     from leveret.worker.autoscale import Scaler
     from leveret.worker.prefetch import Prefetch
@@ -112,6 +112,17 @@ class Worker:
             BrokerError: The broker cannot be asked.
         """
         return await self._session.stats()
+
+    async def limits(self) -> Sequence[LimitUse]:
+        """The broker's limits, and what they do.
+
+        Returns:
+            Each; nothing before the worker is ready.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._session.limit_uses()
 
     def tasks(self) -> Sequence[tuple[str, str]]:
         """The names and queues of those that it is there to run; nothing before it is ready."""
@@ -269,6 +280,9 @@ class NoSession:
     async def stats(self) -> Sequence[QueueStats]:
         return ()
 
+    async def limit_uses(self) -> Sequence[LimitUse]:
+        return ()
+
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         for event in events:
             if isinstance(event, ChildReplaced):
@@ -304,6 +318,10 @@ class Session:
     async def stats(self) -> Sequence[QueueStats]:
         """What is in its queues. Raises BrokerError."""
         return await self.broker.queues.stats(self.queues)
+
+    async def limit_uses(self) -> Sequence[LimitUse]:
+        """What limits do. Raises BrokerError."""
+        return await self.broker.limits.read()
 
     async def ready(self) -> int:
         """How many tasks wait with the broker that may be run. Raises BrokerError."""
