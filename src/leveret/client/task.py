@@ -397,7 +397,11 @@ class Task(Generic[P, R]):
         return self._handles(envelopes, conflicts)[0]
 
     async def enqueue_many(
-        self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
+        self,
+        calls: Iterable[Call[P] | tuple[Any, ...]],
+        *,
+        ids: Iterable[str] | None = None,
+        over: float | timedelta | None = None,
     ) -> list[Handle[R]]:
         """Store many calls in one round trip: ``enqueue_many([task.call(5, text="a"), (6,)])``.
 
@@ -408,14 +412,17 @@ class Task(Generic[P, R]):
             calls: Each is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments,
                 which are checked here alone.
             ids: One chosen id for each call. None: new ones.
+            over: Spread them evenly over so much time (seconds, or a timedelta), from now on, or from what ``delay`` or
+                ``at`` says; at most a year with that. The first of n is due then, the next one an nth of the time
+                later. None: all at once.
 
         Returns:
             The handles, in the order of the calls.
 
         Raises:
             DuplicateTask: An id is given twice, and nothing was sent; or one is taken, as with ``enqueue``.
-            ConfigurationError: There are not as many ids as calls, or one of them cannot be an id; or as with
-                ``enqueue``.
+            ConfigurationError: There are not as many ids as calls, or one of them cannot be an id; ``over`` is no
+                duration, too long, or not over when they expire; or as with ``enqueue``.
             InvalidArguments: What is given is no call of this task, or its arguments do not fit. Nothing was sent.
             LeveretError: As with ``enqueue``.
         """
@@ -426,6 +433,8 @@ class Task(Generic[P, R]):
         for id_ in () if ids is None else chosen:
             check_id(id_)
         envelopes = self._envelopes(chosen, every, are_chosen=ids is not None)
+        if over is not None:
+            envelopes = self._spread(envelopes, seconds("over", over, most=MAX_DELAY))
         twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
@@ -463,6 +472,22 @@ class Task(Generic[P, R]):
             The handle. Nothing is asked of the broker yet.
         """
         return Handle(id_, self._producer, self.name, None, self.store_result)
+
+    def _spread(self, envelopes: Sequence[Envelope], over: float) -> list[Envelope]:
+        """The tasks, each due a part of ``over`` (seconds) after the one before. Raises ConfigurationError."""
+        spread = []
+        for number, one in enumerate(envelopes):
+            assert one.enqueued_at is not None
+            later = over * number / len(envelopes)
+            due = (one.enqueued_at if one.due is None else one.due) + later
+            if due > one.enqueued_at + MAX_DELAY:
+                raise ConfigurationError(f"over is {over:g}: with the delay before it that is more than a year")
+            if one.expires_at is not None and due > one.expires_at:
+                raise ConfigurationError(
+                    f"over is {over:g}: some tasks would have expired before they are due; expires counts from now on"
+                )
+            spread.append(msgspec.structs.replace(one, due=due) if later else one)
+        return spread
 
     def _conflicts(self) -> Conflicts | None:
         unique, policy = self._enqueue.unique, self._enqueue.on_conflict
