@@ -114,7 +114,8 @@ class RabbitMQQueues:
             raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
         if await self._claims.exists():
-            await self._claims.emptied(queue, await self._running(connection) if consumers else ())
+            running = await self._running(connection) if consumers else ()
+            await self._claims.emptied(queue, running, with_dead=whole)
         return msgspec.structs.replace(removed, kept=whole and bool(consumers))
 
     async def _running(self, connection: amqp.Connection) -> list[str]:
