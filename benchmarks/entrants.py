@@ -60,6 +60,16 @@ OURS_KEPT = Entrant(
     ("leveret", "worker", "benchmarks.kept:app", "--log-level", "WARNING", *_PREFETCH),
     is_ours=True,
 )
+OURS_SCHEDULED = replace(
+    OURS_KEPT,
+    name="leveret, a hundred schedules",
+    worker=("leveret", "worker", "benchmarks.scheduled:app", "--log-level", "WARNING"),
+)
+OURS_UNSCHEDULED = replace(
+    OURS_SCHEDULED,
+    name="leveret, no schedules",
+    worker=("leveret", "worker", "benchmarks.scheduled:without", "--log-level", "WARNING"),
+)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 OURS_SYNC = _ours("leveret, enqueue_sync", "one after the other, without an event loop", "sync", *_PREFETCH)
 

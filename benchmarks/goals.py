@@ -148,6 +148,14 @@ UNIQUE: dict[str, tuple[Goal, ...]] = {
         Goal("SQLite, enqueue_many of unique tasks to plain ones", "unique many to plain many", 0.7),
     ),
 }
+#: A worker with a hundred schedules, of which none falls due, to one without.
+SCHEDULES: dict[str, tuple[Goal, ...]] = {
+    kind: (
+        Goal(f"{name}, a hundred schedules, share of a core more", "idle more", 0.2, at_least=False, unit="%"),
+        Goal(f"{name}, a hundred schedules, memory more", "MB more", 6, at_least=False, unit="MB"),
+    )
+    for kind, name in (("rabbitmq", "RabbitMQ"), ("sqlite", "SQLite"))
+}
 FOOTPRINT: dict[str, tuple[Goal, ...]] = {
     kind: (
         Goal(f"{name}, idle worker and child, share of a core", "idle", 0.5, at_least=False, unit="%"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import processes
-from benchmarks.entrants import OURS, OURS_KEPT, WIRE
+from benchmarks.entrants import OURS, OURS_KEPT, OURS_SCHEDULED, OURS_UNSCHEDULED, WIRE
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import RabbitMQ
 from benchmarks.programs import Programs, Worker, environment
@@ -39,6 +39,8 @@ _MOST_TASKS = 1_000_000
 #: Calls of unique tasks at once; how often a program begins beside many of them.
 _CALLS = 200
 _BEGINNINGS = 3
+#: How long a worker that nothing is enqueued for may take to start, and to have declared what it has (seconds).
+_STARTED = 8.0
 #: How long processes are left alone before their memory is read (seconds).
 _REST = 2.0
 
@@ -193,6 +195,29 @@ def first_unique(place: Place, live: int, ended: int) -> dict[str, float]:
         here.programs.ask(("benchmarks.unique", "fill"), {"live": live, "ended": ended})
         found = [here.programs.ask(("benchmarks.unique", "begin"), {}) for _ in range(_BEGINNINGS)]
         return {name: statistics.median(numbers[name] for numbers in found) for name in found[0]}
+
+
+def schedules_idle(place: Place, *, idle: float, rounds: int) -> dict[str, float]:
+    """What a hundred schedules of which none falls due take of an idle worker: per cent of a core, and MB."""
+    # A worker without schedules stands by where there are some: these are measured first.
+    without, with_ = (
+        [_idle_worker(entrant, place, idle) for _ in range(rounds)] for entrant in (OURS_UNSCHEDULED, OURS_SCHEDULED)
+    )
+    medians = [[statistics.median(values) for values in zip(*found, strict=True)] for found in (without, with_)]
+    used, size = (after - before for before, after in zip(*medians, strict=True))
+    return {"idle": medians[1][0], "idle more": used, "MB more": size}
+
+
+def _idle_worker(entrant: Entrant, place: Place, idle: float) -> tuple[float, float]:
+    """Per cent of a core, and MB."""
+    with setting(entrant, place, 1) as here, here.programs.working() as workers:
+        time.sleep(_STARTED)
+        workers[0].check()
+        family = processes.family(workers[0].pid)
+        before, began = processes.cpu_seconds(family), time.monotonic()
+        time.sleep(idle)
+        used = (processes.cpu_seconds(family) - before) / (time.monotonic() - began)
+        return used * 100, processes.resident(family) / 1e6
 
 
 def footprint(entrant: Entrant, place: Place, *, tasks: int, idle: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import entrants as e
-from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, STARTUP, UNIQUE
+from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, SCHEDULES, STARTUP, UNIQUE
 from benchmarks.measures import (
     Incorrect,
     beside_others,
@@ -17,6 +17,7 @@ from benchmarks.measures import (
     first_unique,
     footprint,
     latency,
+    schedules_idle,
     startup,
     throughput,
     unique_rates,
@@ -203,6 +204,13 @@ def _unique_goals(results: Results, place: Place, size: Size) -> None:
         results.judge(goal, [numbers[goal.figure]])
 
 
+def _schedules_goals(results: Results, place: Place, size: Size) -> None:
+    numbers = schedules_idle(place, idle=size.idle, rounds=min(2, size.rounds))
+    log.info("%s: schedules, %s", place.name, ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for goal in SCHEDULES[place.kind]:
+        results.judge(goal, [numbers[goal.figure]])
+
+
 def _footprint_goals(results: Results, place: Place, size: Size) -> None:
     numbers = footprint(e.OURS_MANY, place, tasks=size.growth, idle=size.idle)
     log.info("%s: footprint %s", place.name, _words(numbers))
@@ -241,7 +249,10 @@ _BEHIND = 500.0
 
 
 #: What is measured of ours alone, by itself if it is asked for.
-SUBJECTS: dict[str, Callable[[Results, Place, Size], None]] = {"unique": _unique_goals}
+SUBJECTS: dict[str, Callable[[Results, Place, Size], None]] = {
+    "schedules": _schedules_goals,
+    "unique": _unique_goals,
+}
 
 
 def _words(numbers: dict[str, float]) -> str:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import aio_pika
 
-from leveret import Queue
+from leveret import App, Queue
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.queues.ladder import BUSY
 from leveret.brokers.rabbitmq.queues.topology import delay_declaration
 from leveret.model import Envelope, Succeeded, new_id
+from leveret.testing.bench import Taken
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.model import Delivery
+    from tests.conftest import Place
     from tests.support.nodes import Node
 
 HOUR, YEAR = 3_600.0, 365 * 86_400.0
@@ -142,3 +144,24 @@ async def test_nothing_is_left_of_a_queue_that_was_deleted(node: Node) -> None:
         removed = await broker.queues.delete("work")
         assert removed.delayed == 2
     assert delay_queues(node) == set()
+
+
+async def test_many_are_spread_over_a_time(place: Place) -> None:
+    """Each comes by its own time: none early, and none with the next ones."""
+    app = App(place.url)
+
+    @app.task(queue="work")
+    async def say(number: int) -> None: ...
+
+    broker = connect(place.url, timeout=60.0)
+    async with app, broker.consume([Queue("work")], credit=100) as consumer:
+        handles = await say.enqueue_many([(number,) for number in range(30)], over=6)
+        taken = Taken(consumer)
+        for handle in handles:
+            (delivery,) = await taken.next()
+            assert delivery.envelope.id == handle.id
+            due = delivery.envelope.due
+            assert due is None or 0 <= time.time() - due < 1.0
+            await broker.settle([(delivery, Succeeded())])
+        taken.abandon()
+    await broker.close()

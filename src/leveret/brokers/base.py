@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.errors import LimitNotFound, QueueInUse, ScheduleNotFound
+from leveret.errors import DuplicateTask, LimitNotFound, QueueInUse, ScheduleNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -46,9 +46,6 @@ Select: TypeAlias = "Callable[[DeadLetter], DeadLetter | None]"
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What one broker can do and another cannot. It is known before anything is connected, and never changes."""
 
-    #: `Broker.publish` raises DuplicateTask while a task with the same id is ready, delayed, running or dead.
-    #: Otherwise both are stored.
-    unique_ids: bool
     #: Other processes reach the same queues by the same URL.
     shared: bool
     #: `Broker.publish_blocking` works.
@@ -314,9 +311,12 @@ class Broker(Protocol):
     ) -> Mapping[str, str] | None:
         """Store the tasks. Returned means durable; raises EnqueueError or BrokerUnavailable within its timeout.
 
-        At most one task with a unique key (`leveret.model.unique_key`) is there that has not ended. "raise": where one
-        is, DuplicateTask is raised, and nothing of the call is stored. "ignore": the others are stored; returned are
-        the ids of those that were not, each with the id of the one that is there. None: all were stored.
+        At most one task with a unique key (`leveret.model.unique_key`) is there that has not ended, and one with an id
+        of its own (`leveret.model.id_token`): until it has succeeded, was cancelled or deleted, or its dead letter was
+        dropped, and for as long as `leveret.model.id_for` says. "raise": where one is, DuplicateTask is raised, and
+        nothing of the call is stored. "ignore": the others are stored; returned are the ids of those that were not,
+        each with the id of the one that is there. None: all were stored. An own id that the call has twice is
+        DuplicateTask in any case.
         """
 
     def publish_blocking(
@@ -355,6 +355,11 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Give the connections back. What was published is safe; what was delivered and not settled goes back."""
+
+
+def duplicates(existing: Mapping[str, str]) -> DuplicateTask:
+    """Why tasks are refused, each given with the id of the one that is there: its own, where that is what is taken."""
+    return DuplicateTask(list(existing), {id_: holder for id_, holder in existing.items() if holder != id_})
 
 
 def in_use(queue: str, *, consumers: int, running: int = 0) -> QueueInUse:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.base import Capabilities, in_use, no_limit, no_schedule
+from leveret.brokers.base import Capabilities, duplicates, in_use, no_limit, no_schedule
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
 from leveret.brokers.gate import Gate, Permits
 from leveret.brokers.inbox import Inbox
@@ -59,6 +59,9 @@ from leveret.model import (
     enqueued,
     fair_key,
     freed_key,
+    id_for,
+    id_key,
+    id_token,
     is_limited,
     limit_refs,
     limits_after,
@@ -742,7 +745,7 @@ class MemoryUniqueKeys(_Facet):
 class MemoryBroker:
     """See `leveret.brokers.Broker`."""
 
-    capabilities = Capabilities(unique_ids=True, shared=False)
+    capabilities = Capabilities(shared=False)
 
     def __init__(self, store: MemoryStore | None = None, *, keep: float = KEEP) -> None:
         self._store = store or MemoryStore()
@@ -788,7 +791,7 @@ class MemoryBroker:
         existing = self._existing(envelopes)
         if existing:
             if on_conflict == "raise":
-                raise DuplicateTask(list(existing), existing)
+                raise duplicates(existing)
             envelopes = [envelope for envelope in envelopes if envelope.id not in existing]
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
@@ -817,11 +820,15 @@ class MemoryBroker:
             key, period = unique_key(envelope.headers), unique_for(envelope.headers)
             if key is not None and period is not None:
                 self._store.kept[key] = envelope.id, self._store.clock.time() + period
+            if id_token(envelope.headers) is not None and (period := id_for(envelope.headers)) is not None:
+                self._store.kept[id_key(envelope.id)] = envelope.id, self._store.clock.time() + period
             self._store.queues[envelope.queue].put(envelope, self._store.tokens)
         self._store.deal({envelope.queue for envelope in envelopes})
 
     def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
-        """Those whose unique keys are taken, each with the id of the task that is there."""
+        """Those whose unique keys or own ids are taken, each with the id of the task that is there."""
+        own = [one.id for one in envelopes if id_token(one.headers) is not None]
+        taken = [id_ for id_ in own if id_ in self._store.ids or self._store.holder(id_key(id_)) is not None]
         mine: dict[str, str] = {}
         existing: dict[str, str] = {}
         for envelope in envelopes:
@@ -830,7 +837,7 @@ class MemoryBroker:
                 holder = self._store.holder(key) or mine.setdefault(key, envelope.id)
                 if holder != envelope.id:
                     existing[envelope.id] = holder
-        return existing
+        return {**{id_: id_ for id_ in taken}, **existing}
 
     def publish_blocking(
         self, envelopes: Sequence[Envelope], *, notify: bool, on_conflict: OnConflict = "raise"

@@ -64,7 +64,13 @@ def valued_options(command: click.Command) -> set[str]:
 @click.option("--at", type=MOMENT, help="Not before then: 2026-01-31T08:00+01:00, with a time zone.")
 @click.option("--expires", type=DURATION, help="Dead if it has not started so long from now.")
 @click.option("--priority", type=click.IntRange(0, MAX_PRIORITY), help="The higher first; none is like 4.")
-@click.option("--id", help="The task's id. On SQLite one that is taken is refused.")
+@click.option("--id", help="The task's id. One whose task is there is refused.")
+@click.option("--id-for", type=DURATION, help="The id is taken for so long from now, though its task has ended.")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(("ignore", "raise")),
+    help="Of an id, or a unique key, that is taken: print the id of the task that is there, or exit 1.",
+)
 @url_option
 def command(app: str, task: str, arguments: tuple[str, ...], kwargs: str, url: str | None, **options: Any) -> None:
     """Enqueue one task and print its id.
@@ -77,6 +83,7 @@ def command(app: str, task: str, arguments: tuple[str, ...], kwargs: str, url: s
       leveret enqueue tasks:app resize cat.png 80
       leveret enqueue tasks:app resize --kwargs '{"path": "cat.png", "width": 80}'
       leveret enqueue tasks:app send_invoice 42 --id invoice-42 --priority 9
+      leveret enqueue tasks:app clean_up --id "clean-up-$(date +%F)" --id-for 1d --on-conflict ignore
       leveret enqueue tasks:app remind --delay 2h -- --all
     """
     application = loaded(app, url)

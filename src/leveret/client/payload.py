@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.client.values import ANY, Hint, hint, is_text, not_json, sent
+from leveret.client.values import ANY, Hint, Misfit, hint, is_text, not_json, sent
 from leveret.errors import InvalidArguments, NoResult, NotSerializable, UnreadableBody
 from leveret.model import shallow
 
@@ -279,6 +279,9 @@ def _why_unreadable(body: bytes, encoding: str | None, error: Exception) -> str:
 def misfit(error: Exception) -> str:
     """What msgspec found wrong, and where, without the value: error texts are logged and shown, arguments are not."""
     text = str(error)
+    refused = error.__cause__ or error
+    if isinstance(refused, Misfit):
+        return f"{refused}{_place(text.removeprefix(str(refused)))}"
     if isinstance(error, msgspec.ValidationError) and error.__cause__ is None and text.startswith(_WITHOUT_VALUE):
         return text
     if not isinstance(error, msgspec.ValidationError) or error.__cause__ is not None:

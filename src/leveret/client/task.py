@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from copy import copy
+from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from leveret.brokers import OnConflict
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
 from leveret.client.limits import Limit, Limiting, limiting, limits_of
@@ -15,6 +17,9 @@ from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.client.unique import Unique, checked_policy, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
+    ID_FOR,
+    ID_TOKEN,
+    MAX_TIMEOUT,
     Envelope,
     Schedule,
     TaskOptions,
@@ -23,6 +28,7 @@ from leveret.model import (
     check_id,
     check_overrides,
     check_schedule_name,
+    new_id,
     new_ids,
     own_headers,
     repeated,
@@ -35,7 +41,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
-    from leveret.brokers import OnConflict
     from leveret.client.limits import LimitsGiven
     from leveret.client.unique import UniqueBy
     from leveret.model import Acknowledge, Cron, Every, Header, Queue, RetryRules
@@ -73,6 +78,9 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     expires: float | None = None
     #: Of the next task; None: a new one.
     id: str | None = None
+    #: For how long such an id is taken, though its task has ended (seconds); and what becomes of one that is taken.
+    id_for: float | None = None
+    on_conflict: OnConflict = "raise"
     #: Those that carry options which are not what the decorator says are among them.
     headers: dict[str, Any] = {}
     #: How it gets its unique key; None: it has none.
@@ -86,6 +94,11 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
 
     def ids(self, count: int) -> list[str]:
         return new_ids(count) if self.id is None else [self.id] * count
+
+    def id_headers(self) -> dict[str, str | int]:
+        """What says that a task's id was chosen."""
+        token: dict[str, str | int] = {ID_TOKEN: new_id()}
+        return token if self.id_for is None else {**token, ID_FOR: ceil(self.id_for * 1000)}
 
 
 #: What tasks of other queues are asked to do, and how it is done here.
@@ -230,6 +243,7 @@ class Task(Generic[P, R]):
         expires: float | timedelta | None = None,
         priority: int | None = None,
         id: str | None = None,  # noqa: A002 - the user's word for it
+        id_for: float | timedelta | None = None,
         timeout: float | timedelta | None = None,
         max_attempts: int | None = None,
         store_result: bool | None = None,
@@ -255,9 +269,10 @@ class Task(Generic[P, R]):
                 years. One that has not started by then is dead.
             priority: 0 to 9, the higher first; a task without one is like 4. RabbitMQ keeps it strictly since 4.3, or
                 with ``Queue(kind="classic")``; see docs/guarantees.md.
-            id: The task's own id, for one enqueue, as "invoice-42": printable, at most 255 bytes. The SQLite and memory
-                brokers refuse it (DuplicateTask) while a task with that id is ready, delayed, running or dead. RabbitMQ
-                cannot know, and stores both.
+            id: The task's own id, for one enqueue, as "invoice-42": printable, at most 255 bytes. It is refused
+                (DuplicateTask) while a task with that id is ready, delayed, running or dead; see ``on_conflict``.
+            id_for: How long the id is taken from the enqueueing on, also when its task has ended (seconds, or a
+                timedelta): a task at most in that time. None: while its task is there.
             timeout: How long an attempt may run (seconds, or a timedelta): more than 0, at most a hundred years.
             max_attempts: The most attempts, at least 1.
             store_result: Whether the broker keeps what becomes of the task, and what it returns.
@@ -266,7 +281,8 @@ class Task(Generic[P, R]):
                 None; 32 KiB in all.
             unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
                 own: another task's key of the same text is another one. False: none.
-            on_conflict: What becomes of an enqueue whose unique key is taken, "ignore" or "raise": see ``by``.
+            on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore" or "raise": see
+                ``by``. None: what the unique key says; "raise" where there is none.
             limits: The limits that the task waits for, in place of the decorator's. Empty: none.
 
         Returns:
@@ -275,9 +291,9 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
-                printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key, a limit
-                that is none of the application's, or a queue or a limit that parts its tasks by a parameter which this
-                one does not have.
+                printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key and an
+                id, a limit that is none of the application's, or a queue or a limit that parts its tasks by a parameter
+                which this one does not have.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -296,25 +312,39 @@ class Task(Generic[P, R]):
             enqueue["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
         if id is not None:
             enqueue["id"] = id
+        if id_for is not None:
+            enqueue["id_for"] = seconds("id_for", id_for, above_zero=True, most=MAX_TIMEOUT)
         if unique is not None or on_conflict is not None:
-            enqueue["unique"] = self._unique(unique, on_conflict)
+            before = self._enqueue
+            has_id = any(one is not None for one in (id, id_for, before.id, before.id_for))
+            enqueue["unique"] = self._unique(unique, on_conflict, has_id=has_id)
+        if on_conflict is not None:
+            enqueue["on_conflict"] = checked_policy(on_conflict)
         options = msgspec.structs.replace(self._options, **chosen, **overrides)
-        if limits is not None or queue is not None:
-            enqueue["limiting"] = self._limiting(self.limits if limits is None else limits_of(limits), options)
+        enqueue["limiting"] = self._limiting(limits, options)
         return self._with(options, msgspec.structs.replace(self._enqueue, **enqueue))
 
-    def _limiting(self, limits: tuple[Limit, ...], options: TaskOptions) -> Limiting | None:
+    def _limiting(self, given: LimitsGiven | None, options: TaskOptions) -> Limiting | None:
+        if given is None and options.queue == self._options.queue:
+            return self._enqueue.limiting
+        limits = self.limits if given is None else limits_of(given)
         queue = self._producer.queue(options.queue)
         return limiting(limits, queue, self.name, self.signature, options, self._producer)
 
-    def _unique(self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None) -> Unique | None:
+    def _unique(
+        self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None, *, has_id: bool
+    ) -> Unique | None:
         unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
         if unique is not None:
             unique.check(self.signature, self.name)
         if on_conflict is None:
             return unique
+        if unique is None and has_id:
+            return None
         if unique is None:
-            raise ConfigurationError(f"on_conflict is given, and task {self.name!r} has no unique key: give unique=...")
+            raise ConfigurationError(
+                f"on_conflict is given, and task {self.name!r} has no unique key and no id: give unique=... or id=..."
+            )
         return msgspec.structs.replace(unique, on_conflict=checked_policy(on_conflict))
 
     def for_message(self, headers: Mapping[str, Any]) -> Self:
@@ -387,7 +417,11 @@ class Task(Generic[P, R]):
         return self._handles(envelopes, conflicts)[0]
 
     async def enqueue_many(
-        self, calls: Iterable[Call[P] | tuple[Any, ...]], *, ids: Iterable[str] | None = None
+        self,
+        calls: Iterable[Call[P] | tuple[Any, ...]],
+        *,
+        ids: Iterable[str] | None = None,
+        over: float | timedelta | None = None,
     ) -> list[Handle[R]]:
         """Store many calls in one round trip: ``enqueue_many([task.call(5, text="a"), (6,)])``.
 
@@ -398,14 +432,17 @@ class Task(Generic[P, R]):
             calls: Each is ``task.call(...)``, whose arguments a type checker sees, or a tuple of positional arguments,
                 which are checked here alone.
             ids: One chosen id for each call. None: new ones.
+            over: Spread them evenly over so much time (seconds, or a timedelta), from now on, or from what ``delay`` or
+                ``at`` says; at most a year with that. The first of n is due then, the next one an nth of the time
+                later. None: all at once.
 
         Returns:
             The handles, in the order of the calls.
 
         Raises:
             DuplicateTask: An id is given twice, and nothing was sent; or one is taken, as with ``enqueue``.
-            ConfigurationError: There are not as many ids as calls, or one of them cannot be an id; or as with
-                ``enqueue``.
+            ConfigurationError: There are not as many ids as calls, or one of them cannot be an id; ``over`` is no
+                duration, too long, or not over when they expire; or as with ``enqueue``.
             InvalidArguments: What is given is no call of this task, or its arguments do not fit. Nothing was sent.
             LeveretError: As with ``enqueue``.
         """
@@ -415,7 +452,9 @@ class Task(Generic[P, R]):
             raise ConfigurationError(f"enqueue_many has {len(every)} calls and {len(chosen)} ids; give one for each")
         for id_ in () if ids is None else chosen:
             check_id(id_)
-        envelopes = self._envelopes(chosen, every)
+        envelopes = self._envelopes(chosen, every, are_chosen=ids is not None)
+        if over is not None:
+            envelopes = self._spread(envelopes, seconds("over", over, most=MAX_DELAY))
         twice = repeated(chosen)
         if twice:
             raise DuplicateTask(twice)
@@ -454,9 +493,27 @@ class Task(Generic[P, R]):
         """
         return Handle(id_, self._producer, self.name, None, self.store_result)
 
+    def _spread(self, envelopes: Sequence[Envelope], over: float) -> list[Envelope]:
+        """The tasks, each due a part of ``over`` (seconds) after the one before. Raises ConfigurationError."""
+        spread = []
+        for number, one in enumerate(envelopes):
+            assert one.enqueued_at is not None
+            later = over * number / len(envelopes)
+            due = (one.enqueued_at if one.due is None else one.due) + later
+            if due > one.enqueued_at + MAX_DELAY:
+                raise ConfigurationError(f"over is {over:g}: with the delay before it that is more than a year")
+            if one.expires_at is not None and due > one.expires_at:
+                raise ConfigurationError(
+                    f"over is {over:g}: some tasks would have expired before they are due; expires counts from now on"
+                )
+            spread.append(msgspec.structs.replace(one, due=due) if later else one)
+        return spread
+
     def _conflicts(self) -> Conflicts | None:
-        unique = self._enqueue.unique
-        return None if unique is None else Conflicts(unique.on_conflict)
+        unique, policy = self._enqueue.unique, self._enqueue.on_conflict
+        if unique is not None:
+            return Conflicts(unique.on_conflict)
+        return None if policy == "raise" else Conflicts(policy)
 
     def _handles(self, envelopes: Sequence[Envelope], conflicts: Conflicts | None = None) -> list[Handle[R]]:
         producer, name, stored = self._producer, self.name, self.store_result
@@ -470,12 +527,17 @@ class Task(Generic[P, R]):
             ]
         return [Handle(one.id, producer, name, one.queue, stored, one.enqueued_at) for one in envelopes]
 
-    def _envelopes(self, ids: Iterable[str], calls: Iterable[_Arguments]) -> list[Envelope]:
-        """The tasks, all enqueued now. Raises InvalidArguments, NotSerializable or TaskTooLarge."""
+    def _envelopes(
+        self, ids: Iterable[str], calls: Iterable[_Arguments], *, are_chosen: bool = False
+    ) -> list[Envelope]:
+        """The tasks, all enqueued now. Raises InvalidArguments, NotSerializable, TaskTooLarge or ConfigurationError."""
         encode, most = self.signature.encode, self._producer.max_message_size
         name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
         unique, limiting = enqueue.unique, enqueue.limiting
+        are_chosen = are_chosen or enqueue.id is not None
+        if enqueue.id_for is not None and not are_chosen:
+            raise ConfigurationError(f"id_for is given, and task {name!r} is enqueued without an id: give id=...")
         due = enqueue.at if enqueue.at is not None else now + enqueue.delay if enqueue.delay else None
         expires_at = None if enqueue.expires is None else now + enqueue.expires
         envelopes = []
@@ -491,6 +553,8 @@ class Task(Generic[P, R]):
                 headers |= unique.headers(key)
             if limiting is not None:
                 headers |= limiting.headers(self.signature, args, kwargs)
+            if are_chosen:
+                headers |= enqueue.id_headers()
             envelopes.append(
                 Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
             )

@@ -173,8 +173,15 @@ def _spellable(moment: dt.datetime) -> dt.datetime:
     return moment if offset is None or not offset % dt.timedelta(minutes=1) else moment.astimezone(dt.UTC)
 
 
+def _is_model(kind: type) -> bool:
+    """Whether it is a model of pydantic 2. Told by what its class has, as pydantic is the application's to import."""
+    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
+
+
 def _base(value: Any) -> Any:
     """A value of a subclass as one of the class that JSON, or msgspec, knows; the class's own method makes it."""
+    if _is_model(type(value)):
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
     for kind, convert in _BASES:
         if isinstance(value, kind):
             return convert(value)
@@ -307,6 +314,8 @@ _QUALIFIERS = (typing.Required, typing.NotRequired, typing.Final)
 def _needs_proxy(kind: type, within: frozenset[Any]) -> bool:
     if issubclass(kind, enum.Enum):
         return not _is_known_enum(kind)
+    if _is_model(kind):
+        return True
     if kind in within:
         return False  # the class that holds it decides
     try:
@@ -345,7 +354,10 @@ def _json_names(kind: type) -> dict[str, str]:
 
 @functools.cache
 def _proxy(kind: type) -> _Accepting:
-    restore = _enum_restorer(kind) if issubclass(kind, enum.Enum) else functools.partial(_restore_record, kind)
+    if issubclass(kind, enum.Enum):
+        restore = _enum_restorer(kind)
+    else:
+        restore = functools.partial(_restore_model if _is_model(kind) else _restore_record, kind)
     return _Accepting(f"{kind.__name__}Proxy", (_Proxy,), {"restore": staticmethod(restore)})
 
 
@@ -369,6 +381,21 @@ def _enum_restorer(kind: type[enum.Enum]) -> Callable[[Any], Any]:
 
 def _key(tree: Any) -> bytes:
     return msgspec.json.encode(tree, order="deterministic")
+
+
+class Misfit(ValueError):
+    """A value that its model refuses; the text names places and rules, and no values."""
+
+
+def _restore_model(kind: Any, tree: Any) -> Any:
+    try:
+        return kind.model_validate_json(msgspec.json.encode(tree))
+    except ValueError as error:
+        if not hasattr(error, "errors"):
+            raise
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        places = [f"{'.'.join(map(str, one['loc'])) or kind.__name__}: {one['type']}" for one in found]
+    raise Misfit(", ".join(places))
 
 
 def _restore_record(kind: type, tree: Any) -> Any:

@@ -5,6 +5,7 @@ What an enqueue says travels in the message, as headers, so that every copy keep
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -40,6 +41,10 @@ UNIQUE_FOR = f"{_PREFIX}unique-for"
 UNIQUE_SCOPE = f"{_PREFIX}unique-scope"
 #: The longest of them (bytes).
 MAX_UNIQUE_KEY = 255
+#: Of a task whose id its producer chose: what tells this enqueue from another one with the same id.
+ID_TOKEN = f"{_PREFIX}id-token"
+#: For how long such an id is taken from the enqueueing on, in whole milliseconds, though its task has ended.
+ID_FOR = f"{_PREFIX}id-for"
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _ACKNOWLEDGE = ("after", "before")
@@ -151,7 +156,7 @@ _OVERRIDES = {
 _SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 #: Those that are not the producer's own.
-_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, LIMITS, FAIR_KEY})
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, ID_TOKEN, ID_FOR, LIMITS, FAIR_KEY})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +192,28 @@ def unique_key(headers: Mapping[str, Any]) -> str | None:
 
 def unique_for(headers: Mapping[str, Any]) -> float | None:
     """For how long a task has its unique key, whatever becomes of it (seconds); None: until it has ended."""
-    found = number(headers.get(UNIQUE_FOR))
+    return _period(headers.get(UNIQUE_FOR))
+
+
+def id_token(headers: Mapping[str, Any]) -> str | None:
+    """What tells a task from another one with the same id, if its producer chose the id; None: nobody minds it."""
+    token = headers.get(ID_TOKEN)
+    return token if isinstance(token, str) and fits(token, MAX_UNIQUE_KEY) else None
+
+
+def id_for(headers: Mapping[str, Any]) -> float | None:
+    """For how long an id is taken though its task has ended (seconds); None: no longer than the task is there."""
+    return _period(headers.get(ID_FOR))
+
+
+def id_key(id_: str) -> str:
+    """The key that stands for an id that its producer chose, beside the unique keys."""
+    key = f"id={id_}"
+    return key if fits(key, MAX_UNIQUE_KEY) else f"id={hashlib.sha256(id_.encode()).hexdigest()}"
+
+
+def _period(value: object) -> float | None:
+    found = number(value)
     return None if found is None or not 0 < found <= MAX_TIMEOUT * 1000 else float(found) / 1000
 
 

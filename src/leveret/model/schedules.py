@@ -87,7 +87,7 @@ class ScheduleRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def is_to_be_declared(self, started: float, now: float) -> bool:
         """Whether it must be noted that a program is there that declares it so."""
-        return started > self.started or now - self.declared > DECLARED_FOR / 4
+        return started > self.started or now - self.declared > DECLARED_FOR / 2
 
     def rests(self, now: float) -> bool:
         """Whether its application has not been there for long: nothing is stored that nobody would run."""

@@ -6,8 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from leveret.errors import DuplicateTask
+from leveret.errors import DuplicateTask, QueueNotFound
 from leveret.model import (
+    ID_FOR,
+    ID_TOKEN,
     UNIQUE_FOR,
     UNIQUE_KEY,
     Cancelled,
@@ -17,8 +19,10 @@ from leveret.model import (
     Retrying,
     Succeeded,
     enqueued,
+    id_key,
+    new_id,
 )
-from leveret.testing.bench import Bench, becomes, check, refused, settle_all
+from leveret.testing.bench import Bench, Taken, becomes, check, refused, settle_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -251,3 +255,173 @@ async def a_purged_task_frees_its_key(bench: Bench) -> None:
     await broker.queues.delete(bench.queue.name)
     await broker.declare([bench.queue])
     await becomes_free(broker, keyed(bench, "last"))
+
+
+def own_id(bench: Bench, text: str, /, **changes: object) -> Envelope:
+    """A task with an id that its producer chose; ``id``: the same as another one's."""
+    one = bench.envelope(text, **{"id": f"{bench.queue.name}:own", **changes})
+    return one.with_headers({ID_TOKEN: new_id()})
+
+
+async def is_stored(broker: Broker, envelope: Envelope) -> bool:
+    """Whether it is stored, and not another task with its id there."""
+    existing = await broker.publish([envelope], on_conflict="ignore")
+    assert existing in (None, {envelope.id: envelope.id})
+    return existing is None
+
+
+async def id_becomes_free(broker: Broker, envelope: Envelope) -> None:
+    """Wait until the task is stored; fails when that takes too long."""
+    ended = time.monotonic()
+    while not await is_stored(broker, envelope):
+        assert time.monotonic() < ended + FREE, f"{FREE:g} s after the end the id is still taken"
+        await asyncio.sleep(0.02)
+
+
+@check
+async def an_id_of_ones_own_is_there_once(bench: Bench) -> None:
+    """While its task waits, runs, and is tried again; in every queue. The error names it, and nothing is stored."""
+    other = bench.other_queue()
+    broker, worker = await bench.declared(), await bench.declared(other)
+    await worker.declare([bench.queue])
+    taken = await bench.consumer(worker, credit=1)
+    await broker.publish([own_id(bench, "first", due=time.time() + 0.5)])
+    outcomes: list[Outcome | None] = [Retrying("again", delay=0.1), Released(), Retrying("again"), None]
+    for outcome in outcomes:
+        fresh = bench.envelope("fresh")
+        with refused(DuplicateTask) as caught:
+            await worker.publish([fresh, own_id(bench, "again", queue=other.name)])
+        error = caught[0]
+        assert isinstance(error, DuplicateTask)
+        assert (error.ids, error.existing) == ((f"{bench.queue.name}:own",), {})
+        assert not await is_stored(broker, own_id(bench, "again"))
+        if outcome is not None:
+            await settle_all(worker, await taken.next(), outcome)
+    await settle_all(worker, await taken.next(), Succeeded())
+    await id_becomes_free(broker, own_id(bench, "next"))
+    await becomes(broker, other, ready=0)
+
+
+@check
+async def at_once_one_id_is_stored_once(bench: Bench) -> None:
+    """Whoever publishes it, and whatever else is in the call."""
+    brokers = [await bench.declared() for _ in range(3)]
+    for turn in range(5):
+        racing = [own_id(bench, f"{turn}", id=f"{bench.queue.name}:{turn}") for _ in range(9)]
+        calls = [
+            brokers[number % 3].publish([bench.envelope("beside"), one], on_conflict="ignore")
+            for number, one in enumerate(racing)
+        ]
+        existing = [one for one in await asyncio.gather(*calls) if one is not None]
+        assert existing == [{racing[0].id: racing[0].id}] * 8
+    await becomes(brokers[0], bench.queue, ready=5 * 10)
+
+
+@check
+async def a_dead_letter_has_its_id_still(bench: Bench) -> None:
+    """Until it is dropped; a purge leaves it. Put back, it has it as well."""
+    broker, worker = await bench.declared(), bench.broker()
+    taken = await bench.consumer(worker, credit=1)
+    first = own_id(bench, "first")
+    await broker.publish([first])
+    await settle_all(worker, await taken.next(), DeadLettered("no"))
+    await becomes(broker, bench.queue, dead=1)
+    await broker.queues.purge(bench.queue.name, force=True)
+    assert not await is_stored(broker, own_id(bench, "too soon"))
+    assert await _revived(broker, bench, first.id) == [first.id]
+    assert not await is_stored(broker, own_id(bench, "too soon"))
+    await settle_all(worker, await taken.next(), DeadLettered("no"))
+    await becomes(broker, bench.queue, dead=1)
+    assert not await is_stored(broker, own_id(bench, "too soon"))
+    assert await broker.dead_letters.drop(bench.queue.name, [first.id]) == [first.id]
+    await id_becomes_free(broker, own_id(bench, "next"))
+
+
+@check
+async def an_id_is_free_when_its_task_is_gone(bench: Bench) -> None:
+    """Cancelled before it ran, or while it did; purged; deleted with its queue, a dead letter too."""
+    broker, worker = await bench.declared(), bench.broker()
+    waiting = own_id(bench, "waiting")
+    await broker.publish([waiting])
+    await broker.statuses.notify([enqueued(waiting, time.time())])
+    await broker.control.cancel(waiting.id)
+    other = own_id(bench, "purged", id=f"{bench.queue.name}:other")
+    await broker.publish([other])
+    await broker.queues.purge(bench.queue.name)
+    await id_becomes_free(broker, own_id(bench, "running", id=other.id))
+    async with worker.consume([bench.queue], credit=1) as consumer:
+        taken = Taken(consumer)
+        await settle_all(worker, await taken.next(), Cancelled("unwanted"))
+        await id_becomes_free(broker, own_id(bench, "dead", id=other.id))
+        await settle_all(worker, await taken.next(), DeadLettered("no"))
+        taken.abandon()
+    await becomes(broker, bench.queue, dead=1, consumers=0)
+    await broker.queues.delete(bench.queue.name)
+    await broker.declare([bench.queue])
+    await id_becomes_free(broker, own_id(bench, "next", id=other.id))
+    await id_becomes_free(broker, own_id(bench, "after the cancelled one"))
+
+
+@check
+async def an_id_may_be_taken_for_a_while(bench: Bench) -> None:
+    """From the enqueueing on for so long, though its task has ended, and longer if that is there still."""
+    broker, worker = await bench.declared(), bench.broker()
+    began = time.monotonic()
+    await broker.publish([own_id(bench, "first").with_headers({ID_FOR: 3_000})])
+    taken = await bench.consumer(worker, credit=1)
+    await settle_all(worker, await taken.next(), Succeeded())
+    assert not await is_stored(worker, own_id(bench, "too soon")) or time.monotonic() - began >= 3
+    await asyncio.sleep(max(0.0, began + 3.1 - time.monotonic()))
+    last = own_id(bench, "last", id=f"{bench.queue.name}:last").with_headers({ID_FOR: 1})
+    await id_becomes_free(broker, own_id(bench, "next"))
+    await broker.publish([last])
+    await asyncio.sleep(0.05)
+    assert not await is_stored(broker, own_id(bench, "too soon", id=last.id))
+    await settle_all(worker, await taken.next(), Succeeded())
+    await settle_all(worker, await taken.next(), Succeeded())
+    await id_becomes_free(broker, own_id(bench, "at last", id=last.id))
+
+
+@check
+async def an_id_and_a_unique_key_are_taken_together(bench: Bench) -> None:
+    """Whichever of them is taken, the other one stays free."""
+    broker, worker = await bench.declared(), bench.broker()
+
+    def both(text: str, id_: str, key: str) -> Envelope:
+        one = keyed(bench, text, key, id=f"{bench.queue.name}:{id_}")
+        return one.with_headers({ID_TOKEN: new_id()})
+
+    first, other = both("first", "1", "a"), both("same key", "2", "a")
+    await broker.publish([first])
+    assert await broker.publish([other], on_conflict="ignore") == {other.id: first.id}
+    assert not await is_stored(broker, both("same id", "1", "b"))
+    await id_becomes_free(broker, both("second", "2", "b"))
+    taken = await bench.consumer(worker, credit=1)
+    await settle_all(worker, await taken.next(), DeadLettered("no"))
+    assert not await is_stored(broker, both("id is taken still", "1", "c"))
+    await becomes_free(broker, keyed(bench, "key is free", "a"))
+    await settle_all(worker, await taken.next(), Succeeded())
+    await id_becomes_free(broker, both("third", "2", "b"))
+
+
+@check
+async def an_id_that_is_not_stored_is_free(bench: Bench) -> None:
+    """A refusal takes no id, for a while neither."""
+    broker, absent = await bench.declared(), bench.other_queue()
+    with refused(QueueNotFound):
+        await broker.publish([own_id(bench, "nowhere", queue=absent.name).with_headers({ID_FOR: 600_000})])
+    await id_becomes_free(broker, own_id(bench, "here"))
+
+
+@check
+async def an_id_that_is_taken_for_a_while_may_be_released(bench: Bench) -> None:
+    """It is listed and freed as a key is: an operator's last resort."""
+    broker, worker = await bench.declared(), bench.broker()
+    first = own_id(bench, "first").with_headers({ID_FOR: 600_000})
+    await broker.publish([first])
+    taken = await bench.consumer(worker, credit=1)
+    await settle_all(worker, await taken.next(), Succeeded())
+    mine = [one.id for one in await broker.unique.holders(1_000_000) if one.key == id_key(first.id)]
+    assert mine == [first.id]
+    assert await broker.unique.release(id_key(first.id)) == first.id
+    await id_becomes_free(broker, own_id(bench, "next"))

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret import ConfigurationError, DuplicateTask, StoreError
+from leveret import App, ConfigurationError, DuplicateTask, StoreError
 from leveret.brokers.memory import MemoryBroker, MemoryStore
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.brokers.sqlite.queues import Queues
-from leveret.model import DeadLettered, Released, Retrying, Succeeded, new_ids
+from leveret.model import (
+    ID_FOR,
+    ID_TOKEN,
+    DeadLettered,
+    Released,
+    Retrying,
+    Succeeded,
+    id_key,
+    new_ids,
+    own_headers,
+)
 from leveret.testing.bench import Bench, becomes, settle_all
 from tests.support.outbox import Outbox
 
@@ -202,3 +213,71 @@ async def test_a_taken_id_is_refused_alone(tmp_path: Path, monkeypatch: pytest.M
         )
         assert [type(result) for result in results] == [type(None), DuplicateTask, type(None), StoreError]
         await becomes(broker, bench.queue, ready=2)
+
+
+# An id of one's own, from an application
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> App:
+    return App("memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'leveret.db'}")
+
+
+async def test_an_id_that_is_taken_is_an_error_or_ignored(app: App) -> None:
+    @app.task
+    async def say(text: str) -> None: ...
+
+    async with app:
+        first = await say.options(id="greeting").enqueue("a")
+        assert not first.existing
+        with pytest.raises(DuplicateTask, match="'greeting'") as caught:
+            await say.options(id="greeting").enqueue("b")
+        assert (caught.value.ids, caught.value.existing) == (("greeting",), {})
+        again = await say.options(id="greeting", on_conflict="ignore").enqueue("b")
+        assert (again.id, again.existing) == ("greeting", True)
+        many = await say.options(id_for=60, on_conflict="ignore").enqueue_many([("c",), ("d",)], ids=["greeting", "2"])
+        assert [(one.id, one.existing) for one in many] == [("greeting", True), ("2", False)]
+        with pytest.raises(DuplicateTask) as caught:
+            await say.enqueue_many([("e",), ("f",)], ids=["3", "2"])
+        assert caught.value.ids == ("2",)
+        assert not (await say.options(id="3").enqueue("e")).existing
+
+
+async def test_an_id_is_taken_for_a_while(app: App) -> None:
+    @app.task
+    async def say(text: str) -> None: ...
+
+    async with app:
+        daily = say.options(id="daily", id_for=timedelta(days=1))
+        await daily.enqueue("a")
+        await app.client.broker.queues.purge("default")
+        with pytest.raises(DuplicateTask):
+            await daily.enqueue("b")
+        assert (await daily.options(on_conflict="ignore").enqueue("b")).existing
+        assert [one.key for one in await app.unique.holders()] == ["id=daily"]
+        assert await app.unique.release("id=daily")
+        assert not (await daily.enqueue("c")).existing
+
+
+async def test_what_is_said_of_an_id_needs_an_id(outbox: Outbox) -> None:
+    task = outbox.task(name="say")(lambda: None)
+    with pytest.raises(ConfigurationError, match="no unique key and no id"):
+        task.options(on_conflict="ignore")
+    with pytest.raises(ConfigurationError, match=r"id_for is given.*without an id"):
+        await task.options(id_for=60).enqueue()
+    for wrong in (0, -1, "1d", float("nan")):
+        with pytest.raises(ConfigurationError, match="id_for"):
+            task.options(id="x", id_for=wrong)  # type: ignore[arg-type]
+    assert outbox.sent == []
+
+
+async def test_a_task_does_not_see_what_marks_its_id(outbox: Outbox) -> None:
+    task = outbox.task(name="say")(lambda: None)
+    await task.options(id="x", id_for=1.5, headers={"tenant": "a"}).enqueue()
+    (sent,) = outbox.sent
+    assert own_headers(sent.headers) == {"tenant": "a"}
+    assert sent.headers[ID_FOR] == 1_500
+    await task.options(id="y").enqueue()
+    assert outbox.sent[1].headers.keys() == {ID_TOKEN}
+    assert outbox.sent[1].headers[ID_TOKEN] != sent.headers[ID_TOKEN]
+    assert (id_key("x" * 252), len(id_key("x" * 253))) == (f"id={'x' * 252}", 67)

@@ -272,8 +272,12 @@ def test_that_it_is_there_is_written_now_and_then_alone() -> None:
     again = asked(declare(of_code()), rows, START + 5)
     assert again is not None
     assert not again.rows
-    later = asked(declare(of_code()), rows, START + 16)
-    assert rows_after(later)["report"].declared == START + 16
+    # Each word is a row's change: two in the time after which a schedule rests are enough.
+    soon = asked(declare(of_code()), rows, START + DECLARED_FOR / 2)
+    assert soon is not None
+    assert not soon.rows
+    later = asked(declare(of_code()), rows, START + DECLARED_FOR / 2 + 1)
+    assert rows_after(later)["report"].declared == START + DECLARED_FOR / 2 + 1
 
 
 def test_a_changed_expression_keeps_the_last_run_and_a_pause() -> None:

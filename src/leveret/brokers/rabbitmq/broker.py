@@ -8,12 +8,12 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from leveret.brokers.base import Capabilities
+from leveret.brokers.base import Capabilities, duplicates
 from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.control import ControlBus, RabbitMQControl, RabbitMQDeadLetters, RabbitMQQueues
-from leveret.brokers.rabbitmq.coordination import Claims, FencedTable
+from leveret.brokers.rabbitmq.coordination import Claims, FencedTable, claimed_keys, mark_of
 from leveret.brokers.rabbitmq.gating import Gating
 from leveret.brokers.rabbitmq.holding import Holding
 from leveret.brokers.rabbitmq.limits import REQUESTS as LIMIT_REQUESTS
@@ -52,9 +52,11 @@ from leveret.model import (
     Retrying,
     Succeeded,
     freed_key,
+    id_key,
+    id_token,
     log_fields,
     put_off,
-    unique_key,
+    repeated,
 )
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
@@ -75,7 +77,7 @@ log = logging.getLogger("leveret.rabbitmq")
 class RabbitMQBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    capabilities = Capabilities(unique_ids=False, shared=True)
+    capabilities = Capabilities(shared=True)
 
     def __init__(self, url: str, *, timeout: float, keep: float = KEEP) -> None:
         amqp.quieten_drivers()
@@ -117,12 +119,14 @@ class RabbitMQBroker:
     async def publish(
         self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
     ) -> Mapping[str, str] | None:
-        if not [one for one in envelopes if one.headers and unique_key(one.headers) is not None]:
+        if not [one for one in envelopes if claimed_keys(one)]:
             await self._publish(envelopes)
             return None
+        if twice := repeated([one.id for one in envelopes if id_token(one.headers) is not None]):
+            raise DuplicateTask(twice)
         existing = await self._claims.publish(envelopes, may_ignore=on_conflict == "ignore")
         if existing and on_conflict == "raise":
-            raise DuplicateTask(list(existing), existing)
+            raise duplicates(existing)
         return existing or None
 
     async def _publish(self, envelopes: Sequence[Envelope]) -> None:
@@ -182,9 +186,8 @@ class RabbitMQBroker:
                 )
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
-        if keys := [key for settlement in settlements if (key := _freed(settlement)) is not None]:
-            # Before anybody hears of the end, and may enqueue the next one.
-            await self._claims.free(keys)
+        # Before anybody hears of the end, and may enqueue the next one.
+        await self._claims.free(*_freed(settlements))
         await self.statuses.record(updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
@@ -273,15 +276,21 @@ class RabbitMQBroker:
         return True
 
 
-def _freed(settlement: Settlement) -> tuple[str, str] | None:
-    """The unique key that is free now that its task has ended, and the task's id."""
-    delivery, outcome = settlement
-    envelope, session = delivery.envelope, delivery.lease
-    if not envelope.headers or not isinstance(outcome, (Succeeded, DeadLettered, Cancelled)):
-        return None
-    key = freed_key(envelope.headers)
-    is_held = isinstance(session, Session) and session.holds(delivery.tag)
-    return (key, envelope.id) if key is not None and is_held else None
+def _freed(settlements: Sequence[Settlement]) -> tuple[list[tuple[str, str]], list[tuple[str, str, bool]]]:
+    """The unique keys that are free now that their tasks have ended, and the ids that their producers chose."""
+    freed: list[tuple[str, str]] = []
+    ended: list[tuple[str, str, bool]] = []
+    for delivery, outcome in settlements:
+        envelope, session = delivery.envelope, delivery.lease
+        if not envelope.headers or not isinstance(outcome, (Succeeded, DeadLettered, Cancelled)):
+            continue
+        if not (isinstance(session, Session) and session.holds(delivery.tag)):
+            continue
+        if (key := freed_key(envelope.headers)) is not None:
+            freed.append((key, mark_of(envelope)))
+        if (token := id_token(envelope.headers)) is not None:
+            ended.append((id_key(envelope.id), token, isinstance(outcome, DeadLettered)))
+    return freed, ended
 
 
 async def _acknowledge(session: Session, ids: Mapping[int, str]) -> list[str]:

@@ -46,7 +46,7 @@ log = logging.getLogger("leveret.sqlite")
 class SQLiteBroker:
     """See `leveret.brokers.Broker`. ``timeout``: seconds a publish may take before it raises."""
 
-    capabilities = Capabilities(unique_ids=True, shared=True, blocking=True)
+    capabilities = Capabilities(shared=True, blocking=True)
 
     def __init__(self, path: Path, *, timeout: float, keep: float = KEEP) -> None:
         self._path = path.absolute()

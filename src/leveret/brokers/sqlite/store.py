@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leveret.brokers.base import duplicates
 from leveret.brokers.sqlite.cancellations import Cancellations
 from leveret.brokers.sqlite.dead_letters import DeadLetters
 from leveret.brokers.sqlite.dealing import AGAIN, Dealing
@@ -26,6 +27,7 @@ from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
 from leveret.errors import DuplicateTask
 from leveret.model import (
+    ID_FOR,
     KEEP,
     UNIQUE_FOR,
     Cancelled,
@@ -39,6 +41,9 @@ from leveret.model import (
     Retrying,
     Status,
     Succeeded,
+    id_for,
+    id_key,
+    id_token,
     repeated,
     this_process,
     unique_for,
@@ -99,7 +104,7 @@ class Store(Statements):
         existing = self._existing(envelopes)
         if existing:
             if on_conflict == "raise":
-                raise DuplicateTask(list(existing), existing)
+                raise duplicates(existing)
             envelopes = [one for one in envelopes if one.id not in existing]
             if not envelopes:
                 return existing
@@ -111,34 +116,49 @@ class Store(Statements):
         self._insert(*insertion(envelopes, ids, time.time(), lanes))
         if lanes:
             self.limits.wait((lanes[one.id], one.priority) for one in envelopes if one.id in lanes)
-        if any(one.headers and UNIQUE_FOR in one.headers for one in envelopes):
+        if any(one.headers and (UNIQUE_FOR in one.headers or ID_FOR in one.headers) for one in envelopes):
             self._keep_keys(envelopes, time.time())
         self.dealing.deal(ids.values())
         return existing or None
 
     def _keep_keys(self, envelopes: Sequence[Envelope], now: float) -> None:
-        """Keys that their tasks have for a while; some that are free again are forgotten."""
+        """Keys and ids that their tasks have for a while; some that are free again are forgotten."""
         kept = [
             (key, one.id, now + period)
             for one in envelopes
             if (key := unique_key(one.headers)) is not None and (period := unique_for(one.headers)) is not None
+        ]
+        kept += [
+            (id_key(one.id), one.id, now + period)
+            for one in envelopes
+            if id_token(one.headers) is not None and (period := id_for(one.headers)) is not None
         ]
         self.database.executemany("INSERT OR REPLACE INTO unique_hold (key, id, until) VALUES (?, ?, ?)", kept)
         old = self.execute("SELECT key FROM unique_hold WHERE until < ? LIMIT ?", now, 2 * len(kept)).fetchall()
         self.database.executemany("DELETE FROM unique_hold WHERE key = ?", old)
 
     def _existing(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
-        """Those whose unique keys are taken, each with the id of the task that is there, or before it in the call."""
+        """Those whose unique keys or own ids are taken, each with the id of the task that is there, or before it in the
+        call.
+        """
+        own = [one.id for one in envelopes if one.headers and id_token(one.headers) is not None]
+        taken = {id_: id_ for id_ in self._taken_ids(own)} if own else {}
         keys = {one.id: key for one in envelopes if one.headers and (key := unique_key(one.headers)) is not None}
         if not keys:
-            return {}
+            return taken
         wanted, now = array(list(keys.values())), time.time()
         rows = self.execute(_HOLDERS, wanted).fetchall()
         if self.execute("SELECT 1 FROM unique_hold LIMIT 1").fetchone():  # few have any
             rows += self.execute(_KEPT, wanted, now).fetchall()
         holders = {key: text(id_) for key, id_ in rows}
         found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
-        return {id_: holder for id_, holder in found.items() if holder != id_}
+        return taken | {id_: holder for id_, holder in found.items() if holder != id_}
+
+    def _taken_ids(self, ids: Sequence[str]) -> list[str]:
+        """Those of tasks that are there, or were not long ago."""
+        holds = {id_key(id_): id_ for id_ in ids}
+        kept = self.execute(_KEPT, array(list(holds)), time.time()).fetchall()
+        return [*(holds[key] for key, _ in kept), *(text(id_) for (id_,) in self.execute(_THERE, array(list(ids))))]
 
     def holders(self, limit: int) -> list[KeyHolder]:
         rows = self.execute(
@@ -239,6 +259,7 @@ _HOLDERS = (
     "SELECT unique_key, task.id FROM json_each(?) AS wanted"
     " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value"
 )
+_THERE = "SELECT task.id FROM json_each(?) AS wanted CROSS JOIN task ON task.id = wanted.value"
 _KEPT = (
     "SELECT unique_hold.key, unique_hold.id FROM json_each(?) AS wanted"
     " CROSS JOIN unique_hold ON unique_hold.key = wanted.value WHERE until > ?"

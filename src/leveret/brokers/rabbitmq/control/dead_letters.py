@@ -19,7 +19,7 @@ from leveret.brokers.rabbitmq.queues import (
     to_dead_letter,
 )
 from leveret.errors import EnqueueError, LeveretError
-from leveret.model import freed_key, revived, revived_again, still
+from leveret.model import freed_key, id_token, revived, revived_again, still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -92,7 +92,7 @@ class RabbitMQDeadLetters:
                 now = time.time()
                 keyed = [letter for one in chosen[start : start + _BATCH] if (letter := _keyed(one, queue, now))]
                 # While another task has its unique key, a letter stays where it is.
-                taken = await self._claims.claim(keyed) if keyed else {}
+                taken = await self._claims.claim(keyed, are_dead=True) if keyed else {}
                 batch = [one for one in chosen[start : start + _BATCH] if dead_letter_id(one) not in taken]
                 keyed = [letter for letter in keyed if letter.id not in taken]
                 copies = [revived_message(message, queue, now) for message in batch]
@@ -100,7 +100,7 @@ class RabbitMQDeadLetters:
                 try:
                     # Before they are stored: a worker may have the first, and tell of it, before the last one is.
                     async with self._told_revived([dead_letter_id(message) for message in batch], now):
-                        await self._claims.storing(keyed, partial(self._store, copies))
+                        await self._claims.storing(keyed, partial(self._store, copies), are_dead=True)
                 except EnqueueError as error:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
@@ -134,6 +134,7 @@ class RabbitMQDeadLetters:
     async def _drop(self, queue: str, ids: Sequence[str]) -> list[str]:
         async with self._chosen(queue, ids) as (fetched, chosen):
             await fetched.remove(chosen)
+            await self._claims.dropped([to_dead_letter(message, queue).envelope for message in chosen])
             return [dead_letter_id(message) for message in chosen]
 
     @asynccontextmanager
@@ -178,6 +179,6 @@ class RabbitMQDeadLetters:
 
 
 def _keyed(message: Incoming, queue: str, now: float) -> Envelope | None:
-    """The task that a dead letter becomes again, if it has a unique key."""
+    """The task that a dead letter becomes again, if it takes a unique key, or has an id of its producer's."""
     letter = revived(to_dead_letter(message, queue).envelope, now)
-    return None if freed_key(letter.headers) is None else letter
+    return None if freed_key(letter.headers) is None and id_token(letter.headers) is None else letter

@@ -125,7 +125,7 @@ class RabbitMQQueues:
         taken = (await self._stats([queue]))[0].running if consumers else 0
         await self._limits.emptied(queue, taken, running)
         if await self._claims.exists():
-            await self._claims.emptied(queue, running)
+            await self._claims.emptied(queue, running, with_dead=whole)
         return msgspec.structs.replace(removed, ready=removed.ready + cleared, kept=whole and bool(consumers))
 
     async def look_into(self, queue: str) -> Emptied | None:

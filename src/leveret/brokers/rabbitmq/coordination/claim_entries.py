@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,8 +22,17 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
+class AnotherKey(msgspec.Struct, frozen=True, array_like=True):
+    """A key that a claim is for besides its first one."""
+
+    key: str
+    until: float
+    #: See `NewClaim`.
+    kept_until: float = 0.0
+
+
 class NewClaim(msgspec.Struct, frozen=True, array_like=True):
-    """Somebody is about to store a task with a key, if no other has it."""
+    """Somebody is about to store a task with a key, or several, if no other has any of them."""
 
     key: str
     id: str
@@ -33,6 +43,13 @@ class NewClaim(msgspec.Struct, frozen=True, array_like=True):
     task: msgspec.Raw = msgspec.Raw()
     #: Only ``until`` ends it, not the task.
     is_kept: bool = False
+    #: What tells the task from another one with the same id; empty: nothing needs to.
+    token: str = ""
+    #: The key is not free before then, though the task has ended (Unix time).
+    kept_until: float = 0.0
+    more: list[AnotherKey] = []
+    #: The task is a dead letter, and has the key still.
+    is_dead: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +65,8 @@ class Emptied(msgspec.Struct, frozen=True, array_like=True):
 
     queue: str
     running: list[str] = []
+    #: The dead letters too.
+    with_dead: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -78,8 +97,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     n: int = 0
     #: When it was written (Unix time).
     at: float = 0.0
-    #: Keys that are free, with the ids of the tasks that had them.
+    #: Keys that are free, with the ids, or the tokens, of the tasks that had them.
     freed: list[tuple[str, str]] = []
+    #: Ids that producers chose, as keys, with the tokens of their tasks, which have ended: dead letters, which keep
+    #: them (true), or not.
+    ended: list[tuple[str, str, bool]] = []
     #: Tasks that were cancelled before they ran.
     cancelled: list[str] = []
     emptied: list[Emptied] = []
@@ -109,7 +131,8 @@ def entry_of(body: bytes) -> Entry | None:
         return None
     rows = [] if entry.snapshot is None else entry.snapshot.rows
     claims = [*entry.claims, *(row.claim for row in rows)] if rows else entry.claims
-    if all(is_name(one.id) and is_name(one.queue) and fits(one.key, MAX_UNIQUE_KEY) for one in claims):
+    keys = [*(one.key for one in claims), *(more.key for one in claims for more in one.more)]
+    if all(is_name(one.id) and is_name(one.queue) for one in claims) and all(fits(key, MAX_UNIQUE_KEY) for key in keys):
         return entry
     return None
 
@@ -128,10 +151,21 @@ class Claim(msgspec.Struct, gc=False):
     #: The program that stores its task, or has stored it.
     owner: str
     is_kept: bool = False
+    token: str = ""
+    kept_until: float = 0.0
+    is_dead: bool = False
 
     @classmethod
     def of(cls, new: NewClaim, owner: str) -> Claim:
-        return cls(_packed(new.id), sys.intern(new.queue), new.until, sys.intern(owner), new.is_kept)
+        return cls(
+            *(_packed(new.id), sys.intern(new.queue), new.until, sys.intern(owner), new.is_kept),
+            *(new.token, new.kept_until, new.is_dead),
+        )
+
+    @property
+    def mark(self) -> str:
+        """What tells its task from all others."""
+        return self.token or self.id
 
     @property
     def id(self) -> str:
@@ -189,7 +223,8 @@ class Holders:
                 continue
             waiting = self._pending.get(key)
             task = _NO_TASK if waiting is None else msgspec.Raw(waiting.task)
-            yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task, one.is_kept))
+            new = NewClaim(key, one.id, one.queue, one.until, task, one.is_kept, one.token, one.kept_until)
+            yield Row(one.owner, msgspec.structs.replace(new, is_dead=True) if one.is_dead else new)
 
     def overdue(self, before: float) -> list[tuple[str, Pending]]:
         """The claims that have waited for their tasks since before that time."""
@@ -199,16 +234,16 @@ class Holders:
         """``now``: the reader's loop's time."""
         for key, id_ in entry.freed:
             self._free(key, id_)
+        for key, mark, is_dead in entry.ended:
+            self._ended(key, mark, entry.at, is_dead=is_dead)
         if entry.cancelled:
-            self._free_where(lambda claim: claim.id in entry.cancelled)
+            self._end_where(lambda claim: claim.id in entry.cancelled and not claim.is_dead, entry.at)
         for emptied in entry.emptied:
-            self._free_where(lambda claim, e=emptied: claim.queue == e.queue and claim.id not in e.running)  # type: ignore[misc]
+            self._end_where(partial(_is_gone, emptied), entry.at)
         for new in entry.claims:
             self._claim(new, entry, now)
-        for key, id_ in entry.stored:
-            held = self._claims.get(key)
-            if held is not None and held.id == id_:
-                self._pending.pop(key, None)
+        for key, mark in entry.stored:
+            self._stored(key, mark)
         for one in entry.adopted:
             pending = self._pending.get(one.key)
             if pending is not None and (pending.claim.id, pending.claim.owner) == (one.id, one.owner):
@@ -220,9 +255,20 @@ class Holders:
             self._put(row.claim, row.owner, now)
 
     def _claim(self, new: NewClaim, entry: Entry, now: float) -> None:
-        held = self._claims.get(new.key)
-        if held is None or (held.id != new.id and held.until <= entry.at):
-            self._put(new, entry.by, now)
+        """All of its keys, or none. Those that it has already stay as they are."""
+        mark = new.token or new.id
+        wanted = []
+        for one in (new, *(_alone(new, more) for more in new.more)) if new.more else (new,):
+            held = self._claims.get(one.key)
+            if held is None or held.mark != mark:
+                if held is not None and held.until > entry.at:
+                    return
+                wanted.append(one)
+            else:
+                held.is_dead = False  # it is about to live again
+        for number, one in enumerate(wanted):
+            # The task is to be stored once.
+            self._put(msgspec.structs.replace(one, task=_NO_TASK) if number else one, entry.by, now)
 
     def _put(self, new: NewClaim, owner: str, now: float) -> None:
         claim = self._claims[new.key] = Claim.of(new, owner)
@@ -231,16 +277,46 @@ class Holders:
             self._pending[new.key] = Pending(claim, bytes(new.task), now)
 
     def _free(self, key: str, id_: str) -> None:
+        """``id_``: the task's, or its token; empty: whoever has the key."""
         held = self._claims.get(key)
-        if held is not None and id_ in (held.id, ""):
+        if held is not None and id_ in (held.id, held.token, ""):
             del self._claims[key]
             self._pending.pop(key, None)
 
-    def _free_where(self, is_meant: Callable[[Claim], bool]) -> None:
+    def _stored(self, key: str, mark: str) -> None:
+        held = self._claims.get(key)
+        if held is not None and held.mark == mark:
+            self._pending.pop(key, None)
+
+    def _ended(self, key: str, mark: str, at: float, *, is_dead: bool) -> None:
+        held = self._claims.get(key)
+        if held is not None and held.mark == mark:
+            held.is_dead = is_dead
+            if not is_dead:
+                self._end(key, held, at)
+
+    def _end(self, key: str, held: Claim, at: float) -> None:
+        """Its task has ended, which may not be all that there is to wait for."""
+        if held.kept_until > at:
+            held.until, held.is_kept = held.kept_until, True
+        else:
+            del self._claims[key]
+        self._pending.pop(key, None)
+
+    def _end_where(self, is_meant: Callable[[Claim], bool], at: float) -> None:
         for key, claim in [
             (key, claim) for key, claim in self._claims.items() if not claim.is_kept and is_meant(claim)
         ]:
-            self._free(key, claim.id)
+            self._end(key, claim, at)
+
+
+def _is_gone(emptied: Emptied, claim: Claim) -> bool:
+    return claim.queue == emptied.queue and claim.id not in emptied.running and (emptied.with_dead or not claim.is_dead)
+
+
+def _alone(new: NewClaim, more: AnotherKey) -> NewClaim:
+    """The claim of another key by itself."""
+    return NewClaim(more.key, new.id, new.queue, more.until, new.task, token=new.token, kept_until=more.kept_until)
 
 
 class History:

@@ -13,7 +13,8 @@ import random
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,6 +22,7 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Adopted,
+    AnotherKey,
     Emptied,
     Entry,
     History,
@@ -35,7 +37,7 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
 from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueError, EnqueueTimeout, LeveretError, QueueNotFound
-from leveret.model import KeyHolder, this_process, unique_for, unique_key
+from leveret.model import KeyHolder, id_for, id_key, id_token, this_process, unique_for, unique_key
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
@@ -92,13 +94,30 @@ def claims_declaration() -> Declaration:
     )
 
 
-class _Ask:
-    """Who has a key, asked by a task that wants it. The answer: an id; None: nobody has, and it was not claimed."""
+class _Itself(Enum):
+    """The task that asks."""
 
-    def __init__(self, envelope: Envelope, key: str) -> None:
+    ITSELF = "itself"
+
+
+_ITSELF: Final = _Itself.ITSELF
+
+
+class _Ask:
+    """Who has the keys of a task, asked by that task. The answer: itself, or the id of another one that has one of
+    them; None: nobody has, and they were not claimed.
+    """
+
+    def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
-        self.key = key
-        self.answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.keys = claimed_keys(envelope)
+        self.answer: asyncio.Future[str | _Itself | None] = asyncio.get_running_loop().create_future()
+
+    def decide(self, holders: Holders) -> None:
+        mark, held = mark_of(self.envelope), [holders.get(key) for key in self.keys]
+        others = [one.id for one in held if one is not None and one.mark != mark]
+        if not self.answer.done():
+            self.answer.set_result(others[0] if others else None if None in held else _ITSELF)
 
 
 class _Round:
@@ -110,9 +129,7 @@ class _Round:
 
     def decide(self, holders: Holders) -> None:
         for ask in self.asks:
-            if not ask.answer.done():
-                held = holders.get(ask.key)
-                ask.answer.set_result(None if held is None else held.id)
+            ask.decide(holders)
         if not self.came.done():
             self.came.set_result(None)
 
@@ -160,24 +177,23 @@ class Claims:
 
         Without ``may_ignore`` all are stored, or none: then what is given are the tasks that are in the way.
         """
-        keyed = {one.id: key for one in envelopes if (key := unique_key(one.headers)) is not None}
-        existing = await self.claim([one for one in envelopes if one.id in keyed])
-        won = {id_: key for id_, key in keyed.items() if id_ not in existing}
+        keyed = [one for one in envelopes if claimed_keys(one)]
+        existing = await self.claim(keyed)
         if existing and not may_ignore:
-            await self.free([(key, id_) for id_, key in won.items()])
+            await self.free([pair for one in keyed if one.id not in existing for pair in _pairs(one)])
             return existing
         admitted = [one for one in envelopes if one.id not in existing]
         if admitted:
             await self.storing(admitted, self._store)
         return existing
 
-    async def claim(self, envelopes: Sequence[Envelope]) -> Mapping[str, str]:
+    async def claim(self, envelopes: Sequence[Envelope], *, are_dead: bool = False) -> Mapping[str, str]:
         """Claim the keys of tasks; the ids of those that did not get theirs, each with that of the one that has it.
 
-        Raises BrokerError.
+        ``are_dead``: they are dead letters, which have their own ids still. Raises BrokerError.
         """
-        asks = [_Ask(one, key) for one in envelopes if (key := unique_key(one.headers)) is not None]
-        self._storing.update(ask.envelope.id for ask in asks)
+        asks = [_Ask(one) for one in envelopes if claimed_keys(one)]
+        self._storing.update(mark_of(ask.envelope) for ask in asks)
         existing: dict[str, str] = {}
         try:
             wanted = asks
@@ -186,38 +202,50 @@ class Claims:
                 self._begin_asking()
                 answers = [await ask.answer for ask in wanted]
                 found = dict(zip((ask.envelope.id for ask in wanted), answers, strict=True))
-                existing |= {id_: holder for id_, holder in found.items() if holder is not None and holder != id_}
+                existing |= {id_: holder for id_, holder in found.items() if isinstance(holder, str)}
                 # Their holders' ends were read after the question was asked.
-                wanted = [_Ask(ask.envelope, ask.key) for ask in wanted if found[ask.envelope.id] is None]
+                wanted = [_Ask(ask.envelope) for ask in wanted if found[ask.envelope.id] is None]
         except BaseException:
-            self._storing.difference_update(ask.envelope.id for ask in asks)
+            self._storing.difference_update(mark_of(ask.envelope) for ask in asks)
             for ask in asks:
                 ask.answer.cancel()  # what was not asked yet is not asked any more
-            self._debts.owe(freed=[(ask.key, ask.envelope.id) for ask in asks if ask.envelope.id not in existing])
+            lost = [ask.envelope for ask in asks if ask.envelope.id not in existing]
+            self._owe_refused(lost, are_dead=are_dead)
             raise
-        self._storing.difference_update(existing)
+        self._storing.difference_update(mark_of(ask.envelope) for ask in asks if ask.envelope.id in existing)
         return existing
 
     async def storing(
-        self, envelopes: Sequence[Envelope], store: Callable[[Sequence[Envelope]], Awaitable[None]]
+        self,
+        envelopes: Sequence[Envelope],
+        store: Callable[[Sequence[Envelope]], Awaitable[None]],
+        *,
+        are_dead: bool = False,
     ) -> None:
-        """Store tasks whose keys are claimed, and tell the others what came of it."""
-        won = {one.id: key for one in envelopes if (key := unique_key(one.headers)) is not None}
+        """Store tasks whose keys are claimed, and tell the others what came of it. ``are_dead``: see `claim`."""
         try:
             await store(envelopes)
         except (EnqueueTimeout, asyncio.CancelledError):
             raise  # it may be stored: whoever finds the claim without a word more makes it so
         except LeveretError as error:
-            refused = set(getattr(error, "ids", ())) or won.keys()
-            self._debts.owe(
-                freed=[(key, id_) for id_, key in won.items() if id_ in refused],
-                stored=[(key, id_) for id_, key in won.items() if id_ not in refused],
-            )
+            refused = set(getattr(error, "ids", ())) or {one.id for one in envelopes}
+            self._owe_refused([one for one in envelopes if one.id in refused], are_dead=are_dead)
+            self._debts.owe(stored=[pair for one in envelopes if one.id not in refused for pair in _pairs(one)])
             raise
         else:
-            self._debts.owe(stored=[(key, id_) for id_, key in won.items()])
+            self._debts.owe(stored=[pair for one in envelopes for pair in _pairs(one)])
         finally:
-            self._storing.difference_update(won)
+            self._storing.difference_update(map(mark_of, envelopes))
+
+    def _owe_refused(self, envelopes: Sequence[Envelope], *, are_dead: bool) -> None:
+        """They are not stored."""
+        freed = [pair for one in envelopes for pair in _pairs(one)]
+        if are_dead:
+            ended = [(id_key(one.id), token, True) for one in envelopes if (token := id_token(one.headers))]
+            kept = {key for key, _, _ in ended}
+            self._debts.owe(freed=[pair for pair in freed if pair[0] not in kept], ended=ended)
+        else:
+            self._debts.owe(freed=freed)
 
     def _begin_asking(self) -> None:
         if self._looking_after is None:
@@ -235,7 +263,7 @@ class Claims:
             asks = self._next_asks()
             if not asks:
                 return
-            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if self._is_free(ask.key)])
+            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if self._are_free(ask)])
             try:
                 await self._decided(entry, _Round(asks))
             except BaseException as error:
@@ -259,30 +287,34 @@ class Claims:
             self._begin_asking()
         return asks
 
-    def _is_free(self, key: str) -> bool:
-        held = self._history.holders.get(key)
-        return held is None or held.until <= time.time()
+    def _are_free(self, ask: _Ask) -> bool:
+        mark, now = mark_of(ask.envelope), time.time()
+        held = [self._history.holders.get(key) for key in ask.keys]
+        return all(one is None or one.until <= now or one.mark == mark for one in held)
 
     # What a worker does.
 
-    async def free(self, keys: Sequence[tuple[str, str]]) -> None:
-        """The tasks with these keys and ids have ended. Told when it returns; later if nothing is taken now."""
-        if not keys:
+    async def free(self, keys: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str, bool]] = ()) -> None:
+        """The tasks with these keys, and ids or tokens, have ended. Told when it returns; later if nothing can be.
+
+        ``ended``: see `Entry.ended`.
+        """
+        if not keys and not ended:
             return
         self.look_after()
         if self._debts.is_behind:
-            self._debts.owe(freed=keys)
+            self._debts.owe(freed=keys, ended=ended)
             return
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._append(Entry(freed=list(keys)))
+                await self._append(Entry(freed=list(keys), ended=list(ended)))
         except (LeveretError, TimeoutError) as error:
             self._warnings.warning(
                 "that %d unique keys are free cannot be told now; it is tried again: %s",
-                len(keys),
+                len(keys) + len(ended),
                 str(error) or "no answer",
             )
-            self._debts.owe(freed=keys)
+            self._debts.owe(freed=keys, ended=ended)
 
     def look_after(self) -> None:
         """From now on, store the tasks of claims whose programs have died."""
@@ -296,7 +328,7 @@ class Claims:
             try:
                 await self._reader.begin()
                 for key, pending in self._history.holders.overdue(clock() - ORPHANED):
-                    if pending.claim.id not in self._storing and self._knows(pending.claim.queue):
+                    if pending.claim.mark not in self._storing and self._knows(pending.claim.queue):
                         await self._complete(key, pending)
                 if self._history.is_complete and self._history.weight > max(_LONG, 2 * len(self._history.holders)):
                     await self._sum_up()
@@ -309,7 +341,7 @@ class Claims:
     async def _complete(self, key: str, pending: Pending) -> None:
         claim, envelope = pending.claim, pending.envelope()
         if envelope is None:
-            await self._append(Entry(freed=[(key, claim.id)]))
+            await self._append(Entry(freed=[(key, claim.mark)]))
             return
         await self._decided(Entry(adopted=[Adopted(key, claim.id, claim.owner)]), _Round())
         if self._history.holders.pending(key) is not pending or claim.owner != self._me:
@@ -335,9 +367,14 @@ class Claims:
         """A task that waited was cancelled."""
         await self._tell(Entry(cancelled=[id_]))
 
-    async def emptied(self, queue: str, running: Collection[str]) -> None:
-        """What waited in a queue was deleted."""
-        await self._tell(Entry(emptied=[Emptied(queue, list(running))]))
+    async def emptied(self, queue: str, running: Collection[str], *, with_dead: bool) -> None:
+        """What waited in a queue was deleted; its dead letters too, or not."""
+        await self._tell(Entry(emptied=[Emptied(queue, list(running), with_dead)]))
+
+    async def dropped(self, envelopes: Sequence[Envelope]) -> None:
+        """Dead letters were deleted."""
+        if ended := [(id_key(one.id), token, False) for one in envelopes if (token := id_token(one.headers))]:
+            await self._tell(Entry(ended=ended))
 
     async def holders(self, limit: int) -> Sequence[KeyHolder]:
         """See `leveret.brokers.UniqueKeys`."""
@@ -356,7 +393,7 @@ class Claims:
         held = self._history.holders.get(key)
         if held is None or held.until <= time.time():
             return None
-        await self._append(Entry(freed=[(key, held.id)]))
+        await self._append(Entry(freed=[(key, held.mark)]))
         return held.id
 
     async def _read_to_the_end(self) -> None:
@@ -426,6 +463,7 @@ class Claims:
             self._debts.owe(
                 freed=signed.freed[: len(signed.freed) - len(entry.freed)],
                 stored=signed.stored[: len(signed.stored) - len(entry.stored)],
+                ended=signed.ended[: len(signed.ended) - len(entry.ended)],
             )
             if isinstance(error, TimeoutError) and not was_sent:
                 why = f"{_DOING}: not possible within {self._timeout:g} s; {self._publisher.why_silent()}"
@@ -588,44 +626,65 @@ class _Debts:
         self._append = append
         self._freed: list[tuple[str, str]] = []
         self._stored: list[tuple[str, str]] = []
+        self._ended: list[tuple[str, str, bool]] = []
         self._paying: asyncio.Task[None] | None = None
         #: The last try failed.
         self.is_behind = False
 
-    def owe(self, *, freed: Sequence[tuple[str, str]] = (), stored: Sequence[tuple[str, str]] = ()) -> None:
+    def owe(
+        self,
+        *,
+        freed: Sequence[tuple[str, str]] = (),
+        stored: Sequence[tuple[str, str]] = (),
+        ended: Sequence[tuple[str, str, bool]] = (),
+    ) -> None:
         self._freed += freed
         self._stored += stored
+        self._ended += ended
         if self.is_behind:
-            del self._freed[:-_MOST_OWED], self._stored[:-_MOST_OWED]
-        if (self._freed or self._stored) and (self._paying is None or self._paying.done()):
+            del self._freed[:-_MOST_OWED], self._stored[:-_MOST_OWED], self._ended[:-_MOST_OWED]
+        if self._is_owing and (self._paying is None or self._paying.done()):
             self._paying = asyncio.get_running_loop().create_task(self._pay())
+
+    @property
+    def _is_owing(self) -> bool:
+        return bool(self._freed or self._stored or self._ended)
 
     def pay(self, entry: Entry) -> Entry:
         """The entry with what is owed."""
-        if not (self._freed or self._stored) or self.is_behind:
+        if not self._is_owing or self.is_behind:
             return entry
-        freed, stored = self._take()
-        return msgspec.structs.replace(entry, freed=[*freed, *entry.freed], stored=[*stored, *entry.stored])
+        owed = self._take()
+        return msgspec.structs.replace(
+            entry,
+            freed=[*owed.freed, *entry.freed],
+            stored=[*owed.stored, *entry.stored],
+            ended=[*owed.ended, *entry.ended],
+        )
 
-    def _take(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    def _take(self) -> Entry:
         freed, self._freed = self._freed[:_MOST_IN_ONE], self._freed[_MOST_IN_ONE:]
         stored, self._stored = self._stored[:_MOST_IN_ONE], self._stored[_MOST_IN_ONE:]
-        return freed, stored
+        ended, self._ended = self._ended[:_MOST_IN_ONE], self._ended[_MOST_IN_ONE:]
+        return Entry(freed=freed, stored=stored, ended=ended)
+
+    def _take_back(self, owed: Entry) -> None:
+        self._freed[:0], self._stored[:0], self._ended[:0] = owed.freed, owed.stored, owed.ended
 
     async def _pay(self) -> None:
         await asyncio.sleep(_GATHER)
         for pause in backoff():
-            while self._freed or self._stored:
-                freed, stored = self._take()
+            while self._is_owing:
+                owed = self._take()
                 try:
-                    await self._append(Entry(freed=freed, stored=stored))
+                    await self._append(owed)
                 except BrokerError as error:
                     log.debug("the claims log takes nothing now: %s", error)
-                    self._freed[:0], self._stored[:0] = freed, stored
+                    self._take_back(owed)
                     self.is_behind = True
                     break
                 except BaseException:
-                    self._freed[:0], self._stored[:0] = freed, stored
+                    self._take_back(owed)
                     raise
                 self.is_behind = False
             else:
@@ -639,11 +698,34 @@ class _Debts:
             await asyncio.gather(self._paying, return_exceptions=True)
 
 
+def claimed_keys(envelope: Envelope) -> list[str]:
+    """What a task claims: its unique key, and its id if its producer chose that."""
+    if not envelope.headers:
+        return []
+    key = unique_key(envelope.headers)
+    own = None if id_token(envelope.headers) is None else id_key(envelope.id)
+    return [one for one in (key, own) if one is not None]
+
+
+def mark_of(envelope: Envelope) -> str:
+    """What tells a task from all others, those with the same id too."""
+    return id_token(envelope.headers) or envelope.id
+
+
+def _pairs(envelope: Envelope) -> list[tuple[str, str]]:
+    return [(key, mark_of(envelope)) for key in claimed_keys(envelope)]
+
+
 def _claim(ask: _Ask, now: float) -> NewClaim:
-    one = ask.envelope
+    one, first = ask.envelope, ask.keys[0]
+    task, token = msgspec.Raw(msgspec.json.encode(one)), id_token(one.headers) or ""
+    hold, kept = max(now, one.due or 0.0) + HOLD, now + (id_for(one.headers) or 0.0)
+    if unique_key(one.headers) is None:
+        return NewClaim(first, one.id, one.queue, max(hold, kept), task, token=token, kept_until=kept)
     period = unique_for(one.headers)
-    until = max(now, one.due or 0.0) + HOLD if period is None else now + period
-    return NewClaim(ask.key, one.id, one.queue, until, msgspec.Raw(msgspec.json.encode(one)), period is not None)
+    until = hold if period is None else now + period
+    more = [AnotherKey(key, max(hold, kept), kept) for key in ask.keys[1:]]
+    return NewClaim(first, one.id, one.queue, until, task, period is not None, token, more=more)
 
 
 def _parts(rows: Sequence[Row]) -> list[list[Row]]:

@@ -10,6 +10,7 @@ import pytest
 
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Adopted,
+    AnotherKey,
     Emptied,
     Entry,
     History,
@@ -137,6 +138,10 @@ def some_entry(choice: random.Random, number: int) -> Entry:
         Entry(by="b", adopted=[Adopted(key, id_, "a")]),
         Entry(cancelled=[id_]),
         Entry(emptied=[Emptied("other", [id_])]),
+        Entry(
+            claims=[of_an_id(f"{number}", kept_until=choice.choice([0.0, number + 9.0]), more=[AnotherKey(key, 99.0)])]
+        ),
+        Entry(ended=[("id=1", f"{number - 1}", choice.random() < 0.5)]),
     )
     return msgspec.structs.replace(choice.choice(kinds), at=float(number), n=number)
 
@@ -144,13 +149,18 @@ def some_entry(choice: random.Random, number: int) -> Entry:
 def summary(history: History) -> dict[str, tuple[object, ...]]:
     found = history.holders
     return {
-        key: (one.id, one.queue, one.until, one.owner, waiting and waiting.task)
+        key: (
+            *(one.id, one.queue, one.until, one.owner, waiting and waiting.task),
+            *(one.token, one.kept_until, one.is_dead),
+        )
         for key, one in found.items()
         for waiting in [found.pending(key)]
     }
 
 
-@pytest.mark.parametrize("id_", [new_id(), "0" * 32, "7", "0x10", "A" * 32, "a" * 33, " 1_0", "order-7"])
+@pytest.mark.parametrize(
+    "id_", ["01a22e93d5434d6617ede65883aec238", "0" * 32, "7", "0x10", "A" * 32, "a" * 33, " 1_0", "order-7"]
+)
 def test_an_id_is_what_it_was(id_: str) -> None:
     assert ids(holders(Entry(by="a", claims=[claim("k", id_)]))) == {"k": id_}
 
@@ -228,3 +238,66 @@ def test_a_snapshot_that_never_comes_is_seen() -> None:
     history.read(6, Entry(snapshot=Snapshot(4, "t", 0, 2, [])), 0.0)
     history.read(7, Entry(snapshot=Snapshot(3, "u", 0, 1, [])), 0.0)
     assert not history.is_complete
+
+
+def of_an_id(token: str, *, kept_until: float = 0.0, key: str = "id=1", **more: object) -> NewClaim:
+    claimed = NewClaim(key, "1", "work", 100.0, RAW, token=token, kept_until=kept_until)
+    return msgspec.structs.replace(claimed, **more)
+
+
+def marks(table: Holders) -> dict[str, str]:
+    return {key: one.mark for key, one in table.items()}
+
+
+def test_of_two_tasks_with_one_id_the_first_has_it() -> None:
+    """And only its own end frees it, however late another one's end is told."""
+    first, second = Entry(at=1.0, claims=[of_an_id("a")]), Entry(at=2.0, claims=[of_an_id("b")])
+    assert marks(holders(first, second)) == {"id=1": "a"}
+    ended = Entry(at=3.0, ended=[("id=1", "a", False)])
+    assert marks(holders(first, second, ended)) == {}
+    assert marks(holders(first, ended, second, ended)) == {"id=1": "b"}
+    assert marks(holders(first, ended, second, Entry(freed=[("id=1", "a")]))) == {"id=1": "b"}
+    table = holders(first, Entry(stored=[("id=1", "b")]))
+    assert [key for key, _ in table.overdue(99.0)] == ["id=1"]
+
+
+def test_a_dead_letter_has_its_id() -> None:
+    """Through a purge, but not when it is dropped, or its queue deleted; one that lives again is like any other."""
+    dead = [Entry(at=1.0, claims=[of_an_id("a")]), Entry(at=2.0, ended=[("id=1", "a", True)])]
+    purged, deleted = Entry(at=3.0, emptied=[Emptied("work")]), Entry(at=3.0, emptied=[Emptied("work", with_dead=True)])
+    assert marks(holders(*dead, Entry(stored=[("id=1", "a")]), purged)) == {"id=1": "a"}
+    assert marks(holders(*dead, deleted)) == {}
+    assert marks(holders(*dead, Entry(at=3.0, ended=[("id=1", "a", False)]))) == {}
+    assert marks(holders(*dead, Entry(at=3.0, cancelled=["1"]))) == {"id=1": "a"}
+    assert marks(holders(*dead, Entry(at=3.0, claims=[of_an_id("a")]), purged)) == {}
+
+
+def test_an_id_may_outlast_its_task() -> None:
+    first = Entry(at=1.0, claims=[of_an_id("a", kept_until=50.0)])
+    for end in (
+        Entry(at=2.0, ended=[("id=1", "a", False)]),
+        Entry(at=2.0, cancelled=["1"]),
+        Entry(at=2.0, emptied=[Emptied("work", with_dead=True)]),
+    ):
+        assert marks(holders(first, end, Entry(at=49.0, claims=[of_an_id("b")]))) == {"id=1": "a"}
+        assert marks(holders(first, end, Entry(at=51.0, claims=[of_an_id("b")]))) == {"id=1": "b"}
+        assert holders(first, end).overdue(99.0) == []
+        assert marks(holders(first, end, Entry(at=3.0, freed=[("id=1", "a")]))) == {}
+    assert marks(holders(first, Entry(at=51.0, ended=[("id=1", "a", False)]))) == {}
+    assert marks(holders(first, Entry(at=2.0, freed=[("id=1", "a")]))) == {}
+
+
+def test_all_keys_of_a_task_are_taken_or_none() -> None:
+    """And its task is there once, for whoever completes it."""
+    both = of_an_id("a", key="k", more=[AnotherKey("id=1", 100.0)])
+    table = holders(Entry(at=1.0, claims=[both]))
+    assert marks(table) == {"k": "a", "id=1": "a"}
+    assert [key for key, _ in table.overdue(99.0)] == ["k"]
+    for taken in (claim("k", "9"), of_an_id("b")):
+        table = holders(Entry(at=1.0, claims=[taken]), Entry(at=2.0, claims=[both]))
+        assert list(marks(table)) == [taken.key]
+    table = holders(
+        Entry(at=1.0, claims=[both]), Entry(freed=[("k", "a")], ended=[("id=1", "a", True)]), Entry(claims=[both])
+    )
+    assert marks(table) == {"k": "a", "id=1": "a"}
+    assert entry_of(encode(Entry(claims=[of_an_id("a", more=[AnotherKey("", 1.0)])]))) is None
