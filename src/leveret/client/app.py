@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from leveret.brokers import DEFAULT_TIMEOUT, absolute
 from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
+from leveret.client.limits import limit_of, limits_of, module_name
 from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.schedules import Schedules
@@ -23,10 +26,11 @@ from leveret.model.durations import show
 from leveret.observe import attempting_within, sending_within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
     from datetime import timedelta
     from typing import Self
 
+    from leveret.client.limits import Limit, LimitsGiven
     from leveret.client.registration import Scheduling
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
     from leveret.client.unique import UniqueBy
@@ -37,12 +41,15 @@ if TYPE_CHECKING:
         EnqueueLayer,
         EnqueueMiddleware,
         Middleware,
+        Rate,
         ThreadMiddleware,
     )
     from leveret.model.arguments import Exceptions
     from leveret.observe import Telemetry
 
 T = TypeVar("T")
+#: Called with the application in each process that runs its tasks; what it yields is their ``current_task().state``.
+LifespanFunction: TypeAlias = Callable[["App"], AbstractAsyncContextManager[Any]]
 
 #: The default limit of an encoded task (bytes).
 MAX_MESSAGE_SIZE = 1024 * 1024
@@ -78,6 +85,10 @@ class App:
             once, with the same tasks, which may have other headers; or it raises, and nothing is stored.
         telemetry: Traces and measures each enqueue and each run, as ``leveret.observe.opentelemetry.OpenTelemetry``
             does: around all middleware, and its mistakes are logged and change nothing.
+        lifespan: An async context manager function (``@contextlib.asynccontextmanager``) that is called with the
+            application, as those of Starlette and FastAPI are: entered in each child process before its first task, and
+            left after its last one. What it yields is ``current_task().state``. Programs that only enqueue do not enter
+            it.
         keep_results: How long the broker keeps what became of a task (seconds, or a timedelta). None: 3600 seconds.
         max_result_size: The most bytes of an encoded result. A larger one is not kept, and ``Handle.result`` raises
             NoResult. None: 1 MiB.
@@ -97,6 +108,7 @@ class App:
         thread_middleware: Sequence[ThreadMiddleware] = (),
         enqueue_middleware: Sequence[EnqueueMiddleware] = (),
         telemetry: Telemetry | None = None,
+        lifespan: LifespanFunction | None = None,
         keep_results: float | timedelta | None = None,
         max_result_size: int | None = None,
     ) -> None:
@@ -120,6 +132,8 @@ class App:
         self.enqueue_middleware = functions("enqueue_middleware", enqueue_middleware)
         #: What traces and measures each enqueue and each run.
         self.telemetry = telemetry
+        #: What each process that runs tasks enters before the first one.
+        self.lifespan = None if lifespan is None else _checked_lifespan(lifespan)
         enqueue_layers: list[EnqueueLayer] = [partial(storing_within, layer) for layer in self.enqueue_middleware]
         #: For programs that extend Leveret: what is around each attempt and looks on, the outermost first.
         self.attempt_layers: list[AttemptLayer] = []
@@ -174,6 +188,43 @@ class App:
         """Which unique keys are taken."""
         return UniqueKeys(self.client)
 
+    def limit(
+        self,
+        name: str,
+        /,
+        *,
+        concurrency: int | None = None,
+        rate: Rate | None = None,
+        by: str | Sequence[str] | None = None,
+    ) -> Limit:
+        """Make a limit that tasks may share: ``app.limit("stripe", concurrency=20, rate=Rate(100, per=60))``.
+
+        A task with ``limits=[stripe]`` waits in its queue until all its limits let it go, and keeps its place in each
+        until it has ended, is to be tried again, or was put off. While it waits it takes no slot of a worker, and other
+        tasks pass it.
+
+        Args:
+            name: The name, by which the command line and the dashboard know it: printable, at most 128 bytes.
+            concurrency: The most tasks of it that are under way, over all workers. None: any number.
+            rate: How many tasks of it may start in a time. None: any number.
+            by: The parameter whose argument is the key, as "tenant": the limit holds for each key by itself. Several in
+                a list. None: one limit for all.
+
+        Returns:
+            The limit, for ``limits=[...]`` of any tasks of this application.
+
+        Raises:
+            ConfigurationError: There is a limit of that name, or a value is not what it must be.
+        """
+        limit = limit_of(name, concurrency, rate, by, self.client)
+        self.registry.add_limit(limit, module_name(), module_run())
+        return limit
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """The limits that were made; those of whole queues are in ``queues``."""
+        return tuple(self.registry.limits.values())
+
     @property
     def tasks(self) -> Sequence[Task[..., Any]]:
         """The tasks that are registered."""
@@ -213,6 +264,7 @@ class App:
         store_result: bool = ...,
         schedule: Scheduling = ...,
         unique: UniqueBy | None = ...,
+        limits: LimitsGiven = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -235,6 +287,7 @@ class App:
         store_result: bool = True,
         schedule: Scheduling = None,
         unique: UniqueBy | None = None,
+        limits: LimitsGiven = (),
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -275,13 +328,16 @@ class App:
                 for those that are data.
             unique: The task's unique key: ``by("customer")``, or a function that is called with the task's arguments
                 and returns the key (None: none). While a task with the key has not ended, no other is stored.
+            limits: The limits that the task waits for, made by `limit`: one, or several in a list, all of which must
+                let it go.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
 
         Raises:
             ConfigurationError: Another function has the name, the queue has a default task already, what is given
-                cannot be a task, or an option is not what it must be.
+                cannot be a task, an option is not what it must be, or a limit or the queue's ``fair_by`` names a
+                parameter that the function does not have.
             InvalidArguments: The arguments of a schedule do not fit the task.
         """
         options = TaskOptions(
@@ -299,11 +355,12 @@ class App:
         )
         run = module_run()
         key = None if unique is None else unique_of(unique)
+        waits_for = limits_of(limits)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
             return self.registry.register(
-                found, options, run, self.client, default=default, schedule=schedule, unique=key
+                found, options, run, self.client, default=default, schedule=schedule, unique=key, limits=waits_for
             )
 
         return register if function is None else register(function)
@@ -365,6 +422,26 @@ def _checked_queues(queues: Sequence[Queue]) -> Sequence[Queue]:
             f"queues has {show((wrong or [given])[0])}; it must be a list of leveret.Queue, as queues=[Queue('mail')]"
         )
     return [queue for queue in every if isinstance(queue, Queue)]
+
+
+def _checked_lifespan(given: LifespanFunction) -> LifespanFunction:
+    """Raises ConfigurationError for what cannot be called with the application, or gives no context manager then."""
+    problem = ""
+    function: object = given
+    if not callable(function):
+        problem = "it must be a function"
+    elif inspect.isasyncgenfunction(given) or inspect.iscoroutinefunction(given):
+        problem = "decorate it with @contextlib.asynccontextmanager, and have it yield once"
+    else:
+        try:
+            inspect.signature(given).bind(None)
+        except TypeError:
+            problem = "it is called with the application: give it that parameter, as 'async def lifespan(app)'"
+        except ValueError:  # of a builtin nothing is known
+            pass
+    if problem:
+        raise ConfigurationError(f"lifespan is {show(given)}; {problem}")
+    return given
 
 
 def _working_directory() -> Path | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
+from leveret.client.limits import Limit, Limiting, limiting, limits_of
 from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.client.unique import Unique, checked_policy, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from leveret.brokers import OnConflict
+    from leveret.client.limits import LimitsGiven
     from leveret.client.unique import UniqueBy
-    from leveret.model import Acknowledge, Cron, Every, Header, RetryRules
+    from leveret.model import Acknowledge, Cron, Every, Header, Queue, RetryRules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +50,7 @@ class Producer(Source, Protocol):
 
     @property
     def max_message_size(self) -> int: ...
+    def queue(self, name: str, /) -> Queue | None: ...
     def publish(
         self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
     ) -> Coroutine[Any, Any, None]: ...
@@ -74,6 +77,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     headers: dict[str, Any] = {}
     #: How it gets its unique key; None: it has none.
     unique: Unique | None = None
+    #: What it waits for; None: nothing.
+    limiting: Limiting | None = None
 
     def __post_init__(self) -> None:
         if self.id is not None:
@@ -145,6 +150,7 @@ class Task(Generic[P, R]):
         options: TaskOptions,
         producer: Producer,
         unique: Unique | None = None,
+        limits: tuple[Limit, ...] = (),
     ) -> None:
         #: The function itself.
         self.function = function
@@ -156,10 +162,10 @@ class Task(Generic[P, R]):
         #: For programs that extend Leveret: how a result becomes JSON and back.
         self.returns = Returns(function, name)
         self._options = options
-        self._enqueue = EnqueueOptions(unique=unique)
+        self._producer = producer
+        self._enqueue = EnqueueOptions(unique=unique, limiting=self._limiting(limits, options))
         if unique is not None:
             unique.check(self.signature, name)
-        self._producer = producer
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -210,6 +216,11 @@ class Task(Generic[P, R]):
         """Whether the broker keeps what becomes of it."""
         return self._options.store_result
 
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What it waits for, besides what its queue says."""
+        return () if self._enqueue.limiting is None else self._enqueue.limiting.limits
+
     def options(
         self,
         *,
@@ -225,6 +236,7 @@ class Task(Generic[P, R]):
         headers: Mapping[str, Header] | None = None,
         unique: UniqueBy | Literal[False] | None = None,
         on_conflict: OnConflict | None = None,
+        limits: LimitsGiven | None = None,
     ) -> Self:
         """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
@@ -255,6 +267,7 @@ class Task(Generic[P, R]):
             unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
                 own: another task's key of the same text is another one. False: none.
             on_conflict: What becomes of an enqueue whose unique key is taken, "ignore" or "raise": see ``by``.
+            limits: The limits that the task waits for, in place of the decorator's. Empty: none.
 
         Returns:
             The task with these options. The task itself is not changed.
@@ -262,7 +275,9 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
-                printable or too long, headers that do not fit, or ``on_conflict`` of a task without a unique key.
+                printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key, a limit
+                that is none of the application's, or a queue or a limit that parts its tasks by a parameter which this
+                one does not have.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -283,10 +298,14 @@ class Task(Generic[P, R]):
             enqueue["id"] = id
         if unique is not None or on_conflict is not None:
             enqueue["unique"] = self._unique(unique, on_conflict)
-        return self._with(
-            msgspec.structs.replace(self._options, **chosen, **overrides),
-            msgspec.structs.replace(self._enqueue, **enqueue),
-        )
+        options = msgspec.structs.replace(self._options, **chosen, **overrides)
+        if limits is not None or queue is not None:
+            enqueue["limiting"] = self._limiting(self.limits if limits is None else limits_of(limits), options)
+        return self._with(options, msgspec.structs.replace(self._enqueue, **enqueue))
+
+    def _limiting(self, limits: tuple[Limit, ...], options: TaskOptions) -> Limiting | None:
+        queue = self._producer.queue(options.queue)
+        return limiting(limits, queue, self.name, self.signature, options, self._producer)
 
     def _unique(self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None) -> Unique | None:
         unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
@@ -456,7 +475,7 @@ class Task(Generic[P, R]):
         encode, most = self.signature.encode, self._producer.max_message_size
         name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
-        unique = enqueue.unique
+        unique, limiting = enqueue.unique, enqueue.limiting
         due = enqueue.at if enqueue.at is not None else now + enqueue.delay if enqueue.delay else None
         expires_at = None if enqueue.expires is None else now + enqueue.expires
         envelopes = []
@@ -470,6 +489,8 @@ class Task(Generic[P, R]):
             headers = enqueue.headers.copy()
             if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
                 headers |= unique.headers(key)
+            if limiting is not None:
+                headers |= limiting.headers(self.signature, args, kwargs)
             envelopes.append(
                 Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
             )

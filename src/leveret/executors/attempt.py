@@ -35,26 +35,31 @@ from leveret.model import (
     Dead,
     DeadLettered,
     Envelope,
+    Limited,
     Outcome,
     Progress,
+    PutOff,
     Released,
     Retrying,
     RetryRules,
     Succeeded,
     leaves,
+    limit_refs,
     log_fields,
     own_headers,
+    queue_limit,
     run_within,
     scheduled_for,
     shorten,
     within_thread,
 )
+from leveret.model.durations import MAX_DELAY, parse_seconds
 from leveret.model.failures import summary, traceback_of, words
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog, log_mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from leveret.client import App, Task
     from leveret.errors import LeveretError
@@ -102,6 +107,11 @@ class JobRunner:
 
     def report_to(self, report: Callable[[Sequence[Report]], None]) -> None:
         self._report = report
+
+    def run_with(self, state: Any, context: contextvars.Context) -> None:
+        """Give the tasks what the lifespan has yielded, and the context variables that it has set."""
+        self._runner.state = state
+        self._context = context.copy()
 
     def submit(self, jobs: Sequence[RunRequest]) -> None:
         if self._stopping:
@@ -261,6 +271,8 @@ class Runner:
         self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         self._pid = os.getpid()
+        #: What the lifespan has yielded.
+        self.state: Any = None
         self._layered: Attempt = self._attempt
         for layer in reversed(app.attempt_layers):
             self._layered = layer(self._layered)
@@ -288,7 +300,7 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - the types of the arguments are the user's; see below
             return Attempted(classify(error, envelope.attempt, task.retry), error)
         try:
-            current = _current(task, envelope, link)
+            current = _current(task, envelope, link, self.state)
             link.interruptible = task.is_async
             value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs, current))
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
@@ -303,7 +315,7 @@ class Runner:
             rules = self._find(envelope).retry
         except UnknownTask:
             rules = RetryRules()
-        return classify(error, envelope.attempt, rules)
+        return classify(error, envelope.attempt, rules, _limits(envelope))
 
     def timeout(self, envelope: Envelope) -> float | None:
         """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
@@ -392,7 +404,14 @@ def _failed(error: BaseException, envelope: Envelope, task: Task[..., Any], link
         running = asyncio.current_task()
         if running is not None and running.cancelling():
             return Attempted(_CANCELLED if link.cancelled else Released(), error, interrupted=True)
-    return Attempted(_CANCELLED if link.cancelled else classify(error, envelope.attempt, task.retry), error)
+    return Attempted(
+        _CANCELLED if link.cancelled else classify(error, envelope.attempt, task.retry, _limits(envelope)), error
+    )
+
+
+def _limits(envelope: Envelope) -> Mapping[str, str]:
+    """The limits that a task may say something of, each with the key that it has of it."""
+    return {**dict(limit_refs(envelope.headers)), queue_limit(envelope.queue): ""}
 
 
 def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
@@ -400,7 +419,7 @@ def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
     return DeadLettered(shorten(f"{type(error).__name__}: {error}") + more)
 
 
-def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> CurrentTask:
+def _current(task: Task[..., Any], envelope: Envelope, link: Runtime, state: Any) -> CurrentTask:
     return CurrentTask(
         id=envelope.id,
         task=task.name,
@@ -411,6 +430,7 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
         headers=MappingProxyType(own_headers(envelope.headers)) if envelope.headers else _NO_HEADERS,
         deadline=None if task.timeout is None else time.time() + task.timeout,
         scheduled_for=scheduled_for(envelope.headers) if envelope.headers else None,
+        state=state,
         _link=link,
     )
 
@@ -481,11 +501,16 @@ def _close(value: Any) -> None:
             value.close()
 
 
-def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
-    """What an exception means for its task. Total: whatever the exception and the rules do, there is an outcome."""
+def classify(
+    error: BaseException, attempt: int, rules: RetryRules, limits: Mapping[str, str] = MappingProxyType({})
+) -> Outcome:
+    """What an exception means for its task. Total: whatever the exception and the rules do, there is an outcome.
+
+    ``limits``: those of the task, each with its key.
+    """
     mistakes: list[BaseException] = []
     try:
-        outcome = _judged(error, attempt, rules, mistakes)
+        outcome = _judged(error, attempt, rules, limits, mistakes)
     except BaseException as mistake:  # noqa: BLE001 - an exception's own code ran, and may raise anything
         mistakes.append(mistake)
         outcome = _charged(summary(error), traceback_of(error, __file__), rules.policy.next_try(attempt))
@@ -494,11 +519,21 @@ def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
     return outcome
 
 
-def _judged(error: BaseException, attempt: int, rules: RetryRules, mistakes: list[BaseException]) -> Outcome:
-    dead = [words(one) for one in leaves(error) if isinstance(one, Dead)]
+def _judged(
+    error: BaseException, attempt: int, rules: RetryRules, limits: Mapping[str, str], mistakes: list[BaseException]
+) -> Outcome:
+    parts = leaves(error)
+    dead = [words(one) for one in parts if isinstance(one, Dead)]
     if dead:
         return DeadLettered(shorten("; ".join(filter(None, dead))) or "the task gave up", traceback_of(error, __file__))
-    return _charged(summary(error), traceback_of(error, __file__), rules.next_try(attempt, error, mistakes))
+    why = summary(error)
+    limited = [one for one in parts if isinstance(one, Limited)]
+    if limited and len(limited) == len(parts):
+        last = max(limited, key=lambda one: one.delay)
+        if last.limit in limits:
+            return PutOff(last.limit, limits[last.limit], parse_seconds(last.delay, most=MAX_DELAY))
+        why += f"; the task does not have the limit {last.limit!r}: give it limits=[...]"
+    return _charged(why, traceback_of(error, __file__), rules.next_try(attempt, error, mistakes))
 
 
 def _charged(summary: str, traceback_: str, verdict: float | str) -> Outcome:

@@ -21,6 +21,7 @@ from leveret.model.limits import (
     LimitRequest,
     LimitRow,
     LimitRule,
+    LimitState,
     LimitUse,
     PauseLimit,
     Rate,
@@ -71,6 +72,7 @@ from leveret.model.middleware import (
 from leveret.model.names import (
     DEAD_SUFFIX,
     DELAY_INFIX,
+    GATE_SUFFIX,
     MAX_QUEUE_NAME,
     PAUSED_SUFFIX,
     check_id,
@@ -136,7 +138,7 @@ from leveret.model.schedules import (
     steps,
     told_of,
 )
-from leveret.model.signals import Dead, Retry
+from leveret.model.signals import Dead, Limited, Retry
 from leveret.model.status import (
     FROM_THE_FUTURE,
     KEEP,
@@ -173,6 +175,7 @@ __all__ = [
     "DELAY_INFIX",
     "FAIR_KEY",
     "FROM_THE_FUTURE",
+    "GATE_SUFFIX",
     "KEEP",
     "LATEST",
     "LIMITS",
@@ -224,7 +227,9 @@ __all__ = [
     "LimitRequest",
     "LimitRow",
     "LimitRule",
+    "LimitState",
     "LimitUse",
+    "Limited",
     "Middleware",
     "Moment",
     "Name",

@@ -7,7 +7,7 @@ A task names its limits in its headers, each with a key: `limit_refs`. It waits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -19,9 +19,12 @@ from leveret.model.names import fits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
 #: A limit's name, and the key that parts it (a tenant, an account); "" for a limit without keys.
 LimitRef: TypeAlias = tuple[str, str]
+
+LimitState: TypeAlias = Literal["active", "paused", "resting"]
 
 #: The header that names a task's limits, as JSON: `[["stripe", ""], ["tenant", "acme"]]`.
 LIMITS = "leveret-limits"
@@ -57,6 +60,10 @@ class Rate(msgspec.Struct, frozen=True):
     count: int
     per: float = 1.0
     burst: int | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, count: int, per: float | timedelta = 1.0, burst: int | None = None) -> None: ...
 
     def __post_init__(self) -> None:
         number = count("Rate: count", self.count)
@@ -121,6 +128,14 @@ class LimitRow(msgspec.Struct, frozen=True, omit_defaults=True):
     def rule(self) -> LimitRule:
         """What is in force."""
         return self.declared if self.changed is None else self.changed
+
+    def rest(self, now: float) -> Mapping[str, float]:
+        """The keys that rest, and until when (Unix time)."""
+        return {key: until for key, until in self.resting.items() if until > now}
+
+    def state(self, now: float) -> LimitState:
+        """In one word, for people. resting: keys of it do."""
+        return "paused" if self.paused else "resting" if self.rest(now) else "active"
 
     def held_until(self, key: str, admitted: int, full_at: float, now: float) -> float | None:
         """Until when it has no room for a key (Unix time; 0: that does not depend on the time); None: it has room.

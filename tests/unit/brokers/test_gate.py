@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 
 def gate(began: float | None = None, **rules: LimitRule) -> Gate[str]:
+    return gate_of(rules, began)
+
+
+def gate_of(rules: dict[str, LimitRule], began: float | None = None) -> Gate[str]:
     made: Gate[str] = Gate(Permits(began))
     made.define({name: LimitRow(name, rule) for name, rule in rules.items()})
     return made
@@ -96,7 +100,7 @@ def test_a_queue_that_nobody_takes_from_keeps_nothing_from_the_others() -> None:
 
 
 def test_the_limit_of_a_queue_counts_all_of_its_tasks() -> None:
-    it = gate(**{queue_limit("q"): LimitRule(1)})
+    it = gate_of({queue_limit("q"): LimitRule(1)})
     add(it, "a")
     add(it, "b", refs=ref("stripe"))
     assert admitted(it) == ["a"]
@@ -281,7 +285,7 @@ _STEPS = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(_STEPS)
 def test_it_does_as_one_that_looks_at_all_that_waits(steps: list[tuple[object, ...]]) -> None:
-    it = gate(**{name: LimitRule(count) for name, count in _LIMITS.items()})
+    it = gate_of({name: LimitRule(count) for name, count in _LIMITS.items()})
     plain = Plain(_LIMITS)
     for number, step in enumerate(steps):
         match step:

@@ -50,7 +50,7 @@ def test_a_rate_that_lets_nothing_go_is_refused(arguments: dict[str, Any], probl
 
 
 def test_a_rate_survives_its_way() -> None:
-    for rate in (Rate(100, per=timedelta(minutes=1)), Rate(5, burst=2)):  # type: ignore[arg-type]
+    for rate in (Rate(100, per=timedelta(minutes=1)), Rate(5, burst=2)):
         assert msgspec.json.decode(msgspec.json.encode(rate), type=Rate) == rate
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(rate), type=Rate) == rate
     assert (str(Rate(100, per=60)), str(Rate(1, per=90))) == ("100/minute", "1/90 seconds")

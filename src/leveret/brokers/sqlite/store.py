@@ -133,7 +133,9 @@ class Store(Statements):
         if not keys:
             return {}
         wanted, now = array(list(keys.values())), time.time()
-        rows = [*self.execute(_HOLDERS, wanted), *self.execute(_KEPT, wanted, now)]
+        rows = self.execute(_HOLDERS, wanted).fetchall()
+        if self.execute("SELECT 1 FROM unique_hold LIMIT 1").fetchone():  # few have any
+            rows += self.execute(_KEPT, wanted, now).fetchall()
         holders = {key: text(id_) for key, id_ in rows}
         found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
         return {id_: holder for id_, holder in found.items() if holder != id_}
