@@ -29,8 +29,9 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
 
     Args:
         name: The name: 1 to 237 bytes.
-        max_length: The most ready tasks. With that many ``enqueue`` raises QueueFull, and nothing is dropped. On
-            RabbitMQ the limit is the queue's own, and approximate by the messages in flight. None: no limit.
+        max_length: The most tasks that are ready or wait for limits. With that many ``enqueue`` raises QueueFull, and
+            nothing is dropped. On RabbitMQ the limit is the queue's own, and approximate by the messages in flight.
+            None: no limit.
         create: False: the operator makes the queue; a missing one is an error instead of being declared.
         priorities: True: the queue's tasks have priorities, so a worker says at its start if the broker does not keep
             them.

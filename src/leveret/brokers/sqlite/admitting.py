@@ -181,10 +181,15 @@ class Admitting(Statements):
         if self._used:
             rows = [(use.admitted, use.full_at, use.wake_at, use.id) for use in self._used]
             self.database.executemany("UPDATE limit_use SET admitted = ?, full_at = ?, wake_at = ? WHERE id = ?", rows)
-        for known in (self._used, self._uses, self._lanes, self._turns):
-            known.clear()
-        opened, self._opened = self._opened, set()
+        opened = self._opened
+        self.forget()
         return opened
+
+    def forget(self) -> None:
+        """What is read is not so any more."""
+        for known in (self._used, self._moved, self._uses, self._lanes, self._turns):
+            known.clear()
+        self._opened = set()
 
     def _write_lanes(self) -> None:
         if self._moved:

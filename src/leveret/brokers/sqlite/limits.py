@@ -95,6 +95,7 @@ class Limits(Statements):
         self._ended.clear()
         self._roused.clear()
         self._are_many = False
+        self._admitting.forget()  # what an error left half done
 
     # What is asked of limits.
 
