@@ -102,7 +102,7 @@ class RabbitMQBroker:
         self._limit_table = FencedTable(self._hosts, self._publisher, requester, LIMITS, LIMIT_REQUESTS)
         self.limits = RabbitMQLimits(self._limit_table, self._delayed, lambda queue: self.queues.look_into(queue))
         self.queues = RabbitMQQueues(
-            self._publisher, requester, self._bus, self._delayed.forget, self._claims, self.limits
+            self._hosts, self._publisher, requester, self._bus, self._delayed.forget, self._claims, self.limits
         )
         self.dead_letters = RabbitMQDeadLetters(
             self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims

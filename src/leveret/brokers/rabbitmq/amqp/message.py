@@ -66,7 +66,8 @@ class Message(msgspec.Struct, frozen=True):
         return str(self.properties.message_id)
 
 
-#: Makes a message fit the one frame that AMQP has for its headers; called with the largest frame (bytes; 0: no limit).
+#: Makes a message fit the one frame that AMQP has for its headers; called with the largest frame (bytes; 0: no limit),
+#: when it does not.
 Fit: TypeAlias = Callable[[Message, int], Message]
 
 
@@ -78,12 +79,15 @@ class Encoder:
         self._frame_max = frame_max
         self._fit = fit
         self._most = frame_max - _OVERHEAD if frame_max else 2**32 - 1
+        self._room = self._most - _CONTENT_FIELDS
         self._method = lru_cache(_KEPT)(self._encode_method)
 
     def encode(self, message: Message, *, mandatory: bool) -> bytes:
         """All frames of a message. Raises what pamqp raises for a value that AMQP cannot carry."""
         method = self._method(message.queue, mandatory)
-        properties = _encoded(self._fit(message, self._frame_max).properties)
+        properties = _encoded(message.properties)
+        if len(properties) > self._room:
+            properties = _encoded(self._fit(message, self._frame_max).properties)
         body = message.body
         size = len(body)
         content = _CONTENT.pack(

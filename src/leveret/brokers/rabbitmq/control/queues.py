@@ -12,6 +12,7 @@ from leveret.brokers.base import in_use
 from leveret.brokers.rabbitmq.admission import Emptied
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
+from leveret.brokers.rabbitmq.control.peek import peek
 from leveret.brokers.rabbitmq.queues import (
     FEW_STEPS,
     FIRST_CLOSER_STEP,
@@ -33,11 +34,13 @@ from leveret.model import QueueStats
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from leveret.brokers.base import WaitingState
+    from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.control.bus import ControlBus
     from leveret.brokers.rabbitmq.coordination import Claims
     from leveret.brokers.rabbitmq.limits import RabbitMQLimits
     from leveret.brokers.rabbitmq.queues import Publisher, Requester
-    from leveret.model import Removed
+    from leveret.model import Envelope, Removed
 
 
 class RabbitMQQueues:
@@ -45,6 +48,7 @@ class RabbitMQQueues:
 
     def __init__(
         self,
+        hosts: Hosts,
         publisher: Publisher,
         requester: Requester,
         bus: ControlBus,
@@ -52,6 +56,7 @@ class RabbitMQQueues:
         claims: Claims,
         limits: RabbitMQLimits,
     ) -> None:
+        self._hosts = hosts
         self._publisher = publisher
         self._requester = requester
         self._bus = bus
@@ -68,6 +73,9 @@ class RabbitMQQueues:
             return await self._ready.count(await self._publisher.connection(), queues)
 
         return await self._requester.once("counting what is ready", ask)
+
+    async def peek(self, queue: str, state: WaitingState, *, limit: int) -> Sequence[Envelope]:
+        return await self._requester.ask("looking at tasks", lambda: peek(self._hosts, queue, state, limit))
 
     async def pause(self, queue: str) -> None:
         await self._requester.ask("pausing", lambda: self._set_paused(queue, mark_paused))

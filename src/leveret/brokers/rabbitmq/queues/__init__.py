@@ -10,6 +10,7 @@ from leveret.brokers.rabbitmq.queues.codec import (
     buried,
     dead_letter_id,
     fitted,
+    peeked,
     postponed,
     put_off_message,
     received,
@@ -60,6 +61,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     delay_step,
     gate_queue,
     pause_marker,
+    task_declaration,
 )
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "mark_paused",
     "message_count",
     "pause_marker",
+    "peeked",
     "postponed",
     "purge_queue",
     "put_off_message",
@@ -109,6 +112,7 @@ __all__ = [
     "retry_message",
     "revived_message",
     "steady_arguments",
+    "task_declaration",
     "to_dead_letter",
     "to_message",
     "to_wait",

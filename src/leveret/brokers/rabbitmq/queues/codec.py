@@ -394,6 +394,12 @@ def to_dead_letter(message: Incoming, queue: str) -> DeadLetter:
     )
 
 
+def peeked(message: Incoming, queue: str) -> Envelope:
+    """The task of a message that somebody looks at."""
+    properties = content_of(message.header).properties
+    return _envelope(properties, _OwnHeaders(properties.headers or {}), message.body, queue, dead_letter_id(message))
+
+
 def dead_letter_id(message: Incoming) -> str:
     """A dead letter's id. One that came without is known by its content: at every look, and in any program, the same.
 
