@@ -30,8 +30,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, help="no-op tasks of a measurement")
     parser.add_argument("--goals", action="store_true", help="only what there is a goal for; writes nothing")
     parser.add_argument("--quick", action="store_true", help="fewer peers, fewer rounds; writes nothing")
+    parser.add_argument(
+        "--about", choices=sorted(programme.SUBJECTS), action="append", help="only this; writes nothing"
+    )
     asked = parser.parse_args()
-    if not PEERS_PYTHON.exists():
+    if not (asked.about or PEERS_PYTHON.exists()):
         sys.exit(f"{PEERS_PYTHON.parents[1]} is missing: `make bench` makes it")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     # Told to end, the workers and the node are ended too; killed, the reaper ends them.
@@ -39,15 +42,14 @@ def main() -> None:
     with closing(Reaper([tree / "tmp" for tree in TREES.values()])):
         results, size = _measure(asked)
     sys.stdout.write("\n".join(report.goals(results)) + "\n")
-    if not (asked.quick or asked.goals):
+    if not (asked.quick or asked.goals or asked.about):
         report.write(results, size)
 
 
 def _measure(asked: argparse.Namespace) -> tuple[list[Results], Size]:
     size = programme.QUICK if asked.quick else programme.FULL
     size = dataclasses.replace(size, rounds=asked.rounds or size.rounds, tasks=asked.tasks or size.tasks)
-    size = dataclasses.replace(size, goals_only=asked.goals)
-    startup = programme.run_startup(size)
+    size = dataclasses.replace(size, goals_only=asked.goals, about=tuple(asked.about or ()))
     results = []
     if "rabbitmq" in (asked.only or _ON):
         with places.rabbitmq(asked.on) as node:
@@ -55,7 +57,9 @@ def _measure(asked: argparse.Namespace) -> tuple[list[Results], Size]:
     if "sqlite" in (asked.only or _ON):
         with places.sqlite() as folder:
             results.append(programme.run(folder, size))
-    return [*results, startup], size
+    if not size.about:
+        results.append(programme.run_startup(size))
+    return results, size
 
 
 if __name__ == "__main__":

@@ -130,6 +130,24 @@ RESULTS: dict[str, tuple[Goal, ...]] = {
     ),
     "sqlite": (),
 }
+#: Tasks with a key of their own each, 200 calls at once; and a program that begins beside many that are there.
+UNIQUE: dict[str, tuple[Goal, ...]] = {
+    "rabbitmq": (
+        Goal("RabbitMQ, enqueues of unique tasks, 200 at once", "unique", 3_000, unit="/s"),
+        Goal(
+            "RabbitMQ, the first unique task beside 100,000 and a million that ended",
+            "seconds",
+            3,
+            at_least=False,
+            unit="s",
+        ),
+        Goal("RabbitMQ, the same: memory", "MB", 30, at_least=False, unit="MB"),
+    ),
+    "sqlite": (
+        Goal("SQLite, enqueues of unique tasks to plain ones, 200 at once", "unique to plain", 0.7),
+        Goal("SQLite, enqueue_many of unique tasks to plain ones", "unique many to plain many", 0.7),
+    ),
+}
 FOOTPRINT: dict[str, tuple[Goal, ...]] = {
     kind: (
         Goal(f"{name}, idle worker and child, share of a core", "idle", 0.5, at_least=False, unit="%"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import processes
-from benchmarks.entrants import OURS_KEPT, WIRE
+from benchmarks.entrants import OURS, OURS_KEPT, WIRE
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import RabbitMQ
 from benchmarks.programs import Programs, Worker, environment
@@ -36,6 +36,9 @@ _WARM_UP = 0.1
 _PROBES = 50
 #: A throughput whose tasks were too few is measured on twice as many, up to so many.
 _MOST_TASKS = 1_000_000
+#: Calls of unique tasks at once; how often a program begins beside many of them.
+_CALLS = 200
+_BEGINNINGS = 3
 #: How long processes are left alone before their memory is read (seconds).
 _REST = 2.0
 
@@ -175,6 +178,21 @@ def beside_others(place: Place, *, rate: float, asks: int, age: float) -> dict[s
                 busy = programs.ask(OURS_KEPT.producer, order)
     ratios = {f"{name}, busy to quiet": busy[name] / quiet[name] for name in ("result", "result p99", "result cpu")}
     return {**busy, **ratios}
+
+
+def unique_rates(place: Place, *, tasks: int, rounds: int) -> dict[str, float]:
+    """Tasks a second with a unique key each, and to the same without, of calls at once and of enqueue_many."""
+    with setting(OURS, place, 1) as here:
+        order = {"tasks": tasks, "outstanding": _CALLS, "rounds": rounds}
+        return here.programs.ask(("benchmarks.unique", "rates"), order)
+
+
+def first_unique(place: Place, live: int, ended: int) -> dict[str, float]:
+    """What a program's first unique task takes, with so many there and others that have ended: seconds, and MB."""
+    with setting(OURS, place, 1) as here:
+        here.programs.ask(("benchmarks.unique", "fill"), {"live": live, "ended": ended})
+        found = [here.programs.ask(("benchmarks.unique", "begin"), {}) for _ in range(_BEGINNINGS)]
+        return {name: statistics.median(numbers[name] for numbers in found) for name in found[0]}
 
 
 def footprint(entrant: Entrant, place: Place, *, tasks: int, idle: float) -> dict[str, float]:

@@ -9,8 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import entrants as e
-from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, STARTUP
-from benchmarks.measures import Incorrect, beside_others, claim_cost, footprint, latency, startup, throughput
+from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, STARTUP, UNIQUE
+from benchmarks.measures import (
+    Incorrect,
+    beside_others,
+    claim_cost,
+    first_unique,
+    footprint,
+    latency,
+    startup,
+    throughput,
+    unique_rates,
+)
 from benchmarks.programs import ProgramFailed
 from benchmarks.results import Bout, Curve, Results
 
@@ -57,6 +67,10 @@ class Size:
     backlogs: tuple[int, int] = (1_000_000, 1_000)
     windows: int = 20
     starts: int = 15
+    #: Unique tasks that are there, and those that have ended before, for a program that begins.
+    keys: tuple[int, int] = (100_000, 1_000_000)
+    #: Of `SUBJECTS`, what alone is measured; empty: all of the programme.
+    about: tuple[str, ...] = ()
 
 
 FULL = Size(rounds=5, tasks=10_000, seconds=10.0, rates=(50, 100, 200, 400, 800, 1600, 3200))
@@ -66,6 +80,10 @@ QUICK = Size(rounds=1, tasks=3_000, seconds=3.0, rates=(), is_quick=True, starts
 def run(place: Place, size: Size) -> Results:
     """All measurements on one broker. Raises Incorrect or ProgramFailed when one of ours fails."""
     results = Results(place.name)
+    if size.about:
+        for subject in size.about:
+            SUBJECTS[subject](results, place, size)
+        return results
     results.bouts = [
         Bout(duel)
         for duel in DUELS[place.kind]
@@ -80,6 +98,8 @@ def run(place: Place, size: Size) -> Results:
     if not size.is_quick:
         _footprint_goals(results, place, size)
         _claim_goal(results, place, size)
+        for judge in SUBJECTS.values():
+            judge(results, place, size)
     if not (size.is_quick or size.goals_only):
         results.curves = [_curve(entrant, place, size) for entrant in _CURVES[place.kind]]
     return results
@@ -174,6 +194,15 @@ def _results_goals(found: Results, place: Place, size: Size) -> None:
         found.judge(goal, [numbers[goal.figure] for numbers in rounds])
 
 
+def _unique_goals(results: Results, place: Place, size: Size) -> None:
+    # First, since all the tasks of a node are in one log.
+    numbers = first_unique(place, *size.keys) if place.kind == "rabbitmq" else {}
+    numbers |= unique_rates(place, tasks=size.tasks, rounds=size.rounds)
+    log.info("%s: unique tasks, %s", place.name, _words(numbers))
+    for goal in UNIQUE[place.kind]:
+        results.judge(goal, [numbers[goal.figure]])
+
+
 def _footprint_goals(results: Results, place: Place, size: Size) -> None:
     numbers = footprint(e.OURS_MANY, place, tasks=size.growth, idle=size.idle)
     log.info("%s: footprint %s", place.name, _words(numbers))
@@ -209,6 +238,10 @@ def _curve(entrant: Entrant, place: Place, size: Size) -> Curve:
 
 #: A median above this (milliseconds) is of an entrant that does not keep up.
 _BEHIND = 500.0
+
+
+#: What is measured of ours alone, by itself if it is asked for.
+SUBJECTS: dict[str, Callable[[Results, Place, Size], None]] = {"unique": _unique_goals}
 
 
 def _words(numbers: dict[str, float]) -> str:

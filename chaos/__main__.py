@@ -9,6 +9,8 @@ import sys
 import time
 from contextlib import closing
 
+import msgspec
+
 from chaos.faults import FAULTS
 from chaos.faults.fault import KINDS
 from chaos.run import FULL, QUICK, Nodes, Theatre
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument("--on", action="append", choices=KINDS, help="a broker; again for more (default: all)")
     parser.add_argument("--fault", action="append", choices=[fault.name for fault in FAULTS], help="again for more")
     parser.add_argument("--quick", action="store_true", help="each fault once, with few tasks")
+    parser.add_argument("--scheduled", type=float, help="how long schedules are watched (seconds; default: 120)")
     parser.add_argument("--list", action="store_true", help="name the faults and end")
     options = parser.parse_args()
     if options.list:
@@ -35,7 +38,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = []
     with closing(Reaper([tree / "tmp" for tree in TREES.values()])), closing(Nodes()) as nodes:
-        theatre = Theatre(QUICK if options.quick else FULL, options.seed, nodes.get)
+        profile = QUICK if options.quick else FULL
+        profile = msgspec.structs.replace(profile, scheduled=options.scheduled or profile.scheduled)
+        theatre = Theatre(profile, options.seed, nodes.get)
         for kind in options.on or KINDS:
             for fault in FAULTS:
                 if kind in fault.brokers and (not options.fault or fault.name in options.fault):

@@ -31,6 +31,8 @@ FULL = Profile(
     backlog=1_000_000,
     backlog_rabbitmq=1_000_000,
     traffic=5_000,
+    scheduled=120.0,
+    kills=200,
     patience=90.0,
 )
 QUICK = Profile(
@@ -42,6 +44,8 @@ QUICK = Profile(
     backlog=20_000,
     backlog_rabbitmq=5_000,
     traffic=1_000,
+    scheduled=12.0,
+    kills=12,
     patience=60.0,
 )
 

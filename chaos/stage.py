@@ -67,6 +67,10 @@ class Profile(msgspec.Struct, frozen=True):
     backlog_rabbitmq: int
     #: Other tasks a second, where a fault wants them.
     traffic: int
+    #: How long schedules are watched.
+    scheduled: float
+    #: Producers of unique tasks that are killed.
+    kills: int
     #: How long nothing at all may happen before what is missing is lost.
     patience: float
 
@@ -162,10 +166,10 @@ class Stage:
         for worker in self.workers:
             self.wait_for(partial(_is_ready, worker), "the workers are ready")
 
-    def add_worker(self, *options: str, url: str | None = None) -> Worker:
+    def add_worker(self, *options: str, url: str | None = None, app: str = APP) -> Worker:
         # Of an option that is given twice the last one counts.
         given = ("--concurrency", "8", "--grace", "10", *options)
-        worker = Worker(url or self.url, self._ledger, *given, app=APP, environment=self._environment())
+        worker = Worker(url or self.url, self._ledger, *given, app=app, environment=self._environment())
         self.workers.append(worker)
         return worker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.faults import backlog, cluster, poison, processes, rabbitmq, sqlite
+from chaos.faults import backlog, cluster, poison, processes, rabbitmq, schedules, sqlite, unique
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 FAULTS: tuple[Fault, ...] = (
     *processes.FAULTS,
     *poison.FAULTS,
+    *schedules.FAULTS,
+    *unique.FAULTS,
     *sqlite.FAULTS,
     *rabbitmq.FAULTS,
     *cluster.FAULTS,

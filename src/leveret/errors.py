@@ -101,6 +101,10 @@ class QueueInUse(BrokerError):
     """The queue has consumers, or tasks that run, so it is not purged or deleted unless that is forced."""
 
 
+class PeekRefused(BrokerError):
+    """The broker cannot show what waits in a queue without moving or counting it, so it does not look."""
+
+
 class QueueFull(EnqueueError):
     """The queue holds its ``max_length``. The tasks in ``ids`` were not stored."""
 

@@ -198,6 +198,7 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
     pages = {
         "overview": "",
         "queue": "queue?name=work",
+        "waiting": "waiting?name=work",
         "tasks": "tasks",
         "task-dead": f"task?id={dead}",
         "task-done": f"task?id={done}",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from leveret import every
+from leveret.brokers import connect
 from leveret.model import Envelope, Put, Schedule
 from tests.support import schedules_app
+from tests.support.cluster import Cluster
 from tests.support.waiting import PATIENCE
 from tests.support.workers import Ledger, Worker
 
@@ -20,14 +27,23 @@ APP = f"{Path(schedules_app.__file__)}:app"
 MESSAGE = Envelope("", "work", "digest", b'{"args":[1],"kwargs":{}}')
 #: How often a worker is killed, and after how many instants the next one is.
 KILLS, BETWEEN = 4, 3
+#: How long nodes are parted, and how late a task may begin meanwhile: 6 s for the next one to take over, 2 s to part
+#: them, and two busy cores (seconds).
+PARTED, LATE = 20.0, 15.0
 
 
-def instants(ledger: Ledger) -> list[int]:
-    return sorted(int(line.split()[1]) for line in ledger.lines_of("tick"))
+def instants(ledger: Ledger, task: str = "tick") -> list[int]:
+    return sorted(int(line.split()[1]) for line in ledger.lines_of(task))
 
 
-def ids(ledger: Ledger) -> list[str]:
-    return [line.split()[2] for line in ledger.lines_of("tick")]
+def ids(ledger: Ledger, task: str = "tick") -> list[str]:
+    return [line.split()[2] for line in ledger.lines_of(task)]
+
+
+def stored_by(worker: Worker) -> list[float]:
+    """The instants of the tasks that it says it has stored (Unix time)."""
+    names = re.findall(r"task digest@(\S+) is stored", worker.output)
+    return [datetime.fromisoformat(name).timestamp() for name in names]
 
 
 def test_no_instant_is_left_out_or_doubled_whoever_is_killed(place: Place, ledger: Ledger) -> None:
@@ -68,3 +84,46 @@ async def test_a_task_that_waits_is_not_overlapped(place: Place, ledger: Ledger)
             assert len(found.recent) == 1
     finally:
         await broker.close()
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.timeout(400)  # three nodes start on two busy cores
+@pytest.mark.parametrize("version", ["3.10", "4"])
+async def test_a_minority_stores_nothing_and_the_others_go_on(version: str, ledger: Ledger) -> None:
+    """The keeper's node is parted from the other two for a while, and comes back."""
+    # The default, a minute, would hold up what the parted worker was about to run.
+    config = {"consumer_disconnected_timeout": 2_000} if version == "4" else {}
+    with Cluster(version, config=config) as cluster:
+        broker = connect(cluster.nodes[0].url, timeout=60.0)
+        made = Schedule("digest", every(seconds=1, catch_up="all", overlap="allow"), MESSAGE)
+        away, workers = cluster.nodes[2], list[Worker]()
+        try:
+            for node in (away, *cluster.others(away)):
+                workers.append(Worker(node.url, ledger, "--log-level", "DEBUG", app=APP).ready())
+                if node is away:
+                    await broker.schedules.ask(Put(made))
+                    await asyncio.to_thread(ledger.wait_for, "digest-1", 2)
+            await asyncio.to_thread(ledger.wait_for, "digest-1", 5)
+            parted, *others = workers
+            assert len(stored_by(parted)) > 1
+            assert not [instant for worker in others for instant in stored_by(worker)]
+            await asyncio.to_thread(cluster.cut_off, away)
+            cut = time.time()
+            await asyncio.sleep(PARTED)
+            healed = time.time()
+            await asyncio.to_thread(cluster.rejoin, away)
+            await asyncio.to_thread(cluster.wait_for_running, 3)
+            await asyncio.to_thread(ledger.wait_for, "digest-1", ledger.count("digest-1") + 20)
+        finally:
+            for worker in workers:
+                worker.kill_group()
+            await broker.close()
+    assert not [instant for instant in stored_by(parted) if cut < instant < healed]
+    meanwhile = [instant for worker in others for instant in stored_by(worker) if cut < instant < healed]
+    assert len(meanwhile) > PARTED - LATE
+    seen = instants(ledger, "digest-1")
+    assert sorted(set(seen)) == list(range(seen[0], seen[-1] + 1))
+    assert len(set(ids(ledger, "digest-1"))) == len(set(seen))
+    late = max(float(line.split()[3]) for line in ledger.lines_of("digest-1"))
+    print(f"the latest began {late:.1f} s late; {len(seen) - len(set(seen))} ran twice")
+    assert late < LATE

@@ -86,6 +86,28 @@ async def test_who_has_the_result_can_enqueue_the_next_at_once(place: Place, led
     await unique_app.app.close()
 
 
+async def test_a_key_of_what_waits_is_free_when_a_worker_has_taken_it(place: Place, ledger: Ledger) -> None:
+    """Also when that worker is killed: what it ran waits again, without its key."""
+    unique_app.app.client.connect_to(place.url)
+    key, newest = fresh(), unique_app.newest
+    first = await newest.enqueue(key)
+    assert (await newest.enqueue(key)).id == first.id
+    with Worker(place.url, ledger, app="tests.support.unique_app:app").ready() as worker:
+        await asyncio.to_thread(ledger.wait_for, f"newest {first.id}")
+        worker.kill_group()
+    second = await newest.enqueue(key)
+    assert second.id != first.id
+    assert (await newest.enqueue(key)).id == second.id
+    with Worker(place.url, ledger, app="tests.support.unique_app:app").ready():
+        await asyncio.to_thread(ledger.wait_for, f"newest {second.id}")
+        third = await newest.enqueue(key)
+        assert third.id not in (first.id, second.id)
+        ledger.release(str(key))
+        assert [await one.result(timeout=PATIENCE) for one in (first, second, third)] == [key] * 3
+    assert ledger.count(f"newest {first.id}") == 2
+    await unique_app.app.close()
+
+
 async def test_producers_that_are_killed_leave_a_task_or_a_free_key(place: Place) -> None:
     """Each at a random moment. No key has two tasks, and each that is taken has one, at the latest when stated."""
     keys = 200
@@ -204,6 +226,33 @@ async def test_nodes_that_are_killed_in_turn_admit_no_second(version: str) -> No
         assert len(answers) > 20
         for broker in brokers:
             await broker.close()
+
+
+@pytest.mark.parametrize("version", ["3.10", "4"])
+async def test_a_minority_admits_nothing_and_hears_again_afterwards(version: str) -> None:
+    """A node that was cut off may leave its readers deaf: what the others did meanwhile counts all the same."""
+    with Cluster(version) as cluster:
+        home, away = cluster.nodes[0], cluster.nodes[2]
+        near, far = RabbitMQBroker(home.url, timeout=60.0), RabbitMQBroker(away.url, timeout=20.0)
+        for broker in (near, far):
+            await broker.declare([UNIQUE])
+        keys = [fresh() for _ in range(4)]
+        first = await held(near, keys[0])
+        assert await held(far, keys[0]) == first
+        await asyncio.to_thread(cluster.cut_off, away)
+        try:
+            second = await held(near, keys[1])
+            with pytest.raises(BrokerError):
+                await held(far, keys[2])
+        finally:
+            await asyncio.to_thread(cluster.rejoin, away)
+        await asyncio.to_thread(cluster.wait_for_running, 3)
+        assert await held(far, keys[0]) == first
+        assert await held(far, keys[1]) == second
+        third = await held(near, keys[3])
+        assert await held(far, keys[3]) == third
+        await near.close()
+        await far.close()
 
 
 async def test_an_operator_sees_and_frees_a_key(place: Place) -> None:

@@ -16,14 +16,20 @@ def note(text: str) -> None:
         ledger.write(f"{text}\n")
 
 
+def scheduled() -> float:
+    """The instant of this task (Unix time)."""
+    instant = current_task().scheduled_for
+    assert instant is not None
+    return instant.timestamp()
+
+
 @app.task(queue="work", schedule=every(seconds=1, overlap="allow"))
 async def tick() -> None:
-    current = current_task()
-    assert current.scheduled_for is not None
-    instant = current.scheduled_for.timestamp()
-    note(f"tick {instant:.0f} {current.id} {time.time() - instant:.3f}")
+    instant = scheduled()
+    note(f"tick {instant:.0f} {current_task().id} {time.time() - instant:.3f}")
 
 
 @app.task(queue="work")
 async def digest(number: int) -> None:
-    note(f"digest {number} {current_task().id}")
+    instant = scheduled()
+    note(f"digest-{number} {instant:.0f} {current_task().id} {time.time() - instant:.3f}")

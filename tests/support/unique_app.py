@@ -6,17 +6,30 @@ Prints each admitted task's id and key. With a seed the calls are single, and in
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
+from pathlib import Path
 
-from leveret import App, Queue, by
+from leveret import App, Queue, by, current_task
 
 app = App(queues=[Queue("unique")])
 
 
 @app.task(queue="unique", unique=by("key"))
 async def only(key: int, by_whom: int = 0) -> int:  # noqa: ARG001 - no part of the key
+    return key
+
+
+@app.task(queue="unique", unique=by("key", scope="waiting"))
+def newest(key: int) -> int:
+    """Runs until the test lets it end."""
+    ledger = Path(os.environ["LEDGER"])
+    with ledger.open("a") as file:
+        file.write(f"newest {current_task().id}\n")
+    while not ledger.with_name(f"{ledger.name}.{key}").exists():
+        time.sleep(0.05)
     return key
 
 

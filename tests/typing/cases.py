@@ -6,14 +6,15 @@ is run.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, cron, every
+from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, cron, current_task, every
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 
     from leveret.model import Envelope
 
@@ -215,6 +216,38 @@ def durations_are_numbers_or_timedeltas() -> None:
     Retry(delay="5")  # type: ignore[arg-type]
     coroutine.options(at=date(2030, 1, 1))  # type: ignore[arg-type]
     coroutine.options(expires=datetime.now(UTC))  # type: ignore[arg-type]
+
+
+class Pool:
+    size = 5
+
+
+@asynccontextmanager
+async def lifespan(app: App) -> AsyncGenerator[Pool]:
+    print(app.url)
+    yield Pool()
+
+
+async def lifespan_without_its_decorator(app: App) -> AsyncGenerator[Pool]:
+    print(app.url)
+    yield Pool()
+
+
+@asynccontextmanager
+async def lifespan_of_something_else(number: int) -> AsyncGenerator[Pool]:
+    print(number)
+    yield Pool()
+
+
+def a_lifespan_has_a_typed_value() -> None:
+    App(lifespan=lifespan)
+    App(lifespan=lifespan_without_its_decorator)  # type: ignore[arg-type]
+    App(lifespan=lifespan_of_something_else)  # type: ignore[arg-type]
+    task: CurrentTask[Pool] = current_task()
+    assert_type(task.state.size, int)
+    print(task.state.length)  # type: ignore[attr-defined]
+    task.state = Pool()  # type: ignore[misc]
+    assert_type(current_task().state, Any)
 
 
 async def middleware(current: CurrentTask, inner: Callable[[], Awaitable[Any]]) -> Any:

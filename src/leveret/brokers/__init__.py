@@ -19,6 +19,7 @@ from leveret.brokers.base import (
     Select,
     Statuses,
     UniqueKeys,
+    WaitingState,
 )
 from leveret.brokers.deadlines import Deadlines
 from leveret.brokers.feeds import Feed, Following, Watch
@@ -55,6 +56,7 @@ __all__ = [
     "Select",
     "Statuses",
     "UniqueKeys",
+    "WaitingState",
     "Watch",
     "absolute",
     "backoff",

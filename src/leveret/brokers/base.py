@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: What becomes of a task whose unique key is taken: the one that is there stands for it, or the enqueue is refused.
 OnConflict: TypeAlias = Literal["ignore", "raise"]
+#: Where a task waits: it may be taken now, or is not due yet.
+WaitingState: TypeAlias = Literal["ready", "delayed"]
 #: How long `publish` may take before it raises (seconds).
 DEFAULT_TIMEOUT = 30.0
 
@@ -113,6 +115,13 @@ class Queues(Protocol):
         """How many tasks wait in these queues, all together, cheaply enough to ask every second.
 
         It may be a moment old, and a broker need not count more than some thousands of a queue.
+        """
+
+    async def peek(self, queue: str, state: WaitingState, /, *, limit: int) -> Sequence[Envelope]:
+        """Tasks that wait in a queue, which stay where they are: those that are taken next, or are due next, first.
+
+        At most ``limit``; a broker may show fewer. Raises QueueNotFound; PeekRefused where a look would move them, or
+        count as a return.
         """
 
     async def pause(self, queue: str, /) -> None:

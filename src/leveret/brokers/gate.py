@@ -42,11 +42,13 @@ class Permits:
     """The limits, and what is admitted of each.
 
     ``began``: when whoever decides began to (Unix time). What had started by then is known of no rate but those that
-    `restore` told of, so each of the others is taken to be spent then. None: nothing had started.
+    `restore` told of, so each of the others is taken to be spent then. None: nothing had started. ``told``: of rates
+    with at least so long between two starts (seconds), `restore_rate` tells of all that had.
     """
 
-    def __init__(self, began: float | None = None) -> None:
+    def __init__(self, began: float | None = None, told: float = float("inf")) -> None:
         self._began = began
+        self._told = told
         self.rows: dict[str, LimitRow] = {}
         #: Of the tasks that are admitted and have not ended, by id.
         self.held: dict[str, Permit] = {}
@@ -78,7 +80,7 @@ class Permits:
         if known is not None:
             return known
         row = self.rows.get(ref[0])
-        if self._began is None or row is None or row.rule.rate is None:
+        if self._began is None or row is None or row.rule.rate is None or row.rule.rate.interval >= self._told:
             return 0.0
         return row.rule.rate.spent(self._began)
 

@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         Select,
         Statuses,
         UniqueKeys,
+        WaitingState,
     )
     from leveret.brokers.inbox import Arrival
     from leveret.model import Describe, LimitRequest, LimitRow, ScheduleRequest, WorkerReport
@@ -526,6 +527,14 @@ class MemoryQueues(_Facet):
             if name in queues
         ]
         return sum(counts)
+
+    async def peek(self, queue: str, state: WaitingState, *, limit: int) -> Sequence[Envelope]:
+        stored = self._store.queues.get(queue)
+        if stored is None:
+            raise QueueNotFound(f"queue {queue!r} does not exist")
+        if state == "ready":
+            return [waiting.envelope for waiting in heapq.nsmallest(limit, stored.ready)]
+        return heapq.nsmallest(limit, stored.delayed.values(), key=lambda one: one.due or 0.0)
 
     async def pause(self, queue: str) -> None:
         self._set_paused(queue, paused=True)

@@ -26,6 +26,7 @@ _COMMANDS = {
     "result": ("leveret.cli.status", "result", "Print what a task returned."),
     "cancel": ("leveret.cli.status", "cancel", "Have a task not run, or end."),
     "queues": ("leveret.cli.queues", "command", "Show what is in the queues; pause, resume, purge, delete."),
+    "tasks": ("leveret.cli.tasks", "command", "See which tasks wait in a queue."),
     "schedules": (
         "leveret.cli.schedules",
         "command",

@@ -10,6 +10,7 @@ import click
 from leveret.cli.completing import complete_app, complete_queue
 from leveret.cli.durations import DURATION
 from leveret.cli.options import url_option
+from leveret.executors import START_TIMEOUT, STOP_TIMEOUT
 from leveret.worker import DEFAULT_GRACE, MOST_CONCURRENCY, MOST_PREFETCH, Prefetch, Processes, run_worker
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 #: The options that pyproject.toml and ``LEVERET_*`` can set.
 SETTINGS = (
-    *("queue", "processes", "concurrency", "prefetch", "grace", "max_tasks_per_child", "max_rss", "reload"),
+    *("queue", "processes", "concurrency", "prefetch", "grace", "start_timeout", "stop_timeout"),
+    *("max_tasks_per_child", "max_rss", "reload"),
     *("log_level", "log_format", "metrics"),
 )
 
@@ -97,6 +99,22 @@ class _ProcessesType(click.ParamType[Processes]):
     help="Time to finish what runs when told to stop (seconds, or 5m); the rest is handed back.",
 )
 @click.option(
+    "--start-timeout",
+    envvar="LEVERET_START_TIMEOUT",
+    type=DURATION,
+    default=START_TIMEOUT,
+    show_default=True,
+    help="Time for a child process to import the application and to enter its lifespan (seconds, or 5m).",
+)
+@click.option(
+    "--stop-timeout",
+    envvar="LEVERET_STOP_TIMEOUT",
+    type=DURATION,
+    default=STOP_TIMEOUT,
+    show_default=True,
+    help="Time for the lifespan of a child process to end (seconds, or 5m); then it is cut off.",
+)
+@click.option(
     "--max-tasks-per-child",
     envvar="LEVERET_MAX_TASKS_PER_CHILD",
     type=click.IntRange(1),
@@ -152,6 +170,8 @@ def command(
     concurrency: int,
     prefetch: Prefetch,
     grace: float,
+    start_timeout: float,
+    stop_timeout: float,
     max_tasks_per_child: int | None,
     max_rss: int | None,
     reload: bool,
@@ -183,6 +203,8 @@ def command(
         concurrency=concurrency,
         prefetch=prefetch,
         grace=grace,
+        start_timeout=start_timeout,
+        stop_timeout=stop_timeout,
         max_tasks_per_child=max_tasks_per_child,
         max_rss=None if max_rss is None else max_rss * 1024 * 1024,
         reload=reload,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from leveret.brokers import DEFAULT_TIMEOUT, absolute
 from leveret.client.client import Client, ClientSettings
@@ -24,7 +26,7 @@ from leveret.model.durations import show
 from leveret.observe import attempting_within, sending_within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
     from datetime import timedelta
     from typing import Self
 
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from leveret.observe import Telemetry
 
 T = TypeVar("T")
+#: Called with the application in each process that runs its tasks; what it yields is their ``current_task().state``.
+LifespanFunction: TypeAlias = Callable[["App"], AbstractAsyncContextManager[Any]]
 
 #: The default limit of an encoded task (bytes).
 MAX_MESSAGE_SIZE = 1024 * 1024
@@ -81,6 +85,10 @@ class App:
             once, with the same tasks, which may have other headers; or it raises, and nothing is stored.
         telemetry: Traces and measures each enqueue and each run, as ``leveret.observe.opentelemetry.OpenTelemetry``
             does: around all middleware, and its mistakes are logged and change nothing.
+        lifespan: An async context manager function (``@contextlib.asynccontextmanager``) that is called with the
+            application, as those of Starlette and FastAPI are: entered in each child process before its first task, and
+            left after its last one. What it yields is ``current_task().state``. Programs that only enqueue do not enter
+            it.
         keep_results: How long the broker keeps what became of a task (seconds, or a timedelta). None: 3600 seconds.
         max_result_size: The most bytes of an encoded result. A larger one is not kept, and ``Handle.result`` raises
             NoResult. None: 1 MiB.
@@ -100,6 +108,7 @@ class App:
         thread_middleware: Sequence[ThreadMiddleware] = (),
         enqueue_middleware: Sequence[EnqueueMiddleware] = (),
         telemetry: Telemetry | None = None,
+        lifespan: LifespanFunction | None = None,
         keep_results: float | timedelta | None = None,
         max_result_size: int | None = None,
     ) -> None:
@@ -123,6 +132,8 @@ class App:
         self.enqueue_middleware = functions("enqueue_middleware", enqueue_middleware)
         #: What traces and measures each enqueue and each run.
         self.telemetry = telemetry
+        #: What each process that runs tasks enters before the first one.
+        self.lifespan = None if lifespan is None else _checked_lifespan(lifespan)
         enqueue_layers: list[EnqueueLayer] = [partial(storing_within, layer) for layer in self.enqueue_middleware]
         #: For programs that extend Leveret: what is around each attempt and looks on, the outermost first.
         self.attempt_layers: list[AttemptLayer] = []
@@ -411,6 +422,26 @@ def _checked_queues(queues: Sequence[Queue]) -> Sequence[Queue]:
             f"queues has {show((wrong or [given])[0])}; it must be a list of leveret.Queue, as queues=[Queue('mail')]"
         )
     return [queue for queue in every if isinstance(queue, Queue)]
+
+
+def _checked_lifespan(given: LifespanFunction) -> LifespanFunction:
+    """Raises ConfigurationError for what cannot be called with the application, or gives no context manager then."""
+    problem = ""
+    function: object = given
+    if not callable(function):
+        problem = "it must be a function"
+    elif inspect.isasyncgenfunction(given) or inspect.iscoroutinefunction(given):
+        problem = "decorate it with @contextlib.asynccontextmanager, and have it yield once"
+    else:
+        try:
+            inspect.signature(given).bind(None)
+        except TypeError:
+            problem = "it is called with the application: give it that parameter, as 'async def lifespan(app)'"
+        except ValueError:  # of a builtin nothing is known
+            pass
+    if problem:
+        raise ConfigurationError(f"lifespan is {show(given)}; {problem}")
+    return given
 
 
 def _working_directory() -> Path | None:

@@ -15,6 +15,7 @@ from leveret.model import shorten
 from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import ModuleType
 
 
@@ -68,9 +69,9 @@ def _load_module(name: str) -> ModuleType:
             raise AppNotLoaded(
                 f"there is no module {error.name!r} in {Path.cwd()} or in the installed packages"
             ) from error
-        raise _not_loaded(repr(name), error) from error
+        raise not_loaded(f"importing {name!r} failed", error) from error
     except (Exception, SystemExit) as error:
-        raise _not_loaded(repr(name), error) from error
+        raise not_loaded(f"importing {name!r} failed", error) from error
 
 
 def _load_file(name: str) -> ModuleType:
@@ -86,26 +87,29 @@ def _load_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(path.stem, None)
-        raise _not_loaded(str(path), error) from error
+        raise not_loaded(f"importing {path} failed", error) from error
     return module
 
 
-def _not_loaded(name: str, error: BaseException) -> AppNotLoaded:
-    """With the line that raised, and the traceback of what is not Python's or Leveret's way there."""
+def not_loaded(what: str, error: BaseException, on_the_way: Collection[str] = ()) -> AppNotLoaded:
+    """What failed, with the line that raised, and the traceback of what is not Python's or Leveret's way there.
+
+    ``on_the_way``: more files that are.
+    """
+
+    def is_on_the_way(filename: str) -> bool:
+        return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__, *on_the_way)
+
     at = error.__traceback__
-    while at is not None and _is_on_the_way(at.tb_frame.f_code.co_filename):
+    while at is not None and is_on_the_way(at.tb_frame.f_code.co_filename):
         at = at.tb_next
     frames = traceback.extract_tb(at)
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}, line {error.lineno})"
         message = f"{type(error).__name__}: {error.msg}"
     else:
-        ours = [frame for frame in frames if not _is_on_the_way(frame.filename)]
+        ours = [frame for frame in frames if not is_on_the_way(frame.filename)]
         place = f" ({ours[-1].filename}, line {ours[-1].lineno})" if ours else ""
         message = f"{type(error).__name__}: {error}"
     whole = "".join(traceback.format_exception(type(error), error, at))
-    return AppNotLoaded(f"importing {name} failed: {message}{place}", shorten(whole))
-
-
-def _is_on_the_way(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)
+    return AppNotLoaded(f"{what}: {message}{place}", shorten(whole))

@@ -86,6 +86,7 @@ class Signature:
         )
         #: The parameters that positions bind, and the fewest that must be given in a call that has positions alone.
         self._positional, self._least = _positions(parameters, self._types)
+        self._places = {name: place for place, (name, _) in enumerate(self._positional)}
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidArguments or NotSerializable, naming the argument."""
@@ -140,18 +141,21 @@ class Signature:
     def canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
         """The arguments of these parameters as JSON: the same for calls that mean the same. Raises InvalidArguments."""
         if not (kwargs or self.raw) and self._least <= len(args) <= len(self._positional):
-            plain = {
-                name: value
-                for (name, to), value in zip(self._positional, args, strict=False)
-                if name in names and type(value) in _PLAIN and (to is ANY or type(value) is to.type)
-            }
+            plain = [args[place] for name in names if self._is_plain(place := self._places.get(name, len(args)), args)]
             if len(plain) == len(names):
-                return [plain[name] for name in names]
+                return plain
         bound = self._bind(args, kwargs)
         bound.apply_defaults()
         bound.arguments = {name: bound.arguments[name] for name in names}
         self._apply(bound, self._canonical)
         return [bound.arguments[name] for name in names]
+
+    def _is_plain(self, place: int, args: tuple[Any, ...]) -> bool:
+        """Whether the argument at that place is given, and is its own JSON."""
+        if place >= len(args):
+            return False
+        kind, to = type(args[place]), self._positional[place][1]
+        return kind in _PLAIN and (to is ANY or kind is to.type)
 
     def _canonical(self, name: str, value: Any, to: Hint) -> Any:
         parameter = self._signature.parameters.get(name)

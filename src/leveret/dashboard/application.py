@@ -121,6 +121,7 @@ class Dashboard:
             Route("/", within(pages.overview)),
             Route("/queue", within(pages.queue)),
             Route("/queue", within(actions.change_queue), methods=["POST"]),
+            Route("/waiting", within(pages.waiting)),
             Route("/tasks", within(pages.tasks)),
             Route("/task", within(pages.task)),
             Route("/task", within(actions.cancel), methods=["POST"]),

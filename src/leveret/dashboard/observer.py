@@ -12,6 +12,7 @@ from leveret.brokers import QueueNames
 from leveret.dashboard.dead_letters import DeadLetters
 from leveret.dashboard.history import STEP, Recent
 from leveret.dashboard.tasks import MOST_TASKS, Tasks
+from leveret.dashboard.waiting import WaitingTasks
 from leveret.errors import LeveretError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Observer:
         self._queues = QueueNames([*queues, *(queue.name for queue in app.queues)])
         self.tasks = Tasks(app)
         self.dead_letters = DeadLetters(app)
+        self.waiting = WaitingTasks(app)
         self.recent = Recent()
         self.stats: Sequence[QueueStats] = ()
         self.workers: Sequence[WorkerReport] = ()
@@ -73,6 +75,7 @@ class Observer:
         self.stats, self.workers, self.problem = (), (), ""
         self.tasks.forget()
         self.dead_letters.forget()
+        self.waiting.forget()
         self._answered.clear()
 
     async def first_answer(self) -> None:
@@ -99,6 +102,7 @@ class Observer:
     async def refresh(self) -> None:
         """Ask again at once: something was changed from here. Raises BrokerError."""
         self.dead_letters.forget()
+        self.waiting.forget()
         self.stats = await self._queues.stats(self.broker)
         self._changed()
 

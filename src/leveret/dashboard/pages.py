@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from leveret.dashboard.redaction import Redact
     from leveret.dashboard.site import Site
+    from leveret.model import QueueStats
 
 #: A page is told of news at most this often, and that the stream lives at least (seconds).
 _SHORTEST_STEP, _LONGEST_STEP = 1.0, 15.0
@@ -48,17 +49,30 @@ class Pages:
 
     async def queue(self, request: Request) -> Response:
         observer = self._site.observer
-        name = request.query_params.get("name", "")
-        stats = views.stats_of(name, observer.stats)
-        if stats is None:
-            raise HTTPException(404, f"No queue {text.short(name)!r} is known here.")
+        stats = self._stats(request)
         return self._site.page(
             request,
             "queue.html",
             queue=stats,
-            charts=[charts.depth(list(observer.recent.samples), name)],
-            latest=observer.tasks.latest(name)[:50],
+            charts=[charts.depth(list(observer.recent.samples), stats.name)],
+            latest=observer.tasks.latest(stats.name)[:50],
         )
+
+    async def waiting(self, request: Request) -> Response:
+        observer = self._site.observer
+        stats = self._stats(request)
+        ready = await observer.waiting.shown(stats.name, "ready", self._redact)
+        delayed = await observer.waiting.shown(stats.name, "delayed", self._redact)
+        states = [("ready", stats.ready, ready), ("delayed", stats.delayed, delayed)]
+        return self._site.page(request, "waiting.html", queue=stats, states=states)
+
+    def _stats(self, request: Request) -> QueueStats:
+        """Of the queue that is asked for."""
+        name = request.query_params.get("name", "")
+        stats = views.stats_of(name, self._site.observer.stats)
+        if stats is None:
+            raise HTTPException(404, f"No queue {text.short(name)!r} is known here.")
+        return stats
 
     async def tasks(self, request: Request) -> Response:
         state = request.query_params.get("state", "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from leveret.executors.base import (
+    START_TIMEOUT,
+    STOP_TIMEOUT,
     Awaits,
     Blocks,
     Died,
@@ -23,7 +25,8 @@ from leveret.executors.orphans import reaping
 from leveret.executors.processes import ProcessExecutor, Recycling
 
 __all__ = [
-    "Awaits", "Blocks", "Died", "Executor", "ExecutorEvent", "Finished", "InProcessExecutor", "Loop", "Manifest",
+    "START_TIMEOUT", "STOP_TIMEOUT", "Awaits", "Blocks", "Died", "Executor", "ExecutorEvent", "Finished",
+    "InProcessExecutor", "Loop", "Manifest",
     "Overran", "ProcessExecutor", "Progressed", "Recycling", "Report", "Returned", "RunRequest",
     "Started", "reaping",
 ]  # fmt: skip

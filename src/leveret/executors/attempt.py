@@ -108,6 +108,11 @@ class JobRunner:
     def report_to(self, report: Callable[[Sequence[Report]], None]) -> None:
         self._report = report
 
+    def run_with(self, state: Any, context: contextvars.Context) -> None:
+        """Give the tasks what the lifespan has yielded, and the context variables that it has set."""
+        self._runner.state = state
+        self._context = context.copy()
+
     def submit(self, jobs: Sequence[RunRequest]) -> None:
         if self._stopping:
             return
@@ -266,6 +271,8 @@ class Runner:
         self._warnings = LimitedLog(log)
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="leveret-task")
         self._pid = os.getpid()
+        #: What the lifespan has yielded.
+        self.state: Any = None
         self._layered: Attempt = self._attempt
         for layer in reversed(app.attempt_layers):
             self._layered = layer(self._layered)
@@ -293,7 +300,7 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - the types of the arguments are the user's; see below
             return Attempted(classify(error, envelope.attempt, task.retry), error)
         try:
-            current = _current(task, envelope, link)
+            current = _current(task, envelope, link, self.state)
             link.interruptible = task.is_async
             value = await run_within(current, self._app.middleware, partial(self._call, task, args, kwargs, current))
         except BaseException as error:  # noqa: BLE001 - a task may raise anything, SystemExit too; none ends the child
@@ -412,7 +419,7 @@ def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
     return DeadLettered(shorten(f"{type(error).__name__}: {error}") + more)
 
 
-def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> CurrentTask:
+def _current(task: Task[..., Any], envelope: Envelope, link: Runtime, state: Any) -> CurrentTask:
     return CurrentTask(
         id=envelope.id,
         task=task.name,
@@ -423,6 +430,7 @@ def _current(task: Task[..., Any], envelope: Envelope, link: Runtime) -> Current
         headers=MappingProxyType(own_headers(envelope.headers)) if envelope.headers else _NO_HEADERS,
         deadline=None if task.timeout is None else time.time() + task.timeout,
         scheduled_for=scheduled_for(envelope.headers) if envelope.headers else None,
+        state=state,
         _link=link,
     )
 

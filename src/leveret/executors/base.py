@@ -148,6 +148,10 @@ Report: TypeAlias = Started | Progressed | Finished | Returned | Died | Overran 
 #: What an executor tells its worker.
 ExecutorEvent: TypeAlias = Report | ChildReplaced
 
+#: How long a child process may take to import the application and to enter its lifespan (seconds).
+START_TIMEOUT = 120.0
+#: How long a lifespan may take to end (seconds).
+STOP_TIMEOUT = 5.0
 #: What a task that outlasted its timeout may take to end before its child process is killed (seconds).
 OVERTIME = 5.0
 

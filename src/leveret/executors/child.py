@@ -34,6 +34,7 @@ from leveret.executors import loops, session
 from leveret.executors.attempt import JobRunner, Runner
 from leveret.executors.base import Blocks, Finished, Manifest, RunRequest
 from leveret.executors.forking import Forks
+from leveret.executors.lifespan import Lifespan
 from leveret.executors.vitals import Vitals
 from leveret.executors.wire import (
     Begin,
@@ -50,6 +51,7 @@ from leveret.executors.wire import (
     read_begin,
 )
 from leveret.model import DeadLettered, Retrying, shorten
+from leveret.observe import write
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -191,9 +193,18 @@ def longest_stack(suspects: int) -> int:
 
 
 async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch, tickets: int, forks: Forks) -> None:
-    """Run jobs until the worker closes its end."""
+    """Run jobs within the application's lifespan until the worker closes its end."""
     forks.loop = asyncio.get_running_loop()
     pipe = await Pipe[ToChild].open(connection, ToChild)
+    lifespan = Lifespan(app)
+    try:
+        state = await lifespan.enter()
+    except AppNotLoaded as error:
+        pipe.write([NotLoaded(str(error), error.traceback)])
+        pipe.close()
+        await pipe.ended
+        await app.close()
+        return
 
     def admit(wanted: int) -> int:
         """A ticket for each job that may start; the worker takes out those of jobs that it takes back."""
@@ -203,6 +214,7 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
             return 0
 
     jobs = JobRunner(Runner(app, concurrency=begin.concurrency), concurrency=begin.concurrency, admit=admit)
+    jobs.run_with(state, lifespan.context)
     vitals = Vitals()
     watch.over(jobs, vitals)
 
@@ -222,21 +234,30 @@ async def serve(connection: socket.socket, app: App, begin: Begin, watch: Watch,
         if any(isinstance(message, Recall) for message in batch):
             jobs.recall()
 
+    def broke(error: AppNotLoaded) -> None:
+        """What it gave to the tasks is closed: the worker has them run elsewhere."""
+        write(log, logging.ERROR, "%s", error, traceback=error.traceback)
+        pipe.write([Unfit("its lifespan has ended")])
+
+    lifespan.broke = broke
     pipe.hear = hear
-    pipe.write([Ready(Manifest.of(app, begin.app), _sources(begin.app))])
+    not_tasks_own = asyncio.all_tasks()
+    pipe.write([Ready(Manifest.of(app, begin.app), _sources(begin.app), app.lifespan is not None)])
     await pipe.ended
     if pipe.broken is not None:
         log.error("ends, as something has read what its worker wrote to it, or written into it: %s", pipe.broken)
-    ours = {asyncio.current_task(), *jobs.running}
+    not_tasks_own |= jobs.running.keys()
     await jobs.stop()
-    await _see_off([task for task in asyncio.all_tasks() - ours if not _is_a_drivers(task)])
+    left = [task for task in asyncio.all_tasks() - not_tasks_own if not _is_a_drivers(task)]
+    if left:
+        await asyncio.wait(left, timeout=SHUTDOWN_TIMEOUT)
+    await lifespan.leave(begin.stop_timeout)
+    _warn_of(left)
     await app.close()
 
 
-async def _see_off(left: Collection[asyncio.Task[Any]]) -> None:
-    """Let the asyncio tasks that tasks have started and not awaited end; cancel what does not, and say so."""
-    if left:
-        await asyncio.wait(left, timeout=SHUTDOWN_TIMEOUT)
+def _warn_of(left: Collection[asyncio.Task[Any]]) -> None:
+    """Say which asyncio tasks that tasks have started and not awaited have not ended: they are cancelled now."""
     names = [shorten(repr(task.get_coro()), 200) for task in left if not task.done()]
     if names:
         log.warning(

@@ -28,6 +28,8 @@ from leveret.brokers import absolute, backoff
 from leveret.errors import AppNotLoaded, ConfigurationError
 from leveret.executors.base import (
     OVERTIME,
+    START_TIMEOUT,
+    STOP_TIMEOUT,
     Died,
     ExecutorEvent,
     Finished,
@@ -109,6 +111,8 @@ class ProcessExecutor:
             application alone decides.
         loop: The children's event loop; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the policy that the
             application sets, else asyncio's.
+        start_timeout: How long a child may take to import the application and to enter its lifespan (seconds).
+        stop_timeout: How long the lifespan may take to end (seconds).
 
     Raises:
         ConfigurationError: ``loop`` is unknown or not installed.
@@ -124,10 +128,13 @@ class ProcessExecutor:
         recycling: Recycling = Recycling(),  # noqa: B008 - frozen
         logs: Logging | None = None,
         loop: Loop = "auto",
+        start_timeout: float = START_TIMEOUT,
+        stop_timeout: float = STOP_TIMEOUT,
     ) -> None:
         check_loop(loop)
         # Whole: the application's module may change the directory while it is imported.
-        begin = Begin(app, None if url is None else absolute(url), concurrency, logs, loop)
+        whole = None if url is None else absolute(url)
+        begin = Begin(app, whole, concurrency, logs, loop, start_timeout, stop_timeout)
         self._report: Callable[[Sequence[ExecutorEvent]], None] = lambda _: None
         self._backlog = Backlog(self._tell)
         self._pool = Pool(begin, processes, recycling, self, self._backlog, self._tell)

@@ -12,6 +12,7 @@ message whose rest does not come, end the child.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -43,10 +44,10 @@ from leveret.model import ChildReport, DeadLettered, Retrying
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A child that is idle ends within this time of being told to (seconds); then it is killed.
+log = logging.getLogger("leveret.executors")
+
+#: A child that is idle ends within this time of being told to, its lifespan apart (seconds); then it is killed.
 SHUTDOWN_TIMEOUT = 3.0
-#: How long a child may take to import the application (seconds).
-_IMPORT = 120.0
 #: How long the last reports of a process that has ended may take to arrive (seconds).
 _LAST_WORDS = 0.2
 #: How often a child with jobs is looked at (seconds).
@@ -187,7 +188,9 @@ class ChildJobs:
 class Child:
     """One child process."""
 
-    def __init__(self, process: StartedProcess, lines: Lines, ready: Ready, owner: ChildOwner) -> None:
+    def __init__(
+        self, process: StartedProcess, lines: Lines, ready: Ready, owner: ChildOwner, stop_timeout: float
+    ) -> None:
         self.pid = process.pid
         self.manifest = ready.manifest
         self.sources = ready.sources
@@ -203,6 +206,8 @@ class Child:
         self._reason: str | None = None
         self._process = process
         self._lines = lines
+        #: Seconds that its lifespan may take to end; None: it has none.
+        self._stop_timeout = stop_timeout if ready.has_lifespan else None
         self._owner = owner
         self._looking: asyncio.TimerHandle | None = None
         lines.pipe.hear = self._hear
@@ -211,11 +216,14 @@ class Child:
 
     @classmethod
     async def start(cls, begin: Begin, owner: ChildOwner) -> Child:
-        """A child that has imported the application. Raises AppNotLoaded with the reason, and leaves nothing behind."""
+        """A child that has imported the application and entered its lifespan.
+
+        Raises AppNotLoaded with the reason, and leaves nothing behind.
+        """
         process, lines = await _spawn()
         try:
             lines.pipe.write([begin])
-            async with asyncio.timeout(_IMPORT):
+            async with asyncio.timeout(begin.start_timeout):
                 ready = _ready(await lines.pipe.first())
         except BaseException as error:
             broken = lines.pipe.broken or lines.lifeline.broken
@@ -223,18 +231,21 @@ class Child:
             if broken is not None or isinstance(error, (asyncio.CancelledError, TimeoutError)):
                 process.kill()
             try:
-                await _end(process)
+                await _end(process, SHUTDOWN_TIMEOUT)
             finally:
                 lines.close()
             if isinstance(error, TimeoutError):
-                raise AppNotLoaded(f"importing {begin.app!r} took more than {_IMPORT:g} s") from None
+                raise AppNotLoaded(
+                    f"importing {begin.app!r} and entering its lifespan took more than {begin.start_timeout:g} s, "
+                    "the worker's --start-timeout"
+                ) from None
             if isinstance(error, AppNotLoaded) and not error.args:
                 raise AppNotLoaded(
                     f"importing {begin.app!r} ended the child process, which "
                     f"{_cause(process) if broken is None else _scribbled(broken)}"
                 ) from None
             raise
-        return cls(process, lines, ready, owner)
+        return cls(process, lines, ready, owner, begin.stop_timeout)
 
     def send(self, jobs: Sequence[RunRequest]) -> None:
         self.jobs.sent(jobs)
@@ -298,12 +309,17 @@ class Child:
         self._process.kill()
 
     async def stop(self) -> None:
-        """Let an idle child end by itself; kill one that still runs a task."""
-        if self.jobs:
+        """Let an idle child end by itself. One that still runs a task is killed, unless it has a lifespan to leave."""
+        if self.jobs and (self._stop_timeout is None or self.jobs.blockers):
             self.kill()
         self._lines.pipe.close()
-        await _end(self._process)
+        if not await self._end() and self._stop_timeout is not None:
+            log.error("a child process (pid %d) did not leave its application's lifespan, and was killed", self.pid)
         await self._life
+
+    async def _end(self) -> bool:
+        """Whether it has ended by itself."""
+        return await _end(self._process, SHUTDOWN_TIMEOUT + (self._stop_timeout or 0.0))
 
     def _look_later(self) -> None:
         if self._looking is None:
@@ -370,7 +386,7 @@ class Child:
         await asyncio.wait([socket_ended], timeout=_LAST_WORDS)
         # A socket that ended without its process (closed by the task's code) makes the child useless all the same.
         self._lines.pipe.close()
-        await _end(self._process)
+        await self._end()
         unstarted = self.take_back()
         # Its last reports may be lost with it, but the ticket of a job that it began is gone.
         belated = self.jobs.start_rest()
@@ -452,14 +468,20 @@ async def _spawn() -> tuple[StartedProcess, Lines]:
     return process, Lines(pipes[0], pipes[1], tickets_in, tickets_out)
 
 
-async def _end(process: StartedProcess) -> None:
-    """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever."""
+async def _end(process: StartedProcess, within: float) -> bool:
+    """By itself, now that it was told to; or by force, since a thread of the application may hold it up for ever.
+
+    Whether it has ended by itself.
+    """
+    is_in_time = False
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), SHUTDOWN_TIMEOUT)
+            await asyncio.wait_for(process.wait(), within)
+            is_in_time = True
     finally:
         process.kill()
     await process.wait()
+    return is_in_time
 
 
 def _ready(batch: list[ToWorker]) -> Ready:

@@ -19,7 +19,19 @@ import msgspec
 
 from leveret.brokers import censor
 from leveret.errors import LeveretError
-from leveret.executors.base import Awaits, Blocks, Finished, Manifest, Progressed, Report, Returned, RunRequest, Started
+from leveret.executors.base import (
+    START_TIMEOUT,
+    STOP_TIMEOUT,
+    Awaits,
+    Blocks,
+    Finished,
+    Manifest,
+    Progressed,
+    Report,
+    Returned,
+    RunRequest,
+    Started,
+)
 from leveret.executors.loops import Loop
 from leveret.model import Succeeded
 from leveret.observe import Logging
@@ -38,6 +50,9 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     #: How it logs, unless the application decides that; None: the application alone does.
     logs: Logging | None = None
     loop: Loop = "auto"
+    #: Seconds to import the application and to enter its lifespan, and to leave it.
+    start_timeout: float = START_TIMEOUT
+    stop_timeout: float = STOP_TIMEOUT
 
     def __repr__(self) -> str:
         return f"Begin({self.app!r}, {censor(self.url or '')!r}, {self.concurrency})"
@@ -60,15 +75,16 @@ class Recall(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The application is imported."""
+    """The application is imported, and its lifespan is entered if it has one."""
 
     manifest: Manifest
     #: Its source files, as far as they are imported now.
     sources: list[str]
+    has_lifespan: bool = False
 
 
 class NotLoaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The application can't be imported."""
+    """The application can't be imported, or its lifespan not be entered."""
 
     reason: str
     #: Of its own code.

@@ -72,6 +72,7 @@ from leveret.model.middleware import (
 from leveret.model.names import (
     DEAD_SUFFIX,
     DELAY_INFIX,
+    GATE_SUFFIX,
     MAX_QUEUE_NAME,
     PAUSED_SUFFIX,
     check_id,
@@ -174,6 +175,7 @@ __all__ = [
     "DELAY_INFIX",
     "FAIR_KEY",
     "FROM_THE_FUTURE",
+    "GATE_SUFFIX",
     "KEEP",
     "LATEST",
     "LIMITS",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 import msgspec
 
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
+    from typing_extensions import TypeVar  # type checkers have it; Python's own takes a default since 3.13
+
     from leveret.model.status import Status
+
+    S = TypeVar("S", default=Any)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 #: A longer note is cut in the middle (characters).
 _MAX_NOTE = 1_000
@@ -58,8 +66,11 @@ class _NoLink:
 NO_RUNTIME: Runtime = _NoLink()
 
 
-class CurrentTask(msgspec.Struct, frozen=True):
-    """What a running task may know of itself. The id stays the same in every retry and redelivery."""
+class CurrentTask(msgspec.Struct, Generic[S], frozen=True):
+    """What a running task may know of itself. The id stays the same in every retry and redelivery.
+
+    Its parameter is the type of ``state``: ``task: CurrentTask[Pool] = current_task()``.
+    """
 
     id: str
     task: str
@@ -76,6 +87,8 @@ class CurrentTask(msgspec.Struct, frozen=True):
     headers: Mapping[str, Any]
     #: The instant for which a schedule enqueued it, in UTC, however late it runs; None: no schedule did.
     scheduled_for: datetime | None = None
+    #: What the application's lifespan has yielded in this process; None: it has none.
+    state: S = None  # type: ignore[assignment]
     _link: Runtime = NO_RUNTIME
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -128,7 +141,7 @@ def _finite(value: float) -> float:
 running: ContextVar[CurrentTask] = ContextVar("leveret_current_task")
 
 
-def current_task() -> CurrentTask:
+def current_task() -> CurrentTask[Any]:
     """The task that this code runs in, in coroutines and threads alike.
 
     Returns:

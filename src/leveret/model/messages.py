@@ -10,7 +10,7 @@ from leveret.errors import ConfigurationError
 from leveret.model.arguments import count
 from leveret.model.durations import show
 from leveret.model.limits import LimitRule, Rate, checked_rule
-from leveret.model.names import DEAD_SUFFIX, DELAY_INFIX, MAX_QUEUE_NAME, PAUSED_SUFFIX, fits
+from leveret.model.names import DEAD_SUFFIX, DELAY_INFIX, GATE_SUFFIX, MAX_QUEUE_NAME, PAUSED_SUFFIX, fits
 from leveret.model.text import brief, moment
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.name.endswith(PAUSED_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{PAUSED_SUFFIX}' is the ending of pause markers")
+        if self.name.endswith(GATE_SUFFIX):
+            raise ConfigurationError(
+                f"queue name {self.name!r}: '{GATE_SUFFIX}' is the ending of queues where tasks wait for limits"
+            )
         if self.max_length is not None:
             length = count(f"queue {self.name!r}: max_length", self.max_length, none="no limit")
             msgspec.structs.force_setattr(self, "max_length", length)

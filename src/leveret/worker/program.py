@@ -8,7 +8,7 @@ import signal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from leveret.executors import ProcessExecutor, Recycling, loops, reaping
+from leveret.executors import START_TIMEOUT, STOP_TIMEOUT, ProcessExecutor, Recycling, loops, reaping
 from leveret.model import arguments
 from leveret.observe import Format, Logging
 from leveret.observe.metrics import exporting
@@ -39,6 +39,8 @@ def run_worker(
     concurrency: int = 10,
     prefetch: Prefetch = "auto",
     grace: float | timedelta = DEFAULT_GRACE,
+    start_timeout: float | timedelta = START_TIMEOUT,
+    stop_timeout: float | timedelta = STOP_TIMEOUT,
     max_tasks_per_child: int | None = None,
     max_rss: int | None = None,
     reload: bool = False,
@@ -62,6 +64,9 @@ def run_worker(
             "auto": as many as the worker runs at once, and while tasks are short some milliseconds' work
             more. "unlimited": no limit.
         grace: How long what runs may go on when the worker stops (seconds, or a timedelta).
+        start_timeout: How long a child may take to import the application and to enter its lifespan (seconds, or a
+            timedelta). One that takes longer is an application that cannot be loaded.
+        stop_timeout: How long the lifespan of a child may take to end (seconds, or a timedelta); then it is cut off.
         max_tasks_per_child: A child that has run about so many tasks is replaced; the fresh one is ready before the old
             one leaves. None: no limit.
         max_rss: A child that holds so much memory (bytes) is replaced in the same way. Linux only. None: no limit.
@@ -76,7 +81,7 @@ def run_worker(
             policy that this program sets, and for the tasks the application, else asyncio's.
 
     Raises:
-        AppNotLoaded: The application cannot be imported.
+        AppNotLoaded: The application cannot be imported, or its lifespan cannot be entered.
         ConfigurationError: An argument is not what it must be, or the application cannot be run as it is.
         BrokerRefused: The broker refuses this client.
     """
@@ -84,6 +89,8 @@ def run_worker(
     loops.check_loop(loop)
     concurrency = arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
     grace = arguments.seconds("grace", grace)
+    starting = arguments.seconds("start_timeout", start_timeout, above_zero=True)
+    stopping = arguments.seconds("stop_timeout", stop_timeout, above_zero=True)
     if max_tasks_per_child is not None:
         max_tasks_per_child = arguments.count("max_tasks_per_child", max_tasks_per_child, none="no limit")
     recycling = Recycling(max_tasks_per_child, max_rss)
@@ -100,6 +107,8 @@ def run_worker(
             recycling=recycling,
             logs=logs,
             loop=loop,
+            start_timeout=starting,
+            stop_timeout=stopping,
         )
         scaler = Scaler(executor, bounds) if bounds.most > bounds.least else None
         heard = listeners if exporter is None else (*listeners, exporter.hear)

@@ -140,7 +140,7 @@ class Worker:
         """Work until ``stop`` is called.
 
         Raises:
-            AppNotLoaded: The application cannot be imported.
+            AppNotLoaded: The application cannot be imported, or its lifespan cannot be entered.
             ConfigurationError: The application cannot be run as it is.
             BrokerRefused: The broker refuses this client.
         """

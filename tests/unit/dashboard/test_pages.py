@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from leveret import App, ConfigurationError, Progress, every
+from leveret import App, ConfigurationError, PeekRefused, Progress, every
 from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, MemoryStore
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
@@ -676,3 +676,37 @@ async def test_a_locked_dashboard_shows_no_schedules(app: App) -> None:
         answer = await visitor.client.post("/schedules", content="name=nightly&action=pause")
         assert answer.status_code in (401, 403)
         assert [row.paused async for row in app.schedules] == [False]
+
+
+async def test_what_waits_in_a_queue_is_shown(app: App) -> None:
+    async with visiting(app, redact=by_name(["path"])) as visitor:
+        task = app.tasks[0]
+        first = await task.options(priority=2).enqueue("secret.png", 80)
+        urgent = await task.options(priority=7).enqueue("secret.png", 81)
+        later = await task.options(delay=600).enqueue("secret.png", 82)
+        await until(lambda: _source_with(visitor, "/queue?name=work", "waiting?name=work"), "they are counted")
+        source = await visitor.get("/waiting?name=work")
+        page = Page(source)
+        shown = [source.find(f"task?id={one.id}") for one in (urgent, first, later)]
+        assert -1 < shown[0] < shown[1] < shown[2]
+        for words in ("path=(hidden), width=80", "path=(hidden), width=82", "Ready: 2", "Delayed: 1"):
+            assert words in page.text
+        assert "secret" not in source
+        assert "Nothing is known" not in await visitor.get(f"/task?id={later.id}")
+        await app.client.broker.queues.purge("work")
+        await visitor.post("/queue?name=work", [("queue", "work"), ("action", "pause")])
+        source = await visitor.get("/waiting?name=work")
+        assert "Nothing is ready" in source
+        assert "Nothing is delayed" in source
+
+
+async def test_why_what_waits_is_not_shown(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise PeekRefused("it would count <b>each</b> look")
+
+    async with visiting(app) as visitor:
+        await app.client.broker.declare([Queue("work")])
+        monkeypatch.setattr(app.client.broker.queues, "peek", refuse)
+        await until(lambda: _source_with(visitor, "/", "queue?name=work"), "the queue is known")
+        assert "it would count &lt;b&gt;each" in await visitor.get("/waiting?name=work")
+        assert (await visitor.client.get("/waiting?name=nothing")).status_code == 404

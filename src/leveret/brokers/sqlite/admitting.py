@@ -32,6 +32,7 @@ _TURNS = 1_000
 _BEFORE_ALL = (-(2**31), -1, -1)
 _LANE = "SELECT id, queue, uses, fair, rank, turn, held_by FROM lane"
 # Both as their indexes have them.
+_USED = "SELECT id, uses FROM lane WHERE id IN (SELECT value FROM json_each(?))"
 _OPEN = (
     f"{_LANE} WHERE queue = ? AND rank IS NOT NULL AND held_by IS NULL AND (rank, turn, id) > (?, ?, ?)"
     " ORDER BY rank, turn, id LIMIT ?"
@@ -85,6 +86,16 @@ class _Lane:
     """Tasks that are alike."""
 
     __slots__ = ("fair", "held_by", "id", "is_whole", "queue", "rank", "read", "tasks", "turn", "uses")
+
+    id: int
+    queue: int
+    #: For whom its tasks are.
+    fair: str | None
+    #: The priority of its first task, turned round; None: none waits.
+    rank: int | None
+    turn: int
+    #: The use that holds it up.
+    held_by: int | None
 
     def __init__(self, row: Sequence[Any], uses: list[_Use]) -> None:
         self.id, self.queue, _, self.fair, self.rank, self.turn, self.held_by = row
@@ -153,19 +164,15 @@ class Admitting(Statements):
         """So many tasks of these lanes have ended, and these uses may have room."""
         self._now, self._queue = time.time(), -1
         given: Counter[int] = Counter()
-        for id_, count in ended.items():
-            row = self.execute("SELECT uses FROM lane WHERE id = ?", id_).fetchone()
-            for use in _used(row[0]) if row is not None else ():
-                given[use] += count
+        for id_, uses in self.execute(_USED, array(list(ended))):
+            given.update(dict.fromkeys(_used(uses), ended[id_]))
         self._load({*given, *roused})
-        for id_, count in given.items():
-            use = self._uses.get(id_)
-            if use is not None:
-                use.admitted = max(0, use.admitted - count)
+        for use in self._uses.values():
+            if use.id in given:
+                use.admitted = max(0, use.admitted - given[use.id])
                 self._used.add(use)
-        for id_ in {*given, *roused}:
-            use = self._uses.get(id_)
-            if use is not None and use.holds:
+        for use in list(self._uses.values()):
+            if use.holds:
                 self._wake(use)
 
     def finish(self) -> set[int]:
@@ -198,11 +205,11 @@ class Admitting(Statements):
             lane = self._lanes[place[2]]
             if lane.held_by is not None or lane.rank is None:
                 heapq.heappop(self._line)
-            elif not self._has_task(lane):
+            elif not lane.tasks and not self._has_task(lane):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
-            elif self._place(lane) != place:
-                heapq.heapreplace(self._line, self._place(lane))
+            elif (now := self._place(lane)) != place:
+                heapq.heapreplace(self._line, now)
             elif self._is_held(lane):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
@@ -260,12 +267,12 @@ class Admitting(Statements):
 
     def _take(self, lane: _Lane) -> int:
         seq, _ = lane.tasks.popleft()
-        for use in lane.uses:
-            use.take(self._now)
-            self._used.add(use)
         self._turns[lane.group] = self._turn()
         self._moved.add(lane)
         self._has_task(lane)
+        for use in lane.uses:
+            use.take(self._now)
+            self._used.add(use)
         self._pass_on(lane)
         return seq
 

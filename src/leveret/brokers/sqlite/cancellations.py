@@ -49,8 +49,8 @@ class Cancellations(Statements):
             " RETURNING iif(state = 'ready', lane, NULL)",
             id_,
         ).fetchone()
-        if taken is not None:
-            self._dealing.limits.ended(taken[0])
+        if taken is not None and taken[0] is not None:
+            self._dealing.limits.ended(taken)
         if known is not None and taken is not None:
             self._records.note([cancelled_before(known, now)])
             return self._records.recorded(id_)
@@ -90,8 +90,8 @@ class Cancellations(Statements):
         """Take away a task that was cancelled while the consumer had it."""
         known = next(iter(self._records.statuses([id_])), None)
         taken = self.execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING lane", id_, consumer).fetchone()
-        if taken is not None:
-            self._dealing.limits.ended(taken[0])
+        if taken is not None and taken[0] is not None:
+            self._dealing.limits.ended(taken)
         if known is not None and taken is not None:
             self._records.note([cancelled_running(known, time.time())])
 

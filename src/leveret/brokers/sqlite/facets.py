@@ -19,7 +19,7 @@ from leveret.model import Declare, DeclareLimits, Put
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from leveret.brokers.base import ScheduleKeeper, Select
+    from leveret.brokers.base import ScheduleKeeper, Select, WaitingState
     from leveret.brokers.feeds import Feed, Following, Watch
     from leveret.brokers.sqlite.store import Store
     from leveret.brokers.sqlite.wakeup import WakeUps
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from leveret.model import (
         Change,
         DeadLetter,
+        Envelope,
         KeyHolder,
         LimitRequest,
         LimitUse,
@@ -58,7 +59,7 @@ class _File:
         return await self._writer.do(work) if self._writer.has_file else nothing
 
     async def _change(self, queue: str, work: Callable[[Store], T]) -> T:
-        """Change what must be there."""
+        """Change, or look into, what must be there."""
         if not self._writer.has_file:
             raise QueueNotFound(f"queue {queue!r} does not exist: there is no file {self._writer.path}")
         return await self._writer.do(work)
@@ -80,6 +81,10 @@ class SQLiteQueues(_File):
 
     async def ready(self, queues: Sequence[str]) -> int:
         return await self._look(lambda store: store.queues.ready(queues), 0)
+
+    async def peek(self, queue: str, state: WaitingState, *, limit: int) -> Sequence[Envelope]:
+        await self._sweep()  # what consumers had whose process is gone waits again
+        return await self._change(queue, lambda store: store.queues.peek(queue, state, limit))
 
     async def pause(self, queue: str) -> None:
         await self._change(queue, lambda store: store.queues.set_paused(queue, paused=True))

@@ -17,6 +17,8 @@ from leveret.brokers.sqlite.admitting import Admitting
 from leveret.brokers.sqlite.rows import headers_in
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.model import (
+    FAIR_KEY,
+    LIMITS,
     MIDDLE_PRIORITY,
     DeclareLimits,
     LimitRow,
@@ -150,11 +152,14 @@ class Limits(Statements):
 
     def lanes_of(self, envelopes: Sequence[Envelope], queues: Mapping[str, int]) -> dict[str, int]:
         """Where those tasks wait that have limits, by id. ``queues``: the numbers of the queues, by name."""
-        return {
-            one.id: self._lane(queues[one.queue], one.queue, one.headers)
-            for one in envelopes
-            if one.headers and is_limited(one.headers)
-        }
+        found: dict[str, int] = {}
+        known: dict[bytes, int] = {}
+        for one in envelopes:
+            if one.headers and is_limited(one.headers):
+                alike = _pack((one.queue, one.headers.get(LIMITS), one.headers.get(FAIR_KEY)))
+                lane = known.get(alike) or self._lane(queues[one.queue], one.queue, one.headers)
+                known[alike] = found[one.id] = lane
+        return found
 
     def wait(self, tasks: Iterable[tuple[int, int | None]]) -> None:
         """Tasks wait from now on: of each its lane and its priority."""
@@ -165,16 +170,14 @@ class Limits(Statements):
         rows = [(rank, lane) for lane, rank in ranks.items()]
         self.database.executemany("UPDATE lane SET rank = ?1 WHERE id = ?2 AND (rank IS NULL OR rank > ?1)", rows)
 
-    def ended(self, lane: int | None) -> None:
-        """A task of the lane, if it is one of a lane, gives its permit back."""
-        if lane is not None:
-            self._ended[lane] += 1
+    def ended(self, lanes: Iterable[int]) -> None:
+        """Tasks of these lanes give their permits back."""
+        self._ended.update(lanes)
 
     def ended_in(self, queue: int) -> None:
         """All that is ready in a queue gives its permits back."""
         sql = "SELECT lane FROM task WHERE queue = ? AND state = 'ready' AND lane IS NOT NULL"
-        for (lane,) in self.execute(sql, queue).fetchall():
-            self.ended(lane)
+        self.ended(lane for (lane,) in self.execute(sql, queue))
 
     def forget(self, queue: int) -> None:
         """A queue is deleted."""

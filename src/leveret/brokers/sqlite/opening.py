@@ -58,6 +58,11 @@ _UPGRADES = {
     ),
     4: (
         "ALTER TABLE task ADD COLUMN lane INTEGER",
+        # The CHECK of its states, which no other statement can change; the rows stay as they are.
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, '''running'',', '''limited'', ''running'',')"
+        " WHERE type = 'table' AND name = 'task'",
+        "PRAGMA writable_schema = RESET",
         "CREATE INDEX task_limited ON task (lane, coalesce(priority, 4) DESC, seq) WHERE state = 'limited'",
         "CREATE INDEX task_lane ON task (lane) WHERE lane IS NOT NULL",
         "CREATE TABLE limit_row (name TEXT PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID",

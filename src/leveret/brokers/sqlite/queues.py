@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from leveret.brokers.base import in_use
-from leveret.brokers.sqlite.rows import text
+from leveret.brokers.base import WaitingState, in_use
+from leveret.brokers.sqlite.rows import ENVELOPE, envelope_of, text
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.errors import QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import MIDDLE_PRIORITY, Envelope, Queue, QueueStats, Removed, purged
@@ -32,6 +32,12 @@ _FIRST = (
     f" ORDER BY {_RANK} DESC, seq LIMIT 1"
 )
 _LAST = f"SELECT max(seq) FROM task WHERE queue = ? AND state = 'ready' AND {_RANK} = ?"  # noqa: S608 - constants
+
+_WAITING = f"SELECT {ENVELOPE} FROM task JOIN queue ON queue.id = task.queue WHERE task.queue = ?"  # noqa: S608
+_PEEK: dict[WaitingState, str] = {
+    "ready": f"{_WAITING} AND state = 'ready' ORDER BY {_RANK} DESC, seq LIMIT ?",
+    "delayed": f"{_WAITING} AND state = 'delayed' ORDER BY due, seq LIMIT ?",
+}
 
 
 class Queues(Statements):
@@ -142,6 +148,14 @@ class Queues(Statements):
             + self._dealing.limits.count(queue, _COUNTED, may_go=True)
             for (queue,) in found.fetchall()
         )
+
+    def peek(self, queue: str, state: WaitingState, limit: int) -> list[Envelope]:
+        """What waits, in the order in which it is taken or due."""
+        number = self.id_of(queue)
+        self._dealing.promote()
+        self._dealing.deal_all()
+        rows = self.execute(_PEEK[state], number, limit)
+        return [envelope_of(row) for row in rows]
 
     def set_paused(self, queue: str, *, paused: bool) -> None:
         number = self.id_of(queue)

@@ -89,7 +89,8 @@ def read(row: Sequence[Any]) -> tuple[Envelope, str]:
         and type(attempt) is int
         and 0 < attempt <= _MOST_ATTEMPTS
         and (enqueued_at is None or (type(enqueued_at) is float and 0.0 <= enqueued_at <= LATEST))
-        and due is last_error is expires_at is headers is priority is None
+        and due is last_error is expires_at is priority is None
+        and (headers is None or type(headers) is bytes)
     ):
         problem = _problem(row)
         if problem:

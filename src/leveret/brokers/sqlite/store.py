@@ -133,7 +133,9 @@ class Store(Statements):
         if not keys:
             return {}
         wanted, now = array(list(keys.values())), time.time()
-        rows = [*self.execute(_HOLDERS, wanted), *self.execute(_KEPT, wanted, now)]
+        rows = self.execute(_HOLDERS, wanted).fetchall()
+        if self.execute("SELECT 1 FROM unique_hold LIMIT 1").fetchone():  # few have any
+            rows += self.execute(_KEPT, wanted, now).fetchall()
         holders = {key: text(id_) for key, id_ in rows}
         found = {id_: holders.setdefault(key, id_) for id_, key in keys.items()}
         return {id_: holder for id_, holder in found.items() if holder != id_}
@@ -191,10 +193,9 @@ class Store(Statements):
         if wake_up is not None and not self.registrations.is_registered(consumer, wake_up):
             return set()  # another file has come, where the number is nobody's or another's
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
-        ended: list[tuple[int, int]] = []
-        for queue, token, lane in self.execute(_SUCCEED, consumer, array(done)).fetchall() if done else ():
-            ended.append((queue, token))
-            self.limits.ended(lane)
+        rows = self.execute(_SUCCEED, consumer, array(done)).fetchall() if done else []
+        ended = [(queue, token) for queue, token, _ in rows]
+        self.limits.ended(lane for _, _, lane in rows if lane is not None)
         again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released, PutOff))}
         marked = self.cancellations.marked(consumer, again) if again else {}
         ended += [(queue, token) for token, (queue, _) in marked.items()]
@@ -220,9 +221,10 @@ class Store(Statements):
         sql, values = _change(item.outcome, delay)
         rows = self.execute(sql, *values, consumer, item.token).fetchall()
         for _, lane, priority in rows if not isinstance(item.outcome, Released) else ():
-            self.limits.ended(lane)
-            if lane is not None and not delay and not isinstance(item.outcome, DeadLettered):
-                self.limits.wait([(lane, priority)])
+            if lane is not None:
+                self.limits.ended([lane])
+                if not delay and not isinstance(item.outcome, DeadLettered):
+                    self.limits.wait([(lane, priority)])
         return [(queue, item.token) for queue, _, _ in rows]
 
     def _delay(self, consumer: int, item: Settled) -> float:

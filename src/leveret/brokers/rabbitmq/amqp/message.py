@@ -16,6 +16,7 @@ from pamqp import commands, constants, frame
 
 from leveret.brokers.rabbitmq.amqp.connections import Properties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.amqp.splice import SplicedProperties
 
 #: AMQP's delivery mode of a message that outlives its server.
 PERSISTENT = 2
@@ -54,7 +55,7 @@ class Message(msgspec.Struct, frozen=True):
 
     queue: str
     body: bytes
-    properties: Properties | TaskProperties
+    properties: Properties | TaskProperties | SplicedProperties
     #: The task queue it belongs to; ``queue`` may be that, or its dead-letter queue, or a step of its delays.
     home: str = ""
     #: Unix time before which it must not run; None: it goes to ``queue`` at once.
@@ -65,7 +66,8 @@ class Message(msgspec.Struct, frozen=True):
         return str(self.properties.message_id)
 
 
-#: Makes a message fit the one frame that AMQP has for its headers; called with the largest frame (bytes; 0: no limit).
+#: Makes a message fit the one frame that AMQP has for its headers; called with the largest frame (bytes; 0: no limit),
+#: when it does not.
 Fit: TypeAlias = Callable[[Message, int], Message]
 
 
@@ -77,12 +79,15 @@ class Encoder:
         self._frame_max = frame_max
         self._fit = fit
         self._most = frame_max - _OVERHEAD if frame_max else 2**32 - 1
+        self._room = self._most - _CONTENT_FIELDS
         self._method = lru_cache(_KEPT)(self._encode_method)
 
     def encode(self, message: Message, *, mandatory: bool) -> bytes:
         """All frames of a message. Raises what pamqp raises for a value that AMQP cannot carry."""
         method = self._method(message.queue, mandatory)
-        properties = _encoded(self._fit(message, self._frame_max).properties)
+        properties = _encoded(message.properties)
+        if len(properties) > self._room:
+            properties = _encoded(self._fit(message, self._frame_max).properties)
         body = message.body
         size = len(body)
         content = _CONTENT.pack(
@@ -102,8 +107,8 @@ class Encoder:
         return [_FRAME.pack(constants.FRAME_BODY, self._channel, len(one)) + one + _END for one in pieces]
 
 
-def _encoded(properties: Properties | TaskProperties) -> bytes:
-    return properties.encode() if isinstance(properties, TaskProperties) else marshal(properties)
+def _encoded(properties: Properties | TaskProperties | SplicedProperties) -> bytes:
+    return marshal(properties) if isinstance(properties, Properties) else properties.encode()
 
 
 @lru_cache(_KEPT)

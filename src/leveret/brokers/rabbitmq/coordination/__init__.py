@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from leveret.brokers.rabbitmq.coordination.claims import Claims
 from leveret.brokers.rabbitmq.coordination.entries import MOST_RIDING
-from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, TenureLost
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, Ride, Side, TenureLost
 from leveret.brokers.rabbitmq.coordination.table import FencedTable, Request, Tenure
 
-__all__ = ["MOST_RIDING", "MOST_ROWS", "Claims", "FencedTable", "Request", "Tenure", "TenureLost"]
+__all__ = ["MOST_RIDING", "MOST_ROWS", "Claims", "FencedTable", "Request", "Ride", "Side", "Tenure", "TenureLost"]

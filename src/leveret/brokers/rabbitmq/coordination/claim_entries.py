@@ -7,6 +7,7 @@ here goes by a clock of the reader's.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -118,23 +119,48 @@ _NO_TASKS = (_NO_TASK, msgspec.Raw())
 
 
 class Claim(msgspec.Struct, gc=False):
-    """A key that is taken."""
+    """A key that is taken. A program may hold a hundred thousand of these."""
 
-    id: str
+    #: As a number, if it is one of Leveret's: that takes half as much memory.
+    _id: int | str
     queue: str
     until: float
     #: The program that stores its task, or has stored it.
     owner: str
-    #: None: it is stored.
-    task: bytes | None = None
     is_kept: bool = False
+
+    @classmethod
+    def of(cls, new: NewClaim, owner: str) -> Claim:
+        return cls(_packed(new.id), sys.intern(new.queue), new.until, sys.intern(owner), new.is_kept)
+
+    @property
+    def id(self) -> str:
+        return self._id if isinstance(self._id, str) else _ID % self._id
+
+
+_ID = "%032x"
+
+
+def _packed(id_: str) -> int | str:
+    with suppress(ValueError):
+        if _ID % (number := int(id_, 16)) == id_:
+            return number
+    return id_
+
+
+class Pending(msgspec.Struct, gc=False):
+    """A claim whose task is not known to be stored."""
+
+    claim: Claim
+    task: bytes
     #: When the reader got to know that it is to be stored (the reader's loop's time).
-    since: float = 0.0
+    since: float
 
     def envelope(self) -> Envelope | None:
-        """The task; None: it is stored, or what is there is no task of that claim."""
-        found = None if self.task is None else decoded(_decode_task, self.task)
-        return found if found is not None and (found.id, found.queue) == (self.id, self.queue) else None
+        """The task; None: what is there is no task of that claim."""
+        found = decoded(_decode_task, self.task)
+        claim = self.claim
+        return found if found is not None and (found.id, found.queue) == (claim.id, claim.queue) else None
 
 
 class Holders:
@@ -142,14 +168,16 @@ class Holders:
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}
-        #: Those whose tasks are not known to be stored.
-        self._pending: dict[str, Claim] = {}
+        self._pending: dict[str, Pending] = {}
 
     def __len__(self) -> int:
         return len(self._claims)
 
     def get(self, key: str) -> Claim | None:
         return self._claims.get(key)
+
+    def pending(self, key: str) -> Pending | None:
+        return self._pending.get(key)
 
     def items(self) -> Iterator[tuple[str, Claim]]:
         return iter(self._claims.items())
@@ -159,12 +187,13 @@ class Holders:
         for key, one in self._claims.items():
             if one.until < after:
                 continue
-            task = _NO_TASK if one.task is None else msgspec.Raw(one.task)
+            waiting = self._pending.get(key)
+            task = _NO_TASK if waiting is None else msgspec.Raw(waiting.task)
             yield Row(one.owner, NewClaim(key, one.id, one.queue, one.until, task, one.is_kept))
 
-    def overdue(self, before: float) -> list[tuple[str, Claim]]:
+    def overdue(self, before: float) -> list[tuple[str, Pending]]:
         """The claims that have waited for their tasks since before that time."""
-        return [(key, claim) for key, claim in self._pending.items() if claim.since < before]
+        return [(key, pending) for key, pending in self._pending.items() if pending.since < before]
 
     def apply(self, entry: Entry, now: float) -> None:
         """``now``: the reader's loop's time."""
@@ -179,12 +208,11 @@ class Holders:
         for key, id_ in entry.stored:
             held = self._claims.get(key)
             if held is not None and held.id == id_:
-                held.task = None
                 self._pending.pop(key, None)
         for one in entry.adopted:
-            held = self._pending.get(one.key)
-            if held is not None and (held.id, held.owner) == (one.id, one.owner):
-                held.owner, held.since = entry.by, now
+            pending = self._pending.get(one.key)
+            if pending is not None and (pending.claim.id, pending.claim.owner) == (one.id, one.owner):
+                pending.claim.owner, pending.since = entry.by, now
 
     def restore(self, rows: Iterable[Row], now: float) -> None:
         """Begin with what a snapshot says."""
@@ -197,12 +225,10 @@ class Holders:
             self._put(new, entry.by, now)
 
     def _put(self, new: NewClaim, owner: str, now: float) -> None:
-        task = None if new.task in _NO_TASKS else bytes(new.task)
-        claim = Claim(new.id, sys.intern(new.queue), new.until, sys.intern(owner), task, new.is_kept, now)
-        self._claims[new.key] = claim
+        claim = self._claims[new.key] = Claim.of(new, owner)
         self._pending.pop(new.key, None)
-        if claim.task is not None:
-            self._pending[new.key] = claim
+        if new.task not in _NO_TASKS:
+            self._pending[new.key] = Pending(claim, bytes(new.task), now)
 
     def _free(self, key: str, id_: str) -> None:
         held = self._claims.get(key)
@@ -232,7 +258,8 @@ class History:
         self.weight = 0
         #: What came before the snapshot did; None: nothing is waited for.
         self._held_back: list[tuple[int, Entry]] | None = [] if base else None
-        self._parts: dict[str, dict[int, list[Row]]] = {}
+        #: Snapshots of which only some parts have come: which, and what they say.
+        self._begun: dict[str, tuple[set[int], Holders]] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -245,23 +272,26 @@ class History:
         if self._held_back is None:
             self._apply(entry, now)
         else:
-            self._held_back.append((offset, entry))
+            # Its rows are taken now: those of all parts would be more than what they come to.
+            self._held_back.append((offset, msgspec.structs.replace(entry, snapshot=None)))
         if entry.snapshot is not None:
             self._take(entry.snapshot, now)
 
     def _take(self, part: Snapshot, now: float) -> None:
-        parts = self._parts.setdefault(part.token, {})
-        parts[part.part] = part.rows if self._held_back is not None else []
+        parts, holders = self._begun.setdefault(part.token, (set(), Holders()))
+        parts.add(part.part)
+        if self._held_back is not None:
+            holders.restore(part.rows, now)
         if len(parts) < part.parts:
             return
-        del self._parts[part.token]
+        del self._begun[part.token]
         if self._held_back is None:
             if part.upto >= self.base:
                 self.base, self.weight = part.upto + 1, 0
         elif part.upto == self.base - 1:
             held_back, self._held_back = self._held_back, None
-            for rows in parts.values():
-                self.holders.restore(rows, now)
+            self.holders = holders
+            self._begun = {token: (parts, Holders()) for token, (parts, _) in self._begun.items()}
             for offset, entry in held_back:
                 if offset > part.upto:
                     self._apply(entry, now)

@@ -21,12 +21,12 @@ from leveret.brokers.backoff import backoff
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Adopted,
-    Claim,
     Emptied,
     Entry,
     History,
     Holders,
     NewClaim,
+    Pending,
     Row,
     Snapshot,
     encode,
@@ -143,6 +143,8 @@ class Claims:
         self._rounds: dict[int, _Round] = {}
         self._number = 0
         self._asks: list[_Ask] = []
+        #: One `_ask` has begun that will take all of them.
+        self._is_asking = False
         #: The ids of tasks that this program is storing.
         self._storing: set[str] = set()
         self._debts = _Debts(self._append)
@@ -220,6 +222,9 @@ class Claims:
     def _begin_asking(self) -> None:
         if self._looking_after is None:
             self.look_after()
+        if self._is_asking:
+            return
+        self._is_asking = True
         task = asyncio.get_running_loop().create_task(self._ask())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -242,6 +247,7 @@ class Claims:
                     raise
 
     def _next_asks(self) -> list[_Ask]:
+        self._is_asking = False
         asks: list[_Ask] = []
         size = 0
         while self._asks and len(asks) < _MOST_IN_ONE and size < _MOST_BYTES:
@@ -289,9 +295,9 @@ class Claims:
             await asyncio.sleep(_LOOK_AFTER * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             try:
                 await self._reader.begin()
-                for key, claim in self._history.holders.overdue(clock() - ORPHANED):
-                    if claim.id not in self._storing and self._knows(claim.queue):
-                        await self._complete(key, claim)
+                for key, pending in self._history.holders.overdue(clock() - ORPHANED):
+                    if pending.claim.id not in self._storing and self._knows(pending.claim.queue):
+                        await self._complete(key, pending)
                 if self._history.is_complete and self._history.weight > max(_LONG, 2 * len(self._history.holders)):
                     await self._sum_up()
             except (LeveretError, TimeoutError, *amqp.CONNECTION_LOST) as error:
@@ -300,14 +306,13 @@ class Claims:
                 if amqp.is_cancelled():
                     raise
 
-    async def _complete(self, key: str, claim: Claim) -> None:
-        envelope = claim.envelope()
+    async def _complete(self, key: str, pending: Pending) -> None:
+        claim, envelope = pending.claim, pending.envelope()
         if envelope is None:
             await self._append(Entry(freed=[(key, claim.id)]))
             return
         await self._decided(Entry(adopted=[Adopted(key, claim.id, claim.owner)]), _Round())
-        held = self._history.holders.get(key)
-        if held is not claim or held.owner != self._me or held.task is None:
+        if self._history.holders.pending(key) is not pending or claim.owner != self._me:
             return  # another was first
         log.warning("the program that claimed %r died before it had stored task %s: storing it", key, claim.id)
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import msgspec
+import pytest
 
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Adopted,
@@ -13,11 +15,12 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
     History,
     Holders,
     NewClaim,
+    Row,
     Snapshot,
     encode,
     entry_of,
 )
-from leveret.model import Envelope
+from leveret.model import Envelope, new_id
 
 TASK = Envelope("1", "work", "say", b"\xff body", headers={"a": 1})
 RAW = msgspec.Raw(msgspec.json.encode(TASK))
@@ -78,9 +81,11 @@ def test_one_program_completes_what_another_has_left() -> None:
         first, Entry(by="b", adopted=[Adopted("k", "1", "a")]), Entry(by="c", adopted=[Adopted("k", "1", "a")])
     )
     held = table.get("k")
+    waiting = table.pending("k")
     assert held is not None
+    assert waiting is not None
     assert held.owner == "b"
-    assert held.envelope() == TASK
+    assert waiting.envelope() == TASK
     assert [key for key, _ in table.overdue(1.5)] == ["k"]
     assert list(table.overdue(0.5)) == []
 
@@ -92,7 +97,7 @@ def test_what_is_stored_is_nobodys_to_complete() -> None:
     )
     held = table.get("k")
     assert held is not None
-    assert (held.owner, held.envelope(), table.overdue(99.0)) == ("a", None, [])
+    assert (held.owner, table.pending("k"), table.overdue(99.0)) == ("a", None, [])
 
 
 def test_a_claim_may_be_sent_twice() -> None:
@@ -115,9 +120,9 @@ def test_what_makes_no_sense_is_not_read() -> None:
     ):
         assert entry_of(body) is None
     forged = NewClaim("k", "1", "work", 9.0, msgspec.Raw(b'["another", "work", "say", ""]'))
-    held = holders(Entry(claims=[forged])).get("k")
-    assert held is not None
-    assert held.envelope() is None
+    waiting = holders(Entry(claims=[forged])).pending("k")
+    assert waiting is not None
+    assert waiting.envelope() is None
 
 
 def some_entry(choice: random.Random, number: int) -> Entry:
@@ -137,7 +142,41 @@ def some_entry(choice: random.Random, number: int) -> Entry:
 
 
 def summary(history: History) -> dict[str, tuple[object, ...]]:
-    return {key: (one.id, one.queue, one.until, one.owner, one.task) for key, one in history.holders.items()}
+    found = history.holders
+    return {
+        key: (one.id, one.queue, one.until, one.owner, waiting and waiting.task)
+        for key, one in found.items()
+        for waiting in [found.pending(key)]
+    }
+
+
+@pytest.mark.parametrize("id_", [new_id(), "0" * 32, "7", "0x10", "A" * 32, "a" * 33, " 1_0", "order-7"])
+def test_an_id_is_what_it_was(id_: str) -> None:
+    assert ids(holders(Entry(by="a", claims=[claim("k", id_)]))) == {"k": id_}
+
+
+def test_what_is_kept_of_many_keys_fits_thirty_megabytes_for_a_hundred_thousand() -> None:
+    """Also while a snapshot is read: its parts are not kept beside what they come to."""
+    keys = 20_000
+    rows = [Row("a", NewClaim(f"sync:{key}", new_id(), "work", 9.0 + key, msgspec.Raw(b"null"))) for key in range(keys)]
+    parts = [rows[start : start + 1_000] for start in range(0, keys, 1_000)]
+    bodies = [encode(Entry(snapshot=Snapshot(4, "t", n, len(parts), part))) for n, part in enumerate(parts)]
+    del rows, parts
+    tracemalloc.start()
+    try:
+        history = History(lambda _: None)
+        history.begin(5)
+        for offset, body in enumerate(bodies, 5):
+            entry = entry_of(body)
+            assert entry is not None
+            history.read(offset, entry, 0.0)
+        del entry
+        assert history.is_complete
+        assert len(history.holders) == keys
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / keys < 300
 
 
 def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
