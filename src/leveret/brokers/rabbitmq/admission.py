@@ -21,7 +21,7 @@ from leveret.brokers.base import no_limit
 from leveret.brokers.gate import Gate, Permit, Permits
 from leveret.brokers.rabbitmq.coordination import Ride, TenureLost
 from leveret.brokers.rabbitmq.queues import Waiting, admitted, gate_queue, waiting
-from leveret.errors import BrokerError, LimitNotFound
+from leveret.errors import BrokerError, ConfigurationError, LimitNotFound
 from leveret.model import (
     DeclareLimits,
     LimitRow,
@@ -77,6 +77,8 @@ _LIMIT, _PERMIT, _QUEUE, _RATE = "l", "p", "q", "r"
 #: know would wait so long. So many have one at most.
 _SLOW = 1.0
 _MOST_RATES = 2_000
+#: Most limits, and queues that have some.
+_MOST_LIMITS = 1_000
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
@@ -259,6 +261,8 @@ class Admission:
         self._fair: set[str] = set()
         #: Until when a queue is left alone (Unix time).
         self._off: dict[str, float] = {}
+        #: Queues of which it was said that what waits cannot be taken.
+        self._refused: set[str] = set()
         #: Slow rates that have a row, and when a whole burst of each may start.
         self._rates: dict[LimitRef, float] = {}
         self._changed = asyncio.Event()
@@ -316,7 +320,7 @@ class Admission:
             try:
                 await self.do(body)
                 answer = Answer()
-            except LimitNotFound as error:
+            except (LimitNotFound, ConfigurationError) as error:
                 answer = Answer(type(error).__name__, str(error))
             request.answer(_pack(answer))
             request.done()
@@ -362,7 +366,7 @@ class Admission:
         return Answer()
 
     async def do(self, request: LimitRequest | Serve) -> None:
-        """Raises LimitNotFound."""
+        """Raises LimitNotFound, ConfigurationError."""
         async with self._turn:
             queues = request.queues if isinstance(request, (DeclareLimits, Serve)) else ()
             rows: dict[str, bytes | None] = {_QUEUE + name: b"" for name in queues if name not in self._windows}
@@ -373,6 +377,8 @@ class Admission:
                     raise no_limit(request)
                 limits = found
                 rows |= {_LIMIT + name: None if row is None else _pack_row(row) for name, row in limits.items()}
+            if len(self._permits.rows) + len(self._windows) + len(rows) > _MOST_LIMITS:
+                raise ConfigurationError(f"RabbitMQ keeps at most {_MOST_LIMITS} limits, and queues that have some")
             if rows:
                 await self._tenure.change(rows)
             for name in queues:
@@ -390,12 +396,22 @@ class Admission:
                 if window is not None and time.monotonic() - window.since > _ANEW and window.side is not None:
                     await window.side.close()
                 if window is None or window.is_closed:
-                    with suppress(BrokerError):
-                        await self._open(queue)
+                    await self._try_to_open(queue)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
                     await self._new_queue.wait()
             self._new_queue.clear()
+
+    async def _try_to_open(self, queue: str) -> None:
+        try:
+            await self._open(queue)
+            self._refused.discard(queue)
+        except TenureLost:
+            raise
+        except BrokerError as error:
+            if queue not in self._refused:
+                self._refused.add(queue)
+                log.warning("tasks of queue %r that wait for limits cannot be taken, and wait: %s", queue, error)
 
     async def _open(self, queue: str) -> None:
         self._gate.clear(queue)

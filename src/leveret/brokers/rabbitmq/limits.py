@@ -155,8 +155,10 @@ class RabbitMQLimits:
             try:
                 if await self._table.exists():
                     await self._admit()
-            except BrokerError as error:
-                log.warning("this program cannot admit tasks that wait for limits; it tries again: %s", error)
+            except (BrokerError, ExceptionGroup) as error:
+                is_unexpected = isinstance(error, ExceptionGroup)
+                doing = "this program cannot admit tasks that wait for limits; it tries again: %s"
+                log.warning(doing, error, exc_info=error if is_unexpected else None)
             self._made.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
