@@ -201,6 +201,8 @@ class _Window:
         self.is_taken = False
         self.ready = 0
         self.seen_at = float("-inf")
+        #: How many of those that were admitted workers had then.
+        self.taken = 0
         #: Tasks that were admitted since.
         self.admitted = 0
         self._settled: list[int] = []
@@ -504,9 +506,11 @@ class Admission:
 
     def _room(self, queue: str) -> int:
         """How many more of a queue may be admitted, for all that its limits say."""
-        most = _MOST_FAIR if queue in self._fair else _MOST
-        room = min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
         window, fastest = self._windows.get(queue), self._fastest()
+        most = _MOST
+        if queue in self._fair:
+            most = min(_MOST, max(_MOST_FAIR, _MOST_FAIR // 2 + (window.taken if window else 0)))
+        room = min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
         if window is None or fastest is None:
             return room
         ahead = max(_MOST_AHEAD, int(fastest * _LOOK / 2))
@@ -536,6 +540,7 @@ class Admission:
             found = await self._count(queue)
         was, window.is_taken = window.is_taken, found is not None and found[1] > 0
         window.ready, window.seen_at, window.admitted = found[0] if found else 0, time.monotonic(), 0
+        window.taken = max(0, self._permits.admitted[queue_limit(queue), ""] - window.ready)
         if window.is_taken and (not was or window.ready == 0):
             self._changed.set()
 
