@@ -557,7 +557,9 @@ class Admission:
             for queue in {row.queue for row in self._rows.values()} | suspects.keys():
                 before = [permit for permit, row in self._rows.items() if row.queue == queue]
                 with suppress(BrokerError):
-                    gone = self._missing(before, await look(queue))
+                    count = await self._count(queue)
+                    is_empty = count is not None and count[0] == 0
+                    gone = self._missing(before, await look(queue) if is_empty else None)
                     self._lose(queue, gone & suspects.pop(queue, frozenset()))
                     if gone:
                         suspects[queue] = gone
