@@ -557,9 +557,10 @@ class Admission:
             for queue in {row.queue for row in self._rows.values()} | suspects.keys():
                 before = [permit for permit, row in self._rows.items() if row.queue == queue]
                 with suppress(BrokerError):
-                    count = await self._count(queue)
-                    is_empty = count is not None and count[0] == 0
-                    gone = self._missing(before, await look(queue) if is_empty else None)
+                    ready, _ = await self._count(queue) or (None, 0)
+                    # With its queue a task is gone, whoever has it.
+                    found = Emptied(queue, 0, []) if ready is None else None if ready else await look(queue)
+                    gone = self._missing(before, found)
                     self._lose(queue, gone & suspects.pop(queue, frozenset()))
                     if gone:
                         suspects[queue] = gone
