@@ -94,7 +94,7 @@ async def test_a_rate_is_kept_whoever_is_killed(place: Place, ledger: Ledger) ->
     try:
         await tick.enqueue_many([(number,) for number in range(count)])
         for part in (1, 2):
-            await until(lambda part=part: ledger.count("tick") >= part * count // 3, "some have started", LONG)
+            await asyncio.to_thread(ledger.wait_for, "tick", part * count // 3, LONG)
             workers.kill()
         await until(lambda: len({line.split()[1] for line in ledger.lines_of("tick")}) == count, "all have run", LONG)
     finally:

@@ -194,6 +194,8 @@ class _Window:
         self.queue = queue
         self.since = now
         self.side: Side | None = None
+        #: The limits of its tasks.
+        self.limits = {queue_limit(queue)}
         #: In the order of the tags.
         self._tags: dict[int, None] = {}
         #: Whether somebody takes tasks of the queue, and how many of them stood in it, when that was last looked at
@@ -201,6 +203,8 @@ class _Window:
         self.is_taken = False
         self.ready = 0
         self.seen_at = float("-inf")
+        #: How many of those that were admitted workers had then.
+        self.taken = 0
         #: Tasks that were admitted since.
         self.admitted = 0
         self._settled: list[int] = []
@@ -446,6 +450,7 @@ class Admission:
         """It waits."""
         if found.fair is not None:
             self._fair.add(task.window.queue)
+        task.window.limits.update(name for name, _ in found.refs)
         permit = f"{self._tenure.epoch}.{next(self._numbers)}"
         self._gate.add(permit, task.window.queue, found.refs, found.fair, found.rank, task)
 
@@ -504,17 +509,21 @@ class Admission:
 
     def _room(self, queue: str) -> int:
         """How many more of a queue may be admitted, for all that its limits say."""
-        most = _MOST_FAIR if queue in self._fair else _MOST
+        window = self._windows.get(queue)
+        fastest = None if window is None else self._fastest(window)
+        most = _MOST
+        if queue in self._fair:
+            most = min(_MOST, max(_MOST_FAIR, _MOST_FAIR // 2 + (window.taken if window else 0)))
         room = min(most - self._permits.admitted[queue_limit(queue), ""], _MOST_PERMITS - len(self._permits.held))
-        window, fastest = self._windows.get(queue), self._fastest()
         if window is None or fastest is None:
             return room
         ahead = max(_MOST_AHEAD, int(fastest * _LOOK / 2))
         return min(room, ahead - window.ready - (window.admitted if window.ready else 0))
 
-    def _fastest(self) -> float | None:
-        """How many tasks may start in a second by the fastest of the rates; None: there are none."""
-        intervals = [row.rule.rate.interval for row in self._permits.rows.values() if row.rule.rate is not None]
+    def _fastest(self, window: _Window) -> float | None:
+        """How many tasks of a queue may start in a second by the fastest of their rates; None: they have none."""
+        rows = (self._permits.rows.get(name) for name in window.limits)
+        intervals = [row.rule.rate.interval for row in rows if row is not None and row.rule.rate is not None]
         return 1 / min(intervals) if intervals else None
 
     async def _watch(self) -> None:
@@ -523,7 +532,7 @@ class Admission:
             for queue, window in list(self._windows.items()):
                 if window is None or not window.held:
                     continue
-                often = _WATCH if not window.is_taken or self._fastest() is not None else _LOOK
+                often = _WATCH if not window.is_taken or self._fastest(window) is not None else _LOOK
                 if time.monotonic() - window.seen_at >= often:
                     with suppress(BrokerError):
                         await self._see(queue, window)
@@ -536,6 +545,7 @@ class Admission:
             found = await self._count(queue)
         was, window.is_taken = window.is_taken, found is not None and found[1] > 0
         window.ready, window.seen_at, window.admitted = found[0] if found else 0, time.monotonic(), 0
+        window.taken = max(0, self._permits.admitted[queue_limit(queue), ""] - window.ready)
         if window.is_taken and (not was or window.ready == 0):
             self._changed.set()
 
@@ -547,7 +557,10 @@ class Admission:
             for queue in {row.queue for row in self._rows.values()} | suspects.keys():
                 before = [permit for permit, row in self._rows.items() if row.queue == queue]
                 with suppress(BrokerError):
-                    gone = self._missing(before, await look(queue))
+                    ready, _ = await self._count(queue) or (None, 0)
+                    # With its queue a task is gone, whoever has it.
+                    found = Emptied(queue, 0, []) if ready is None else None if ready else await look(queue)
+                    gone = self._missing(before, found)
                     self._lose(queue, gone & suspects.pop(queue, frozenset()))
                     if gone:
                         suspects[queue] = gone

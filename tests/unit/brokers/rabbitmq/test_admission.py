@@ -12,7 +12,7 @@ from leveret.brokers.rabbitmq.amqp import Incoming
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues import to_message, to_wait
 from leveret.errors import QueueFull
-from leveret.model import LIMITS, DeclareLimits, Envelope, LimitRule
+from leveret.model import LIMITS, DeclareLimits, Envelope, LimitRule, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,3 +196,17 @@ async def test_what_is_cleared_leaves_the_gate() -> None:
     await one.admit()
     assert (await one.admission.answer(Clear("work"))).held == {"work": 2}
     assert await one.settled() == [3, 4]
+
+
+async def test_tasks_with_a_rate_are_not_admitted_to_stand_in_their_queue() -> None:
+    """And a rate of others' tasks is nothing to them."""
+    one = await held()
+    slow = {"few": LimitRule(rate=Rate(10, per=1.0, burst=100)), "other": LimitRule(rate=Rate(1))}
+    await one.admission.do(DeclareLimits(2.0, slow, ["work"]))
+    window = one.admission._windows["work"]
+    assert window is not None
+    one.deliver(*(task(f"{number}", number) for number in range(1, 60)))
+    window.ready = 15
+    assert one.admission._room("work") == 5
+    await one.admission.do(DeclareLimits(3.0, {"few": LimitRule(concurrency=100)}, ["work"]))
+    assert one.admission._room("work") == 2_000
