@@ -30,11 +30,11 @@ def most_at_once(ledger: Ledger, kind: str) -> int:
             moments.append((float(at), what, " ".join(name)))
     running: set[str] = set()
     most = 0
-    for _, what, name in sorted(moments):
+    for _, what, run in sorted(moments):
         if what == "end":
-            running.discard(name)
+            running.discard(run)
         else:
-            running.add(name)
+            running.add(run)
         most = max(most, len(running))
     return most
 
