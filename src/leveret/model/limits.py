@@ -51,7 +51,7 @@ class Rate(msgspec.Struct, frozen=True):
     Args:
         count: How many.
         per: In which time (seconds, or a timedelta).
-        burst: How many may start at once when none has started lately. None: a tenth of ``count``, at least 1.
+        burst: How many may start at once when none has started lately. None: a twentieth of ``count``, at least 1.
 
     Raises:
         ConfigurationError: A value is not what it must be.
@@ -67,7 +67,7 @@ class Rate(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         number = count("Rate: count", self.count)
-        burst = max(1, number // 10) if self.burst is None else count("Rate: burst", self.burst, none="a tenth")
+        burst = max(1, number // 20) if self.burst is None else count("Rate: burst", self.burst, none="a twentieth")
         for name, value in (
             ("count", number),
             ("per", seconds("Rate: per", self.per, above_zero=True, most=MAX_DELAY)),
