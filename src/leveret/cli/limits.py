@@ -98,7 +98,9 @@ def list_(as_json: bool, app: str | None, url: str | None) -> None:
 @click.argument("name", shell_complete=complete_limit)
 @click.option("--concurrency", type=_CountType(), help="The most tasks under way at once; none: any number.")
 @click.option("--rate", type=_RateType(), help="How many may start, as 100/minute or 5/10s; none: any number.")
-@click.option("--burst", type=click.IntRange(1), help="How many may start at once. With --rate.  [default: a twentieth]")
+@click.option(
+    "--burst", type=click.IntRange(1), help="How many may start at once. With --rate.  [default: a twentieth]"
+)
 @click.option("--code", "as_in_code", is_flag=True, help="What the code says is in force again.")
 @app_option
 @url_option

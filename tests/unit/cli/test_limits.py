@@ -84,8 +84,8 @@ def test_programs_get_all_of_it(url: str) -> None:
     assert found["stripe"] == {
         "name": "stripe",
         "concurrency": 5,
-        "rate": {"count": 100, "per": 60.0, "burst": 10},
-        "code": {"concurrency": 20, "rate": {"count": 100, "per": 60.0, "burst": 10}},
+        "rate": {"count": 100, "per": 60.0, "burst": 5},
+        "code": {"concurrency": 20, "rate": {"count": 100, "per": 60.0, "burst": 5}},
         "changed": True,
         "state": "active",
         "resting": {},
