@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from leveret.client import App, Handle, Task, as_finished, by, gather_results
+    from leveret.client import App, Handle, Limit, Task, as_finished, by, gather_results
     from leveret.errors import (
         AppNotLoaded,
         BrokerBlocked,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         InvalidArguments,
         LeaseLost,
         LeveretError,
+        LimitNotFound,
         NoResult,
         NotSerializable,
         PeekRefused,
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
     from leveret.model import (
         CurrentTask,
         Dead,
+        Limited,
         NoCurrentTask,
         Progress,
         Queue,
+        Rate,
         Retry,
         Status,
         cron,
@@ -76,6 +79,9 @@ __all__ = [
     "InvalidArguments",
     "LeaseLost",
     "LeveretError",
+    "Limit",
+    "LimitNotFound",
+    "Limited",
     "NoCurrentTask",
     "NoResult",
     "NotSerializable",
@@ -87,6 +93,7 @@ __all__ = [
     "QueueMismatch",
     "QueueNotFound",
     "QueueUnavailable",
+    "Rate",
     "ResultError",
     "ResultTimeout",
     "Retry",
@@ -112,15 +119,18 @@ __all__ = [
 _HOMES = {
     "App": "leveret.client",
     "Handle": "leveret.client",
+    "Limit": "leveret.client",
     "Task": "leveret.client",
     "as_finished": "leveret.client",
     "by": "leveret.client",
     "gather_results": "leveret.client",
     "CurrentTask": "leveret.model",
     "Dead": "leveret.model",
+    "Limited": "leveret.model",
     "NoCurrentTask": "leveret.model",
     "Progress": "leveret.model",
     "Queue": "leveret.model",
+    "Rate": "leveret.model",
     "Retry": "leveret.model",
     "Status": "leveret.model",
     "cron": "leveret.model",

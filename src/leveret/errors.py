@@ -89,6 +89,10 @@ class QueueNotFound(EnqueueError):
     """The queue does not exist and this program may not create it. The tasks in ``ids`` were not stored."""
 
 
+class LimitNotFound(BrokerError):
+    """There is no limit of that name."""
+
+
 class ScheduleNotFound(BrokerError):
     """The broker has no schedule of that name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,10 @@ import httpx
 import pytest
 from playwright.async_api import async_playwright, expect
 
-from leveret import App
+from leveret import App, Rate
 from leveret.brokers import connect
 from leveret.dashboard.text import packed
-from leveret.model import Envelope, Queue
+from leveret.model import LIMITS, DeclareLimits, Envelope, LimitRule, Queue, RestLimit, SetLimit
 from tests.support import dashboard_app as shop
 from tests.support.dashboard import Page, bury, visiting
 from tests.support.waiting import PATIENCE
@@ -203,6 +204,7 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
         "task-done": f"task?id={done}",
         "workers": "workers",
         "schedules": "schedules",
+        "limits": "limits",
         "dead": "dead?queue=work",
     }
     for name, path in pages.items():
@@ -284,6 +286,38 @@ async def test_a_schedule_is_paused_and_triggered_in_the_browser(
             await expect(row).to_contain_text("active")
             await page.get_by_role("link", name="Tasks").click()
             await expect(page.get_by_role("table")).to_contain_text("monthly report@")
+
+
+async def test_a_limit_is_paused_in_the_browser(place: Place, dashboard: Dashboard) -> None:
+    expect.set_options(timeout=PATIENCE * 1000)
+    broker = connect(place.url)
+    await broker.declare([Queue("work")])
+    rules = {"stripe": LimitRule(20, Rate(100, per=60)), "tenants": LimitRule(3), "queue:work": LimitRule(40)}
+    await broker.limits.ask(DeclareLimits(1.0, rules, ["work"]))
+    await broker.limits.ask(SetLimit("stripe", LimitRule(5, Rate(100, per=60))))
+    for key in ("acme", "a tenant with a name that is as long as somebody made it, and then a little longer"):
+        await broker.limits.ask(RestLimit("tenants", key, time.time() + 500))
+    headers = {LIMITS: '[["stripe",""],["tenants","acme"]]'}
+    await broker.publish([Envelope(str(number), "work", "resize", b"{}", headers=headers) for number in range(1_234)])
+    async with browsing() as browser, tab(browser, dashboard.address) as page:
+        await expect(page.get_by_role("row", name=re.compile("^work"))).to_contain_text("1\u202f234")
+        await look(page, f"{place.kind}-limited")
+        await page.get_by_role("link", name="Limits").first.click()
+        row = page.get_by_role("row", name=re.compile("stripe"))
+        await expect(row).to_contain_text("5 at once, 100/minute")
+        await expect(row).to_contain_text("the code says 20 at once")
+        await look(page, f"{place.kind}-desktop-limits-waiting")
+        await page.get_by_role("button", name="Pause stripe").click()
+        await expect(page.get_by_text("The limit is paused")).to_be_focused()
+        await expect(row).to_contain_text("paused")
+        await page.get_by_role("button", name="Resume tenants").click()
+        await expect(page.get_by_text("The limit goes on.")).to_be_visible()
+        async with tab(browser, f"{dashboard.address}limits", size=PHONE) as phone:
+            await look(phone, f"{place.kind}-phone-limits-waiting")
+            assert await phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    state = {one.row.name: one.row.state(time.time()) for one in await broker.limits.read()}
+    assert state == {"stripe": "paused", "tenants": "active", "queue:work": "active"}
+    await broker.close()
 
 
 async def test_readers_and_changes_take_turns_at_the_dead_letters(place: Place) -> None:

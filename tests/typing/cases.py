@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, CurrentTask, Handle, Queue, Retry, cron, current_task, every
+from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, cron, current_task, every
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
@@ -316,3 +316,30 @@ async def schedules_have_types() -> None:
         row.paused = True  # type: ignore[misc]
     assert_type(await app.schedules.trigger("a"), Handle[Any])
     assert_type(await app.schedules.pause("a"), None)
+
+
+stripe = app.limit("stripe", concurrency=20, rate=Rate(100, per=timedelta(minutes=1), burst=5))
+tenants = app.limit("tenants", by=["tenant", "host"])
+
+
+@app.task(limits=[stripe, tenants])
+async def limited(tenant: str, host: str) -> None:
+    raise Limited(stripe, for_=timedelta(seconds=30), reason=f"{tenant} {host}")
+
+
+@app.task(limits=stripe)
+async def limited_by_one() -> None:
+    raise Limited("stripe", for_=30, reason="429")
+
+
+async def limits() -> None:
+    assert_type(stripe, Limit)
+    await stripe.set(concurrency=None)
+    await stripe.set(rate=Rate(5))
+    await stripe.set(concurrency="5")  # type: ignore[arg-type]
+    assert_type((await stripe.use()).waiting, int)
+    await limited.options(limits=[]).enqueue("a", "b")
+    await limited.options(limits=["stripe"]).enqueue("a", "b")  # type: ignore[list-item]
+    app.limit("other", rate=5)  # type: ignore[arg-type]
+    app.limit("other", concurrency="5")  # type: ignore[arg-type]
+    raise Limited(stripe)  # type: ignore[call-arg]

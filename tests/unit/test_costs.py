@@ -99,7 +99,7 @@ def test_to_enqueue_a_task_among_many_takes_few_calls() -> None:
     arguments: list[Any] = [(("hello",), {})] * TASKS
     envelopes = say._envelopes(ids, arguments)
     assert calls(lambda: say._handles(say._envelopes(ids, arguments))) < 15 * TASKS
-    assert calls(lambda: insertion(envelopes, {"default": 1}, now=1.0)) < 1.5 * TASKS
+    assert calls(lambda: insertion(envelopes, {"default": 1}, now=1.0, lanes={})) < 1.5 * TASKS
 
 
 def test_arguments_by_position_need_no_binding() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from leveret.errors import DuplicateTask, QueueInUse, ScheduleNotFound
+from leveret.errors import DuplicateTask, LimitNotFound, QueueInUse, ScheduleNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         Describe,
         Envelope,
         KeyHolder,
+        LimitRequest,
+        LimitUse,
         Queue,
         QueueStats,
         Removed,
@@ -221,6 +223,24 @@ class ScheduleKeeper(Protocol):
         """Until so much time has passed, at most: schedules may have changed."""
 
 
+class Limits(Protocol):
+    """How many tasks may be under way, and how many may start in a time.
+
+    A task whose headers name limits, or that is in a queue which has one, waits until all of them let it go. Tasks of
+    other limits and keys pass it, and those for whom others wait take turns. Once admitted it has a permit of each
+    until it is settled: but for `Released`, and for a worker that dies, which leave it its permit.
+    """
+
+    async def read(self) -> Sequence[LimitUse]:
+        """All limits and what they do, by name."""
+
+    async def ask(self, request: LimitRequest, /) -> None:
+        """Change limits, durably when it returns. In force within a second. Raises LimitNotFound."""
+
+    def keep(self) -> AbstractAsyncContextManager[None]:
+        """Have tasks that wait admitted, until the context is left; where workers decide that. Any number may."""
+
+
 class Control(Protocol):
     """What is asked of workers."""
 
@@ -270,6 +290,10 @@ class Broker(Protocol):
     @property
     def schedules(self) -> Schedules:
         """Keeps schedules."""
+
+    @property
+    def limits(self) -> Limits:
+        """Says how many tasks may be under way."""
 
     @property
     def control(self) -> Control:
@@ -350,3 +374,9 @@ def no_schedule(request: ScheduleRequest) -> ScheduleNotFound:
     """Why a request that names a schedule does nothing."""
     name = getattr(request, "name", "")
     return ScheduleNotFound(f"schedule {name!r} does not exist; `leveret schedules` shows those that do")
+
+
+def no_limit(request: LimitRequest) -> LimitNotFound:
+    """Why a request that names a limit does nothing."""
+    name = getattr(request, "name", "")
+    return LimitNotFound(f"limit {name!r} does not exist; `leveret limits list` shows those that do")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from leveret.brokers.base import Capabilities, duplicates, in_use, no_schedule
+from leveret.brokers.base import Capabilities, duplicates, in_use, no_limit, no_schedule
 from leveret.brokers.feeds import Feed, Feeds, Following, Watch
+from leveret.brokers.gate import Gate, Permits
 from leveret.brokers.inbox import Inbox
 from leveret.brokers.urls import censor
 from leveret.errors import (
@@ -38,11 +39,14 @@ from leveret.model import (
     Delivery,
     Envelope,
     KeyHolder,
+    LimitUse,
     Outcome,
+    PutOff,
     Queue,
     QueueStats,
     Released,
     Removed,
+    RestLimit,
     Retrying,
     ScheduleRow,
     Settlement,
@@ -53,13 +57,19 @@ from leveret.model import (
     cancelled_before,
     cancelled_running,
     enqueued,
+    fair_key,
     freed_key,
     id_for,
     id_key,
     id_token,
+    is_limited,
+    limit_refs,
+    limits_after,
     newer,
     placed,
     purged,
+    put_off,
+    queue_limit,
     repeated,
     retried,
     revived,
@@ -78,6 +88,7 @@ if TYPE_CHECKING:
         Consumer,
         Control,
         DeadLetters,
+        Limits,
         OnConflict,
         Queues,
         ScheduleKeeper,
@@ -87,7 +98,7 @@ if TYPE_CHECKING:
         WaitingState,
     )
     from leveret.brokers.inbox import Arrival
-    from leveret.model import Describe, ScheduleRequest, WorkerReport
+    from leveret.model import Describe, LimitRequest, LimitRow, ScheduleRequest, WorkerReport
 
 
 class Call(Protocol):
@@ -137,11 +148,23 @@ class MemoryStore:
         #: Of the workers that consume now.
         self.describers: list[Describe] = []
         self.schedules: dict[str, ScheduleRow] = {}
+        #: The tasks that wait for limits.
+        self.gate: Gate[_Waiting] = Gate(Permits())
+        #: When a limit has room again, and what happens then.
+        self._alarm: tuple[float, Call] | None = None
 
     def forget(self, envelope: Envelope) -> None:
         """A task has ended for good."""
         self.ids.discard(envelope.id)
         self.free(envelope)
+        self.gate.end(envelope.id)
+
+    def define(self, rows: Mapping[str, LimitRow | None]) -> None:
+        """Limits are so from now on."""
+        self.gate.define(rows)
+        for stored in self.queues.values():
+            stored.limit_ready()
+        self.deal(self.queues)
 
     def free(self, envelope: Envelope) -> None:
         """A task's unique key is free."""
@@ -160,15 +183,36 @@ class MemoryStore:
         return id_ if until > self.clock.time() else self.unique.get(key)
 
     def deal(self, names: Iterable[str]) -> None:
-        """Hand out what is ready in these queues."""
+        """Hand out what is ready in these queues, and what limits let go in any."""
         for name in names:
             self.queues[name].deal(self.tokens)
+        # Whoever was served, or cannot use what a limit has left, passes it on: to another queue too.
+        while waiting := [
+            stored for name, stored in self.queues.items() if name in self.gate.queues() and stored.may_deal
+        ]:
+            for stored in waiting:
+                stored.deal(self.tokens)
+        self._set_alarm(self.gate.next_time())
+
+    def _set_alarm(self, when: float | None) -> None:
+        if self._alarm is not None:
+            if self._alarm[0] == when:
+                return
+            self._alarm[1].cancel()
+        self._alarm = None if when is None else (when, self.clock.call_at(when, self._ring))
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.gate.ring(self.clock.time())  # also where nobody takes what may go then
+        self.deal(self.queues)
 
 
 class _Stored:
-    def __init__(self, queue: Queue, clock: Clock) -> None:
+    def __init__(self, queue: Queue, store: MemoryStore) -> None:
         self.queue = queue
-        self._clock = clock
+        self._clock = store.clock
+        self._gate = store.gate
+        self._deal_all = store.deal
         #: A heap: the first is the next to be dealt.
         self.ready: list[_Waiting] = []
         self.dead: list[DeadLetter] = []
@@ -183,7 +227,11 @@ class _Stored:
         """Make a task ready, now or when it is due."""
         if envelope.due is None or envelope.due <= self._clock.time():
             rank = MIDDLE_PRIORITY if envelope.priority is None else envelope.priority
-            heapq.heappush(self.ready, _Waiting(-rank, next(tokens), envelope))
+            waiting = _Waiting(-rank, next(tokens), envelope)
+            if self._is_limited(envelope):
+                self._wait(waiting)
+            else:
+                heapq.heappush(self.ready, waiting)
             return
 
         number = next(tokens)
@@ -192,20 +240,57 @@ class _Stored:
             del self._ripening[number]
             del self.delayed[number]
             self.put(envelope, tokens)
-            self.deal(tokens)
+            self._deal_all([self.queue.name])
 
         self.delayed[number] = envelope
         self._ripening[number] = self._clock.call_at(envelope.due, become_ready)
 
     def deal(self, tokens: itertools.count[int]) -> None:
-        """Hand ready tasks to takers with free credit, in turn."""
-        while self.ready and not self.paused:
+        """Hand tasks to takers with free credit, in turn."""
+        while not self.paused:
             taker = next((taker for taker in self.takers if taker.has_credit), None)
-            if taker is None:
+            waiting = None if taker is None else self._take_next()
+            if taker is None or waiting is None:
                 return
             self.takers.remove(taker)
             self.takers.append(taker)
-            taker.give(next(tokens), heapq.heappop(self.ready))
+            taker.give(next(tokens), waiting)
+
+    @property
+    def may_deal(self) -> bool:
+        """Whether somebody may have what is ready."""
+        return not self.paused and any(taker.has_credit for taker in self.takers)
+
+    @property
+    def limited(self) -> list[_Waiting]:
+        """What waits for limits."""
+        return self._gate.waiting(self.queue.name)
+
+    def limit_ready(self) -> None:
+        """What became ready before the queue had a limit waits for it, too."""
+        if queue_limit(self.queue.name) in self._gate.permits.rows:
+            free = [one for one in self.ready if one.envelope.id not in self._gate.permits.held]
+            self.ready = [one for one in self.ready if one.envelope.id in self._gate.permits.held]
+            heapq.heapify(self.ready)
+            for waiting in sorted(free):
+                self._wait(waiting)
+
+    def _is_limited(self, envelope: Envelope) -> bool:
+        own = self.queue.is_limited or queue_limit(self.queue.name) in self._gate.permits.rows
+        return own or is_limited(envelope.headers)
+
+    def _wait(self, waiting: _Waiting) -> None:
+        envelope = waiting.envelope
+        refs, fair = limit_refs(envelope.headers), fair_key(envelope.headers)
+        self._gate.add(envelope.id, self.queue.name, refs, fair, -waiting.rank, waiting)
+
+    def _take_next(self) -> _Waiting | None:
+        """By priority, then in order; of what waits for limits, what they let go next."""
+        now = self._clock.time()
+        limited = self._gate.first(self.queue.name, now)
+        if limited is not None and (not self.ready or limited < self.ready[0]):
+            return self._gate.admit(self.queue.name, 1, now)[0][1]
+        return heapq.heappop(self.ready) if self.ready else None
 
     def put_back(self, waiting: _Waiting) -> None:
         """Where it stood."""
@@ -217,6 +302,9 @@ class _Stored:
         if number is not None:
             self._ripening.pop(number).cancel()
             return self.delayed.pop(number)
+        limited = self._gate.remove(id_) if any(one.envelope.id == id_ for one in self.limited) else None
+        if limited is not None:
+            return limited.envelope
         waiting = next((waiting for waiting in self.ready if waiting.envelope.id == id_), None)
         if waiting is None:
             return None
@@ -226,7 +314,8 @@ class _Stored:
 
     def clear(self) -> list[Envelope]:
         """Take out all that waits."""
-        waiting = [one.envelope for one in self.ready] + list(self.delayed.values())
+        waiting = [one.envelope for one in (*self.ready, *self._gate.clear(self.queue.name))]
+        waiting += self.delayed.values()
         for call in self._ripening.values():
             call.cancel()
         self.ready.clear()
@@ -247,7 +336,7 @@ class _Stored:
         if letter is not None:
             return buried(letter)
         held = [waiting for taker in self.takers for waiting in taker.holding.values()]
-        for waiting in (*self.ready, *held):
+        for waiting in (*self.ready, *self.limited, *held):
             if waiting.envelope.id == id_:
                 status = enqueued(waiting.envelope, now)
                 return msgspec.structs.replace(status, state="running") if waiting in held else status
@@ -429,12 +518,18 @@ class MemoryQueues(_Facet):
                 consumers=len(stored.takers),
                 delayed=len(stored.delayed),
                 paused=stored.paused,
+                limited=len(stored.limited),
             )
             for name, stored in sorted(self._store.queues.items())
         ]
 
     async def ready(self, queues: Sequence[str]) -> int:
-        return sum(len(stored.ready) for name, stored in self._store.queues.items() if name in queues)
+        counts = [
+            len(stored.ready) + self._store.gate.may_go(name)
+            for name, stored in self._store.queues.items()
+            if name in queues
+        ]
+        return sum(counts)
 
     async def peek(self, queue: str, state: WaitingState, *, limit: int) -> Sequence[Envelope]:
         stored = self._store.queues.get(queue)
@@ -473,12 +568,13 @@ class MemoryQueues(_Facet):
         if stored.takers and not force:
             running = sum(len(taker.holding) for taker in stored.takers)
             raise in_use(queue, consumers=len(stored.takers), running=running)
-        removed = Removed(len(stored.ready), len(stored.delayed))
+        removed = Removed(len(stored.ready) + len(stored.limited), len(stored.delayed))
         now = self._store.clock.time()
         for envelope in stored.clear():
             self._store.forget(envelope)
             known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
             self._statuses.note([purged(known, now)])
+        self._store.deal([])
         return removed, stored
 
     def _set_paused(self, queue: str, *, paused: bool) -> None:
@@ -581,6 +677,23 @@ class MemorySchedules:
         return change
 
 
+class MemoryLimits(_Facet):
+    """See `leveret.brokers.Limits`."""
+
+    async def read(self) -> Sequence[LimitUse]:
+        return self._store.gate.uses()
+
+    async def ask(self, request: LimitRequest) -> None:
+        rows = limits_after(request, self._store.gate.permits.rows, self._store.clock.time())
+        if rows is None:
+            raise no_limit(request)
+        self._store.define(rows)
+
+    @asynccontextmanager
+    async def keep(self) -> AsyncGenerator[None]:
+        yield  # what limits let go is admitted when it is dealt
+
+
 class MemoryControl(_Facet):
     """See `leveret.brokers.Control`."""
 
@@ -592,6 +705,7 @@ class MemoryControl(_Facet):
             if envelope is not None:
                 self._store.forget(envelope)
                 self._statuses.note([cancelled_before(enqueued(envelope, mark.at), mark.at)])
+                self._store.deal([])
             elif any(taker.told(mark) for taker in stored.takers):
                 break
         known = next(iter(await self._statuses.read([id_])), None)
@@ -641,6 +755,7 @@ class MemoryBroker:
         self.dead_letters: DeadLetters = MemoryDeadLetters(self._store, self._statuses)
         self.control: Control = MemoryControl(self._store, self._statuses)
         self.schedules: MemorySchedules = MemorySchedules(self._store, self._statuses, self._put)
+        self.limits: Limits = MemoryLimits(self._store, self._statuses)
         self.unique: UniqueKeys = MemoryUniqueKeys(self._store, self._statuses)
         #: Made again if somebody deletes them.
         self._declared: dict[str, Queue] = {}
@@ -667,7 +782,7 @@ class MemoryBroker:
                     remedy="use another name",
                 )
         for queue in queues:
-            self._store.queues.setdefault(queue.name, _Stored(queue, self._store.clock))
+            self._store.queues.setdefault(queue.name, _Stored(queue, self._store))
             self._declared[queue.name] = queue
 
     async def publish(
@@ -692,8 +807,9 @@ class MemoryBroker:
             if stored is None:
                 raise QueueNotFound(f"queue {name!r} does not exist; declare it first", ids)
             limit = stored.queue.max_length
-            if limit is not None and len(stored.ready) + len(mine) > limit:
-                raise QueueFull(f"queue {name!r} holds {len(stored.ready)} ready tasks of at most {limit}", ids)
+            ready = 0 if limit is None else len(stored.ready) + len(stored.limited)
+            if limit is not None and ready + len(mine) > limit:
+                raise QueueFull(f"queue {name!r} holds {ready} ready tasks of at most {limit}", ids)
         ids = [envelope.id for envelope in envelopes]
         taken = list(dict.fromkeys([*(id_ for id_ in ids if id_ in self._store.ids), *repeated(ids)]))
         if taken:
@@ -777,7 +893,7 @@ class MemoryBroker:
         others = set(lost) - {waiting.envelope.id for waiting, _ in kept}
         self._statuses.note([update for update in updates if update.id not in others])
         for waiting, outcome in kept:
-            if waiting.cancelled and isinstance(outcome, (Retrying, Released)):
+            if waiting.cancelled and isinstance(outcome, (Retrying, Released, PutOff)):
                 self._end_cancelled(waiting)
             else:
                 self._settle(waiting, outcome)
@@ -793,14 +909,21 @@ class MemoryBroker:
 
     def _settle(self, waiting: _Waiting, outcome: Outcome) -> None:
         stored, envelope = self._store.queues[waiting.envelope.queue], waiting.envelope
+        if isinstance(outcome, Released):
+            stored.put_back(waiting)
+            return
+        now = self._store.clock.time()
+        self._store.gate.end(envelope.id)
         if isinstance(outcome, Retrying):
-            stored.put(retried(envelope, outcome, self._store.clock.time()), self._store.tokens)
+            stored.put(retried(envelope, outcome, now), self._store.tokens)
+        elif isinstance(outcome, PutOff):
+            request = RestLimit(outcome.limit, outcome.key, now + outcome.delay)
+            rows = limits_after(request, self._store.gate.permits.rows, now)
+            self._store.gate.define(rows or {})
+            stored.put(put_off(envelope, outcome, now, rests=rows is not None), self._store.tokens)
         elif isinstance(outcome, DeadLettered):
-            now = self._store.clock.time()
             self._store.free(envelope)
             stored.dead.append(DeadLetter(envelope, outcome.reason, outcome.traceback, now, this_process()))
-        elif isinstance(outcome, Released):
-            stored.put_back(waiting)
         else:
             self._store.forget(envelope)
 

@@ -32,6 +32,7 @@ _COMMANDS = {
         "command",
         "Show what is enqueued by itself; pause, trigger, remove.",
     ),
+    "limits": ("leveret.cli.limits", "command", "Show how much may run at once or start; change, pause."),
     "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
     "unique": ("leveret.cli.unique", "command", "See which unique keys are taken, and free one."),
@@ -111,7 +112,7 @@ def _of_project(command: str) -> dict[str, Any]:
         return {command: {**app, **dashboard}}
     # A command's defaults, and those of the commands below it.
     below = dict.fromkeys(
-        ("list", "show", "retry", "drop", "release", "next", "pause", "resume", "trigger", "remove"), app
+        ("list", "show", "set", "retry", "drop", "release", "next", "pause", "resume", "trigger", "remove"), app
     )
     return {command: {**app, **below}, **{f"queues {name}": app for name in ("pause", "resume", "purge", "delete")}}
 

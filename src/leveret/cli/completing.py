@@ -1,4 +1,4 @@
-"""What a shell offers at Tab: applications, tasks, queues and schedules. It says nothing, and never fails."""
+"""What a shell offers at Tab: applications, tasks, queues, schedules and limits. It says nothing, and never fails."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def complete_schedule(context: click.Context, parameter: click.Parameter, incomp
     return sorted(one for one in found if one.startswith(incomplete) and one not in named)
 
 
+def complete_limit(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Those of the broker that are not named yet."""
+    named = context.params.get(parameter.name or "") or ()
+    found = _quietly(lambda: _limits(context), list[str]())
+    return sorted(one for one in found if one.startswith(incomplete) and one not in named)
+
+
 def _apps(folder: Path) -> Iterator[str]:
     files = [*folder.glob("*.py"), *folder.glob("*/*.py"), *folder.glob("src/*/*.py")]
     for file in files[:_MOST_FILES]:
@@ -91,6 +98,13 @@ def _queues(context: click.Context) -> set[str]:
 def _schedules(context: click.Context) -> list[str]:
     async def listed(broker: Broker) -> list[str]:
         return [row.name for row in await broker.schedules.read()]
+
+    return _asked(context, _app(context), listed)
+
+
+def _limits(context: click.Context) -> list[str]:
+    async def listed(broker: Broker) -> list[str]:
+        return [one.row.name for one in await broker.limits.read()]
 
     return _asked(context, _app(context), listed)
 

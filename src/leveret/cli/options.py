@@ -12,7 +12,7 @@ import msgspec
 from leveret.brokers import Broker, absolute, connect, location
 from leveret.cli.completing import complete_app
 from leveret.client import load_app, resolve_url
-from leveret.errors import QueueNotFound, ScheduleNotFound, TaskNotFound
+from leveret.errors import LimitNotFound, QueueNotFound, ScheduleNotFound, TaskNotFound
 from leveret.model.printable import in_json
 from leveret.model.suggest import did_you_mean
 from leveret.observe import quieten_connections
@@ -39,6 +39,14 @@ class Below(click.Group):
             hint = did_you_mean(args[0], known) or f"; there are: {', '.join(known)}"
             ctx.fail(f"No such command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
+
+
+class Listing(Below):
+    """It lists if no command is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_bare = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        return super().parse_args(ctx, ["list", *args] if is_bare and not ctx.resilient_parsing else args)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -109,7 +117,7 @@ def ask(found: Target, question: Callable[[Broker], Awaitable[T]]) -> T:
     async def run() -> T:
         try:
             return await question(found.broker)
-        except (QueueNotFound, ScheduleNotFound, TaskNotFound) as error:
+        except (LimitNotFound, QueueNotFound, ScheduleNotFound, TaskNotFound) as error:
             raise within(error, found.place) from error
         finally:
             await found.broker.close()

@@ -70,7 +70,7 @@ def _removal_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @_removal_options
 def purge(queues: tuple[str, ...], yes: bool, force: bool, app: str | None, url: str | None) -> None:
-    """Delete all tasks that wait in these queues, ready or delayed. They never run. Dead letters stay.
+    """Delete all tasks that wait in these queues: ready, limited or delayed. They never run. Dead letters stay.
 
     Refused while a queue has consumers, unless with --force.
 
@@ -85,7 +85,7 @@ def purge(queues: tuple[str, ...], yes: bool, force: bool, app: str | None, url:
 @click.command()
 @_removal_options
 def delete(queues: tuple[str, ...], yes: bool, force: bool, app: str | None, url: str | None) -> None:
-    """Delete these queues with all that waits in them, ready or delayed, and with their dead letters.
+    """Delete these queues with all that waits in them: ready, limited or delayed; and with their dead letters.
 
     Refused while a queue has consumers, unless with --force: then their workers keep the queue, empty.
 
@@ -129,7 +129,9 @@ def _complete_first(context: click.Context, parameter: click.Parameter, incomple
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, for programs.")
 @url_option
 def command(app: str | None, queues: tuple[str, ...], as_json: bool, url: str | None) -> None:
-    """Show each queue's tasks: ready, running (RabbitMQ: unacknowledged), delayed, dead; and its consumers.
+    """Show each queue's tasks: ready, limited, running (RabbitMQ: unacknowledged), delayed, dead; and its consumers.
+
+    limited: they wait for a limit (see leveret limits), or for their turn.
 
     SQLite lists all queues of the file. RabbitMQ cannot list queues without a plugin: it shows those that are named,
     the application's, and those that workers are consuming now. It needs no plugin for that.
@@ -207,8 +209,8 @@ def _remove(queues: Sequence[str], app: str | None, url: str | None, act: str, *
 def _confirm(stats: Sequence[QueueStats], act: str, place: str) -> None:
     for one in stats:
         click.echo(
-            f"queue {one.name!r} in {place}: {one.ready} ready, {one.running} running, {one.delayed} delayed, "
-            f"{one.dead} dead, {one.consumers} consumers",
+            f"queue {one.name!r} in {place}: {one.ready} ready, {one.limited} limited, {one.running} running, "
+            f"{one.delayed} delayed, {one.dead} dead, {one.consumers} consumers",
             err=True,
         )
     if not sys.stdin.isatty():
@@ -228,7 +230,7 @@ def _kept(removed: Removed) -> str:
 def _show(stats: Sequence[QueueStats]) -> None:
     from rich.text import Text
 
-    numbers = ("ready", "running", "delayed", "dead", "consumers")
+    numbers = ("ready", "limited", "running", "delayed", "dead", "consumers")
     shown = table(("name", *numbers), right=numbers)
     for one in stats:
         name = Text(in_line(one.name))
@@ -236,7 +238,7 @@ def _show(stats: Sequence[QueueStats]) -> None:
             name.append(" (paused)", "yellow")
         running = f"{one.running}+?" if one.silent_consumers else str(one.running)
         dead = Text(str(one.dead), "red" if one.dead else "")
-        shown.add_row(name, str(one.ready), running, str(one.delayed), dead, str(one.consumers))
+        shown.add_row(name, str(one.ready), str(one.limited), running, str(one.delayed), dead, str(one.consumers))
     show(shown)
     silent = sum(one.silent_consumers for one in stats)
     if silent:

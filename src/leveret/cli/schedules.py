@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from leveret.cli.completing import complete_schedule
-from leveret.cli.options import Below, app_option, ask, local_time, print_json, target, url_option
+from leveret.cli.options import Listing, app_option, ask, local_time, print_json, target, url_option
 from leveret.cli.terminal import show, table
 from leveret.errors import ScheduleNotFound
 from leveret.model import Cron, Pause, Remove, Resume, ScheduleRow, Trigger
@@ -31,15 +31,7 @@ _STYLES = {"paused": "yellow", "resting": "yellow", "ended": "dim"}
 _names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_schedule)
 
 
-class _Schedules(Below):
-    """Lists them if no command is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        is_bare = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
-        return super().parse_args(ctx, ["list", *args] if is_bare and not ctx.resilient_parsing else args)
-
-
-@click.group(cls=_Schedules)
+@click.group(cls=Listing)
 def command() -> None:
     """See which tasks are enqueued by themselves, and when; pause, resume, trigger and remove such schedules.
 

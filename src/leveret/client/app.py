@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 from leveret.brokers import DEFAULT_TIMEOUT, absolute
 from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
+from leveret.client.limits import limit_of, limits_of, module_name
 from leveret.client.middleware import functions, storing_within, thread_functions
 from leveret.client.registration import Registry, module_run, task_function
 from leveret.client.schedules import Schedules
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Self
 
+    from leveret.client.limits import Limit, LimitsGiven
     from leveret.client.registration import Scheduling
     from leveret.client.task import AsyncTask, P, PlainTask, R, Task
     from leveret.client.unique import UniqueBy
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         EnqueueLayer,
         EnqueueMiddleware,
         Middleware,
+        Rate,
         ThreadMiddleware,
     )
     from leveret.model.arguments import Exceptions
@@ -185,6 +188,43 @@ class App:
         """Which unique keys are taken."""
         return UniqueKeys(self.client)
 
+    def limit(
+        self,
+        name: str,
+        /,
+        *,
+        concurrency: int | None = None,
+        rate: Rate | None = None,
+        by: str | Sequence[str] | None = None,
+    ) -> Limit:
+        """Make a limit that tasks may share: ``app.limit("stripe", concurrency=20, rate=Rate(100, per=60))``.
+
+        A task with ``limits=[stripe]`` waits in its queue until all its limits let it go, and keeps its place in each
+        until it has ended, is to be tried again, or was put off. While it waits it takes no slot of a worker, and other
+        tasks pass it.
+
+        Args:
+            name: The name, by which the command line and the dashboard know it: printable, at most 128 bytes.
+            concurrency: The most tasks of it that are under way, over all workers. None: any number.
+            rate: How many tasks of it may start in a time. None: any number.
+            by: The parameter whose argument is the key, as "tenant": the limit holds for each key by itself. Several in
+                a list. None: one limit for all.
+
+        Returns:
+            The limit, for ``limits=[...]`` of any tasks of this application.
+
+        Raises:
+            ConfigurationError: There is a limit of that name, or a value is not what it must be.
+        """
+        limit = limit_of(name, concurrency, rate, by, self.client)
+        self.registry.add_limit(limit, module_name(), module_run())
+        return limit
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """The limits that were made; those of whole queues are in ``queues``."""
+        return tuple(self.registry.limits.values())
+
     @property
     def tasks(self) -> Sequence[Task[..., Any]]:
         """The tasks that are registered."""
@@ -224,6 +264,7 @@ class App:
         store_result: bool = ...,
         schedule: Scheduling = ...,
         unique: UniqueBy | None = ...,
+        limits: LimitsGiven = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -246,6 +287,7 @@ class App:
         store_result: bool = True,
         schedule: Scheduling = None,
         unique: UniqueBy | None = None,
+        limits: LimitsGiven = (),
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -286,13 +328,16 @@ class App:
                 for those that are data.
             unique: The task's unique key: ``by("customer")``, or a function that is called with the task's arguments
                 and returns the key (None: none). While a task with the key has not ended, no other is stored.
+            limits: The limits that the task waits for, made by `limit`: one, or several in a list, all of which must
+                let it go.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
 
         Raises:
             ConfigurationError: Another function has the name, the queue has a default task already, what is given
-                cannot be a task, or an option is not what it must be.
+                cannot be a task, an option is not what it must be, or a limit or the queue's ``fair_by`` names a
+                parameter that the function does not have.
             InvalidArguments: The arguments of a schedule do not fit the task.
         """
         options = TaskOptions(
@@ -310,11 +355,12 @@ class App:
         )
         run = module_run()
         key = None if unique is None else unique_of(unique)
+        waits_for = limits_of(limits)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
             return self.registry.register(
-                found, options, run, self.client, default=default, schedule=schedule, unique=key
+                found, options, run, self.client, default=default, schedule=schedule, unique=key, limits=waits_for
             )
 
         return register if function is None else register(function)

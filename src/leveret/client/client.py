@@ -87,6 +87,10 @@ class Client:
     def url(self) -> str:
         return resolve_url(self.settings.url, self.settings.folder)
 
+    def queue(self, name: str, /) -> Queue | None:
+        """A queue as the application wants it; None: it says nothing of it."""
+        return self._registry.queues.get(name)
+
     @property
     def max_message_size(self) -> int:
         return self.settings.max_message_size

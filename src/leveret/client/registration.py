@@ -13,13 +13,14 @@ import msgspec
 from leveret.client.payload import entry_point
 from leveret.client.task import Task
 from leveret.errors import ConfigurationError, UnknownTask
-from leveret.model import Cron, Every, Queue, Timing, check_task_name
+from leveret.model import Cron, Every, LimitRule, Queue, Timing, check_task_name, queue_limit
 from leveret.model.durations import show
 from leveret.model.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from leveret.client.limits import Limit
     from leveret.client.task import Producer
     from leveret.client.unique import Unique
     from leveret.model import Schedule, TaskOptions
@@ -161,6 +162,8 @@ class Registry:
         self.default_tasks: dict[str, str] = {}
         #: The schedules of the code, by name.
         self._schedules: dict[str, Schedule] = {}
+        #: The limits, by name, and the module and its run that made each.
+        self._limits: dict[str, tuple[Limit, str, object]] = {}
 
     def find(self, name: str | None, queue: str) -> Task[..., Any]:
         """The task for a message. Raises UnknownTask with what is known."""
@@ -187,6 +190,7 @@ class Registry:
         default: bool,
         schedule: Scheduling = None,
         unique: Unique | None = None,
+        limits: tuple[Limit, ...] = (),
     ) -> Task[..., Any]:
         """Raises ConfigurationError for another function of the same name, a second default task of a queue, or a
         schedule that is none; InvalidArguments for one whose arguments do not fit.
@@ -198,7 +202,7 @@ class Registry:
         holder = self.default_tasks.get(options.queue)
         if default and holder not in (None, name):
             raise ConfigurationError(f"queue {options.queue!r} has a default task already: {holder!r}")
-        task: Task[..., Any] = Task(function.function, name, options, producer, unique)
+        task: Task[..., Any] = Task(function.function, name, options, producer, unique, limits)
         named = schedules_named(name, schedule)
         scheduled = {one: task.scheduled(one, timing) for one, timing in named.items()}
         for one in scheduled:
@@ -224,6 +228,31 @@ class Registry:
     def schedules(self, origin: str) -> list[Schedule]:
         """The schedules of the code, as an application of that name declares them."""
         return [msgspec.structs.replace(one, origin=origin) for one in self._schedules.values()]
+
+    def add_limit(self, limit: Limit, module: str, run: object) -> None:
+        """Raises ConfigurationError for a second limit of a name, unless its module was run again."""
+        _, made_in, made_by = self._limits.get(limit.name, (None, module, None))
+        is_again = made_in == module and None not in (run, made_by) and made_by is not run
+        if limit.name in self._limits and not is_again:
+            raise ConfigurationError(
+                f"two limits are called {limit.name!r}; make it once, and import it where other tasks need it"
+            )
+        self._limits[limit.name] = (limit, module, run)
+
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """The limits, by name."""
+        return {name: limit for name, (limit, _, _) in self._limits.items()}
+
+    def limit_rules(self) -> dict[str, LimitRule]:
+        """What the code says of each limit, those of queues among them."""
+        of_queues = {queue_limit(name): queue.rule for name, queue in self.queues.items() if queue.rule is not None}
+        return {**{name: limit.rule for name, limit in self.limits.items()}, **of_queues}
+
+    def limited_queues(self) -> list[str]:
+        """The queues with tasks that wait for limits, or for their turn."""
+        of_tasks = {task.queue for task in self.tasks.values() if task.limits}
+        return sorted(of_tasks | {name for name, queue in self.queues.items() if queue.is_limited})
 
     def _forget(self, task: Task[..., Any]) -> None:
         """A task that another one replaces."""

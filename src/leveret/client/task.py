@@ -12,6 +12,7 @@ import msgspec
 from leveret.brokers import OnConflict
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
+from leveret.client.limits import Limit, Limiting, limiting, limits_of
 from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.client.unique import Unique, checked_policy, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
+    from leveret.client.limits import LimitsGiven
     from leveret.client.unique import UniqueBy
-    from leveret.model import Acknowledge, Cron, Every, Header, RetryRules
+    from leveret.model import Acknowledge, Cron, Every, Header, Queue, RetryRules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +55,7 @@ class Producer(Source, Protocol):
 
     @property
     def max_message_size(self) -> int: ...
+    def queue(self, name: str, /) -> Queue | None: ...
     def publish(
         self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
     ) -> Coroutine[Any, Any, None]: ...
@@ -82,6 +85,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     headers: dict[str, Any] = {}
     #: How it gets its unique key; None: it has none.
     unique: Unique | None = None
+    #: What it waits for; None: nothing.
+    limiting: Limiting | None = None
 
     def __post_init__(self) -> None:
         if self.id is not None:
@@ -158,6 +163,7 @@ class Task(Generic[P, R]):
         options: TaskOptions,
         producer: Producer,
         unique: Unique | None = None,
+        limits: tuple[Limit, ...] = (),
     ) -> None:
         #: The function itself.
         self.function = function
@@ -169,10 +175,10 @@ class Task(Generic[P, R]):
         #: For programs that extend Leveret: how a result becomes JSON and back.
         self.returns = Returns(function, name)
         self._options = options
-        self._enqueue = EnqueueOptions(unique=unique)
+        self._producer = producer
+        self._enqueue = EnqueueOptions(unique=unique, limiting=self._limiting(limits, options))
         if unique is not None:
             unique.check(self.signature, name)
-        self._producer = producer
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -223,6 +229,11 @@ class Task(Generic[P, R]):
         """Whether the broker keeps what becomes of it."""
         return self._options.store_result
 
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What it waits for, besides what its queue says."""
+        return () if self._enqueue.limiting is None else self._enqueue.limiting.limits
+
     def options(
         self,
         *,
@@ -239,6 +250,7 @@ class Task(Generic[P, R]):
         headers: Mapping[str, Header] | None = None,
         unique: UniqueBy | Literal[False] | None = None,
         on_conflict: OnConflict | None = None,
+        limits: LimitsGiven | None = None,
     ) -> Self:
         """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
@@ -271,6 +283,7 @@ class Task(Generic[P, R]):
                 own: another task's key of the same text is another one. False: none.
             on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore" or "raise": see
                 ``by``. None: what the unique key says; "raise" where there is none.
+            limits: The limits that the task waits for, in place of the decorator's. Empty: none.
 
         Returns:
             The task with these options. The task itself is not changed.
@@ -278,8 +291,9 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
-                printable or too long, headers that do not fit, or ``on_conflict`` of a task without a unique key and
-                an id.
+                printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key and an
+                id, a limit that is none of the application's, or a queue or a limit that parts its tasks by a parameter
+                which this one does not have.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -306,10 +320,16 @@ class Task(Generic[P, R]):
             enqueue["unique"] = self._unique(unique, on_conflict, has_id=has_id)
         if on_conflict is not None:
             enqueue["on_conflict"] = checked_policy(on_conflict)
-        return self._with(
-            msgspec.structs.replace(self._options, **chosen, **overrides),
-            msgspec.structs.replace(self._enqueue, **enqueue),
-        )
+        options = msgspec.structs.replace(self._options, **chosen, **overrides)
+        enqueue["limiting"] = self._limiting(limits, options)
+        return self._with(options, msgspec.structs.replace(self._enqueue, **enqueue))
+
+    def _limiting(self, given: LimitsGiven | None, options: TaskOptions) -> Limiting | None:
+        if given is None and options.queue == self._options.queue:
+            return self._enqueue.limiting
+        limits = self.limits if given is None else limits_of(given)
+        queue = self._producer.queue(options.queue)
+        return limiting(limits, queue, self.name, self.signature, options, self._producer)
 
     def _unique(
         self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None, *, has_id: bool
@@ -514,7 +534,7 @@ class Task(Generic[P, R]):
         encode, most = self.signature.encode, self._producer.max_message_size
         name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
-        unique = enqueue.unique
+        unique, limiting = enqueue.unique, enqueue.limiting
         are_chosen = are_chosen or enqueue.id is not None
         if enqueue.id_for is not None and not are_chosen:
             raise ConfigurationError(f"id_for is given, and task {name!r} is enqueued without an id: give id=...")
@@ -531,6 +551,8 @@ class Task(Generic[P, R]):
             headers = enqueue.headers.copy()
             if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
                 headers |= unique.headers(key)
+            if limiting is not None:
+                headers |= limiting.headers(self.signature, args, kwargs)
             if are_chosen:
                 headers |= enqueue.id_headers()
             envelopes.append(

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from leveret.dashboard import text, views
 from leveret.dashboard.site import read_form
-from leveret.model import Pause, Resume, Trigger
+from leveret.model import Pause, PauseLimit, Resume, ResumeLimit, Trigger
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -57,6 +57,16 @@ class Actions:
         await self._site.app.client.broker.schedules.ask(asked)
         await self._site.observer.refresh()
         return RedirectResponse(f"schedules?said={said}", 303)
+
+    async def change_limit(self, request: Request) -> Response:
+        form = await read_form(request)
+        name = text.unpacked(form.get("name", ""))
+        if form.get("action") not in ("pause", "resume"):
+            raise HTTPException(400, "The form does not say what to do.")
+        is_pause = form["action"] == "pause"
+        await self._site.app.client.broker.limits.ask(PauseLimit(name) if is_pause else ResumeLimit(name))
+        await self._site.observer.refresh()
+        return RedirectResponse(f"limits?said=limit-{form['action']}d", 303)
 
     async def cancel(self, request: Request) -> Response:
         form = await read_form(request)

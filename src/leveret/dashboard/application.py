@@ -127,6 +127,8 @@ class Dashboard:
             Route("/task", within(actions.cancel), methods=["POST"]),
             Route("/schedules", within(pages.schedules)),
             Route("/schedules", within(actions.change_schedule), methods=["POST"]),
+            Route("/limits", within(pages.limits)),
+            Route("/limits", within(actions.change_limit), methods=["POST"]),
             Route("/workers", within(pages.workers)),
             Route("/dead", within(pages.dead)),
             Route("/dead", within(actions.change_dead), methods=["POST"]),

@@ -100,6 +100,14 @@ class Pages:
         shown = [views.schedule_view(self._site.app, row, self._redact) for row in found[: views.SHOWN_SCHEDULES]]
         return self._site.page(request, "schedules.html", schedules=shown, found=len(found), wanted=wanted)
 
+    async def limits(self, request: Request) -> Response:
+        wanted = request.query_params.get("name", "").strip()
+        uses = await self._site.app.client.broker.limits.read()
+        found = [one for one in uses if wanted.casefold() in one.row.name.casefold()]
+        now = time.time()
+        shown = [views.limit_view(one, now) for one in found[: views.SHOWN_LIMITS]]
+        return self._site.page(request, "limits.html", limits=shown, found=len(found), wanted=wanted)
+
     async def workers(self, request: Request) -> Response:
         return self._site.page(request, "workers.html", workers=self._site.observer.workers)
 

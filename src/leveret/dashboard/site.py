@@ -39,6 +39,8 @@ _SAID = {
     "schedule-paused": "The schedule is paused: it enqueues nothing.",
     "schedule-resumed": "The schedule goes on with its next instant.",
     "triggered": "A task of the schedule is enqueued.",
+    "limit-paused": "The limit is paused: its tasks wait.",
+    "limit-resumed": "The limit goes on.",
     "retried": "{count} put back into the queue.",
     "dropped": "{count} deleted for good.",
     "none": "Nothing was chosen, so nothing was done.",

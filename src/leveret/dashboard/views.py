@@ -9,7 +9,17 @@ import msgspec
 
 from leveret.dashboard import text
 from leveret.dashboard.redaction import Argument, arguments, result
-from leveret.model import DeadLetter, Envelope, Moment, ScheduleRow, ScheduleState, Status
+from leveret.model import (
+    DeadLetter,
+    Envelope,
+    LimitRow,
+    LimitState,
+    LimitUse,
+    Moment,
+    ScheduleRow,
+    ScheduleState,
+    Status,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +31,16 @@ if TYPE_CHECKING:
 
 #: Dead letters that one page shows.
 SHOWN_LETTERS = 100
-#: Schedules that one page shows.
+#: Schedules, and limits, that one page shows.
 SHOWN_SCHEDULES = 200
+SHOWN_LIMITS = 200
+#: Keys that rest, of one limit.
+_SHOWN_KEYS = 5
 
 
 class Totals(msgspec.Struct, frozen=True):
     ready: int
+    limited: int
     running: int
     delayed: int
     dead: int
@@ -39,6 +53,7 @@ class Totals(msgspec.Struct, frozen=True):
 def totals(stats: Sequence[QueueStats], workers: Sequence[WorkerReport], latest: Sample | None) -> Totals:
     return Totals(
         sum(one.ready for one in stats),
+        sum(one.limited for one in stats),
         sum(one.running for one in stats),
         sum(one.delayed for one in stats),
         sum(one.dead for one in stats),
@@ -142,6 +157,21 @@ def schedule_view(app: App, row: ScheduleRow, redact: Redact | None) -> Schedule
     given = ", ".join(f"{one.name}={one.value}" for one in arguments(app, message, redact))
     now = time.time()
     return ScheduleView(row, row.state(now), row.coming(now), f"{message.task}({given})")
+
+
+class LimitView(msgspec.Struct, frozen=True):
+    """One limit; ``resting``: some of the keys that rest, and until when, and how many there are."""
+
+    row: LimitRow
+    use: LimitUse
+    state: LimitState
+    resting: list[tuple[str, float]]
+    resting_count: int
+
+
+def limit_view(use: LimitUse, now: float) -> LimitView:
+    resting = sorted(use.row.rest(now).items(), key=lambda item: item[1])
+    return LimitView(use.row, use, use.row.state(now), resting[:_SHOWN_KEYS], len(resting))
 
 
 class Search(msgspec.Struct, frozen=True):

@@ -35,26 +35,31 @@ from leveret.model import (
     Dead,
     DeadLettered,
     Envelope,
+    Limited,
     Outcome,
     Progress,
+    PutOff,
     Released,
     Retrying,
     RetryRules,
     Succeeded,
     leaves,
+    limit_refs,
     log_fields,
     own_headers,
+    queue_limit,
     run_within,
     scheduled_for,
     shorten,
     within_thread,
 )
+from leveret.model.durations import MAX_DELAY, parse_seconds
 from leveret.model.failures import summary, traceback_of, words
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog, log_mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from leveret.client import App, Task
     from leveret.errors import LeveretError
@@ -310,7 +315,7 @@ class Runner:
             rules = self._find(envelope).retry
         except UnknownTask:
             rules = RetryRules()
-        return classify(error, envelope.attempt, rules)
+        return classify(error, envelope.attempt, rules, _limits(envelope))
 
     def timeout(self, envelope: Envelope) -> float | None:
         """Seconds that an attempt at it may run; None: no limit, or nothing to run."""
@@ -399,7 +404,14 @@ def _failed(error: BaseException, envelope: Envelope, task: Task[..., Any], link
         running = asyncio.current_task()
         if running is not None and running.cancelling():
             return Attempted(_CANCELLED if link.cancelled else Released(), error, interrupted=True)
-    return Attempted(_CANCELLED if link.cancelled else classify(error, envelope.attempt, task.retry), error)
+    return Attempted(
+        _CANCELLED if link.cancelled else classify(error, envelope.attempt, task.retry, _limits(envelope)), error
+    )
+
+
+def _limits(envelope: Envelope) -> Mapping[str, str]:
+    """The limits that a task may say something of, each with the key that it has of it."""
+    return {**dict(limit_refs(envelope.headers)), queue_limit(envelope.queue): ""}
 
 
 def _unfit(error: LeveretError, more: str = "") -> DeadLettered:
@@ -489,11 +501,16 @@ def _close(value: Any) -> None:
             value.close()
 
 
-def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
-    """What an exception means for its task. Total: whatever the exception and the rules do, there is an outcome."""
+def classify(
+    error: BaseException, attempt: int, rules: RetryRules, limits: Mapping[str, str] = MappingProxyType({})
+) -> Outcome:
+    """What an exception means for its task. Total: whatever the exception and the rules do, there is an outcome.
+
+    ``limits``: those of the task, each with its key.
+    """
     mistakes: list[BaseException] = []
     try:
-        outcome = _judged(error, attempt, rules, mistakes)
+        outcome = _judged(error, attempt, rules, limits, mistakes)
     except BaseException as mistake:  # noqa: BLE001 - an exception's own code ran, and may raise anything
         mistakes.append(mistake)
         outcome = _charged(summary(error), traceback_of(error, __file__), rules.policy.next_try(attempt))
@@ -502,11 +519,21 @@ def classify(error: BaseException, attempt: int, rules: RetryRules) -> Outcome:
     return outcome
 
 
-def _judged(error: BaseException, attempt: int, rules: RetryRules, mistakes: list[BaseException]) -> Outcome:
-    dead = [words(one) for one in leaves(error) if isinstance(one, Dead)]
+def _judged(
+    error: BaseException, attempt: int, rules: RetryRules, limits: Mapping[str, str], mistakes: list[BaseException]
+) -> Outcome:
+    parts = leaves(error)
+    dead = [words(one) for one in parts if isinstance(one, Dead)]
     if dead:
         return DeadLettered(shorten("; ".join(filter(None, dead))) or "the task gave up", traceback_of(error, __file__))
-    return _charged(summary(error), traceback_of(error, __file__), rules.next_try(attempt, error, mistakes))
+    why = summary(error)
+    limited = [one for one in parts if isinstance(one, Limited)]
+    if limited and len(limited) == len(parts):
+        last = max(limited, key=lambda one: one.delay)
+        if last.limit in limits:
+            return PutOff(last.limit, limits[last.limit], parse_seconds(last.delay, most=MAX_DELAY))
+        why += f"; the task does not have the limit {last.limit!r}: give it limits=[...]"
+    return _charged(why, traceback_of(error, __file__), rules.next_try(attempt, error, mistakes))
 
 
 def _charged(summary: str, traceback_: str, verdict: float | str) -> Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 from leveret.brokers import censor
-from leveret.model import Envelope, Outcome, Progress, Queue, RunningTask, Schedule, TaskOptions
+from leveret.model import Envelope, LimitRule, Outcome, Progress, Queue, RunningTask, Schedule, TaskOptions
 from leveret.observe import ChildReplaced
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     #: The schedules of its code, and what their application is called.
     schedules: list[Schedule] = []
     origin: str = ""
+    #: What its code says of limits, by their names, and the queues with tasks that wait for limits or their turn.
+    limits: dict[str, LimitRule] = {}
+    limited_queues: list[str] = []
 
     def __repr__(self) -> str:
         return f"Manifest({censor(self.url)!r}, {self.queues}, ...)"
@@ -49,6 +52,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
             keep_results=app.keep_results,
             schedules=app.registry.schedules(origin),
             origin=origin,
+            limits=app.registry.limit_rules(),
+            limited_queues=app.registry.limited_queues(),
         )
 
     def task_of(self, envelope: Envelope) -> str | None:

@@ -9,7 +9,8 @@ import msgspec
 from leveret.errors import ConfigurationError
 from leveret.model.arguments import count
 from leveret.model.durations import show
-from leveret.model.names import DEAD_SUFFIX, DELAY_INFIX, MAX_QUEUE_NAME, PAUSED_SUFFIX, fits
+from leveret.model.limits import LimitRule, Rate, checked_rule
+from leveret.model.names import DEAD_SUFFIX, DELAY_INFIX, GATE_SUFFIX, MAX_QUEUE_NAME, PAUSED_SUFFIX, fits
 from leveret.model.text import brief, moment
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
 
     Args:
         name: The name: 1 to 237 bytes.
-        max_length: The most ready tasks. With that many ``enqueue`` raises QueueFull, and nothing is dropped. On
-            RabbitMQ the limit is the queue's own, and approximate by the messages in flight. None: no limit.
+        max_length: The most tasks that are ready or wait for limits. With that many ``enqueue`` raises QueueFull, and
+            nothing is dropped. On RabbitMQ the limit is the queue's own, and approximate by the messages in flight.
+            None: no limit.
         create: False: the operator makes the queue; a missing one is an error instead of being declared.
         priorities: True: the queue's tasks have priorities, so a worker says at its start if the broker does not keep
             them.
+        concurrency: The most tasks of the queue that are admitted and have not ended, over all workers. None: any
+            number.
+        rate: How many tasks of the queue may start in a time. None: any number.
+        fair_by: The parameter whose argument says for whom a task is: these are served in turn, however many tasks each
+            has. None: in order.
         kind: "classic": on RabbitMQ a classic queue with strict priorities, in place of a replicated quorum queue,
             which has them since 4.3 only. It is on one node, and does not count how often a task came back. No other
             broker minds it.
@@ -46,6 +53,19 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
     create: bool = True
     priorities: bool = False
     kind: Kind = "quorum"
+    concurrency: int | None = None
+    rate: Rate | None = None
+    fair_by: str | None = None
+
+    @property
+    def rule(self) -> LimitRule | None:
+        """The limit of the whole queue; None: it has none."""
+        return None if self.concurrency is None and self.rate is None else LimitRule(self.concurrency, self.rate)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its tasks wait for their turn, each of them."""
+        return self.rule is not None or self.fair_by is not None
 
     def __post_init__(self) -> None:
         if not fits(self.name, MAX_QUEUE_NAME):
@@ -61,9 +81,19 @@ class Queue(msgspec.Struct, frozen=True, kw_only=False):
             raise ConfigurationError(f"queue name {self.name!r}: '{DEAD_SUFFIX}' is the ending of dead-letter queues")
         if self.name.endswith(PAUSED_SUFFIX):
             raise ConfigurationError(f"queue name {self.name!r}: '{PAUSED_SUFFIX}' is the ending of pause markers")
+        if self.name.endswith(GATE_SUFFIX):
+            raise ConfigurationError(
+                f"queue name {self.name!r}: '{GATE_SUFFIX}' is the ending of queues where tasks wait for limits"
+            )
         if self.max_length is not None:
             length = count(f"queue {self.name!r}: max_length", self.max_length, none="no limit")
             msgspec.structs.force_setattr(self, "max_length", length)
+        checked_rule(f"queue {self.name!r}", self.concurrency, self.rate)
+        fair_by: object = self.fair_by
+        if fair_by is not None and (not isinstance(fair_by, str) or not fair_by):
+            raise ConfigurationError(
+                f"queue {self.name!r}: fair_by is {self.fair_by!r}; it must be the name of a parameter, as 'tenant'"
+            )
         if self.kind not in ("quorum", "classic"):
             raise ConfigurationError(f"queue {self.name!r}: kind is {self.kind!r}, it must be 'quorum' or 'classic'")
 
@@ -170,6 +200,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     silent_consumers: int = 0
     #: Nothing of it is started until it is resumed.
     paused: bool = False
+    #: Tasks that wait for a limit, or for their turn; they are not among the ``ready``.
+    limited: int = 0
     #: RabbitMQ: queues of it that should be there and are not. Somebody deleted them, or a policy let them expire.
     missing: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DEAD_SUFFIX = ".dead"
 PAUSED_SUFFIX = ".paused"
+GATE_SUFFIX = ".gate"
 DELAY_INFIX = ".delay."
 MAX_TASK_NAME = 255
 MAX_ID = 255

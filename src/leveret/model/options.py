@@ -18,6 +18,7 @@ from leveret.errors import ConfigurationError
 from leveret.model.arguments import count, flag, seconds, seconds_or_none
 from leveret.model.bounds import number
 from leveret.model.durations import MAX_DELAY, show
+from leveret.model.limits import FAIR_KEY, LIMITS
 from leveret.model.messages import DEFAULT_QUEUE, Queue, check_priority
 from leveret.model.names import fits
 from leveret.model.retry import RetryPolicy, RetryRules
@@ -155,7 +156,7 @@ _OVERRIDES = {
 _SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 #: Those that are not the producer's own.
-_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, ID_TOKEN, ID_FOR})
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, ID_TOKEN, ID_FOR, LIMITS, FAIR_KEY})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from leveret.model.limits import limit_refs, queue_limit
 from leveret.model.messages import Delivery, Envelope
 
 
@@ -43,7 +44,16 @@ class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False
     reason: str
 
 
-Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled
+class PutOff(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Uncharged: the task waits for its limits again, and one of them lets nothing of its key go for a while."""
+
+    limit: str
+    key: str
+    #: How long (seconds).
+    delay: float
+
+
+Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled | PutOff
 Settlement: TypeAlias = tuple[Delivery, Outcome]
 
 
@@ -55,6 +65,14 @@ def retried(envelope: Envelope, outcome: Retrying, now: float) -> Envelope:
         last_error=outcome.error,
         due=now + outcome.delay if outcome.delay else None,
     )
+
+
+def put_off(envelope: Envelope, outcome: PutOff, now: float, *, rests: bool) -> Envelope:
+    """The task as it waits again. ``rests``: the limit is there, and its key rests; else the task waits by itself."""
+    own = [*limit_refs(envelope.headers), (queue_limit(envelope.queue), "")]
+    if rests and (outcome.limit, outcome.key) in own:
+        return envelope
+    return msgspec.structs.replace(envelope, due=now + outcome.delay)
 
 
 def revived(envelope: Envelope, now: float) -> Envelope:

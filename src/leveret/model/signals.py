@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from leveret.errors import ConfigurationError
 from leveret.model.durations import MAX_DELAY, NotADuration, parse_seconds, show
@@ -37,3 +37,36 @@ class Retry(Exception):
             self.delay = parse_seconds(delay, most=MAX_DELAY)
         except NotADuration as problem:
             raise ConfigurationError(f"Retry(delay={show(delay)}): {problem}") from None
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Limited(Exception):
+    """Raise it in a task when a service wants fewer calls (HTTP 429): nothing of the limit starts for a while.
+
+    The task waits for its limits again, and this was no attempt. With a key, it is that key's tasks that wait.
+
+    Args:
+        limit: The limit, or its name: one of the task's own, or that of its queue (``"queue:NAME"``).
+        for_: For how long (seconds, or a timedelta), at most a year; what the service says in ``Retry-After``.
+        reason: Why, for the log.
+
+    Raises:
+        ConfigurationError: ``limit`` is none, or ``for_`` is no duration, or over a year.
+    """
+
+    __module__ = "leveret"
+
+    def __init__(self, limit: _Named | str, *, for_: float | timedelta, reason: str = "") -> None:
+        name = limit if isinstance(limit, str) else getattr(limit, "name", None)
+        if not isinstance(name, str):
+            raise ConfigurationError(f"Limited({show(limit)}): it must be a limit of app.limit(...), or its name")
+        try:
+            self.delay = parse_seconds(for_, most=MAX_DELAY)
+        except NotADuration as problem:
+            raise ConfigurationError(f"Limited(for_={show(for_)}): {problem}") from None
+        self.limit = name
+        super().__init__(reason or f"limit {name!r} rests for {self.delay:g} s")

@@ -8,7 +8,7 @@ import msgspec
 
 from leveret.model.bounds import Count, Name, Text, UnixTime, decoded
 from leveret.model.names import is_name, this_process
-from leveret.model.outcomes import Cancelled, DeadLettered, Outcome, Released, Retrying
+from leveret.model.outcomes import Cancelled, DeadLettered, Outcome, PutOff, Released, Retrying
 from leveret.model.text import brief, moment, shorten
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def settled(envelope: Envelope, task: str | None, outcome: Outcome, now: float) 
         return msgspec.structs.replace(base, state="dead", error=outcome.reason, traceback=outcome.traceback)
     if isinstance(outcome, Cancelled):
         return msgspec.structs.replace(base, state="cancelled", error=outcome.reason)
-    if isinstance(outcome, Released):
+    if isinstance(outcome, (Released, PutOff)):
         return msgspec.structs.replace(base, error=envelope.last_error)
     result = NO_RESULT if outcome.result is None else msgspec.Raw(outcome.result)
     return msgspec.structs.replace(base, state="succeeded", encoded_result=result, problem=outcome.problem)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, Released, Retrying, log_fields
+from leveret.model import Cancelled, DeadLettered, Envelope, Outcome, PutOff, Released, Retrying, log_fields
 from leveret.model.printable import in_line, printable
 
 if TYPE_CHECKING:
@@ -170,6 +170,9 @@ def _line(event: TaskSettled, after: str) -> tuple[int, str]:
         return logging.INFO, f"{in_line(outcome.reason)}{after and f', {after.strip()}'}"
     if isinstance(outcome, Released):
         return logging.INFO, f"handed back{after}"
+    if isinstance(outcome, PutOff):
+        of = f" for {in_line(outcome.key)}" if outcome.key else ""
+        return logging.INFO, f"put off{after}: limit {in_line(outcome.limit)!r} rests{of}, for {outcome.delay:.1f} s"
     return logging.INFO, f"done{after.replace(' after ', ' in ')}"
 
 

@@ -11,6 +11,7 @@ from leveret.model import (
     Cancelled,
     DeadLettered,
     Outcome,
+    PutOff,
     Released,
     Retrying,
     Succeeded,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leveret.telemetry")
 
 T = TypeVar("T")
-Kind: TypeAlias = Literal["succeeded", "retrying", "dead", "released", "cancelled"]
+Kind: TypeAlias = Literal["succeeded", "retrying", "dead", "released", "cancelled", "limited"]
 #: Told once how a run ended, and by which exception if by one.
 Ended: TypeAlias = Callable[[Outcome, BaseException | None], None]
 
@@ -40,11 +41,12 @@ _KINDS: dict[type, Kind] = {
     DeadLettered: "dead",
     Released: "released",
     Cancelled: "cancelled",
+    PutOff: "limited",
 }
 
 
 def kind(outcome: Outcome) -> Kind:
-    """One word for an outcome. released: interrupted by a stop, and handed back."""
+    """One word for an outcome. released: interrupted by a stop, and handed back. limited: it waits for a limit."""
     return _KINDS[type(outcome)]
 
 

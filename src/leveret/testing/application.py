@@ -18,6 +18,7 @@ from leveret.model import (
     Dead,
     DeadLettered,
     Declare,
+    DeclareLimits,
     Delivery,
     Envelope,
     Outcome,
@@ -94,7 +95,7 @@ class Run(msgspec.Struct, frozen=True):
     queue: str
     #: 1 for the first.
     attempt: int
-    #: Succeeded, Retrying or DeadLettered, of `leveret.model`.
+    #: Succeeded, Retrying, DeadLettered or PutOff (it raised ``Limited``), of `leveret.model`.
     outcome: Outcome
     #: What it raised; None as well for a task that did not get as far as its code.
     error: BaseException | None = None
@@ -136,6 +137,7 @@ class AppUnderTest:
         self._broker = FaultyBroker(self.clock, on_crash=self._on_crash, on_cut=self._on_cut)
         manifest = Manifest.of(app)
         self._broker.schedules.do(Declare(manifest.origin, self.clock.time(), manifest.schedules))
+        self._broker.declare_limits(DeclareLimits(0.0, manifest.limits, manifest.limited_queues))
         self._runs: list[Run] = []
         self._errors: dict[tuple[str, int], BaseException] = {}
         self._values: dict[tuple[str, int], Any] = {}
@@ -258,6 +260,8 @@ class AppUnderTest:
         schedules: bool = False,
     ) -> list[Run]:
         """Run all that is ready, and what that enqueues, until nothing is. What is delayed stays.
+
+        Limits hold, and rates go by the test's clock: what waits for one stays, too.
 
         A real worker runs them, in this process and on this loop. A task that is dead without having raised (its
         arguments do not fit, it expired) counts as a ``Dead``. A run that asked for another with ``Retry`` has not

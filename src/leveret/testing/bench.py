@@ -16,6 +16,7 @@ from leveret.model import Delivery, Envelope, Outcome, Queue, new_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from leveret.brokers import Broker, Consumer
     from leveret.model import CancelRequest, QueueStats
@@ -55,6 +56,10 @@ class Bench:
     async def consumer(self, broker: Broker, *queues: Queue, credit: int | None = 10) -> Taken:
         return Taken(await self._stack.enter_async_context(broker.consume(queues or [self.queue], credit=credit)))
 
+    async def enter(self, context: AbstractAsyncContextManager[object]) -> None:
+        """Leave a context when the check has ended."""
+        await self._stack.enter_async_context(context)
+
     def envelope(self, text: str, **changes: object) -> Envelope:
         return msgspec.structs.replace(Envelope(new_id(), self.queue.name, "check", text.encode()), **changes)
 
@@ -76,6 +81,13 @@ class Taken:
         while len(self._waiting) < count:
             assert await self._batch(PATIENCE), f"{count} deliveries were due, {len(self._waiting)} came"
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return taken
+
+    async def next_within(self, seconds: float) -> list[Delivery]:
+        """The next one, if it comes so soon."""
+        if not self._waiting:
+            await self._batch(seconds)
+        taken, self._waiting = self._waiting[:1], self._waiting[1:]
         return taken
 
     async def texts(self, count: int) -> list[str]:

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING
 
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
-from leveret.testing import following, inspecting, pausing, peeking, removing, scheduling, uniqueness
+from leveret.testing import (
+    following,
+    inspecting,
+    limiting,
+    pausing,
+    peeking,
+    removing,
+    scheduling,
+    uniqueness,
+)
 from leveret.testing.bench import (
     CHECKS,
     PATIENCE,
@@ -40,7 +49,18 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker
 
-__all__ = ["CHECKS", "Check", "following", "inspecting", "pausing", "peeking", "removing", "scheduling", "uniqueness"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "following",
+    "inspecting",
+    "limiting",
+    "pausing",
+    "peeking",
+    "removing",
+    "scheduling",
+    "uniqueness",
+]
 
 
 @check

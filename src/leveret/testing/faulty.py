@@ -14,7 +14,7 @@ import msgspec
 from leveret.brokers import CancelRequests, Deliveries, Feed, Following, Paused, Watch
 from leveret.brokers.memory import MemoryBroker, MemorySchedules, MemoryStatuses, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
-from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement
+from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement, limits_after
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leveret.brokers import Arrival, Consumer, Control, OnConflict
     from leveret.client import Task
     from leveret.errors import BrokerError
-    from leveret.model import CancelRequest, Change, Describe, ScheduleRequest, ScheduleRow, Status
+    from leveret.model import CancelRequest, Change, DeclareLimits, Describe, ScheduleRequest, ScheduleRow, Status
     from leveret.testing.clock import ManualClock
 
 T = TypeVar("T")
@@ -173,8 +173,14 @@ class FaultyBroker(MemoryBroker):
         """Whether a task of these queues is running, or could."""
         every = [self._store.queues[name] for name in queues]
         return any(
-            (stored.ready and not stored.paused) or any(taker.holding for taker in stored.takers) for stored in every
+            ((stored.ready or self._store.gate.may_go(stored.queue.name)) and not stored.paused)
+            or any(taker.holding for taker in stored.takers)
+            for stored in every
         )
+
+    def declare_limits(self, declaration: DeclareLimits) -> None:
+        """As a worker does before it takes tasks."""
+        self._store.define(limits_after(declaration, self._store.gate.permits.rows, self._store.clock.time()) or {})
 
     def repeat(self, delivery: Delivery) -> None:
         """Put a task that is being handed out into its queue once more."""

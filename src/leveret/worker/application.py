@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers import Broker, Consumer, censor, connect
 from leveret.errors import ConfigurationError
 from leveret.executors import Manifest
-from leveret.model import Declare, Queue, RetryPolicy
+from leveret.model import Declare, DeclareLimits, Queue, RetryPolicy
 from leveret.model.printable import in_line
 from leveret.model.suggest import did_you_mean
 
@@ -45,6 +45,8 @@ class Application:
         self._now = manifest
         #: The schedules of its code.
         self.declaration = Declare(manifest.origin, time.time(), manifest.schedules)
+        #: Its limits.
+        self.limits = DeclareLimits(time.time(), manifest.limits, manifest.limited_queues)
         self._at_most_once = frozenset(
             name for name, options in manifest.tasks.items() if options.acknowledge == "before"
         )

@@ -20,6 +20,7 @@ from leveret.model import (
     Lease,
     Outcome,
     Progress,
+    PutOff,
     Released,
     Retrying,
     Status,
@@ -363,6 +364,8 @@ def final(outcome: Outcome) -> Outcome:
     """What becomes of a task that was acknowledged before it ran, and cannot run again."""
     if isinstance(outcome, Released):
         return _GIVEN_UP
+    if isinstance(outcome, PutOff):
+        return DeadLettered(f"limit {outcome.limit!r} put it off, and it does not run again (acknowledge='before')")
     return DeadLettered(outcome.error, outcome.traceback) if isinstance(outcome, Retrying) else outcome
 
 

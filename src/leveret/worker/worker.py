@@ -23,6 +23,7 @@ from leveret.worker.autoscale import Work
 from leveret.worker.awaiting import Awaiting
 from leveret.worker.dispatch import Dispatcher, Intake
 from leveret.worker.job import Jobs
+from leveret.worker.limits import LimitKeeper
 from leveret.worker.prefetch import MOST_PREFETCH, AdaptiveCredit, first_credit
 from leveret.worker.reporter import Listeners, WorkerReporter
 from leveret.worker.scheduler import Scheduler
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers import Broker, Consumer
     from leveret.executors import Executor, ExecutorEvent, Manifest
-    from leveret.model import Delivery, Envelope, QueueStats
+    from leveret.model import Delivery, Envelope, LimitUse, QueueStats
     from leveret.observe import Listener
     from leveret.worker.autoscale import Scaler
     from leveret.worker.prefetch import Prefetch
@@ -112,6 +113,17 @@ class Worker:
         """
         return await self._session.stats()
 
+    async def limits(self) -> Sequence[LimitUse]:
+        """The broker's limits, and what they do.
+
+        Returns:
+            Each; nothing before the worker is ready.
+
+        Raises:
+            BrokerError: The broker cannot be asked.
+        """
+        return await self._session.limit_uses()
+
     def tasks(self) -> Sequence[tuple[str, str]]:
         """The names and queues of those that it is there to run; nothing before it is ready."""
         return self._application.tasks(self._session.queues)
@@ -158,6 +170,8 @@ class Worker:
         stack.callback(updates.stop)
         if self._given_broker is None:
             stack.push_async_callback(broker.close)
+        limits = LimitKeeper(broker, self._application, names)
+        await until_stopped(limits.declare(), self._stop, self._executor)
         reporter = WorkerReporter(names, manifest.default_tasks, self._executor.children, lambda: self._jobs.held)
         credit = self._credit
         most = credit if self._scaler is None or not self._is_auto else min(MOST_PREFETCH, self._scaler.most_slots)
@@ -165,7 +179,7 @@ class Worker:
         consumer = await until_stopped(opening, self._stop, self._executor)
         if consumer is None:
             return None
-        session = self._assemble(broker, consumer, names, credit, updates, reporter)
+        session = self._assemble(broker, consumer, names, credit, updates, reporter, limits)
         stack.callback(session.close)
         return session
 
@@ -177,6 +191,7 @@ class Worker:
         credit: int | None,
         updates: StatusUpdates,
         reporter: WorkerReporter,
+        limits: LimitKeeper,
     ) -> Session:
         """Make what works on the jobs of this run."""
         executor, jobs, stop, application = self._executor, self._jobs, self._stop, self._application
@@ -210,7 +225,9 @@ class Worker:
             background,
             stop,
         )
-        return Session(broker, consumer, queues, jobs, intake, dispatcher, settler, adaptive, awaiting, background)
+        return Session(
+            broker, consumer, queues, jobs, intake, dispatcher, settler, adaptive, awaiting, background, limits
+        )
 
     def _work_here(self) -> Work:
         running = self._jobs.running(self._executor.slots)
@@ -225,6 +242,7 @@ class Worker:
             asyncio.create_task(one.run(self._work_here, session.ready, session.dispatcher.fill)) for one in scalers
         ]
         beside.append(asyncio.create_task(Scheduler(session.broker, self._application, self._listeners).run()))
+        beside.append(asyncio.create_task(session.limits.run()))
         try:
             await first_of(taking, stopped, broken, *beside)
             for task in beside:
@@ -262,6 +280,9 @@ class NoSession:
     async def stats(self) -> Sequence[QueueStats]:
         return ()
 
+    async def limit_uses(self) -> Sequence[LimitUse]:
+        return ()
+
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         for event in events:
             if isinstance(event, ChildReplaced):
@@ -283,6 +304,7 @@ class Session:
     credit: AdaptiveCredit | None
     awaiting: Awaiting
     background: Background
+    limits: LimitKeeper
 
     @property
     def is_connected(self) -> bool:
@@ -297,6 +319,10 @@ class Session:
         """What is in its queues. Raises BrokerError."""
         return await self.broker.queues.stats(self.queues)
 
+    async def limit_uses(self) -> Sequence[LimitUse]:
+        """What limits do. Raises BrokerError."""
+        return await self.broker.limits.read()
+
     async def ready(self) -> int:
         """How many tasks wait with the broker that may be run. Raises BrokerError."""
         paused = self.consumer.paused
@@ -307,6 +333,7 @@ class Session:
         async for arrival in self.consumer:
             match arrival:
                 case Deliveries(deliveries):
+                    self.limits.see(deliveries)
                     self.intake.admit(self._without_waiting_keys(deliveries))
                 case CancelRequests(requests):
                     for request in requests:

@@ -85,7 +85,7 @@ async def test_a_message_carries_what_its_enqueue_says_and_nothing_else() -> Non
 
 
 async def test_options_add_up_and_headers_are_replaced() -> None:
-    changed = work.options(timeout=5, headers={"a": "1"}, id="x").options(max_attempts=2, headers={"b": "2"}, delay=3)
+    changed = work.options(timeout=5, headers={"a": "1"}).options(max_attempts=2, headers={"b": "2"}, delay=3)
     assert (changed.timeout, changed.retry.policy.max_attempts, changed.store_result) == (5.0, 2, True)
     assert await headers_of(changed) == {"leveret-timeout": 5000, "leveret-max-attempts": 2, "b": "2"}
     assert await headers_of(changed.options(headers={}, timeout=6)) == {

@@ -19,7 +19,18 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from leveret import BrokerUnavailable, ConfigurationError
-from leveret.model import Cancelled, DeadLettered, Envelope, QueueStats, Released, Retrying, Succeeded
+from leveret.model import (
+    Cancelled,
+    DeadLettered,
+    Envelope,
+    LimitRow,
+    LimitRule,
+    LimitUse,
+    QueueStats,
+    Released,
+    Retrying,
+    Succeeded,
+)
 from leveret.observe.events import ChildReplaced, ScheduleAdvanced, TaskFinished, TaskSettled, TaskStarted
 from leveret.observe.metrics import Address, Condition, exporting
 from leveret.observe.metrics.server import Answer, serving
@@ -44,11 +55,14 @@ class Source:
     def condition(self) -> Condition:
         return self.now
 
+    async def limits(self) -> Sequence[LimitUse]:
+        return [LimitUse(LimitRow("stripe", LimitRule(5), paused=True), admitted=4, waiting=7, keys=2)]
+
     async def stats(self) -> Sequence[QueueStats]:
         self.asked += 1
         if self.fails:
             raise BrokerUnavailable("away")
-        return [QueueStats("work", 1, 2, 3, 4, delayed=5, paused=True)]
+        return [QueueStats("work", 1, 2, 3, 4, delayed=5, paused=True, limited=6)]
 
     def tasks(self) -> Sequence[tuple[str, str]]:
         return [("say", "work"), ("idle", "other")]
@@ -143,9 +157,11 @@ async def test_what_is_counted() -> None:
     assert found["leveret_worker_prefetched",] == 3
     assert found["leveret_worker_consuming",] == 1
     assert found["leveret_broker_up",] == 1
-    counts = {"ready": 1, "running": 2, "dead": 3, "consumers": 4, "delayed": 5, "paused": 1}
+    counts = {"ready": 1, "running": 2, "dead": 3, "consumers": 4, "delayed": 5, "paused": 1, "limited": 6}
     for name, count in counts.items():
         assert found[f"leveret_queue_{name}", "work"] == count
+    for name, count in {"admitted": 4, "waiting": 7, "paused": 1}.items():
+        assert found[f"leveret_limit_{name}", "stripe"] == count
     assert found["leveret_loop_lag_seconds",] >= 0
 
 

@@ -14,31 +14,48 @@ from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.consumer import RabbitMQConsumer, Session
 from leveret.brokers.rabbitmq.control import ControlBus, RabbitMQControl, RabbitMQDeadLetters, RabbitMQQueues
 from leveret.brokers.rabbitmq.coordination import Claims, FencedTable, claimed_keys, mark_of
+from leveret.brokers.rabbitmq.gating import Gating
 from leveret.brokers.rabbitmq.holding import Holding
+from leveret.brokers.rabbitmq.limits import REQUESTS as LIMIT_REQUESTS
+from leveret.brokers.rabbitmq.limits import TABLE as LIMITS
+from leveret.brokers.rabbitmq.limits import RabbitMQLimits
 from leveret.brokers.rabbitmq.queues import (
     Declarations,
     DelayedPublisher,
     Publisher,
+    RabbitMQDelivery,
     Requester,
     buried,
+    put_off_message,
     retry_message,
     to_message,
+    to_wait,
 )
 from leveret.brokers.rabbitmq.schedules import TABLE as SCHEDULES
 from leveret.brokers.rabbitmq.schedules import RabbitMQSchedules
 from leveret.brokers.rabbitmq.statuses import StatusLog
-from leveret.errors import BrokerUnavailable, DuplicateTask, LeaseLost, LeveretError, QueueNotFound
+from leveret.errors import (
+    BrokerUnavailable,
+    DuplicateTask,
+    LeaseLost,
+    LeveretError,
+    LimitNotFound,
+    QueueNotFound,
+)
 from leveret.model import (
     KEEP,
     Cancelled,
     DeadLettered,
+    PutOff,
     Released,
+    RestLimit,
     Retrying,
     Succeeded,
     freed_key,
     id_key,
     id_token,
     log_fields,
+    put_off,
     repeated,
 )
 from leveret.model.printable import in_line
@@ -75,15 +92,19 @@ class RabbitMQBroker:
         self._bus = ControlBus(self._publisher)
         requester = Requester(self._publisher, timeout=timeout)
         self._declarations = Declarations(self._publisher, requester)
-        self._delayed = DelayedPublisher(self._publisher, requester, self._declarations.turn)
+        self._delayed = DelayedPublisher(
+            self._publisher, requester, self._declarations.turn, self._declarations.max_length
+        )
         self._holding = Holding(self._delayed.publish, self._declarations.mend)
         self.statuses = StatusLog(self._hosts, self._publisher, keep=keep, timeout=timeout)
         self._claims = Claims(
             self._hosts, self._publisher, timeout=timeout, knows=self._declarations.knows, store=self._publish
         )
         self.unique = self._claims
+        self._limit_table = FencedTable(self._hosts, self._publisher, requester, LIMITS, LIMIT_REQUESTS)
+        self.limits = RabbitMQLimits(self._limit_table, self._delayed, lambda queue: self.queues.look_into(queue))
         self.queues = RabbitMQQueues(
-            self._hosts, self._publisher, requester, self._bus, self._delayed.forget, self._claims
+            self._hosts, self._publisher, requester, self._bus, self._delayed.forget, self._claims, self.limits
         )
         self.dead_letters = RabbitMQDeadLetters(
             self._hosts, self._publisher, self._delayed, requester, self.statuses, self._claims
@@ -115,7 +136,8 @@ class RabbitMQBroker:
         self.statuses.lately.note_stored(envelopes, mark)
 
     def _message(self, envelope: Envelope) -> Message:
-        return to_message(self._declarations.ranked(envelope))
+        message = to_message(self._declarations.ranked(envelope))
+        return to_wait(message) if envelope.due is None and self._declarations.waits(envelope) else message
 
     async def _store_one(self, message: Message) -> None:
         await self._store([message])
@@ -146,8 +168,9 @@ class RabbitMQBroker:
     ) -> AsyncGenerator[RabbitMQConsumer]:
         self._declarations.learn(queues)
         notes = self._declarations.notes
+        gating = Gating(queues, self.limits, self._postpone)
         consumer = RabbitMQConsumer(
-            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe
+            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe, gating
         )
         try:
             await consumer.start()
@@ -173,12 +196,20 @@ class RabbitMQBroker:
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
                 others.append((delivery, outcome))
+        # Before the deliveries are gone: what comes back is asked whether it has its permit still.
+        await self._end_permits([delivery for delivery, outcome in settlements if isinstance(outcome, Succeeded)])
         lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
         if others:
             kept = await asyncio.gather(*(self._settle(delivery, outcome) for delivery, outcome in others))
             lost += [delivery.envelope.id for (delivery, _), is_kept in zip(others, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
+
+    async def _end_permits(self, deliveries: Sequence[Delivery]) -> None:
+        """What is not the caller's any more keeps its permit for whoever has it now."""
+        held = [one for one in deliveries if isinstance(one, RabbitMQDelivery) and one.permit and one.lease.held]
+        if held:
+            await self.limits.end([one.permit for one in held])
 
     def abandon(self) -> None:
         """The sockets went with their loop."""
@@ -188,6 +219,7 @@ class RabbitMQBroker:
         self._declarations.close(error)
         self._delayed.close(error)
         await self._table.close()
+        await self._limit_table.close()
         await self._claims.close()
         await self.statuses.close()
         await self._publisher.close()
@@ -205,9 +237,24 @@ class RabbitMQBroker:
                 await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
+            elif isinstance(outcome, PutOff):
+                await self._holding.store(session, delivery, await self._put_off(delivery, outcome))
+            await self._end_permits([delivery])
             return bool(await session.acknowledge([delivery.tag]))
         except amqp.CONNECTION_LOST:
             return False
+
+    async def _put_off(self, delivery: Delivery, outcome: PutOff) -> Message:
+        """The message as it waits again. What it put off rests from now on."""
+        now = time.time()
+        rests = True
+        try:
+            await self.limits.ask(RestLimit(outcome.limit, outcome.key, now + outcome.delay))
+        except LimitNotFound:
+            rests = False
+        again = put_off(delivery.envelope, outcome, now, rests=rests)
+        message = put_off_message(delivery, again)
+        return to_wait(message) if again.due is None else message
 
     async def _postpone(self, delivery: Delivery, message: Message) -> bool:
         """Put a task that is not due yet on its next step; False when it is still to be held."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
+    from leveret.brokers.rabbitmq.gating import Gating
     from leveret.brokers.rabbitmq.queues import Declaration, Publisher
     from leveret.model import Delivery, Describe, Queue
 
@@ -97,8 +98,10 @@ class RabbitMQConsumer:
         postpone: Postpone,
         publisher: Publisher,
         describe: Describe | None,
+        gating: Gating,
     ) -> None:
         self._hosts = hosts
+        self._gating = gating
         self._queues = queues
         self._credit = min(credit or 0, amqp.MOST_PREFETCH)
         self._most = min(most or self._credit, amqp.MOST_PREFETCH)
@@ -229,21 +232,33 @@ class RabbitMQConsumer:
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> None:
         now = time.time()
-        ready = []
+        ready, stopped = [], []
         for delivery in deliveries:
             due = delivery.envelope.due
-            if due is None or due <= now:
-                ready.append(delivery)
-            else:
+            if due is not None and due > now:
                 self._put_off(delivery, due - now)
+            elif self._gating.stops(delivery):
+                stopped.append(delivery)
+            else:
+                ready.append(delivery)
         if ready:
             self._inbox.deliver(ready)
+        if stopped:
+            self._start(self._pass_on(stopped))
+
+    async def _pass_on(self, deliveries: Sequence[Delivery]) -> None:
+        """What waits for its limits leaves this consumer."""
+        if passed := await self._gating.pass_on(deliveries):
+            self._inbox.deliver(passed)
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
         if delay_step(seconds) is None:
             self._deliver_later(delivery, seconds)
             return
-        task = asyncio.create_task(self._put_on_a_step(delivery))
+        self._start(self._put_on_a_step(delivery))
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._postponing.add(task)
         task.add_done_callback(self._postponing.discard)
 

@@ -18,6 +18,7 @@ from leveret.brokers.sqlite.consumer import Lease, SQLiteConsumer
 from leveret.brokers.sqlite.facets import (
     SQLiteControl,
     SQLiteDeadLetters,
+    SQLiteLimits,
     SQLiteQueues,
     SQLiteSchedules,
     SQLiteStatuses,
@@ -58,6 +59,7 @@ class SQLiteBroker:
         self.statuses = SQLiteStatuses(self._writer, self._wake_ups)
         self.dead_letters = SQLiteDeadLetters(self._writer, self._wake_ups)
         self.schedules = SQLiteSchedules(self._writer, self._wake_ups)
+        self.limits = SQLiteLimits(self._writer, self._wake_ups)
         self.control = SQLiteControl(self._writer, self._wake_ups)
         self.unique = SQLiteUniqueKeys(self._writer, self._wake_ups)
         self._queues: dict[str, Queue] = {}

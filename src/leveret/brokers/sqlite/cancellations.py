@@ -18,8 +18,9 @@ from leveret.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Container
 
+    from leveret.brokers.sqlite.dealing import Dealing
     from leveret.brokers.sqlite.statuses import Records
 
 log = logging.getLogger("leveret.sqlite")
@@ -34,19 +35,23 @@ MARKED = (
 
 
 class Cancellations(Statements):
-    """``wake``: told of each consumer that has something to see."""
-
-    def __init__(self, records: Records, wake: Callable[[int], object]) -> None:
+    def __init__(self, records: Records, dealing: Dealing) -> None:
         super().__init__(records.database)
         self._records = records
-        self._wake = wake
+        self._dealing = dealing
 
     def cancel(self, id_: str) -> Status | None:
         """Take a task that waits out of its queue, or leave its worker a mark."""
         now = time.time()
         known = next(iter(self._records.statuses([id_])), None)
-        taken = self.execute("DELETE FROM task WHERE id = ? AND state IN ('ready', 'delayed') RETURNING 1", id_)
-        if known is not None and taken.fetchone():
+        taken = self.execute(
+            "DELETE FROM task WHERE id = ? AND state IN ('ready', 'delayed', 'limited')"
+            " RETURNING iif(state = 'ready', lane, NULL)",
+            id_,
+        ).fetchone()
+        if taken is not None and taken[0] is not None:
+            self._dealing.limits.ended(taken)
+        if known is not None and taken is not None:
             self._records.note([cancelled_before(known, now)])
             return self._records.recorded(id_)
         row = self.execute("SELECT state, consumer FROM task WHERE id = ?", id_).fetchone()
@@ -59,7 +64,7 @@ class Cancellations(Statements):
             holders = []
         for holder in holders:
             self.execute("INSERT OR REPLACE INTO mark (consumer, task, at) VALUES (?, ?, ?)", holder, id_, now)
-            self._wake(holder)
+            self._dealing.woken.add(holder)
         return known
 
     def marks(self, consumer: int) -> list[CancelRequest]:
@@ -84,8 +89,10 @@ class Cancellations(Statements):
     def end(self, consumer: int, id_: str) -> None:
         """Take away a task that was cancelled while the consumer had it."""
         known = next(iter(self._records.statuses([id_])), None)
-        taken = self.execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING 1", id_, consumer)
-        if known is not None and taken.fetchone():
+        taken = self.execute("DELETE FROM task WHERE id = ? AND consumer = ? RETURNING lane", id_, consumer).fetchone()
+        if taken is not None and taken[0] is not None:
+            self._dealing.limits.ended(taken)
+        if known is not None and taken is not None:
             self._records.note([cancelled_running(known, time.time())])
 
     def end_all(self, consumer: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from leveret.brokers.sqlite.dealing import AGAIN
 from leveret.brokers.sqlite.rows import ENVELOPE, envelope_of, key_in, text
 from leveret.brokers.sqlite.sql import Statements
 from leveret.model import DeadLetter, new_id, revived_again, unix_time
@@ -71,13 +72,15 @@ class DeadLetters(Statements):
         key = None if row is None else key_in(row[0])
         if key is not None and self.execute("SELECT 1 FROM task WHERE unique_key = ?", key).fetchone():
             return False
-        return bool(self.execute(_REVIVE, now, key, queue, id_).fetchall())
+        revived = self.execute(_REVIVE, now, key, queue, id_).fetchall()
+        self._dealing.limits.wait((lane, priority) for _, lane, priority in revived if lane is not None)
+        return bool(revived)
 
 
-_ONE = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id"
+_ONE = "WHERE queue = ? AND state = 'dead' AND id = ? RETURNING id, lane, priority"
 _DROP = f"DELETE FROM task {_ONE}"  # noqa: S608 - constants
 _REVIVE = (
-    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = 'ready', attempt = 1, returns = 0,"  # noqa: S608
+    f"UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = {AGAIN}, attempt = 1, returns = 0,"  # noqa: S608
     " enqueued_at = ?, unique_key = ?, due = NULL, expires_at = NULL, reason = NULL, traceback = NULL,"
     f" died_at = NULL, worker = NULL {_ONE}"
 )

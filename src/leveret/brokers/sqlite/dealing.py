@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from leveret.brokers.sqlite.limits import Limits
 from leveret.brokers.sqlite.rows import MOST_NUMBER
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.model import LATEST, MIDDLE_PRIORITY, unix_time
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 #: As the index has it, literally: else SQLite would sort all that is ready.
 CLAIM = (
-    "SELECT seq FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608 - a constant
+    f"SELECT seq, -coalesce(priority, {MIDDLE_PRIORITY}) FROM task WHERE queue = ? AND state = 'ready'"  # noqa: S608
     f" ORDER BY coalesce(priority, {MIDDLE_PRIORITY}) DESC, seq LIMIT ?"
 )
+#: The state of a task that may run, but for its limits.
+AGAIN = "CASE WHEN lane IS NULL THEN 'ready' ELSE 'limited' END"
 _TAKERS = (
     "SELECT consumer, free FROM taker WHERE queue = ? AND (free IS NULL"
     " OR (typeof(free) = 'integer' AND free BETWEEN 1 AND 4294967295))"
@@ -30,10 +33,10 @@ _HAND = (
 )
 #: To the ends of their queues, in the order of the array: what was enqueued while they were not due stands before them.
 _RIPEN = (
-    "UPDATE task SET state = 'ready', seq = (SELECT max(seq) FROM task) + 1 + due.key FROM json_each(?) AS due"
+    f"UPDATE task SET state = {AGAIN}, seq = (SELECT max(seq) FROM task) + 1 + due.key FROM json_each(?) AS due"  # noqa: S608
     " WHERE seq = due.value"
 )
-_STUCK = "UPDATE task SET state = 'ready' WHERE state = 'delayed'"
+_STUCK = f"UPDATE task SET state = {AGAIN} WHERE state = 'delayed'"  # noqa: S608 - constants
 
 
 class Dealing(Statements):
@@ -42,6 +45,7 @@ class Dealing(Statements):
     def __init__(self, database: sqlite3.Connection) -> None:
         super().__init__(database)
         self._undealt: set[int] = set()
+        self.limits = Limits(database, self.deal, self.ticks)
         #: The consumers that have something to see.
         self.woken: set[int] = set()
 
@@ -49,21 +53,31 @@ class Dealing(Statements):
         """Hand ready tasks to the consumers with free credit, in turn: once, at the end of the transaction."""
         self._undealt.update(queues)
 
-    def deal_all(self) -> None:
-        for queue in self._undealt:
+    def deal_all(self) -> bool:
+        """Whether there was something to deal."""
+        self.limits.begin()
+        is_due = bool(self._undealt)
+        while self._undealt:
+            queue = self._undealt.pop()
+            may_admit = self.limits.may_admit(queue)
             takers = self.execute(_TAKERS, queue).fetchall()
             if takers:
-                self._deal_in_turn(queue, takers)
-        self._undealt.clear()
+                self._deal_in_turn(queue, takers, may_admit=may_admit)
+        return is_due
 
-    def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None]]) -> None:
+    def _deal_in_turn(self, queue: int, takers: list[tuple[int, int | None]], *, may_admit: bool) -> None:
         limit = -1 if any(free is None for _, free in takers) else sum(free or 0 for _, free in takers)
-        ready = self.execute(CLAIM, queue, limit).fetchall()
+        rows = self.execute(CLAIM, queue, limit).fetchall()
+        ready = [seq for seq, _ in rows]
+        if may_admit:
+            ready, is_timed = self.limits.admit(queue, rows, limit)
+            if is_timed:
+                self.woken.add(takers[0][0])  # who then knows when to look
         hands, last = share([free for _, free in takers], len(ready))
         for index in last:
             consumer, _ = takers[index]
             tokens = self.ticks(len(hands[index]))
-            hand = [ready[card][0] for card in hands[index]]
+            hand = [ready[card] for card in hands[index]]
             self.execute(_HAND, consumer, tokens[0], array(hand))
             self.execute(
                 "UPDATE taker SET free = free - ?, turn = ? WHERE queue = ? AND consumer = ?",
@@ -77,28 +91,36 @@ class Dealing(Statements):
     def promote(self) -> float | None:
         """Make ready what is due, and deal it; when the next task is due (Unix time)."""
         now = time.time()
-        next_due = self._next_due()
+        next_due = self.next_due()
         if next_due is None or next_due > now:
             return next_due
+        self.limits.ring(now)
         due = self.execute(
-            "SELECT seq, queue FROM task WHERE state = 'delayed' AND due <= ? ORDER BY due", now
+            "SELECT seq, queue, lane, priority FROM task WHERE state = 'delayed' AND due <= ? ORDER BY due", now
         ).fetchall()
-        self.execute(_RIPEN, array([seq for seq, _ in due]))
-        self.deal({queue for _, queue in due})
-        return self._next_due()
+        self.execute(_RIPEN, array([seq for seq, *_ in due]))
+        self._wait(due)
+        return self.next_due()
 
-    def _next_due(self) -> float | None:
+    def next_due(self) -> float | None:
+        """When a delayed task is due, or a limit has room again (Unix time)."""
         (due,) = self.execute("SELECT min(due) FROM task WHERE state = 'delayed'").fetchone()
-        return unix_time(due)
+        times = (unix_time(due), self.limits.next_time())
+        return min((when for when in times if when is not None), default=None)
+
+    def _wait(self, tasks: Iterable[tuple[object, int, int | None, int | None]]) -> None:
+        """Tasks are ready, or wait in their lanes, from now on."""
+        self.limits.wait((lane, priority) for _, _, lane, priority in tasks if lane is not None)
+        self.deal({queue for _, queue, *_ in tasks})
 
     def free_stuck(self) -> None:
         """What other programs' hands made, and no event would ever move: it is dealt, and dies of what is wrong."""
         stuck = [
-            *self.execute(f"{_STUCK} AND due IS NULL RETURNING queue"),
-            *self.execute(f"{_STUCK} AND due > ? RETURNING queue", LATEST),
+            *self.execute(f"{_STUCK} AND due IS NULL RETURNING seq, queue, lane, priority"),
+            *self.execute(f"{_STUCK} AND due > ? RETURNING seq, queue, lane, priority", LATEST),
         ]
         self.number_anew()
-        self.deal(queue for (queue,) in stuck)
+        self._wait(stuck)
 
     def number_anew(self) -> None:
         """No number follows the last one: what another program gave such a number gets an ordinary one."""
@@ -118,6 +140,7 @@ class Dealing(Statements):
         """The transaction has ended."""
         self._undealt.clear()
         self.woken.clear()
+        self.limits.end()
 
 
 def share(credit_of: Sequence[int | None], cards: int) -> tuple[list[list[int]], list[int]]:

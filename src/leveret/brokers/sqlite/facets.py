@@ -7,14 +7,14 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from leveret.brokers.base import no_schedule
+from leveret.brokers.base import no_limit, no_schedule
 from leveret.brokers.sqlite.consumer import sweep
 from leveret.brokers.sqlite.identity import FileAway
 from leveret.brokers.sqlite.problems import translate
 from leveret.brokers.sqlite.questions import ask
 from leveret.brokers.sqlite.watcher import Watcher
 from leveret.errors import QueueNotFound
-from leveret.model import Declare, Put
+from leveret.model import Declare, DeclareLimits, Put
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         DeadLetter,
         Envelope,
         KeyHolder,
+        LimitRequest,
+        LimitUse,
         QueueStats,
         Removed,
         ScheduleRequest,
@@ -174,6 +176,22 @@ class SQLiteSchedules(_File):
     async def wait(self, seconds: float) -> None:
         # Another program that changes a schedule tells nobody.
         await asyncio.sleep(min(seconds, _LOOK))
+
+
+class SQLiteLimits(_File):
+    """See `leveret.brokers.Limits`. What they let go is admitted in the transaction that deals it."""
+
+    async def read(self) -> Sequence[LimitUse]:
+        return await self._look(lambda store: store.limits.all(), ())
+
+    async def ask(self, request: LimitRequest) -> None:
+        if not (self._writer.has_file or isinstance(request, DeclareLimits)):
+            raise no_limit(request)
+        await self._writer.do(lambda store: store.limits.ask(request))
+
+    @asynccontextmanager
+    async def keep(self) -> AsyncGenerator[None]:
+        yield
 
 
 class SQLiteUniqueKeys(_File):

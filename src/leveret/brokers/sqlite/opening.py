@@ -22,7 +22,7 @@ log = logging.getLogger("leveret.sqlite")
 
 #: "Lvrt", so that `file` and other programs can tell whose database it is.
 APPLICATION_ID = 0x4C767274
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 #: What makes a file of each version one of the next.
 _UPGRADES = {
     1: (
@@ -55,6 +55,27 @@ _UPGRADES = {
         "CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL",
         "CREATE TABLE unique_hold (key TEXT PRIMARY KEY, id TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
         "CREATE INDEX unique_hold_until ON unique_hold (until)",
+    ),
+    4: (
+        "ALTER TABLE task ADD COLUMN lane INTEGER",
+        # The CHECK of its states, which no other statement can change; the rows stay as they are.
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, '''running'',', '''limited'', ''running'',')"
+        " WHERE type = 'table' AND name = 'task'",
+        "PRAGMA writable_schema = RESET",
+        "CREATE INDEX task_limited ON task (lane, coalesce(priority, 4) DESC, seq) WHERE state = 'limited'",
+        "CREATE INDEX task_lane ON task (lane) WHERE lane IS NOT NULL",
+        "CREATE TABLE limit_row (name TEXT PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE limit_use (id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL,"
+        " admitted INTEGER NOT NULL DEFAULT 0, full_at REAL NOT NULL DEFAULT 0, wake_at REAL)",
+        "CREATE UNIQUE INDEX limit_use_key ON limit_use (name, key)",
+        "CREATE INDEX limit_use_wake ON limit_use (wake_at) WHERE wake_at IS NOT NULL",
+        "CREATE TABLE lane (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, key TEXT NOT NULL, uses TEXT NOT NULL,"
+        " fair TEXT, rank INTEGER, turn INTEGER NOT NULL, held_by INTEGER)",
+        "CREATE UNIQUE INDEX lane_key ON lane (queue, key)",
+        "CREATE INDEX lane_fair ON lane (queue, fair) WHERE fair IS NOT NULL",
+        "CREATE INDEX lane_open ON lane (queue, rank, turn, id) WHERE rank IS NOT NULL AND held_by IS NULL",
+        "CREATE INDEX lane_held ON lane (held_by, queue, rank, turn, id) WHERE held_by IS NOT NULL",
     ),
 }
 

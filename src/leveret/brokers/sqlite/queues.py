@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers.base import WaitingState, in_use
 from leveret.brokers.sqlite.rows import ENVELOPE, envelope_of, text
-from leveret.brokers.sqlite.sql import Statements
+from leveret.brokers.sqlite.sql import Statements, array
 from leveret.errors import QueueFull, QueueMismatch, QueueNotFound, StoreError
 from leveret.model import MIDDLE_PRIORITY, Envelope, Queue, QueueStats, Removed, purged
 
@@ -25,6 +25,7 @@ _FEW = 1_000
 #: So many priorities are looked at; most queues have one.
 _PRIORITIES = 10
 _RANK = f"coalesce(priority, {MIDDLE_PRIORITY})"
+_WAITS = "('ready', 'delayed', 'limited')"
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM task WHERE queue = ? AND state = 'ready' LIMIT ?)"
 _FIRST = (
     f"SELECT {_RANK}, seq FROM task WHERE queue = ? AND state = 'ready' AND {_RANK} < ?"  # noqa: S608 - constants
@@ -99,7 +100,7 @@ class Queues(Statements):
         if limit is not None:
             self._dealing.promote()
             self._dealing.deal_all()
-            ready = _ready_about(self.database, queue, limit, count)
+            ready = _ready_about(self.database, queue, limit, count) + self._dealing.limits.count(queue, limit)
             if ready + count > limit:
                 raise QueueFull(
                     f"queue {name!r} holds {ready} ready tasks of at most {limit}; nothing of this call was stored",
@@ -118,6 +119,7 @@ class Queues(Statements):
         running_in = dict(running.fetchall())
         delayed = self.execute("SELECT queue, count(*) FROM task WHERE state = 'delayed' GROUP BY queue")
         delayed_in = dict(delayed.fetchall())
+        limited_in = self._dealing.limits.counts()
         rows = self.execute(
             "SELECT id, name,"
             " (SELECT count(*) FROM task WHERE queue = queue.id AND state = 'ready'),"
@@ -128,7 +130,10 @@ class Queues(Statements):
         )
         return [
             QueueStats(
-                text(name), ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0), paused=bool(paused)
+                text(name),
+                *(ready, running_in.get(id_, 0), dead, consumers, delayed_in.get(id_, 0)),
+                paused=bool(paused),
+                limited=limited_in[id_],
             )
             for id_, name, ready, dead, consumers, paused in rows
         ]
@@ -136,16 +141,13 @@ class Queues(Statements):
     def ready(self, queues: Sequence[str]) -> int:
         # Nobody else does so while there is no consumer, and none is started for what is not ready.
         self._dealing.promote()
-        counts = [
-            self.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM task WHERE state = 'ready'"
-                " AND queue = (SELECT id FROM queue WHERE name = ?) LIMIT ?)",
-                name,
-                _COUNTED,
-            ).fetchone()[0]
-            for name in queues
-        ]
-        return sum(counts)
+        self._dealing.deal_all()
+        found = self.execute("SELECT id FROM queue WHERE name IN (SELECT value FROM json_each(?))", array(list(queues)))
+        return sum(
+            self.execute(_COUNT, queue, _COUNTED).fetchone()[0]
+            + self._dealing.limits.count(queue, _COUNTED, may_go=True)
+            for (queue,) in found.fetchall()
+        )
 
     def peek(self, queue: str, state: WaitingState, limit: int) -> list[Envelope]:
         """What waits, in the order in which it is taken or due."""
@@ -172,21 +174,24 @@ class Queues(Statements):
         if used and not force:
             raise in_use(queue, consumers=consumers, running=counts.get("running", 0))
         self._purged(number)
-        self.execute("DELETE FROM task WHERE queue = ? AND state IN ('ready', 'delayed')", number)
+        self._dealing.limits.ended_in(number)
+        self.execute(f"DELETE FROM task WHERE queue = ? AND state IN {_WAITS}", number)  # noqa: S608 - a constant
         if whole:
             self.execute("DELETE FROM task WHERE queue = ? AND state = 'dead'", number)
             self.execute("UPDATE queue SET paused = 0 WHERE id = ?", number)
         if whole and not used:
+            self._dealing.limits.forget(number)
             self.execute("DELETE FROM queue WHERE id = ?", number)
         dead = counts.get("dead", 0) if whole else 0
-        return Removed(counts.get("ready", 0), counts.get("delayed", 0), dead, kept=whole and used)
+        ready = counts.get("ready", 0) + counts.get("limited", 0)
+        return Removed(ready, counts.get("delayed", 0), dead, kept=whole and used)
 
     def _purged(self, queue: int) -> None:
         """Tell of all tasks that wait in a queue, and are deleted, as far as anybody knows or follows them."""
         known = " AND (id IN (SELECT id FROM record) OR id IN (SELECT task FROM watch))"
         which = "" if self._watches.is_watched() else known
         ids = self.execute(
-            f"SELECT id FROM task WHERE queue = ? AND state IN ('ready', 'delayed'){which}",  # noqa: S608 - constants
+            f"SELECT id FROM task WHERE queue = ? AND state IN {_WAITS}{which}",  # noqa: S608 - constants
             queue,
         ).fetchall()
         now = time.time()

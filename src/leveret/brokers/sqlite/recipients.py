@@ -85,7 +85,8 @@ class Recipients(Statements):
         next_due = None
         if not receivers.keys().isdisjoint(self._dealing.woken):
             next_due = self._dealing.promote()
-            self._dealing.deal_all()
+            if self._dealing.deal_all():
+                next_due = self._dealing.next_due()
         own: list[tuple[Receiver, Dealt | None]] = []
         wake_ups: list[str] = []
         for consumer in self._dealing.woken:

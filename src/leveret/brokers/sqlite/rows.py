@@ -25,7 +25,7 @@ _INSERT = (
 #: Most tasks have nothing in the other columns, and what is not named costs nothing.
 _INSERT_ALL = (
     "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
-    " headers, priority, unique_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " headers, priority, unique_key, lane) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _NO_OTHERS = (None,) * 4
 #: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
@@ -36,14 +36,17 @@ _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 def insertion(
-    envelopes: Sequence[Envelope], queues: Mapping[str, int], now: float
+    envelopes: Sequence[Envelope], queues: Mapping[str, int], now: float, lanes: Mapping[str, int]
 ) -> tuple[str, Sequence[tuple[Any, ...]]]:
-    """The statement that stores tasks, and the rows. ``queues``: their numbers, by name."""
+    """The statement that stores tasks, and the rows. ``queues``: their numbers, by name.
+
+    ``lanes``: where those of them wait that have limits, by id.
+    """
     rows = [
         (
             one.id,
             queues[one.queue],
-            "delayed" if one.due is not None and one.due > now else "ready",
+            "delayed" if one.due is not None and one.due > now else "limited" if one.id in lanes else "ready",
             one.task,
             one.body,
             one.content_type,
@@ -54,7 +57,7 @@ def insertion(
     ]
     if not any(map(_has_others, envelopes)):
         return _INSERT, rows
-    return _INSERT_ALL, [(*row, *_others(one)) for row, one in zip(rows, envelopes, strict=True)]
+    return _INSERT_ALL, [(*row, *_others(one), lanes.get(one.id)) for row, one in zip(rows, envelopes, strict=True)]
 
 
 def _has_others(one: Envelope) -> bool:
@@ -86,7 +89,8 @@ def read(row: Sequence[Any]) -> tuple[Envelope, str]:
         and type(attempt) is int
         and 0 < attempt <= _MOST_ATTEMPTS
         and (enqueued_at is None or (type(enqueued_at) is float and 0.0 <= enqueued_at <= LATEST))
-        and due is last_error is expires_at is headers is priority is None
+        and due is last_error is expires_at is priority is None
+        and (headers is None or type(headers) is bytes)
     ):
         problem = _problem(row)
         if problem:
@@ -159,6 +163,11 @@ def _headers(packed: object) -> tuple[dict[str, Any], str]:
     if not is_flat(headers, MAX_HEADERS_DEPTH):
         return {}, f"headers are nested more than {MAX_HEADERS_DEPTH} deep"
     return headers, ""
+
+
+def headers_in(packed: object) -> dict[str, Any]:
+    """The headers of a row, as far as they can be read."""
+    return _headers(packed)[0] if packed else {}
 
 
 def key_in(packed: object) -> str | None:

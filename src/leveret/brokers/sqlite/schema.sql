@@ -11,7 +11,7 @@ CREATE TABLE queue (
 CREATE TABLE task (
     seq          INTEGER PRIMARY KEY, -- the order in its queue; a retried task gets a new one, at the end
     queue        INTEGER NOT NULL REFERENCES queue (id),
-    state        TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'delayed', 'running', 'dead')),
+    state        TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'delayed', 'limited', 'running', 'dead')),
     id           TEXT NOT NULL,
     name         TEXT,                -- NULL: for the queue's default task
     body         BLOB NOT NULL,
@@ -30,7 +30,8 @@ CREATE TABLE task (
     died_at      REAL,
     priority     INTEGER,             -- the higher first; NULL: none given, which is like 4
     worker       TEXT,                -- dead: who gave it up
-    unique_key   TEXT                 -- no other task has it that has not ended; a dead letter has it in its headers
+    unique_key   TEXT,                -- no other task has it that has not ended; a dead letter has it in its headers
+    lane         INTEGER              -- where it waits for limits; running, or ready again, it has a permit of each
 );
 CREATE UNIQUE INDEX task_id ON task (id);
 CREATE INDEX task_ready ON task (queue, coalesce(priority, 4) DESC, seq) WHERE state = 'ready';
@@ -38,6 +39,8 @@ CREATE INDEX task_delayed ON task (due) WHERE state = 'delayed';
 CREATE INDEX task_running ON task (consumer, token) WHERE state = 'running';
 CREATE UNIQUE INDEX task_unique ON task (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX task_dead ON task (queue, seq) WHERE state = 'dead';
+CREATE INDEX task_limited ON task (lane, coalesce(priority, 4) DESC, seq) WHERE state = 'limited';
+CREATE INDEX task_lane ON task (lane) WHERE lane IS NOT NULL;
 
 -- Keys that tasks have for a while, whatever becomes of them.
 CREATE TABLE unique_hold (
@@ -107,6 +110,40 @@ CREATE TABLE schedule (
     row       BLOB NOT NULL           -- JSON
 ) WITHOUT ROWID;
 CREATE INDEX schedule_due ON schedule (due) WHERE due IS NOT NULL;
+
+-- What an application and its operators say of a limit.
+CREATE TABLE limit_row (
+    name      TEXT PRIMARY KEY,
+    row       BLOB NOT NULL           -- JSON
+) WITHOUT ROWID;
+
+-- What is admitted of a limit with a key, declared or not.
+CREATE TABLE limit_use (
+    id        INTEGER PRIMARY KEY,
+    name      TEXT NOT NULL,
+    key       TEXT NOT NULL,          -- '': the limit has none
+    admitted  INTEGER NOT NULL DEFAULT 0, -- tasks that have a permit
+    full_at   REAL NOT NULL DEFAULT 0, -- Unix time when a whole burst of its rate may start again
+    wake_at   REAL                    -- Unix time when it has room for what it holds up; NULL: that is not by the clock
+);
+CREATE UNIQUE INDEX limit_use_key ON limit_use (name, key);
+CREATE INDEX limit_use_wake ON limit_use (wake_at) WHERE wake_at IS NOT NULL;
+
+-- Where tasks wait that are alike in queue, limits and fairness key. It stays for its turn, and is forgotten some time.
+CREATE TABLE lane (
+    id        INTEGER PRIMARY KEY,
+    queue     INTEGER NOT NULL,
+    key       TEXT NOT NULL,          -- JSON: the limits, and for whom the tasks are
+    uses      TEXT NOT NULL,          -- JSON: the numbers of the limits' uses, the queue's own too
+    fair      TEXT,                   -- for whom they are; NULL: nobody in particular
+    rank      INTEGER,                -- its first task's priority, negative, or one before that; NULL: none waits
+    turn      INTEGER NOT NULL,       -- whoever was served last has the highest
+    held_by   INTEGER                 -- the use that holds it up; NULL: none is known to
+);
+CREATE UNIQUE INDEX lane_key ON lane (queue, key);
+CREATE INDEX lane_fair ON lane (queue, fair) WHERE fair IS NOT NULL;
+CREATE INDEX lane_open ON lane (queue, rank, turn, id) WHERE rank IS NOT NULL AND held_by IS NULL;
+CREATE INDEX lane_held ON lane (held_by, queue, rank, turn, id) WHERE held_by IS NOT NULL;
 
 -- One row: numbers deliveries and turns.
 CREATE TABLE clock (tick INTEGER NOT NULL);

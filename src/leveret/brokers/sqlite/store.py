@@ -16,7 +16,7 @@ import msgspec
 from leveret.brokers.base import duplicates
 from leveret.brokers.sqlite.cancellations import Cancellations
 from leveret.brokers.sqlite.dead_letters import DeadLetters
-from leveret.brokers.sqlite.dealing import Dealing
+from leveret.brokers.sqlite.dealing import AGAIN, Dealing
 from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
@@ -35,6 +35,7 @@ from leveret.model import (
     Envelope,
     KeyHolder,
     Outcome,
+    PutOff,
     Queue,
     Released,
     Retrying,
@@ -75,10 +76,11 @@ class Store(Statements):
         super().__init__(database)
         self._keep = keep
         self.dealing = dealing = Dealing(database)
+        self.limits = dealing.limits
         wake = dealing.woken.add
         self.watches = Watches(database, wake)
         self.records = Records(self.watches)
-        self.cancellations = Cancellations(self.records, wake)
+        self.cancellations = Cancellations(self.records, dealing)
         self.questions = Questions(database, wake)
         self.queues = Queues(dealing, self.records, self.watches, {} if declared is None else declared)
         self.dead_letters = DeadLetters(dealing, self.queues, self.records)
@@ -110,7 +112,10 @@ class Store(Statements):
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
         ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
-        self._insert(*insertion(envelopes, ids, time.time()))
+        lanes = self.limits.lanes_of(envelopes, ids)
+        self._insert(*insertion(envelopes, ids, time.time(), lanes))
+        if lanes:
+            self.limits.wait((lanes[one.id], one.priority) for one in envelopes if one.id in lanes)
         if any(one.headers and (UNIQUE_FOR in one.headers or ID_FOR in one.headers) for one in envelopes):
             self._keep_keys(envelopes, time.time())
         self.dealing.deal(ids.values())
@@ -208,8 +213,10 @@ class Store(Statements):
         if wake_up is not None and not self.registrations.is_registered(consumer, wake_up):
             return set()  # another file has come, where the number is nobody's or another's
         done = [item.token for item in settled if isinstance(item.outcome, (Succeeded, Cancelled))]
-        ended = self.execute(_SUCCEED, consumer, array(done)).fetchall() if done else []
-        again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released))}
+        rows = self.execute(_SUCCEED, consumer, array(done)).fetchall() if done else []
+        ended = [(queue, token) for queue, token, _ in rows]
+        self.limits.ended(lane for _, _, lane in rows if lane is not None)
+        again = {item.token for item in settled if isinstance(item.outcome, (Retrying, Released, PutOff))}
         marked = self.cancellations.marked(consumer, again) if again else {}
         ended += [(queue, token) for token, (queue, _) in marked.items()]
         for item in settled:
@@ -230,8 +237,22 @@ class Store(Statements):
 
     def _end(self, consumer: int, item: Settled) -> list[tuple[int, int]]:
         """Apply one outcome; the queue's number and the token, or nothing when the task has another token by now."""
-        sql, values = _change(item.outcome)
-        return [(queue, item.token) for (queue,) in self.execute(sql, *values, consumer, item.token).fetchall()]
+        delay = self._delay(consumer, item)
+        sql, values = _change(item.outcome, delay)
+        rows = self.execute(sql, *values, consumer, item.token).fetchall()
+        for _, lane, priority in rows if not isinstance(item.outcome, Released) else ():
+            if lane is not None:
+                self.limits.ended([lane])
+                if not delay and not isinstance(item.outcome, DeadLettered):
+                    self.limits.wait([(lane, priority)])
+        return [(queue, item.token) for queue, _, _ in rows]
+
+    def _delay(self, consumer: int, item: Settled) -> float:
+        """How long a task that is to run again is delayed. One that is put off waits for the limit that rests."""
+        if not isinstance(item.outcome, PutOff):
+            return item.outcome.delay if isinstance(item.outcome, Retrying) else 0.0
+        row = self.execute(_LANE, consumer, item.token).fetchone()
+        return item.outcome.delay if row is None or not self.limits.put_off(item.outcome, row[0]) else 0.0
 
 
 _HOLDERS = (
@@ -243,29 +264,34 @@ _KEPT = (
     "SELECT unique_hold.key, unique_hold.id FROM json_each(?) AS wanted"
     " CROSS JOIN unique_hold ON unique_hold.key = wanted.value WHERE until > ?"
 )
-_FENCE = "WHERE consumer = ? AND token = ? AND state = 'running' RETURNING queue"
+_HELD = "WHERE consumer = ? AND token = ? AND state = 'running'"
+_LANE = f"SELECT lane FROM task {_HELD}"  # noqa: S608 - a constant
+_FENCE = f"{_HELD} RETURNING queue, lane, priority"
 #: Of many at once: they are most.
 _SUCCEED = (
     "DELETE FROM task WHERE consumer = ? AND token IN (SELECT value FROM json_each(?)) AND state = 'running'"
-    " RETURNING queue, token"
+    " RETURNING queue, token, lane"
 )
 _RELEASE = f"UPDATE task SET state = 'ready', consumer = NULL, token = NULL {_FENCE}"  # noqa: S608 - constants
+_STATE = f"CASE WHEN ?1 IS NULL THEN {AGAIN} ELSE 'delayed' END"
 _RETRY = (
-    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), state = ?, due = ?, consumer = NULL, token = NULL,"  # noqa: S608
-    f" returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
+    "UPDATE task SET seq = (SELECT max(seq) + 1 FROM task), consumer = NULL, token = NULL, due = ?1,"  # noqa: S608
+    f" state = {_STATE}, returns = 0, attempt = attempt + 1, last_error = ? {_FENCE}"
 )
+_PUT_OFF = f"UPDATE task SET consumer = NULL, token = NULL, due = ?1, state = {_STATE} {_FENCE}"  # noqa: S608
 _BURY = (
     "UPDATE task SET state = 'dead', consumer = NULL, token = NULL, unique_key = NULL, reason = ?, traceback = ?,"  # noqa: S608
     f" died_at = ?, worker = ? {_FENCE}"
 )
 
 
-def _change(outcome: Outcome) -> tuple[str, tuple[Any, ...]]:
+def _change(outcome: Outcome, delay: float) -> tuple[str, tuple[Any, ...]]:
     """The statement for an outcome and its first values; the fence's follow."""
+    due = time.time() + delay if delay else None
     if isinstance(outcome, Retrying):
-        if outcome.delay:
-            return _RETRY, ("delayed", time.time() + outcome.delay, outcome.error)
-        return _RETRY, ("ready", None, outcome.error)
+        return _RETRY, (due, outcome.error)
+    if isinstance(outcome, PutOff):
+        return _PUT_OFF, (due,)
     if isinstance(outcome, DeadLettered):
         return _BURY, (outcome.reason, outcome.traceback, time.time(), this_process())
     return _RELEASE, ()

@@ -12,7 +12,7 @@ import msgspec
 
 from leveret.brokers import QueueNames
 from leveret.errors import LeveretError
-from leveret.model import QueueStats, ScheduleRow, Status, WorkerReport, newer
+from leveret.model import LimitUse, QueueStats, ScheduleRow, Status, WorkerReport, newer
 from leveret.observe import QueueRates, Rate
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: So many failures are kept, and looked for at the beginning among so many tasks.
 _FAILURES = 100
 _LOOK_BACK = 200
-#: There may be thousands of schedules: they are asked for less often (seconds).
-_SCHEDULES_AFTER = 5.0
+#: There may be thousands of schedules, and limits: they are asked for less often (seconds).
+_ROWS_AFTER = 5.0
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -38,6 +38,7 @@ class Figures(msgspec.Struct, frozen=True):
     #: The latest first: dead, or to be tried again.
     failures: Sequence[Status]
     schedules: Sequence[ScheduleRow] = ()
+    limits: Sequence[LimitUse] = ()
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -59,6 +60,7 @@ class Collector:
         self._stack = AsyncExitStack()
         self._following: asyncio.Task[None] | None = None
         self._schedules: Sequence[ScheduleRow] = ()
+        self._limits: Sequence[LimitUse] = ()
 
     async def __aenter__(self) -> Self:
         try:
@@ -67,9 +69,8 @@ class Collector:
                 self._note(status)
             self._following = asyncio.get_running_loop().create_task(self._follow(updates))
             self._stack.push_async_callback(_ended, self._following)
-            with suppress(LeveretError):
-                self._schedules = await self._broker.schedules.read()
-            asking = asyncio.get_running_loop().create_task(self._ask_for_schedules())
+            await self._ask_for_rows()
+            asking = asyncio.get_running_loop().create_task(self._ask_now_and_then())
             self._stack.push_async_callback(_ended, asking)
         except BaseException:
             await self._stack.aclose()
@@ -92,16 +93,22 @@ class Collector:
             sorted(workers, key=lambda worker: worker.name),
             list(reversed(self._failures.values())),
             self._schedules,
+            self._limits,
         )
 
-    async def _ask_for_schedules(self) -> None:
-        """Beside the rest, which waits for no answer of whoever keeps them."""
+    async def _ask_now_and_then(self) -> None:
+        """Beside the rest, which waits for no answer of whoever keeps schedules and limits."""
         asking = asyncio.current_task()
         # An answer that fails in the moment of the cancellation must not hide it.
         while asking is not None and not asking.cancelling():
-            await asyncio.sleep(_SCHEDULES_AFTER)
-            with suppress(LeveretError):
-                self._schedules = await self._broker.schedules.read()
+            await asyncio.sleep(_ROWS_AFTER)
+            await self._ask_for_rows()
+
+    async def _ask_for_rows(self) -> None:
+        with suppress(LeveretError):
+            self._schedules = await self._broker.schedules.read()
+        with suppress(LeveretError):
+            self._limits = await self._broker.limits.read()
 
     async def _follow(self, updates: AsyncIterator[Sequence[Status]]) -> None:
         async for batch in updates:

@@ -49,11 +49,16 @@ def block(figures: Figures) -> str:
         rate = figures.rates.get(one.name)
         rates = f" in={rate.incoming:.1f}/s out={rate.outgoing:.1f}/s" if rate else ""
         lines.append(
-            f"queue {in_line(one.name)} ready={one.ready} running={one.running} delayed={one.delayed}"
-            f" dead={one.dead} consumers={one.consumers}{rates}{' paused' if one.paused else ''}"
+            f"queue {in_line(one.name)} ready={one.ready} limited={one.limited} running={one.running}"
+            f" delayed={one.delayed} dead={one.dead} consumers={one.consumers}{rates}{' paused' if one.paused else ''}"
         )
     if figures.schedules:
         lines.append(_schedules(figures))
+    lines += [
+        f"limit {in_line(one.row.name)} admitted={one.admitted} waiting={one.waiting} keys={one.keys}"
+        f" state={one.row.state(figures.at)} allows={one.row.rule}"
+        for one in figures.limits
+    ]
     for worker in figures.workers:
         lines.append(
             f"worker {in_line(worker.name)} children={len(worker.children)} waiting={worker.waiting}"

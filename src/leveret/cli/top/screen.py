@@ -78,6 +78,7 @@ def picture(
     workers = len(figures.workers)
     head.append(f"  {workers} {'worker' if workers == 1 else 'workers'}, {running} running")
     _schedules(head, figures)
+    _limits(head, figures)
     if shows_help:
         return Group(head, Text(), _help())
     foot = Text(in_line(message), no_wrap=True, overflow="ellipsis", style="yellow")
@@ -112,6 +113,18 @@ def _schedules(head: Text, figures: Figures) -> None:
             head.append(f", {number} {state}", "yellow")
 
 
+def _limits(head: Text, figures: Figures) -> None:
+    if not figures.limits:
+        return
+    count, waiting = len(figures.limits), sum(one.limited for one in figures.queues)
+    head.append(f"  {count} {'limit' if count == 1 else 'limits'}")
+    head.append(f", {waiting} wait" if waiting else "")
+    for state in ("paused", "resting"):
+        number = sum(one.row.state(figures.at) == state for one in figures.limits)
+        if number:
+            head.append(f", {number} {state}", "yellow")
+
+
 def _share(room: int, wanted: Sequence[int]) -> list[int]:
     """So many rows for each list: what it wants, if that is not at the cost of another's."""
     given = [0 for _ in wanted]
@@ -142,25 +155,30 @@ def _cells(table: Table, headings: Sequence[tuple[str, str]], flexible: str) -> 
 
 def _queues(figures: Figures, cursor: Cursor | None, rows: int, *, is_wide: bool) -> Table:
     table = _table()
-    headings = ["ready", "running", "delayed", "dead", "in/s", "out/s"] if is_wide else ["ready", "run", "delay"]
-    headings += ["consumers"] if is_wide else ["dead", "in/s", "out/s"]
+    has_limited = is_wide or any(one.limited for one in figures.queues)
+    headings = ["ready", "limited", "running", "delayed"] if is_wide else ["ready", "limit", "run", "delay"]
+    headings += ["dead", "in/s", "out/s", *(["consumers"] if is_wide else [])]
+    if not has_limited:
+        headings.remove("limit")
     _cells(table, [("queue", "l"), *((heading, "r") for heading in headings)], "queue")
     names = [one.name for one in figures.queues]
     chosen = names.index(cursor.key) if cursor and cursor.kind == "queue" and cursor.key in names else None
     for number in _window(chosen, len(names), rows):
         one = figures.queues[number]
         style = _CHOSEN if number == chosen else ""
-        table.add_row(*_queue_cells(one, figures.rates.get(one.name, Rate()), is_wide=is_wide), style=style)
+        cells = _queue_cells(one, figures.rates.get(one.name, Rate()), is_wide=is_wide, has_limited=has_limited)
+        table.add_row(*cells, style=style)
     return table
 
 
-def _queue_cells(one: QueueStats, rate: Rate, *, is_wide: bool) -> list[Text]:
+def _queue_cells(one: QueueStats, rate: Rate, *, is_wide: bool, has_limited: bool) -> list[Text]:
     name = Text()
     if one.paused:
         name.append("paused ", "yellow")  # in front: a long name is cut at its end
     name.append(in_line(one.name))
     running = f"{one.running}+?" if one.silent_consumers else str(one.running)
-    cells = [name, Text(str(one.ready)), Text(running), Text(str(one.delayed))]
+    limited = [Text(str(one.limited))] if has_limited else []
+    cells = [name, Text(str(one.ready)), *limited, Text(running), Text(str(one.delayed))]
     cells += [Text(str(one.dead), "red" if one.dead else ""), Text(_rate(rate.incoming)), Text(_rate(rate.outgoing))]
     return [*cells, Text(str(one.consumers))] if is_wide else cells
 
@@ -256,5 +274,6 @@ def _help() -> Table:
     for keys, text in _KEYS:
         table.add_row(Text(keys, "bold"), Text(text))
     table.add_row(Text(), Text())
+    table.add_row(Text("limited"), Text("waits for a limit, or for its turn; leveret limits tells more"))
     table.add_row(Text("in/s, out/s"), Text("of the last 5 s; only tasks whose results are kept"))
     return table

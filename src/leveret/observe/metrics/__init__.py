@@ -15,7 +15,7 @@ from leveret.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leveret.model import Envelope, QueueStats
+    from leveret.model import Envelope, LimitUse, QueueStats
     from leveret.observe.metrics.prometheus import Exporter
 
 _MOST_PORT = 65_535
@@ -38,6 +38,7 @@ class Source(Protocol):
 
     def condition(self) -> Condition: ...
     async def stats(self) -> Sequence[QueueStats]: ...
+    async def limits(self) -> Sequence[LimitUse]: ...
     def tasks(self) -> Sequence[tuple[str, str]]: ...
     def registered(self, envelope: Envelope, /) -> str | None: ...
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from leveret.model import Envelope, QueueStats
+    from leveret.model import Envelope, LimitUse, QueueStats
     from leveret.observe.events import Event
     from leveret.observe.metrics import Address, Source
 
@@ -236,10 +236,11 @@ class _Lag:
 
 
 class _Queues:
-    """The counts of the worker's queues, asked for when they are wanted and not fresh."""
+    """The counts of the worker's queues and of limits, asked for when they are wanted and not fresh."""
 
     def __init__(self) -> None:
         self._counts: Sequence[QueueStats] | None = None
+        self._limits: Sequence[LimitUse] = ()
         self._until = 0.0
         self._asking = asyncio.Lock()
 
@@ -251,9 +252,10 @@ class _Queues:
                 async with asyncio.timeout(_COUNT_WITHIN):
                     # A worker that is ready has a queue at least: before, it has asked nobody.
                     self._counts = await source.stats() or None
+                    self._limits = await source.limits()
             except (BrokerError, TimeoutError) as error:
                 log.debug("the queues cannot be counted: %s", error)
-                self._counts = None
+                self._counts, self._limits = None, ()
             self._until = time.monotonic() + _FRESH
 
     def collect(self) -> Iterator[Metric]:
@@ -261,6 +263,7 @@ class _Queues:
         yield GaugeMetricFamily("leveret_broker_up", "1: the queues could be counted.", self._counts is not None)
         for name, text in (
             ("ready", "Tasks that can run now."),
+            ("limited", "Tasks that wait for a limit, or for their turn."),
             ("running", "Tasks that workers hold."),
             ("delayed", "Tasks that are not due."),
             ("dead", "Dead letters."),
@@ -272,6 +275,19 @@ class _Queues:
             )
             for counts in self._counts or ():
                 family.add_metric((counts.name,), float(getattr(counts, name)))
+            yield family
+        if not self._limits:
+            return
+        for name, text in (
+            ("admitted", "Tasks that have a permit of the limit."),
+            ("waiting", "Tasks that wait for the limit."),
+            ("paused", "1: nothing of the limit is admitted."),
+        ):
+            family = GaugeMetricFamily(
+                f"leveret_limit_{name}", f"{text} Over all workers, whichever says so.", labels=("limit",)
+            )
+            for one in self._limits:
+                family.add_metric((one.row.name,), float(one.row.paused if name == "paused" else getattr(one, name)))
             yield family
 
 

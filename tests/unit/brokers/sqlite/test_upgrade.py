@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from importlib import resources
 from typing import TYPE_CHECKING
 
+from leveret.brokers import sqlite
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.brokers.sqlite.opening import SCHEMA_VERSION
-from leveret.model import Envelope, Queue, new_id
+from leveret.brokers.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
+from leveret.model import LIMITS, Envelope, Queue, limit_header, new_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,8 +18,18 @@ if TYPE_CHECKING:
 WORK = Queue("work")
 
 
+#: What the fourth version's tables lacked.
+BACK_TO_4 = """
+DROP TABLE limit_row;
+DROP TABLE limit_use;
+DROP TABLE lane;
+DROP INDEX task_limited;
+DROP INDEX task_lane;
+ALTER TABLE task DROP COLUMN lane;
+PRAGMA user_version = 4;
+"""
 #: What the first version's tables lacked, or had otherwise.
-BACK_TO_1 = """
+BACK_TO_1 = f"""{BACK_TO_4}
 DROP TABLE record;
 DROP TABLE watch;
 DROP TABLE mark;
@@ -45,6 +57,25 @@ def schema(path: Path) -> set[tuple[str, str]]:
         return columns | set(
             database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL")
         )
+
+
+async def test_the_states_of_a_file_of_version_4(tmp_path: Path) -> None:
+    """Tasks wait for limits in it, as in a new one: an integrity check finds no state that must not be."""
+    path = tmp_path / "old.db"
+    sql = resources.files(sqlite).joinpath("schema.sql").read_text()
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(sql.replace("'delayed', 'limited', 'running'", "'delayed', 'running'"))
+        database.executescript(f"PRAGMA application_id = {APPLICATION_ID}; {BACK_TO_4}")
+    broker = SQLiteBroker(path, timeout=5)
+    await broker.declare([WORK])
+    headers = {LIMITS: limit_header([("one", "")])}
+    await broker.publish([Envelope(new_id(), WORK.name, "say", b"{}", headers=headers)])
+    (stats,) = await broker.queues.stats()
+    await broker.close()
+    assert (stats.ready, stats.limited) == (0, 1)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert "'limited'" in database.execute("SELECT sql FROM sqlite_schema WHERE name = 'task'").fetchone()[0]
 
 
 async def test_a_file_of_version_1(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming, acks, nack
 from leveret.brokers.rabbitmq.amqp.hosts import Hosts
 from leveret.brokers.rabbitmq.amqp.message import PERSISTENT, Message, TaskProperties
 from leveret.brokers.rabbitmq.amqp.sanitize import UNREADABLE, Content, content_of, field, marshal
+from leveret.brokers.rabbitmq.amqp.splice import SplicedProperties, fields_of, spliced, text_field
 
 __all__ = [
     "PERSISTENT",
@@ -21,10 +22,14 @@ __all__ = [
     "Message",
     "Properties",
     "PublishCall",
+    "SplicedProperties",
     "TaskProperties",
     "acks",
     "content_of",
     "field",
+    "fields_of",
     "marshal",
     "nack",
+    "spliced",
+    "text_field",
 ]

@@ -16,6 +16,7 @@ from pamqp import commands, constants, frame
 
 from leveret.brokers.rabbitmq.amqp.connections import Properties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.amqp.splice import SplicedProperties
 
 #: AMQP's delivery mode of a message that outlives its server.
 PERSISTENT = 2
@@ -54,7 +55,7 @@ class Message(msgspec.Struct, frozen=True):
 
     queue: str
     body: bytes
-    properties: Properties | TaskProperties
+    properties: Properties | TaskProperties | SplicedProperties
     #: The task queue it belongs to; ``queue`` may be that, or its dead-letter queue, or a step of its delays.
     home: str = ""
     #: Unix time before which it must not run; None: it goes to ``queue`` at once.
@@ -106,8 +107,8 @@ class Encoder:
         return [_FRAME.pack(constants.FRAME_BODY, self._channel, len(one)) + one + _END for one in pieces]
 
 
-def _encoded(properties: Properties | TaskProperties) -> bytes:
-    return properties.encode() if isinstance(properties, TaskProperties) else marshal(properties)
+def _encoded(properties: Properties | TaskProperties | SplicedProperties) -> bytes:
+    return marshal(properties) if isinstance(properties, Properties) else properties.encode()
 
 
 @lru_cache(_KEPT)

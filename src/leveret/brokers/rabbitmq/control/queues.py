@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.brokers.base import in_use
+from leveret.brokers.rabbitmq.admission import Emptied
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.control.bus import MOST_QUEUES, PAUSING, Signal, Tally
 from leveret.brokers.rabbitmq.control.peek import peek
@@ -20,6 +21,7 @@ from leveret.brokers.rabbitmq.queues import (
     dead_queue,
     delay_queue,
     delete_queue,
+    gate_queue,
     mark_paused,
     pause_marker,
     purge_queue,
@@ -30,12 +32,13 @@ from leveret.errors import QueueMismatch, QueueNotFound
 from leveret.model import QueueStats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from leveret.brokers.base import WaitingState
     from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.control.bus import ControlBus
     from leveret.brokers.rabbitmq.coordination import Claims
+    from leveret.brokers.rabbitmq.limits import RabbitMQLimits
     from leveret.brokers.rabbitmq.queues import Publisher, Requester
     from leveret.model import Envelope, Removed
 
@@ -51,6 +54,7 @@ class RabbitMQQueues:
         bus: ControlBus,
         forget: Callable[[str], None],
         claims: Claims,
+        limits: RabbitMQLimits,
     ) -> None:
         self._hosts = hosts
         self._publisher = publisher
@@ -58,6 +62,7 @@ class RabbitMQQueues:
         self._bus = bus
         self._forget = forget
         self._claims = claims
+        self._limits = limits
         self._ready = ReadyCounter()
 
     async def stats(self, queues: Sequence[str] = ()) -> Sequence[QueueStats]:
@@ -96,7 +101,8 @@ class RabbitMQQueues:
                 # Anybody may answer, and name what nobody may look at.
                 with suppress(QueueMismatch, amqp.AMQPChannelError):
                     seen.append(await _Seen.of(look, name))
-        return [one.stats(tally) for one in sorted(seen, key=lambda one: one.name) if one.is_there]
+        held = await self._limits.held() if any(one.gate is not None for one in seen) else {}
+        return [one.stats(tally, held) for one in sorted(seen, key=lambda one: one.name) if one.is_there]
 
     async def _set_paused(self, queue: str, change: Callable[[amqp.Connection, str], Awaitable[None]]) -> None:
         connection = await self._publisher.connection()
@@ -112,11 +118,22 @@ class RabbitMQQueues:
         consumers = count[1]
         if consumers and not force:
             raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
+        cleared = await self._limits.clear(queue)
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
+        cleared += await self._limits.clear(queue)  # what was on the way to whoever admits tasks
+        running = await self._running(connection) if consumers else ()
+        taken = (await self._stats([queue]))[0].running if consumers else 0
+        await self._limits.emptied(queue, taken, running)
         if await self._claims.exists():
-            running = await self._running(connection) if consumers else ()
             await self._claims.emptied(queue, running, with_dead=whole)
-        return msgspec.structs.replace(removed, kept=whole and bool(consumers))
+        return msgspec.structs.replace(removed, ready=removed.ready + cleared, kept=whole and bool(consumers))
+
+    async def look_into(self, queue: str) -> Emptied | None:
+        """What workers have of an empty queue; None: it is not empty, or there are consumers that do not tell."""
+        found = await self.stats([queue])
+        if not found or found[0].ready or found[0].silent_consumers:
+            return None
+        return Emptied(queue, found[0].running, await self._running(await self._publisher.connection()))
 
     async def _running(self, connection: amqp.Connection) -> list[str]:
         """The ids of the tasks that run now."""
@@ -153,20 +170,23 @@ class _Seen(msgspec.Struct, frozen=True):
     name: str
     tasks: tuple[int, int] | None
     dead: tuple[int, int] | None
+    gate: tuple[int, int] | None
     waiting: dict[int, int | None]
     marks: tuple[bool, bool]
 
     @classmethod
     async def of(cls, look: Look, name: str) -> _Seen:
         tasks, dead = await look.settled_count(name), await look.settled_count(dead_queue(name))
-        return cls(name, tasks, dead, await look.waiting(name), await look.pause_marks(name))
+        gate = await look.settled_count(gate_queue(name))
+        return cls(name, tasks, dead, gate, await look.waiting(name), await look.pause_marks(name))
 
     @property
     def is_there(self) -> bool:
         """Whether it is, or was."""
         return self.tasks is not None or self.dead is not None
 
-    def stats(self, tally: Tally) -> QueueStats:
+    def stats(self, tally: Tally, held: Mapping[str, int]) -> QueueStats:
+        """``held``: how many of its tasks are with whoever admits them."""
         ready, consumers = self.tasks or (0, 0)
         silent = max(0, consumers - tally.consumers.get(self.name, 0))
         workers = tally.workers.get(self.name, 0)
@@ -179,6 +199,7 @@ class _Seen(msgspec.Struct, frozen=True):
             delayed=sum(filter(None, self.waiting.values())),
             silent_consumers=silent,
             paused=any(self.marks),
+            limited=self.gate[0] + held.get(self.name, 0) if self.gate else 0,
             missing=tuple(self._missing(workers)),
         )
 

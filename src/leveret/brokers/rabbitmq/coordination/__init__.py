@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from leveret.brokers.rabbitmq.coordination.claims import Claims, claimed_keys, mark_of
 from leveret.brokers.rabbitmq.coordination.entries import MOST_RIDING
-from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, TenureLost
+from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, Ride, Side, TenureLost
 from leveret.brokers.rabbitmq.coordination.table import FencedTable, Request, Tenure
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "Claims",
     "FencedTable",
     "Request",
+    "Ride",
+    "Side",
     "Tenure",
     "TenureLost",
     "claimed_keys",

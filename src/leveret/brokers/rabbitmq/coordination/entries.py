@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from copy import copy
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from leveret.brokers.rabbitmq.amqp import PERSISTENT, Message, Properties, TaskProperties, content_of
-from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration
+from leveret.brokers.rabbitmq.amqp import (
+    PERSISTENT,
+    Message,
+    Properties,
+    SplicedProperties,
+    content_of,
+    field,
+    text_field,
+)
+from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration, writable
 from leveret.model import decoded
 
 if TYPE_CHECKING:
@@ -121,7 +128,13 @@ def with_row(queue: str, message: Message, row: Row) -> Message:
     One publish, so that the end of this program cannot store the one without the other.
     """
     header = _RowHeader(VERSION, row.key, *row.version, value=row.value)
-    properties = _writable(message.properties)
+    if isinstance(message.properties, SplicedProperties):
+        one = message.properties
+        # First of all: see `_riding_row`.
+        table = text_field(_ROW_NAME, msgspec.json.encode(header)) + _route(queue) + one.table
+        spliced = SplicedProperties(one.message_id, one.priority, one.before, table, one.after)
+        return msgspec.structs.replace(message, properties=spliced)
+    properties = writable(message.properties)
     properties.headers = {**(properties.headers or {}), TABLE_ROW: _encoded(header), "BCC": [queue]}
     return msgspec.structs.replace(message, properties=properties)
 
@@ -129,6 +142,10 @@ def with_row(queue: str, message: Message, row: Row) -> Message:
 #: How the content header of a row of ours begins: class, weight and body size; flags; the table's size; the header.
 _FLAGS = sum(Properties.flags[name] for name in ("headers", "delivery_mode", "message_id", "message_type"))
 _AT_FLAGS, _AT_HEADERS = 12, 18
+_HEADERS, _ENCODING, _CONTENT_TYPE = (
+    Properties.flags[name] for name in ("headers", "content_encoding", "content_type")
+)
+_ROW_NAME = TABLE_ROW.encode()
 _BEGINS = bytes([len(TABLE_ROW)]) + TABLE_ROW.encode() + b"S"
 _ENDS = bytes([len(_ROW)]) + _ROW.encode()
 _HELLO_ENDS = bytes([len(_HELLO)]) + _HELLO.encode()
@@ -151,12 +168,38 @@ def _plain_row(header: bytes, body: bytes) -> Row | None:
     return Row(found.key, Version(found.epoch, found.number, found.by), None if found.removed else body)
 
 
+@lru_cache
+def _route(queue: str) -> bytes:
+    """The header that has RabbitMQ store a message in a queue besides."""
+    return field("BCC", [queue])
+
+
+def _riding_row(header: bytes) -> Row | None:
+    """A row that comes with a task, where it is the first of the headers."""
+    flags = int.from_bytes(header[_AT_FLAGS : _AT_FLAGS + 2], "big")
+    if not flags & _HEADERS or flags & _ENCODING:
+        return None
+    at = _AT_FLAGS + 2
+    if flags & _CONTENT_TYPE and len(header) > at:
+        at += 1 + header[at]
+    at += 4
+    if not header.startswith(_BEGINS, at):
+        return None
+    text = at + len(_BEGINS) + 4
+    found = decoded(_decode_row, header[text : text + int.from_bytes(header[text - 4 : text], "big")])
+    if found is None or found.v != VERSION or found.removed:
+        return None
+    return Row(found.key, Version(found.epoch, found.number, found.by), found.value, rides=True)
+
+
 def entry_of(message: Incoming) -> Entry:
     """What a delivery of the table's queue is."""
     if (row := _plain_row(message.header, message.body)) is not None:
         return row
     if message.header.endswith(_HELLO_ENDS) and (hello := decoded(_decode_hello, message.body)) is not None:
         return Hello(hello.by, hello.number)
+    if not message.header.endswith(_ENDS) and (riding := _riding_row(message.header)) is not None:
+        return riding
     properties = content_of(message.header).properties
     header = (properties.headers or {}).get(TABLE_ROW)
     if header is None:
@@ -175,16 +218,3 @@ def _encoded(header: _RowHeader) -> str:
 
 def _properties(type_: str, id_: str, headers: dict[str, Any] | None = None) -> Properties:
     return Properties(message_type=type_, message_id=id_, delivery_mode=PERSISTENT, headers=headers)
-
-
-def _writable(properties: Properties | TaskProperties) -> Properties:
-    if not isinstance(properties, TaskProperties):
-        return copy(properties)
-    return Properties(
-        content_type=properties.content_type,
-        delivery_mode=PERSISTENT,
-        priority=properties.priority,
-        message_id=properties.message_id,
-        timestamp=dt.datetime.fromtimestamp(properties.timestamp, dt.UTC),
-        message_type=properties.message_type,
-    )

@@ -143,6 +143,8 @@ class Candidate:
         self._out: dict[int, _Sent] = {}
         #: Rows of ours that are on the way, by key.
         self._changing: Counter[str] = Counter()
+        #: Keys that were dropped while a row of theirs was on the way.
+        self._dropped: set[str] = set()
         #: Rows on tasks, by their number.
         self._riding: dict[int, _Ride] = {}
         self._sentinel = 0
@@ -198,6 +200,17 @@ class Candidate:
         if rides:
             self._riding[send.number] = _Ride(key)
         return send
+
+    def drop(self, keys: Iterable[str]) -> list[Action]:
+        """Forget rows whose keys never come again, without a tombstone: see docs/adr/0042."""
+        tags: list[int] = []
+        for key in keys:
+            held = self._held.pop(key, None)
+            if held is not None:
+                tags += held.tags + held.lower
+            if key in self._changing:
+                self._dropped.add(key)
+        return [Acknowledge(tags)] if tags else []
 
     def look(self, now: float, wall: float) -> list[Action]:
         """The time has passed: hellos, renewals, doubts. To be called about every half of `HELLO`."""
@@ -340,7 +353,11 @@ class Candidate:
         if self._changing[row.key] <= 0:
             del self._changing[row.key]
         held = self._held.get(row.key)
-        if held is not None and held.row.version > row.version:
+        if row.key in self._dropped:
+            self._settled.append(tag)
+            if row.key not in self._changing:
+                self._dropped.discard(row.key)
+        elif held is not None and held.row.version > row.version:
             self._settled.append(tag)
         else:
             self._supersede(row, tag, now)

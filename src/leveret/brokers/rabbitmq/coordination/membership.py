@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,7 @@ from leveret.errors import BrokerError
 from leveret.model import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from typing import Self
 
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming, PublishCall
@@ -44,8 +44,10 @@ MOST_ROWS = 12_000
 #: Unacknowledged messages of the table: each row, its next version, tombstones and hellos.
 _PREFETCH = 20_000
 #: Requests that are handed to the holder and not done.
-_REQUESTS = 100
+REQUESTS = 100
 _LOOK = machine.HELLO / 2
+#: Most tasks with a row that are sent as one call.
+_CHUNK = 100
 #: About how many bytes of rows one answer has.
 _PIECE = 256 * 1024
 #: The question for all rows, which is answered here.
@@ -57,11 +59,22 @@ class TenureLost(BrokerError):
     """This one holds the table no more, or cannot be sure of it. What was not done by then may be done or not."""
 
 
+class Ride(NamedTuple):
+    """A task, and the row that goes with it. ``told``: called when both are stored, or with why neither is."""
+
+    message: Message
+    key: str
+    value: bytes
+    told: Callable[[EnqueueError | None], None]
+
+
 class _Changes:
     """Changes that are on the way, by the numbers of their rows, and who waits for each."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        #: Who is told of each ride, in place of a future.
+        self._told: dict[int, Callable[[EnqueueError | None], None]] = {}
         #: Those of rows that ride on a task: they are done when both are stored.
         self._rides: set[int] = set()
         self._refusals: dict[int, EnqueueError] = {}
@@ -72,6 +85,10 @@ class _Changes:
             self._rides.add(number)
         return change
 
+    def tell(self, number: int, told: Callable[[EnqueueError | None], None]) -> None:
+        self._rides.add(number)
+        self._told[number] = told
+
     def applied(self, number: int) -> None:
         """The row was delivered back."""
         if number not in self._rides:
@@ -81,6 +98,8 @@ class _Changes:
         """The row was delivered back, and the task that it rides on is confirmed."""
         self._rides.discard(number)
         _resolve(self._waiting.pop(number, None))
+        if (told := self._told.pop(number, None)) is not None:
+            told(None)
 
     def will_be_refused(self, number: int, why: EnqueueError) -> None:
         self._refusals[number] = why
@@ -88,19 +107,45 @@ class _Changes:
     def refused(self, number: int) -> None:
         """Neither the task nor the row is stored."""
         self._rides.discard(number)
-        _fail(self._waiting.pop(number, None), self._refusals.pop(number))
+        why = self._refusals.pop(number)
+        _fail(self._waiting.pop(number, None), why)
+        if (told := self._told.pop(number, None)) is not None:
+            told(why)
 
     def lose(self, reason: str) -> None:
         """Nothing is known of what is still on the way."""
         for waiting in self._waiting.values():
             _fail(waiting, TenureLost(reason))
         self._waiting.clear()
+        self._told.clear()
+
+
+class Side:
+    """A queue that the holder consumes besides the table, on a channel of its own of the same connection."""
+
+    def __init__(self, line: amqp.Link, channel: amqp.Channel) -> None:
+        self._line = line
+        self._channel = channel
+
+    @property
+    def is_closed(self) -> bool:
+        return self._line.is_lost or self._channel.is_closed
+
+    def acknowledge(self, tags: Sequence[int], oldest: int | None) -> None:
+        """``oldest``: see `acks`."""
+        if tags and not self.is_closed:
+            self._line.connection.writer.write(acks(self._channel.number, tags, oldest))
+
+    async def close(self) -> None:
+        """What is not acknowledged goes back to its queue."""
+        if not self.is_closed:
+            await amqp.close_channel(self._channel)
 
 
 class Membership:
     """A candidate's connection, until it is over. `held` tells when it has become the holder's."""
 
-    def __init__(self, channel: ConfirmChannel, name: str, *, reads: bool) -> None:
+    def __init__(self, channel: ConfirmChannel, name: str, *, reads: bool, requests: int = REQUESTS) -> None:
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._channel = channel
@@ -110,6 +155,7 @@ class Membership:
         self.me = f"{this_process()}:{secrets.token_hex(6)}"
         self.candidate = machine.Candidate(self.me, loop.time(), time.time(), reads=reads)
         self._reads = reads
+        self._most_requests = requests
         #: Done when this one holds the table.
         self._holding = _new_future()
         self._over: asyncio.Future[str] = loop.create_future()
@@ -123,10 +169,13 @@ class Membership:
         self._line.when_lost(lambda: self._end(self._line.farewell or "the connection was lost"))
 
     @classmethod
-    async def join(cls, hosts: Hosts, name: str, *, reads: bool = False) -> Self:
-        """Raises BrokerUnavailable or BrokerRefused; the queues must be there."""
+    async def join(cls, hosts: Hosts, name: str, *, reads: bool = False, requests: int = REQUESTS) -> Self:
+        """``requests``: how many may be handed to the holder and not done.
+
+        Raises BrokerUnavailable or BrokerRefused; the queues must be there.
+        """
         channel = await ConfirmChannel.open(hosts, Limits(), _fit, purpose="table")
-        membership = cls(channel, name, reads=reads)
+        membership = cls(channel, name, reads=reads, requests=requests)
         try:
             await channel.line.run(membership._begin())
         except BaseException as error:
@@ -202,6 +251,34 @@ class Membership:
         assert isinstance(send.entry, Row)
         self._publish(send.number, with_row(self._queue, message, send.entry))
         await change
+
+    async def enqueue_all(self, rides: Sequence[Ride]) -> None:
+        """Have each task be stored with a row of a new key; returned means sent. Raises TenureLost."""
+        await self.prove()
+        now = self._clock()
+        for start in range(0, len(rides), _CHUNK):
+            numbers, messages = [], []
+            for ride in rides[start : start + _CHUNK]:
+                send = self.candidate.change(ride.key, ride.value, now, rides=True)
+                assert isinstance(send.entry, Row)
+                self._changes.tell(send.number, ride.told)
+                numbers.append(send.number)
+                messages.append(with_row(self._queue, ride.message, send.entry))
+            call = self._channel.tracker.post(messages)
+            call.done.add_done_callback(partial(self._on_outcomes, numbers, call))
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """See `machine.Candidate.drop`."""
+        self._do(self.candidate.drop(keys))
+
+    async def consume_besides(self, queue: str, prefetch: int, take: Callable[[list[Incoming]], None]) -> Side:
+        """Consume a queue that is there. Raises what aio-pika raises."""
+        channel = await amqp.open_channel(self._line.connection, confirms=False)
+        self._line.connection.take_deliveries(channel.number, take)
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._line.start(amqp.close_channel(channel)))
+        await channel.basic_qos(prefetch_count=prefetch)
+        await channel.basic_consume(queue, _not_called, arguments=steady_arguments(self._line.connection))
+        return Side(self._line, channel)
 
     def acknowledge(self, tags: Sequence[int]) -> None:
         if tags and not self._line.is_lost and not self.is_over:
@@ -285,20 +362,24 @@ class Membership:
 
     def _publish(self, number: int, message: Message) -> None:
         call = self._channel.tracker.post([message])
-        call.done.add_done_callback(partial(self._on_outcome, number, call))
+        call.done.add_done_callback(partial(self._on_outcomes, [number], call))
 
-    def _on_outcome(self, number: int, call: PublishCall, done: asyncio.Future[None]) -> None:
+    def _on_outcomes(self, numbers: Sequence[int], call: PublishCall, done: asyncio.Future[None]) -> None:
         if self.is_over or done.cancelled():
             return
         if error := done.exception():
             self._end(f"a row could not be sent: {error}")
-        elif call.refusals:
-            self._changes.will_be_refused(number, call.refusals[0])
-            self._do(self.candidate.refused(number, self._clock()))
-        elif call.pending:
+            return
+        if call.pending:
             self._end("the connection was lost, or silent, before the confirm came")
-        else:
-            self._do(self.candidate.confirmed(number, self._clock()))
+            return
+        now = self._clock()
+        for place, number in enumerate(numbers):
+            if (refusal := call.refusals.get(place)) is not None:
+                self._changes.will_be_refused(number, refusal)
+                self._do(self.candidate.refused(number, now))
+            else:
+                self._do(self.candidate.confirmed(number, now))
 
     def _hold(self) -> None:
         _resolve(self._holding)
@@ -306,7 +387,7 @@ class Membership:
             self._start(self._take_requests())
 
     async def _take_requests(self) -> None:
-        await self._line.channel.basic_qos(prefetch_count=_REQUESTS)
+        await self._line.channel.basic_qos(prefetch_count=self._most_requests)
         await self._consume(requests_queue(self._name), _REQUESTS_TAG)
 
     def _start(self, operation: Coroutine[object, object, None]) -> None:

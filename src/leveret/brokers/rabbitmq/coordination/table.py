@@ -24,12 +24,20 @@ from leveret.brokers.rabbitmq.coordination.entries import (
     table_declaration,
     table_queue,
 )
-from leveret.brokers.rabbitmq.coordination.membership import MOST_ROWS, READ, Membership, TenureLost
+from leveret.brokers.rabbitmq.coordination.membership import (
+    MOST_ROWS,
+    READ,
+    REQUESTS,
+    Membership,
+    Ride,
+    Side,
+    TenureLost,
+)
 from leveret.brokers.rabbitmq.queues import Look, examine, make_queues, message_count
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, QueueMismatch, QueueNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.queues import Declaration, Publisher, Requester
@@ -46,6 +54,8 @@ _ANSWER = 2.0
 _AT_ONCE = 4
 #: A node that is starting may refuse for a moment; one that refuses so often means it.
 _REFUSALS = 3
+#: A queue that was seen so lately need not be looked for before each of many tasks (seconds).
+_SEEN = 0.25
 #: How long joining and reading may take (seconds).
 _READING = 20.0
 
@@ -126,6 +136,27 @@ class Tenure:
         await self._queues.require(message.queue)
         await self._membership.enqueue(message, key, value)
 
+    async def enqueue_all(self, rides: Sequence[Ride]) -> None:
+        """Store tasks of one queue, each with a row of a new key; returned means sent: see `Ride.told`.
+
+        Raises QueueNotFound or BrokerUnavailable when none was sent; TenureLost when that is not known.
+        """
+        await self._queues.require(rides[0].message.queue, within=_SEEN)
+        await self._membership.enqueue_all(rides)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget rows whose keys never come again. It costs nothing, and is durable a moment later: until then the next
+        holder may find them. See docs/adr/0042.
+        """
+        self._membership.drop(keys)
+
+    async def consume(self, queue: str, prefetch: int, take: Callable[[list[Incoming]], None]) -> Side:
+        """Have what is in another queue as long as this lasts. Raises BrokerError."""
+        try:
+            return await self._membership.consume_besides(queue, prefetch, take)
+        except amqp.CONNECTION_LOST as error:
+            raise amqp.translate(error, f"consuming {queue!r}") from error
+
     async def __aiter__(self) -> AsyncIterator[Request]:
         """What is posted and asked, until this is over: then it raises TenureLost."""
         while True:
@@ -145,11 +176,17 @@ class _QueueLook:
         self._connection: amqp.Connection | None = None
         self._look: Look | None = None
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        #: When a queue was last seen (the loop's time).
+        self._seen: dict[str, float] = {}
 
-    async def require(self, queue: str) -> None:
-        """Raises QueueNotFound, BrokerUnavailable."""
+    async def require(self, queue: str, *, within: float = 0.0) -> None:
+        """``within``: to have seen it so lately is enough (seconds). Raises QueueNotFound, BrokerUnavailable."""
+        now = asyncio.get_running_loop().time()
+        if now - self._seen.get(queue, float("-inf")) < within:
+            return
         try:
             await self._flights.join([queue], self._ask)
+            self._seen[queue] = now
         except amqp.CONNECTION_LOST as error:
             raise amqp.translate(error, f"looking for queue {queue!r}") from error
 
@@ -167,13 +204,16 @@ class _QueueLook:
 
 
 class FencedTable:
-    """A table by its name. ``timeout``: what its callers wait for (seconds)."""
+    """A table by its name. ``requests``: how many may be handed to its holder and not done."""
 
-    def __init__(self, hosts: Hosts, publisher: Publisher, requester: Requester, name: str) -> None:
+    def __init__(
+        self, hosts: Hosts, publisher: Publisher, requester: Requester, name: str, requests: int = REQUESTS
+    ) -> None:
         self._hosts = hosts.with_heartbeat(_HEARTBEAT)
         self._publisher = publisher
         self._requester = requester
         self.name = name
+        self._requests = requests
         self._queues = _QueueLook(publisher)
         self._is_made = False
 
@@ -239,7 +279,7 @@ class FencedTable:
         while True:
             try:
                 await self._make()
-                membership = await Membership.join(self._hosts, self.name)
+                membership = await Membership.join(self._hosts, self.name, requests=self._requests)
             except BrokerError as error:
                 refusals += isinstance(error, BrokerRefused)
                 if refusals >= _REFUSALS:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
+import secrets
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -16,18 +18,27 @@ from leveret.brokers.rabbitmq.amqp import (
     Content,
     Message,
     Properties,
+    SplicedProperties,
     TaskProperties,
     content_of,
     field,
+    fields_of,
     marshal,
+    spliced,
+    text_field,
 )
-from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue, delay_queue, gate_queue
 from leveret.model import (
+    FAIR_KEY,
+    LIMITS,
+    MIDDLE_PRIORITY,
     DeadLetter,
     DeadLettered,
     Delivery,
     Envelope,
     Retrying,
+    fair_key,
+    limit_refs,
     new_id,
     number,
     retried,
@@ -37,7 +48,7 @@ from leveret.model import (
 
 if TYPE_CHECKING:
     from leveret.brokers.rabbitmq.amqp import Incoming
-    from leveret.model import Lease
+    from leveret.model import Lease, LimitRef
 
 ATTEMPT = "leveret-attempt"
 ERROR = "leveret-error"
@@ -54,6 +65,10 @@ REVIVED_AT = "leveret-revived-at"
 PRIORITY = "leveret-priority"
 #: Says what row of a table this message is: RabbitMQ stores a task that a table's holder enqueues in the table too.
 TABLE_ROW = "leveret-row"
+#: The permit of a task that was admitted: it is let run with that, and gives it back at its end.
+PERMIT = "leveret-permit"
+#: Tells apart the copies of a task in the queue where it waits for limits: each stay there is one.
+STAY = "leveret-stay"
 #: The names of headers that did not fit a copy.
 LEFT_OUT = "leveret-left-out"
 _OURS = frozenset(
@@ -71,12 +86,14 @@ _OURS = frozenset(
         UNREADABLE,
         LEFT_OUT,
         TABLE_ROW,
+        PERMIT,
+        STAY,
     }
 )
 #: The broker's own record of a message's past. Up to RabbitMQ 3.13 it believes a client that sends one.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-#: Where else the broker shall deliver what is published: that was done with the first copy.
-_ROUTES = ("CC", "BCC", TABLE_ROW)
+#: What is of one copy alone: where else the broker shall deliver it, and that its task was admitted.
+_OF_A_COPY = ("CC", "BCC", TABLE_ROW, PERMIT, STAY)
 #: A header may claim any attempt; the next one must fit an AMQP integer.
 _MOST_ATTEMPTS = 2**62
 #: The year 3000, in milliseconds: a header that names a later moment is not one.
@@ -86,6 +103,18 @@ _LIKELY_SECONDS = range(1_000_000_000, 100_000_000_000)
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _MAX_ERROR = 1_000
+#: How a stay stands in a message's headers: what is before its value, and how long both are (bytes).
+_STAY_SIZE = 16
+_STAY_BEGINS = text_field(STAY.encode(), b"x" * _STAY_SIZE)[:-_STAY_SIZE]
+_STAY_FIELD = len(_STAY_BEGINS) + _STAY_SIZE
+_PERMIT_BYTES = PERMIT.encode()
+#: Headers that a copy does not keep as they are, and how long the others may be together (bytes).
+_NOT_SPLICED = frozenset(name.encode() for name in (*_OF_A_COPY, PRIORITY, UNREADABLE, LEFT_OUT))
+_MOST_SPLICED = 2_048
+_BROKERS_BYTES = tuple(name.encode() for name in _BROKERS)
+_Limits: TypeAlias = "tuple[tuple[LimitRef, ...], str | None]"
+#: Kinds of headers that are known with their limits.
+_KEPT = 4_096
 #: All headers together must fit one frame. Where they don't, ours are cut first, to so many characters.
 _CUTS = ((TRACEBACK, 2_000), (ERROR, 200), (REASON, 400), (TRACEBACK, 200), (REASON, 200))
 _MAX_LEFT_OUT = 200
@@ -98,6 +127,9 @@ _MOST_PRIORITY = 255
 #: The flags of the properties in a content header. A message that has others is decoded by pamqp.
 _CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 << bit for bit in (15, 12, 11, 7, 6, 5))
 _COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
+_TABLE = 1 << 13
+#: Headers of ours that say something of the envelope.
+_TOLD = _OURS - {PERMIT, STAY, TABLE_ROW}
 #: Where the flags of a content header are, and where its properties begin.
 _FLAGS, _FIRST = 12, 14
 _NO_PROPERTIES = b"\x00\x3c" + bytes(_FIRST - 2)
@@ -108,6 +140,8 @@ class RabbitMQDelivery(Delivery, frozen=True, eq=False):
 
     #: What is in its content header frame. Few deliveries are copied, so it is kept as it came.
     header: bytes = _NO_PROPERTIES
+    #: "": it has none.
+    permit: str = ""
 
     @property
     def content(self) -> Content:
@@ -152,8 +186,30 @@ def _properties(envelope: Envelope) -> Properties:
 def received(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
     envelope = _common_envelope(message.header, message.body, queue)
     if envelope is None:
-        return _delivery(message, queue, lease)
+        return _with_texts(message, queue, lease) or _delivery(message, queue, lease)
     return RabbitMQDelivery(envelope, lease, message.tag, int(message.redelivered), header=message.header)
+
+
+def _with_texts(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery | None:
+    """As `_delivery`, of a task whose headers are texts and the producer's own, or say that it was admitted."""
+    properties = spliced(message.header)
+    fields = None if properties is None else fields_of(properties.table)
+    if properties is None or fields is None:
+        return None
+    texts = {name.decode(errors="replace"): text for name, text in fields.items()}
+    if None in texts.values() or texts.keys() & _TOLD or any(name.startswith(_BROKERS) for name in texts):
+        return None
+    flags = int.from_bytes(properties.before[:2], "big") & ~_TABLE
+    header = message.header[:_FLAGS] + flags.to_bytes(2, "big") + properties.before[2:] + properties.after
+    envelope = _common_envelope(header, message.body, queue)
+    if envelope is None:
+        return None
+    permit = texts.pop(PERMIT, "") or ""
+    others = {name: text for name, text in texts.items() if name not in _OURS}
+    envelope = msgspec.structs.replace(envelope, headers=others)
+    return RabbitMQDelivery(
+        envelope, lease, message.tag, int(message.redelivered), header=message.header, permit=permit
+    )
 
 
 def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
@@ -164,7 +220,7 @@ def _delivery(message: Incoming, queue: str, lease: Lease) -> RabbitMQDelivery:
         envelope = msgspec.structs.replace(envelope, due=None, expires_at=None)
     count = (properties.headers or {}).get("x-delivery-count")
     returns = count if type(count) is int else int(message.redelivered)
-    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header)
+    return RabbitMQDelivery(envelope, lease, message.tag, returns, ours.defect, message.header, ours.text(PERMIT) or "")
 
 
 def retry_message(delivery: Delivery, outcome: Retrying, now: float) -> Message:
@@ -178,6 +234,96 @@ def postponed(delivery: Delivery) -> Message:
     """The message, to go on its next step."""
     envelope = delivery.envelope
     return msgspec.structs.replace(_copy(delivery, envelope.queue, {}), due=envelope.due)
+
+
+class Waiting(NamedTuple):
+    """A task that waits for its limits."""
+
+    id: str
+    #: Which of its stays in the queue this is; "": somebody else put it there.
+    stay: str
+    refs: tuple[LimitRef, ...]
+    fair: str | None
+    #: Its priority.
+    rank: int
+
+
+def to_wait(message: Message) -> Message:
+    """The message for where its task waits for its limits."""
+    properties = writable(message.properties)
+    # The last of the headers, as `_unstayed` wants it.
+    properties.headers = {**(properties.headers or {}), STAY: secrets.token_hex(_STAY_SIZE // 2)}
+    return msgspec.structs.replace(message, queue=gate_queue(message.home), properties=properties)
+
+
+def regated(delivery: Delivery) -> Message:
+    """A delivery's message, to wait for its limits."""
+    return to_wait(_copy(delivery, delivery.envelope.queue, {}))
+
+
+def waiting(message: Incoming) -> Waiting:
+    found = _unstayed(message)
+    if found is not None:
+        properties, stay, (refs, fair) = found
+        rank = MIDDLE_PRIORITY if properties.priority is None else properties.priority
+        return Waiting(properties.message_id, stay, refs, fair, rank)
+    return _waiting(message)
+
+
+def _unstayed(message: Incoming) -> tuple[SplicedProperties, str, _Limits] | None:
+    """A message that waits as Leveret's own producers have it: without its stay, and that; None for others."""
+    properties = spliced(message.header)
+    if properties is None or not properties.table[-_STAY_FIELD:].startswith(_STAY_BEGINS):
+        return None
+    rest, stay = properties.table[:-_STAY_FIELD], properties.table[-_STAY_SIZE:]
+    limits = _limits_of(rest)
+    if limits is None or not stay.isalnum():
+        return None
+    one = properties
+    return SplicedProperties(one.message_id, one.priority, one.before, rest, one.after), stay.decode(), limits
+
+
+@lru_cache(_KEPT)
+def _limits_of(table: bytes) -> _Limits | None:
+    """The limits and the fairness key in headers that a copy may keep as they are; None for others."""
+    fields = fields_of(table)
+    if fields is None or len(table) > _MOST_SPLICED or fields.keys() & _NOT_SPLICED:
+        return None
+    if any(name.startswith(_BROKERS_BYTES) for name in fields):
+        return None
+    headers = {name: text for name in (LIMITS, FAIR_KEY) if (text := fields.get(name.encode())) is not None}
+    return limit_refs(headers), fair_key(headers)
+
+
+def _waiting(message: Incoming) -> Waiting:
+    properties = content_of(message.header).properties
+    ours = _OwnHeaders(properties.headers or {})
+    headers = ours.others()
+    rank = ours.priority() if properties.priority is None else properties.priority
+    return Waiting(
+        properties.message_id or new_id(),
+        ours.text(STAY) or "",
+        limit_refs(headers),
+        fair_key(headers),
+        MIDDLE_PRIORITY if rank is None else rank,
+    )
+
+
+def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
+    """A message that waited, for its task queue."""
+    if (found := _unstayed(message)) is not None:
+        one = found[0]
+        table = one.table + text_field(_PERMIT_BYTES, permit.encode())
+        return Message(queue, message.body, SplicedProperties(id_, one.priority, one.before, table, one.after), queue)
+    delivery = _delivery(message, queue, _NoLease())
+    properties = _copied(delivery, {PERMIT: permit})
+    properties.message_id = id_
+    return Message(queue, message.body, properties, queue)
+
+
+def put_off_message(delivery: Delivery, again: Envelope) -> Message:
+    """The message to wait again, for its limits or until it is due."""
+    return msgspec.structs.replace(_copy(delivery, again.queue, {DUE: _milliseconds(again.due)}), due=again.due)
 
 
 def on_step(message: Message, milliseconds: int) -> Message:
@@ -272,6 +418,11 @@ def fitted(message: Message, frame_max: int) -> Message:
     A server closes the connection of whoever sends a larger frame (``frame_max``: bytes; 0: no limit).
     """
     properties = message.properties
+    if isinstance(properties, SplicedProperties):
+        if not frame_max or len(properties.encode()) <= frame_max - _FRAME_OVERHEAD:
+            return message
+        message = msgspec.structs.replace(message, properties=properties.decoded())
+        return fitted(message, frame_max)
     if isinstance(properties, TaskProperties) or not properties.headers or not frame_max:
         return message
     room = frame_max - _FRAME_OVERHEAD
@@ -299,6 +450,22 @@ def fitted(message: Message, frame_max: int) -> Message:
     return message
 
 
+def writable(properties: Properties | TaskProperties | SplicedProperties) -> Properties:
+    """A copy that may be changed."""
+    if isinstance(properties, SplicedProperties):
+        return properties.decoded()
+    if not isinstance(properties, TaskProperties):
+        return copy(properties)
+    return Properties(
+        content_type=properties.content_type,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+        message_id=properties.message_id,
+        timestamp=_timestamp(properties.timestamp),
+        message_type=properties.message_type,
+    )
+
+
 def _with_headers(properties: Properties, headers: dict[str, Any]) -> Properties:
     changed = copy(properties)
     changed.headers = headers
@@ -312,7 +479,7 @@ def _kept(content: Content) -> dict[str, Any]:
     return {
         name: texts.get(name, value) if name in _OURS else value
         for name, value in content.headers.items()
-        if name not in _ROUTES and not name.startswith(_BROKERS)
+        if name not in _OF_A_COPY and not name.startswith(_BROKERS)
     }
 
 

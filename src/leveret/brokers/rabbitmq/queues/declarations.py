@@ -13,14 +13,25 @@ import msgspec
 from leveret.brokers.flights import Flights
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues.codec import on_step, unranked
-from leveret.brokers.rabbitmq.queues.declare import OnceLogger, declare, declare_delays
+from leveret.brokers.rabbitmq.queues.declare import (
+    OnceLogger,
+    declare,
+    declare_delays,
+    make_queues,
+    message_count,
+)
 from leveret.brokers.rabbitmq.queues.ladder import Ladder
-from leveret.brokers.rabbitmq.queues.topology import expires_in_order, steps_made_with
+from leveret.brokers.rabbitmq.queues.topology import (
+    expires_in_order,
+    gate_declaration,
+    gate_queue,
+    steps_made_with,
+)
 from leveret.errors import LeveretError, QueueNotFound
-from leveret.model import MIDDLE_PRIORITY, Queue
+from leveret.model import GATE_SUFFIX, MIDDLE_PRIORITY, Queue, is_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from leveret.brokers.rabbitmq.amqp import Message
     from leveret.brokers.rabbitmq.queues.publisher import Publisher
@@ -59,6 +70,17 @@ class Declarations:
             self._queues[queue.name] = queue
             if queue.max_length is not None:
                 self._publisher.limits.add(queue.name)
+
+    def max_length(self, queue: str) -> int | None:
+        known = self._queues.get(queue)
+        return None if known is None else known.max_length
+
+    def waits(self, envelope: Envelope) -> bool:
+        """Whether it waits for limits, its own or its queue's."""
+        if envelope.headers and is_limited(envelope.headers):
+            return True
+        queue = self._queues.get(envelope.queue)
+        return queue is not None and queue.is_limited
 
     def knows(self, queue: str) -> bool:
         """Whether it is one of this program's."""
@@ -111,12 +133,25 @@ class Declarations:
 
 
 class DelayedPublisher:
-    """Publishes each task to where it waits: its queue, or a delay queue. ``turn``: held while one is declared."""
+    """Publishes each task to where it waits: its queue, a delay queue, or where it waits for limits.
 
-    def __init__(self, publisher: Publisher, requester: Requester, turn: asyncio.Semaphore) -> None:
+    ``turn``: held while one is declared. ``length``: the length limit of a task queue, or None.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        requester: Requester,
+        turn: asyncio.Semaphore,
+        length: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
         self._publisher = publisher
         self._requester = requester
         self._turn = turn
+        self._length = length
+        #: Task queues whose limited tasks have where to wait.
+        self._gates: set[str] = set()
+        self._making_gates: Flights[str] = Flights()
         #: By task queue.
         self._ladders: defaultdict[str, Ladder] = defaultdict(Ladder)
         #: Task queue and milliseconds.
@@ -127,11 +162,14 @@ class DelayedPublisher:
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish, each to where it waits. A QueueNotFound names what is not stored."""
         try:
+            if gated := {one.home for one in messages if one.queue != one.home and one.queue.endswith(GATE_SUFFIX)}:
+                await self.make_gates(gated)
             if any(message.due is not None for message in messages):
                 messages = await self._on_steps(messages)
             await self._publisher.publish(messages)
         except QueueNotFound as error:
             self._ladders.clear()
+            self._gates.clear()
             # For want of a delay queue nothing was sent, and whoever sends again must send all of it.
             error.ids = error.ids or tuple(message.id for message in messages)
             raise
@@ -139,9 +177,40 @@ class DelayedPublisher:
     def forget(self, queue: str) -> None:
         """It was deleted, with its delay queues."""
         self._ladders.pop(queue, None)
+        self._gates.discard(queue)
+
+    async def make_gates(self, homes: Collection[str]) -> None:
+        """Make where limited tasks of these queues wait."""
+        if missing := [home for home in homes if home not in self._gates]:
+            await self._making_gates.join(missing, self._make_gates_now)
+
+    async def count(self, queue: str) -> tuple[int, int] | None:
+        """How many messages are ready in any queue, and how many consumers it has; None: there is no such queue.
+
+        Raises BrokerError.
+        """
+
+        async def ask() -> tuple[int, int] | None:
+            return await message_count(await self._publisher.connection(), queue)
+
+        return await self._requester.ask(f"looking for queue {queue!r}", ask)
 
     def close(self, error: BrokerUnavailable) -> None:
         self._making.close(error)
+        self._making_gates.close(error)
+
+    async def _make_gates_now(self, homes: Sequence[str]) -> None:
+        declarations = [gate_declaration(home, self._length(home)) for home in homes]
+
+        async def ask() -> None:
+            await make_queues(await self._publisher.connection(), declarations, scratch_beside=homes[0])
+
+        async with self._turn:
+            await self._requester.ask("declaring where tasks wait for limits", ask, patience=None)
+        self._gates.update(homes)
+        for home in homes:
+            if self._length(home) is not None:
+                self._publisher.limits.add(gate_queue(home))
 
     async def _on_steps(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Each for where it waits, having made the delay queues that are wanted for the first time."""

@@ -25,6 +25,7 @@ from leveret.brokers.rabbitmq.queues.topology import (
     dead_queue,
     delay_declaration,
     delay_queue,
+    gate_queue,
     judge,
     judge_dead,
     judge_priorities,
@@ -238,13 +239,15 @@ async def unmark_paused(connection: amqp.Connection, queue: str) -> None:
 
 
 async def purge_queue(connection: amqp.Connection, queue: str) -> Removed:
-    """Delete what waits in a task queue and in its delay queues, which come first: what is due goes to the queue."""
+    """Delete what waits in a task queue, and what waits to go there, which comes first."""
     delayed = [
         await _emptied(connection, name)
         for name in [delay_queue(queue, milliseconds) for milliseconds in DELAY_STEPS]
         if await message_count(connection, name) is not None
     ]
-    return Removed(await _emptied(connection, queue), sum(delayed))
+    gate = gate_queue(queue)
+    limited = 0 if await message_count(connection, gate) is None else await _emptied(connection, gate)
+    return Removed(await _emptied(connection, queue) + limited, sum(delayed))
 
 
 async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
@@ -253,7 +256,8 @@ async def delete_queue(connection: amqp.Connection, queue: str) -> Removed:
     dead = await _deleted(connection, dead_queue(queue))
     if await is_paused(connection, queue):
         await unmark_paused(connection, queue)
-    return Removed(await _deleted(connection, queue), sum(delayed), dead)
+    limited = await _deleted(connection, gate_queue(queue))
+    return Removed(await _deleted(connection, queue) + limited, sum(delayed), dead)
 
 
 async def _emptied(connection: amqp.Connection, name: str) -> int:
@@ -307,11 +311,19 @@ async def make_stream(connection: amqp.Connection, stream: Declaration) -> None:
     await _flights(connection).join((stream.name,), make)
 
 
-async def make_queues(connection: amqp.Connection, declarations: Sequence[Declaration]) -> None:
-    """Make those of these quorum queues that are missing. They may be used afterwards."""
+async def make_queues(
+    connection: amqp.Connection, declarations: Sequence[Declaration], *, scratch_beside: str | None = None
+) -> None:
+    """Make those of these quorum queues that are missing. They may be used afterwards.
+
+    ``scratch_beside``: see `have_names_written`; without one it takes a while.
+    """
     missing = await _missing(connection, [declaration.name for declaration in declarations])
     await together([partial(_make, connection, one) for one in declarations if one.name in missing])
-    await asyncio.sleep(_REMEMBERED if missing else 0.0)
+    if missing and scratch_beside is not None:
+        await have_names_written(connection, scratch_beside)
+    else:
+        await asyncio.sleep(_REMEMBERED if missing else 0.0)
 
 
 def _flights(connection: amqp.Connection) -> Flights[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from leveret.errors import QueueMismatch
-from leveret.model import DEAD_SUFFIX, DELAY_INFIX, MAX_PRIORITY, PAUSED_SUFFIX, Queue
+from leveret.model import DEAD_SUFFIX, DELAY_INFIX, GATE_SUFFIX, MAX_PRIORITY, PAUSED_SUFFIX, Queue
 
 #: Workers and `leveret queues` talk through it.
 CONTROL_EXCHANGE = "leveret.control"
@@ -23,6 +23,9 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 #: Looking at a dead letter returns it, and RabbitMQ 4.0 to 4.2 drops a message after 20 returns by default.
 _DEAD_ARGUMENTS = {**_QUORUM, "x-delivery-limit": 2**31 - 1}
+#: What is held comes back with each holder that ends, and RabbitMQ 4 drops a message after 20 returns by default; 4.3
+#: waits for a holder whose node is gone, 60 s by default (milliseconds).
+HELD_ARGUMENTS = {**_DEAD_ARGUMENTS, "x-consumer-disconnected-timeout": 5_000}
 #: Should whoever made it die before it is deleted (milliseconds).
 _SCRATCH_EXPIRES = 60_000
 #: Arguments that let the broker drop tasks by itself.
@@ -109,6 +112,17 @@ def scratch_queue(name: str, number: int) -> Declaration:
 
 def dead_queue(name: str) -> str:
     return f"{name}{DEAD_SUFFIX}"
+
+
+def gate_queue(name: str) -> str:
+    """Where the tasks of a queue wait that have limits."""
+    return f"{name}{GATE_SUFFIX}"
+
+
+def gate_declaration(name: str, max_length: int | None = None) -> Declaration:
+    """Whoever admits tasks holds many of them, and each one that ends returns them."""
+    limit = {} if max_length is None else {"x-max-length": max_length, "x-overflow": "reject-publish"}
+    return Declaration(gate_queue(name), arguments={**HELD_ARGUMENTS, **limit})
 
 
 def pause_marker(name: str) -> Declaration:

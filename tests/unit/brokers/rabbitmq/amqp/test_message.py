@@ -15,6 +15,7 @@ from pamqp.header import ContentHeader
 from leveret.brokers.rabbitmq.amqp import Message
 from leveret.brokers.rabbitmq.amqp.message import Encoder, TaskProperties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.amqp.splice import SplicedProperties
 from leveret.brokers.rabbitmq.queues.codec import fitted, to_message
 from leveret.model import Envelope, new_id
 
@@ -38,6 +39,7 @@ def by_pamqp(message: Message, *, mandatory: bool) -> bytes:
 
 def content_header(message: Message) -> bytes:
     """By pamqp, but for headers, whose types are ours (see `test_codec`)."""
+    assert not isinstance(message.properties, SplicedProperties)
     properties = by_name(message.properties)
     if not properties.headers:
         return frame.marshal(ContentHeader(0, len(message.body), properties), CHANNEL)

@@ -601,3 +601,34 @@ def test_nothing_that_counted_is_ever_lost(seed: int) -> None:
     for _ in range(4_000):
         paper.step()
     assert paper.counted
+
+
+def test_a_dropped_row_is_acknowledged_at_once_and_leaves_no_tombstone(one: Driven) -> None:
+    (tag, *_) = one.hold(row("a", 5, 1), row("b", 5, 2))
+    one.do(one.candidate.drop(["a", "never there"]))
+    assert tag in one.acknowledged
+    assert one.candidate.rows() == {"b": b"v"}
+    assert not one.sent
+
+
+def test_what_comes_back_of_a_dropped_row_goes_too(one: Driven) -> None:
+    """A permit may end before its row came back, and while it is published anew."""
+    one.hold()
+    one.change("a", b"1", rides=True)
+    one.do(one.candidate.drop(["a"]))
+    send = one.sent[0]
+    (tag,) = one.bring_back()
+    assert tag in one.acknowledged
+    assert one.candidate.rows() == {}
+    one.do(one.candidate.confirmed(send.number, one.now))
+    assert Stored(send.entry.version) in one.others, "whoever enqueued it is told all the same"  # type: ignore[union-attr]
+
+
+def test_a_key_that_was_dropped_may_be_set_again(one: Driven) -> None:
+    one.hold()
+    one.change("a", b"1")
+    one.do(one.candidate.drop(["a"]))
+    one.bring_back()
+    one.change("a", b"2")
+    one.bring_back()
+    assert one.candidate.rows() == {"a": b"2"}

@@ -15,24 +15,32 @@ from hypothesis import strategies as st
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
 
+from leveret.brokers.rabbitmq.amqp import SplicedProperties
 from leveret.brokers.rabbitmq.amqp.frame_reader import Incoming
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
+from leveret.brokers.rabbitmq.queues import codec
 from leveret.brokers.rabbitmq.queues.codec import (
     LEFT_OUT,
+    PERMIT,
+    STAY,
     RabbitMQDelivery,
+    admitted,
     buried,
     dead_letter_id,
     fitted,
     postponed,
     received,
+    regated,
     retry_message,
     revived_message,
     stored_anew,
     to_dead_letter,
     to_message,
+    to_wait,
     unranked,
+    waiting,
 )
-from leveret.model import MAX_TRACEBACK, DeadLettered, Envelope, Retrying
+from leveret.model import FAIR_KEY, LIMITS, MAX_TRACEBACK, DeadLettered, Envelope, Retrying
 from tests.support.foreign import WIRE_VALUES, Raw, number, short, table, time
 
 if TYPE_CHECKING:
@@ -716,3 +724,59 @@ def test_an_unreadable_dead_letter_that_is_stored_anew_says_so_still() -> None:
     assert to_dead_letter(found, "work").reason == reason
     assert dead_letter_id(found) == dead_letter_id(letter)
     assert "leveret-unreadable" not in headers_of(revived_message(found, "work", NOW))
+
+
+# A task that waits for limits
+
+LIMITED = {LIMITS: '[["few","a"]]', FAIR_KEY: "acme"}
+
+
+def test_each_stay_of_a_task_that_waits_is_marked() -> None:
+    message = to_message(Envelope("m-1", "work", "resize", b"{}", headers=LIMITED, enqueued_at=NOW))
+    stays = [headers_of(to_wait(message))[STAY] for _ in range(2)]
+    assert stays[0] != stays[1]
+    assert to_wait(message).queue == "work.gate"
+    assert STAY not in headers_of(message)
+
+
+def test_a_plain_task_of_a_queue_with_a_limit_waits_as_it_is() -> None:
+    message = to_message(Envelope("m-1", "work", "resize", b"{}", enqueued_at=NOW, priority=3))
+    found = waiting(delivered(own(to_wait(message))))
+    assert (found.id, found.refs, found.fair, found.rank) == ("m-1", (), None, 3)
+
+
+@pytest.mark.parametrize("stay", ["s", "0123456789abcdef"])
+@pytest.mark.parametrize("more", [{}, {"x-delivery-count": 1}, {"leveret-row": "old"}], ids=str)
+def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps(stay: str, more: dict[str, Any]) -> None:
+    """Whether it is copied as bytes or not."""
+    headers = {**LIMITED, **more, STAY: stay}
+    properties = Properties(**{name: getattr(FULL, name) for name in KEPT}, headers=headers, delivery_mode=2)
+    properties.content_encoding = FULL.content_encoding if more else None
+    message = delivered(properties, b"body")
+    found = waiting(message)
+    assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", stay, (("few", "a"),), "acme", 4)
+    copy = admitted(message, "work", found.id, "7.12")
+    assert (copy.queue, copy.body) == ("work", b"body")
+    is_spliced = isinstance(copy.properties, SplicedProperties)
+    assert is_spliced == (len(stay) == 16 and not more)
+    sent = copy.properties.decoded() if isinstance(copy.properties, SplicedProperties) else through_the_wire(own(copy))
+    assert sent.headers == {**LIMITED, PERMIT: "7.12"}
+    assert {name: getattr(sent, name) for name in KEPT} == {name: getattr(properties, name) for name in KEPT}
+    delivery = delivery_of(delivered(sent, b"body"))
+    assert (delivery.permit, delivery.envelope.headers) == ("7.12", LIMITED)
+    for other in (retry(delivery), bury(delivery), postponed(delivery), regated(delivery)):
+        assert PERMIT not in headers_of(other)
+
+
+def test_what_names_no_limits_waits_for_none() -> None:
+    found = waiting(with_headers(leveret_limits="no JSON", leveret_fair=7, leveret_stay=[1]))
+    assert (found.stay, found.refs, found.fair) == ("", (), None)
+
+
+@pytest.mark.parametrize("names", [(), *[(name,) for name in KEPT], KEPT], ids=str)
+@pytest.mark.parametrize("headers", [LIMITED, {**LIMITED, PERMIT: "7.1"}, {"tenant": "é", "x": ""}, {"n": 1}], ids=str)
+def test_a_task_with_text_headers_is_read_as_others_are(names: tuple[str, ...], headers: dict[str, Any]) -> None:
+    given = {"message_id": "m-1", "delivery_mode": 2, **{name: getattr(FULL, name) for name in names}}
+    message = delivered(Properties(headers=headers, **given), redelivered=True)
+    one, other = received(message, "work", LEASE), codec._delivery(message, "work", LEASE)
+    assert msgspec.structs.asdict(one) == msgspec.structs.asdict(other)
