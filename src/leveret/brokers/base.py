@@ -30,8 +30,9 @@ if TYPE_CHECKING:
         WorkerReport,
     )
 
-#: What becomes of a task whose unique key is taken: the one that is there stands for it, or the enqueue is refused.
-OnConflict: TypeAlias = Literal["ignore", "raise"]
+#: What becomes of a task whose unique key is taken: the one that is there stands for it; the enqueue is refused; the
+#: one that is there stands for it, and gets its arguments.
+OnConflict: TypeAlias = Literal["ignore", "raise", "replace"]
 #: How long `publish` may take before it raises (seconds).
 DEFAULT_TIMEOUT = 30.0
 
@@ -283,7 +284,9 @@ class Broker(Protocol):
 
         At most one task with a unique key (`leveret.model.unique_key`) is there that has not ended. "raise": where one
         is, DuplicateTask is raised, and nothing of the call is stored. "ignore": the others are stored; returned are
-        the ids of those that were not, each with the id of the one that is there. None: all were stored.
+        the ids of those that were not, each with the id of the one that is there. None: all were stored. "replace": the
+        same, and the one that is there, if it `is_replaceable`, is handed out as `leveret.model.replaced` says, from
+        the next time on. One with a `waiting_key` has no key as soon as it is handed out.
         """
 
     def publish_blocking(

@@ -54,10 +54,12 @@ from leveret.model import (
     cancelled_running,
     enqueued,
     freed_key,
+    is_replaceable,
     newer,
     placed,
     purged,
     repeated,
+    replaced,
     retried,
     revived,
     revived_again,
@@ -65,6 +67,7 @@ from leveret.model import (
     told_of,
     unique_for,
     unique_key,
+    waiting_key,
 )
 
 if TYPE_CHECKING:
@@ -219,6 +222,35 @@ class _Stored:
         self.ready.remove(waiting)
         heapq.heapify(self.ready)
         return waiting.envelope
+
+    def replace(self, id_: str, by: Envelope, tokens: itertools.count[int]) -> None:
+        """Give a task that is here the arguments of a later call, if it may have them. What runs has them next time."""
+        envelope = self.envelope(id_)
+        if envelope is None or not is_replaceable(envelope.headers):
+            return
+        changed = replaced(envelope, by)
+        for taker in self.takers:
+            for token, held in taker.holding.items():
+                if held.envelope is envelope:
+                    changed = msgspec.structs.replace(changed, due=envelope.due)
+                    taker.holding[token] = msgspec.structs.replace(held, envelope=changed)
+                    return
+        places = [place for place, waiting in enumerate(self.ready) if waiting.envelope is envelope]
+        if places and changed.due == envelope.due:
+            self.ready[places[0]] = msgspec.structs.replace(self.ready[places[0]], envelope=changed)
+        else:
+            self.withdraw(id_)
+            self.put(changed, tokens)
+
+    def envelope(self, id_: str) -> Envelope | None:
+        """A task that waits or runs here."""
+        held = [waiting.envelope for taker in self.takers for waiting in taker.holding.values()]
+        waiting = [one.envelope for one in self.ready]
+        return next((one for one in (*held, *waiting, *self.delayed.values()) if one.id == id_), None)
+
+    def is_held(self, id_: str) -> bool:
+        """Whether a consumer has the task."""
+        return any(waiting.envelope.id == id_ for taker in self.takers for waiting in taker.holding.values())
 
     def clear(self) -> list[Envelope]:
         """Take out all that waits."""
@@ -661,16 +693,38 @@ class MemoryBroker:
     async def publish(
         self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
     ) -> Mapping[str, str] | None:
+        if on_conflict == "replace":
+            self._free_taken(envelopes)
         existing = self._existing(envelopes)
+        later = [envelope for envelope in envelopes if envelope.id in existing]
         if existing:
             if on_conflict == "raise":
                 raise DuplicateTask(list(existing), existing)
-            envelopes = [envelope for envelope in envelopes if envelope.id not in existing]
+            admitted = {envelope.id: envelope for envelope in envelopes if envelope.id not in existing}
+            for one in later if on_conflict == "replace" else ():
+                first = admitted.get(existing[one.id])
+                if first is not None and is_replaceable(first.headers):
+                    admitted[first.id] = replaced(first, one)
+            envelopes = list(admitted.values())
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
                 await self.declare([self._declared[name]])
         self._put(envelopes)
+        mine = {envelope.id for envelope in envelopes}
+        for one in later if on_conflict == "replace" else ():
+            for stored in self._store.queues.values() if existing[one.id] not in mine else ():
+                stored.replace(existing[one.id], one, self._store.tokens)
+                stored.deal(self._store.tokens)
         return existing or None
+
+    def _free_taken(self, envelopes: Sequence[Envelope]) -> None:
+        """A task that has its key until it is taken, and was: its worker is about to say so."""
+        for key in filter(None, (unique_key(envelope.headers) for envelope in envelopes)):
+            id_ = self._store.unique.get(key, "")
+            for stored in self._store.queues.values():
+                held = stored.envelope(id_) if stored.is_held(id_) else None
+                if held is not None and waiting_key(held.headers) == key:
+                    del self._store.unique[key]
 
     def _put(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:

@@ -11,7 +11,7 @@ import msgspec
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
 from leveret.client.payload import Returns, Signature, makes_coroutines
-from leveret.client.unique import Unique, checked_policy, unique_of
+from leveret.client.unique import Unique, checked_policy, debounced, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
     Envelope,
@@ -78,6 +78,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.id is not None:
             check_id(self.id)
+        if self.unique is not None and self.unique.debounce is not None and (self.delay or self.at is not None):
+            raise ConfigurationError("debounce says when the task is due: give no delay or at with it")
 
     def ids(self, count: int) -> list[str]:
         return new_ids(count) if self.id is None else [self.id] * count
@@ -225,6 +227,8 @@ class Task(Generic[P, R]):
         headers: Mapping[str, Header] | None = None,
         unique: UniqueBy | Literal[False] | None = None,
         on_conflict: OnConflict | None = None,
+        debounce: float | timedelta | None = None,
+        max_wait: float | timedelta | None = None,
     ) -> Self:
         """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
@@ -254,7 +258,10 @@ class Task(Generic[P, R]):
                 None; 32 KiB in all.
             unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
                 own: another task's key of the same text is another one. False: none.
-            on_conflict: What becomes of an enqueue whose unique key is taken, "ignore" or "raise": see ``by``.
+            on_conflict: What becomes of an enqueue whose unique key is taken: "ignore", "raise" or "replace", see
+                ``by``.
+            debounce: How long after the last call with the unique key the task runs: see ``by``.
+            max_wait: How long after the first one it runs at the latest: see ``by``.
 
         Returns:
             The task with these options. The task itself is not changed.
@@ -262,7 +269,8 @@ class Task(Generic[P, R]):
         Raises:
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
-                printable or too long, headers that do not fit, or ``on_conflict`` of a task without a unique key.
+                printable or too long, headers that do not fit, ``on_conflict`` or ``debounce`` of a task without a
+                unique key, or ``debounce`` with ``delay``, ``at`` or what ``by`` does not take with it.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -281,22 +289,24 @@ class Task(Generic[P, R]):
             enqueue["expires"] = seconds("expires", expires, most=_MAX_EXPIRES)
         if id is not None:
             enqueue["id"] = id
-        if unique is not None or on_conflict is not None:
-            enqueue["unique"] = self._unique(unique, on_conflict)
+        policy: dict[str, Any] = {} if on_conflict is None else {"on_conflict": checked_policy(on_conflict)}
+        waits = zip(("debounce", "max_wait"), debounced(debounce, max_wait), strict=True)
+        policy |= {name: value for name, value in waits if value is not None}
+        if unique is not None or policy:
+            enqueue["unique"] = self._unique(unique, policy)
         return self._with(
             msgspec.structs.replace(self._options, **chosen, **overrides),
             msgspec.structs.replace(self._enqueue, **enqueue),
         )
 
-    def _unique(self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None) -> Unique | None:
+    def _unique(self, given: UniqueBy | Literal[False] | None, policy: dict[str, Any]) -> Unique | None:
         unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
         if unique is not None:
             unique.check(self.signature, self.name)
-        if on_conflict is None:
-            return unique
-        if unique is None:
-            raise ConfigurationError(f"on_conflict is given, and task {self.name!r} has no unique key: give unique=...")
-        return msgspec.structs.replace(unique, on_conflict=checked_policy(on_conflict))
+        elif policy:
+            name = next(iter(policy))
+            raise ConfigurationError(f"{name} is given, and task {self.name!r} has no unique key: give unique=...")
+        return msgspec.structs.replace(unique, **policy) if unique is not None and policy else unique
 
     def for_message(self, headers: Mapping[str, Any]) -> Self:
         """The same task with the options that a message's headers carry. For Leveret itself."""
@@ -467,11 +477,12 @@ class Task(Generic[P, R]):
                     f"the arguments of task {name!r} are {len(body)} bytes, over the limit of {most}; store the "
                     "data elsewhere and pass a reference, or raise App(max_message_size=...)"
                 )
-            headers = enqueue.headers.copy()
+            headers, when = enqueue.headers.copy(), due
             if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
-                headers |= unique.headers(key)
+                headers |= unique.headers(key, now)
+                when = due if unique.debounce is None else now + unique.debounce
             envelopes.append(
-                Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
+                Envelope(id_, queue, name, body, content_type, 1, now, None, when, expires_at, headers, priority)
             )
         return envelopes
 
