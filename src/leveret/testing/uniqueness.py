@@ -263,7 +263,7 @@ def replaceable(bench: Bench, text: str, key: str = "", **changes: object) -> En
 
 def debounced(bench: Bench, text: str, wait: float, latest: float) -> Envelope:
     """One that runs ``wait`` seconds after the last call, at the latest at that time (Unix time)."""
-    own = {UNIQUE_SCOPE: "waiting", UNIQUE_LATEST: int(latest * 1000)}
+    own: dict[str, str | float | bool | None] = {UNIQUE_SCOPE: "waiting", UNIQUE_LATEST: int(latest * 1000)}
     return replaceable(bench, text, due=time.time() + wait).with_headers(own)
 
 

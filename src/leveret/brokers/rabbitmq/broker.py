@@ -97,7 +97,7 @@ class RabbitMQBroker:
         if not [one for one in envelopes if one.headers and unique_key(one.headers) is not None]:
             await self._publish(envelopes)
             return None
-        existing = await self._claims.publish(envelopes, may_ignore=on_conflict == "ignore")
+        existing = await self._claims.publish(envelopes, on_conflict=on_conflict)
         if existing and on_conflict == "raise":
             raise DuplicateTask(list(existing), existing)
         return existing or None
@@ -141,7 +141,8 @@ class RabbitMQBroker:
         self._declarations.learn(queues)
         notes = self._declarations.notes
         consumer = RabbitMQConsumer(
-            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe
+            *(self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe),
+            self._claims.begin,
         )
         try:
             await consumer.start()
@@ -159,7 +160,7 @@ class RabbitMQBroker:
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         if keys := [key for settlement in settlements if (key := _freed(settlement)) is not None]:
             # Before anybody hears of the end, and may enqueue the next one.
-            await self._claims.free(keys)
+            await self._claims.ended(keys)
         await self.statuses.record(updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []

@@ -37,15 +37,17 @@ from leveret.brokers.rabbitmq.queues import (
     together,
     warn_of_priorities,
 )
+from leveret.brokers.rabbitmq.replacing import Replacing
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
     from leveret.brokers.rabbitmq.queues import Declaration, Publisher
+    from leveret.brokers.rabbitmq.replacing import Begin
     from leveret.model import Delivery, Describe, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -97,6 +99,7 @@ class RabbitMQConsumer:
         postpone: Postpone,
         publisher: Publisher,
         describe: Describe | None,
+        begin: Begin,
     ) -> None:
         self._hosts = hosts
         self._queues = queues
@@ -107,6 +110,7 @@ class RabbitMQConsumer:
         self._postpone = postpone
         self._describe = describe
         self._postponing: set[asyncio.Task[None]] = set()
+        self._replacing = Replacing(begin, self._hand_on)
         self._inbox = Inbox()
         self._cancel_log = CancelLog(publisher, notes, self._inbox.cancel)
         self._stopped = False
@@ -171,6 +175,7 @@ class RabbitMQConsumer:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._replacing.close()
         if self._postponing:
             await asyncio.wait(self._postponing, timeout=_PUTTING_OFF)
         for task in self._postponing:
@@ -228,6 +233,17 @@ class RabbitMQConsumer:
         return session
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> None:
+        ready = self._replacing.without(self._due(deliveries))
+        if ready:
+            self._inbox.deliver(ready)
+
+    def _hand_on(self, deliveries: Sequence[Delivery]) -> None:
+        ready = self._due(one for one in deliveries if one.lease.held)
+        if ready:
+            self._inbox.deliver(ready)
+
+    def _due(self, deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
+        """Those that may run now; the others are put off."""
         now = time.time()
         ready = []
         for delivery in deliveries:
@@ -236,8 +252,7 @@ class RabbitMQConsumer:
                 ready.append(delivery)
             else:
                 self._put_off(delivery, due - now)
-        if ready:
-            self._inbox.deliver(ready)
+        return ready
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
         if delay_step(seconds) is None:

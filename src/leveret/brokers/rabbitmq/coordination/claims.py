@@ -29,18 +29,30 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
     NewClaim,
     Row,
     Snapshot,
+    Terms,
+    Turn,
     encode,
     entry_of,
 )
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
 from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueError, EnqueueTimeout, LeveretError, QueueNotFound
-from leveret.model import KeyHolder, this_process, unique_for, unique_key
+from leveret.model import (
+    KeyHolder,
+    is_replaceable,
+    latest_due,
+    replaced,
+    this_process,
+    unique_for,
+    unique_key,
+    waiting_key,
+)
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from leveret.brokers.base import OnConflict
     from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.queues import Publisher
     from leveret.brokers.rabbitmq.statuses import Place
@@ -95,9 +107,11 @@ def claims_declaration() -> Declaration:
 class _Ask:
     """Who has a key, asked by a task that wants it. The answer: an id; None: nobody has, and it was not claimed."""
 
-    def __init__(self, envelope: Envelope, key: str) -> None:
+    def __init__(self, envelope: Envelope, key: str, *, replaces: bool = False) -> None:
         self.envelope = envelope
         self.key = key
+        #: It gives its arguments to the task that has the key.
+        self.replaces = replaces and is_replaceable(envelope.headers)
         self.answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
 
@@ -108,13 +122,28 @@ class _Round:
         self.asks = asks
         self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def decide(self, holders: Holders) -> None:
+    def decide(self, holders: Holders, at: float) -> None:
+        """``at``: when its entry was written (Unix time)."""
+        del at
         for ask in self.asks:
             if not ask.answer.done():
                 held = holders.get(ask.key)
                 ask.answer.set_result(None if held is None else held.id)
         if not self.came.done():
             self.came.set_result(None)
+
+
+class _Begin(_Round):
+    """Tasks that are about to begin, by their keys and ids, and what is to become of each."""
+
+    def __init__(self, tasks: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.turns: Sequence[Turn] = ()
+
+    def decide(self, holders: Holders, at: float) -> None:
+        self.turns = [holders.turn(key, id_, at) for key, id_ in self.tasks]
+        super().decide(holders, at)
 
 
 class Claims:
@@ -153,28 +182,29 @@ class Claims:
 
     # What a producer does.
 
-    async def publish(self, envelopes: Sequence[Envelope], *, may_ignore: bool) -> Mapping[str, str]:
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict) -> Mapping[str, str]:
         """Store tasks, those with keys only where no other has them. See `leveret.brokers.Broker.publish`.
 
-        Without ``may_ignore`` all are stored, or none: then what is given are the tasks that are in the way.
+        "raise": all are stored, or none: then what is given are the tasks that are in the way.
         """
         keyed = {one.id: key for one in envelopes if (key := unique_key(one.headers)) is not None}
-        existing = await self.claim([one for one in envelopes if one.id in keyed])
+        replaces = on_conflict == "replace"
+        existing = await self.claim([one for one in envelopes if one.id in keyed], replaces=replaces)
         won = {id_: key for id_, key in keyed.items() if id_ not in existing}
-        if existing and not may_ignore:
-            await self.free([(key, id_) for id_, key in won.items()])
+        if existing and on_conflict == "raise":
+            await self.ended([(key, id_) for id_, key in won.items()])
             return existing
         admitted = [one for one in envelopes if one.id not in existing]
         if admitted:
             await self.storing(admitted, self._store)
         return existing
 
-    async def claim(self, envelopes: Sequence[Envelope]) -> Mapping[str, str]:
+    async def claim(self, envelopes: Sequence[Envelope], *, replaces: bool = False) -> Mapping[str, str]:
         """Claim the keys of tasks; the ids of those that did not get theirs, each with that of the one that has it.
 
-        Raises BrokerError.
+        ``replaces``: that one gets its arguments. Raises BrokerError.
         """
-        asks = [_Ask(one, key) for one in envelopes if (key := unique_key(one.headers)) is not None]
+        asks = [_Ask(one, key, replaces=replaces) for one in envelopes if (key := unique_key(one.headers)) is not None]
         self._storing.update(ask.envelope.id for ask in asks)
         existing: dict[str, str] = {}
         try:
@@ -186,7 +216,9 @@ class Claims:
                 found = dict(zip((ask.envelope.id for ask in wanted), answers, strict=True))
                 existing |= {id_: holder for id_, holder in found.items() if holder is not None and holder != id_}
                 # Their holders' ends were read after the question was asked.
-                wanted = [_Ask(ask.envelope, ask.key) for ask in wanted if found[ask.envelope.id] is None]
+                wanted = [
+                    _Ask(ask.envelope, ask.key, replaces=replaces) for ask in wanted if found[ask.envelope.id] is None
+                ]
         except BaseException:
             self._storing.difference_update(ask.envelope.id for ask in asks)
             for ask in asks:
@@ -230,7 +262,7 @@ class Claims:
             asks = self._next_asks()
             if not asks:
                 return
-            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if self._is_free(ask.key)])
+            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if ask.replaces or self._is_free(ask.key)])
             try:
                 await self._decided(entry, _Round(asks))
             except BaseException as error:
@@ -259,7 +291,26 @@ class Claims:
 
     # What a worker does.
 
+    async def begin(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        """Ask before tasks run whose arguments later calls may have replaced: each as it is to run now.
+
+        One that is put off has a later ``due``, and is to be asked for again then. Raises BrokerError or TimeoutError.
+        """
+        found: list[Envelope] = []
+        for start in range(0, len(envelopes), _MOST_IN_ONE):
+            some = envelopes[start : start + _MOST_IN_ONE]
+            tasks = [(unique_key(one.headers) or "", one.id) for one in some]
+            round_ = _Begin(tasks)
+            await self._decided(Entry(taken=tasks), round_)
+            found += [_begun(one, turn) for one, turn in zip(some, round_.turns, strict=True)]
+        return found
+
     async def free(self, keys: Sequence[tuple[str, str]]) -> None:
+        """See `leveret.brokers.UniqueKeys`. The key of a task that was replaced is free since it was taken."""
+        holders = self._history.holders
+        await self.ended([(key, id_) for key, id_ in keys if not holders.is_over(id_)])
+
+    async def ended(self, keys: Sequence[tuple[str, str]]) -> None:
         """The tasks with these keys and ids have ended. Told when it returns; later if nothing is taken now."""
         if not keys:
             return
@@ -439,7 +490,7 @@ class Claims:
 
     def _decide(self, entry: Entry) -> None:
         if entry.by == self._me and (round_ := self._rounds.get(entry.n)) is not None:
-            round_.decide(self._history.holders)
+            round_.decide(self._history.holders, entry.at)
 
 
 class _Reader:
@@ -638,7 +689,17 @@ def _claim(ask: _Ask, now: float) -> NewClaim:
     one = ask.envelope
     period = unique_for(one.headers)
     until = max(now, one.due or 0.0) + HOLD if period is None else now + period
-    return NewClaim(ask.key, one.id, one.queue, until, msgspec.Raw(msgspec.json.encode(one)), period is not None)
+    task, terms = msgspec.Raw(msgspec.json.encode(one)), None
+    if is_replaceable(one.headers):
+        terms = Terms(ask.replaces, one.due, latest_due(one.headers), waiting_key(one.headers) is not None)
+    return NewClaim(ask.key, one.id, one.queue, until, task, period is not None, terms)
+
+
+def _begun(one: Envelope, turn: Turn) -> Envelope:
+    if turn.due is not None:
+        return msgspec.structs.replace(one, due=turn.due)
+    newest = turn.replacement()
+    return one if newest is None else msgspec.structs.replace(replaced(one, newest), due=one.due)
 
 
 def _parts(rows: Sequence[Row]) -> list[list[Row]]:
@@ -649,7 +710,7 @@ def _parts(rows: Sequence[Row]) -> list[list[Row]]:
             parts.append([])
             size = 0
         parts[-1].append(row)
-        size += len(bytes(row.claim.task))
+        size += len(bytes(row.claim.task)) + len(bytes(row.newest))
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from leveret.brokers.rabbitmq.queues.codec import (
     TABLE_ROW,
     buried,
+    changed,
     dead_letter_id,
     fitted,
     postponed,
@@ -69,6 +70,7 @@ __all__ = [
     "Publisher",
     "Requester",
     "buried",
+    "changed",
     "consumer_arguments",
     "dead_letter_id",
     "dead_queue",
