@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import msgspec
 
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
+    REMEMBERED,
     Adopted,
     Emptied,
     Entry,
@@ -14,6 +16,8 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Holders,
     NewClaim,
     Snapshot,
+    Terms,
+    Turn,
     encode,
     entry_of,
 )
@@ -132,12 +136,19 @@ def some_entry(choice: random.Random, number: int) -> Entry:
         Entry(by="b", adopted=[Adopted(key, id_, "a")]),
         Entry(cancelled=[id_]),
         Entry(emptied=[Emptied("other", [id_])]),
+        Entry(by="a", claims=[replacing(key, f"{number}", number + 3.0, taken=choice.random() < 0.5)]),
+        Entry(by="b", claims=[replacing(key, f"{number}")], taken=[(key, id_)]),
     )
     return msgspec.structs.replace(choice.choice(kinds), at=float(number), n=number)
 
 
 def summary(history: History) -> dict[str, tuple[object, ...]]:
     return {key: (one.id, one.queue, one.until, one.owner, one.task) for key, one in history.holders.items()}
+
+
+def turns(history: History) -> list[Turn]:
+    tasks = itertools.product(range(6), range(120))
+    return [history.holders.turn(f"k{key}", f"{id_}", 60.0) for key, id_ in tasks]
 
 
 def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
@@ -178,6 +189,7 @@ def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
             fresh.read(offset, read, 0.0)
         assert fresh.is_complete
         assert summary(fresh) == summary(whole)
+        assert turns(fresh) == turns(whole)
         assert fresh.base == whole.base
         assert len(applied) == len(log) - whole.base
 
@@ -189,3 +201,57 @@ def test_a_snapshot_that_never_comes_is_seen() -> None:
     history.read(6, Entry(snapshot=Snapshot(4, "t", 0, 2, [])), 0.0)
     history.read(7, Entry(snapshot=Snapshot(3, "u", 0, 1, [])), 0.0)
     assert not history.is_complete
+
+
+def replacing(
+    key: str, id_: str, due: float | None = None, *, latest: float | None = None, taken: bool = False
+) -> NewClaim:
+    task = msgspec.Raw(msgspec.json.encode(msgspec.structs.replace(TASK, id=id_)))
+    terms = Terms(replaces=True, due=due, latest=latest, until_taken=taken)
+    return NewClaim(key, id_, "work", 100.0, task, terms=terms)
+
+
+def newest(turn: Turn) -> str:
+    found = turn.replacement()
+    return "" if found is None else found.id
+
+
+def test_the_newest_claim_replaces_the_task_of_the_first() -> None:
+    """If that one may be replaced, by one that wants to."""
+    table = holders(
+        Entry(at=1.0, claims=[replacing("k", "1"), claim("l", "2")]),
+        Entry(at=2.0, claims=[replacing("k", "3"), replacing("l", "4"), claim("k", "5")]),
+        Entry(at=3.0, claims=[replacing("k", "6")]),
+    )
+    assert ids(table) == {"k": "1", "l": "2"}
+    assert newest(table.turn("k", "1", 4.0)) == "6"
+    assert table.turn("l", "2", 4.0) == table.turn("k", "3", 4.0) == Turn()
+
+
+def test_a_task_that_is_put_off_is_not_taken() -> None:
+    """As far as the first claim lets others put it off."""
+    began = Entry(at=1.0, claims=[replacing("k", "1", 5.0, latest=12.0, taken=True)])
+    later = [Entry(at=at, claims=[replacing("k", f"{at}", at + 5.0)]) for at in (4.0, 8.0)]
+    early = Entry(at=11.0, taken=[("k", "1")])
+    table = holders(began, *later, early)
+    assert table.turn("k", "1", 11.0) == Turn(due=12.0)
+    assert ids(table) == {"k": "1"}
+    table = holders(began, *later, early, Entry(at=12.5, taken=[("k", "1")], claims=[replacing("k", "9", 17.0)]))
+    assert (ids(table), newest(table.turn("k", "1", 12.5))) == ({}, "9")
+
+
+def test_what_has_replaced_a_task_is_known_until_it_can_come_no_more() -> None:
+    """Its key is the next one's, and its end is told again by whoever runs it again."""
+    entries = [
+        Entry(at=1.0, claims=[replacing("k", "1", taken=True), replacing("k", "2"), replacing("l", "5")]),
+        Entry(at=2.0, claims=[replacing("l", "6")], taken=[("k", "1"), ("l", "5")]),
+        Entry(at=3.0, claims=[replacing("k", "3", taken=True)]),
+        Entry(at=4.0, freed=[("k", "1"), ("l", "5")]),
+    ]
+    table = holders(*entries)
+    assert ids(table) == {"k": "3"}
+    assert (newest(table.turn("k", "1", 5.0)), newest(table.turn("l", "5", 5.0))) == ("2", "6")
+    assert table.is_over("1")
+    table = holders(*entries, Entry(at=5.0 + REMEMBERED, freed=[("m", "7")]))
+    assert table.turn("k", "1", 5.0) == table.turn("l", "5", 5.0) == Turn()
+    assert newest(holders(*entries[:3]).turn("l", "5", 5.0)) == "6"
