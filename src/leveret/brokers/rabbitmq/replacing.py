@@ -29,15 +29,17 @@ class Replacing:
         self._begin = begin
         self._hand_on = hand_on
         self._asking: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def without(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Those that are handed on at once; the others are when the log has answered."""
         asked = [one for one in deliveries if one.envelope.headers and is_replaceable(one.envelope.headers)]
         if not asked:
             return deliveries
-        task = asyncio.get_running_loop().create_task(self._ask(asked))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        if not self._is_closed:
+            task = asyncio.get_running_loop().create_task(self._ask(asked))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         return [one for one in deliveries if one not in asked]
 
     async def _ask(self, deliveries: Sequence[Delivery]) -> None:
@@ -58,6 +60,8 @@ class Replacing:
         self._hand_on([one if one.envelope is envelope else changed(one, envelope) for one, envelope in pairs])
 
     async def close(self) -> None:
+        """What comes yet, as limits let it go, does not begin here any more."""
+        self._is_closed = True
         for task in self._asking:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
