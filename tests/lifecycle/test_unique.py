@@ -17,7 +17,7 @@ import pytest
 from leveret import BrokerError, Queue
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq.broker import RabbitMQBroker
-from leveret.model import UNIQUE_KEY, Envelope, Succeeded, new_id
+from leveret.model import UNIQUE_CONFLICT, UNIQUE_KEY, UNIQUE_SCOPE, Envelope, Succeeded, new_id
 from leveret.testing.bench import Taken, batches_of
 from tests.support import unique_app
 from tests.support.cluster import Cluster
@@ -268,4 +268,66 @@ async def test_an_operator_sees_and_frees_a_key(place: Place) -> None:
     )
     assert "No unique key is taken" in await asyncio.to_thread(leveret, "unique", "list", f"only:{key}", *arguments)
     assert await held(broker, key) != first
+    await broker.close()
+
+
+async def test_a_thousand_debounced_calls_run_once_with_the_last_arguments(place: Place, ledger: Ledger) -> None:
+    """In five seconds. Others, whose ``max_wait`` is shorter than that, run meanwhile."""
+    unique_app.app.client.connect_to(place.url)
+    calm, busy = fresh(), fresh()
+    urgent = unique_app.index.options(max_wait=2.0)
+    with Worker(place.url, ledger, app="tests.support.unique_app:app").ready():
+        # The first call of a program may take longer than it is put off: it reads the log.
+        await unique_app.index.enqueue(fresh(), 0)
+        began = time.time()
+        first = await unique_app.index.enqueue(calm, 0)
+        others = {(await urgent.enqueue(busy, 0)).id: began}
+        for number in range(1, 1000):
+            assert (await unique_app.index.enqueue(calm, number)).id == first.id
+            if number % 10 == 0:
+                others.setdefault((await urgent.enqueue(busy, number)).id, time.time())
+            await asyncio.sleep(began + 5.0 * number / 1000 - time.time())  # spread over five seconds
+        last = time.time()
+        number, ran = await first.result(timeout=PATIENCE)
+        assert number == 999
+        assert last + 0.9 < ran < last + 2.0
+        runs = [await unique_app.index.handle(id_).result(timeout=PATIENCE) for id_ in others]
+        assert runs[-1][0] == 990
+        for (_, ran), since in zip(runs, others.values(), strict=True):
+            assert ran < since + 3.0
+        assert len(runs) > 1
+    await unique_app.app.close()
+
+
+@pytest.mark.parametrize("scope", ["unfinished", "waiting"])
+@pytest.mark.parametrize("step", ["delivered", "asked", "taken", "copied", "freed"])
+async def test_a_worker_that_is_killed_leaves_the_newest_arguments(place: Place, step: str, scope: str) -> None:
+    """At each step of taking a task that was replaced, and of ending it."""
+    broker = connect(place.url, timeout=20.0)
+    queue = Queue(f"replaced-{fresh()}")
+    await broker.declare([queue])
+
+    def task(text: str) -> Envelope:
+        headers = {UNIQUE_KEY: queue.name, UNIQUE_CONFLICT: "replace", UNIQUE_SCOPE: scope}
+        return Envelope(new_id(), queue.name, "only", text.encode(), headers=headers)
+
+    first = task("first")
+    await broker.publish([first])
+    for text in ("newer", "newest"):
+        later = task(text)
+        assert await broker.publish([later], on_conflict="replace") == {later.id: first.id}
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.support.dying_worker", place.url, queue.name, step), stdout=subprocess.PIPE
+    )
+    printed, _ = await asyncio.wait_for(program.communicate(), PATIENCE)
+    assert program.returncode == -9
+    assert printed.decode() in ("", "newest\n")
+    if place.url.startswith("sqlite") and step in ("freed", "delivered", "asked"):
+        # One transaction ends it.
+        assert (await broker.queues.stats([queue.name]))[0].ready == 0
+    else:
+        async with broker.consume([queue], credit=5) as consumer:
+            (delivery,) = await Taken(consumer).next()
+            assert (delivery.envelope.id, delivery.envelope.body) == (first.id, b"newest")
+    await broker.queues.delete(queue.name, force=True)
     await broker.close()

@@ -33,6 +33,11 @@ def newest(key: int) -> int:
     return key
 
 
+@app.task(queue="unique", unique=by("doc", debounce=1.0, max_wait=20.0))
+async def index(doc: int, number: int) -> tuple[int, float]:  # noqa: ARG001 - the key
+    return number, time.time()
+
+
 async def enqueue(url: str, count: int, keys: int, seed: int | None) -> None:
     app.client.connect_to(url)
     order = [number % keys for number in range(count)]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, cron, current_task, every
+from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, by, cron, current_task, every
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ async def parameters_are_kept_by_options() -> None:
     coroutine.options(id=5)  # type: ignore[arg-type]
     once = coroutine.options(timeout=timedelta(1), max_attempts=1, store_result=False, headers={"a": "b", "n": None})
     assert_type(await once.enqueue(1), Handle[float])
+    debounced = coroutine.options(unique=by("number", on_conflict="replace"), debounce=5, max_wait=timedelta(minutes=1))
+    assert_type(await debounced.enqueue(1), Handle[float])
+    coroutine.options(on_conflict="rerun")  # type: ignore[arg-type]
+    coroutine.options(debounce="5")  # type: ignore[arg-type]
     coroutine.options(timeout="5")  # type: ignore[arg-type]
     coroutine.options(max_attempts="5")  # type: ignore[arg-type]
     coroutine.options(store_result="no")  # type: ignore[arg-type]

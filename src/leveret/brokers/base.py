@@ -32,8 +32,9 @@ if TYPE_CHECKING:
         WorkerReport,
     )
 
-#: What becomes of a task whose unique key is taken: the one that is there stands for it, or the enqueue is refused.
-OnConflict: TypeAlias = Literal["ignore", "raise"]
+#: What becomes of a task whose unique key is taken: the one that is there stands for it; the enqueue is refused; the
+#: one that is there stands for it, and gets its arguments.
+OnConflict: TypeAlias = Literal["ignore", "raise", "replace"]
 #: Where a task waits: it may be taken now, or is not due yet.
 WaitingState: TypeAlias = Literal["ready", "delayed"]
 #: How long `publish` may take before it raises (seconds).
@@ -315,8 +316,10 @@ class Broker(Protocol):
         of its own (`leveret.model.id_token`): until it has succeeded, was cancelled or deleted, or its dead letter was
         dropped, and for as long as `leveret.model.id_for` says. "raise": where one is, DuplicateTask is raised, and
         nothing of the call is stored. "ignore": the others are stored; returned are the ids of those that were not,
-        each with the id of the one that is there. None: all were stored. An own id that the call has twice is
-        DuplicateTask in any case.
+        each with the id of the one that is there. None: all were stored. "replace": the same, and the one that is
+        there, if it has the same unique key and `is_replaceable`, is handed out as `leveret.model.replaced` says, from
+        the next time on. One with a `waiting_key` has no key as soon as it is handed out. An own id that the call has
+        twice is DuplicateTask in any case.
         """
 
     def publish_blocking(

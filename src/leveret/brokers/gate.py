@@ -193,6 +193,12 @@ class Gate(Generic[T]):
         heapq.heapify(lane.tasks)
         return task
 
+    def swap(self, id_: str, task: T) -> None:
+        """Something else stands for a task that waits."""
+        tasks = self._lane_of[id_].tasks
+        place = next(place for place, entry in enumerate(tasks) if entry[2] == id_)
+        tasks[place] = (*tasks[place][:3], task)
+
     def clear(self, queue: str) -> list[T]:
         """Nothing of a queue waits any more; what stood for that, in order."""
         lanes = [lane for lane in self._lanes.values() if lane.queue == queue]

@@ -65,12 +65,14 @@ from leveret.model import (
     is_limited,
     limit_refs,
     limits_after,
+    may_replace,
     newer,
     placed,
     purged,
     put_off,
     queue_limit,
     repeated,
+    replaced,
     retried,
     revived,
     revived_again,
@@ -78,6 +80,7 @@ from leveret.model import (
     told_of,
     unique_for,
     unique_key,
+    waiting_key,
 )
 
 if TYPE_CHECKING:
@@ -311,6 +314,39 @@ class _Stored:
         self.ready.remove(waiting)
         heapq.heapify(self.ready)
         return waiting.envelope
+
+    def replace(self, id_: str, by: Envelope, tokens: itertools.count[int]) -> None:
+        """Give a task that is here the arguments of a later call, if it may have them. What runs has them next time."""
+        envelope = self.envelope(id_)
+        if envelope is None or not may_replace(envelope, by):
+            return
+        changed = replaced(envelope, by)
+        for taker in self.takers:
+            for token, held in taker.holding.items():
+                if held.envelope is envelope:
+                    changed = msgspec.structs.replace(changed, due=envelope.due)
+                    taker.holding[token] = msgspec.structs.replace(held, envelope=changed)
+                    return
+        places = [place for place, waiting in enumerate(self.ready) if waiting.envelope is envelope]
+        limited = next((one for one in self.limited if one.envelope is envelope), None)
+        if places and changed.due == envelope.due:
+            self.ready[places[0]] = msgspec.structs.replace(self.ready[places[0]], envelope=changed)
+        elif limited is not None and changed.due == envelope.due:
+            self._gate.swap(id_, msgspec.structs.replace(limited, envelope=changed))
+        else:
+            self.withdraw(id_)
+            self._gate.end(id_)  # what came back to be ready has a permit
+            self.put(changed, tokens)
+
+    def envelope(self, id_: str) -> Envelope | None:
+        """A task that waits or runs here."""
+        held = [waiting.envelope for taker in self.takers for waiting in taker.holding.values()]
+        waiting = [one.envelope for one in (*self.ready, *self.limited)]
+        return next((one for one in (*held, *waiting, *self.delayed.values()) if one.id == id_), None)
+
+    def is_held(self, id_: str) -> bool:
+        """Whether a consumer has the task."""
+        return any(waiting.envelope.id == id_ for taker in self.takers for waiting in taker.holding.values())
 
     def clear(self) -> list[Envelope]:
         """Take out all that waits."""
@@ -788,16 +824,33 @@ class MemoryBroker:
     async def publish(
         self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
     ) -> Mapping[str, str] | None:
+        if on_conflict == "replace":
+            self._free_taken(envelopes)
         existing = self._existing(envelopes)
-        if existing:
-            if on_conflict == "raise":
-                raise duplicates(existing)
-            envelopes = [envelope for envelope in envelopes if envelope.id not in existing]
+        if existing and on_conflict == "raise":
+            raise duplicates(existing)
+        later = [(existing[one.id], one) for one in envelopes if one.id in existing and on_conflict == "replace"]
+        envelopes = _newest([envelope for envelope in envelopes if envelope.id not in existing], later)
         for name in {envelope.queue for envelope in envelopes}:
             if name not in self._store.queues and name in self._declared:
                 await self.declare([self._declared[name]])
         self._put(envelopes)
+        mine = {envelope.id for envelope in envelopes}
+        for id_, one in later:
+            for stored in self._store.queues.values() if id_ not in mine else ():
+                stored.replace(id_, one, self._store.tokens)
+        if later:
+            self._store.deal(self._store.queues)
         return existing or None
+
+    def _free_taken(self, envelopes: Sequence[Envelope]) -> None:
+        """A task that has its key until it is taken, and was: its worker is about to say so."""
+        for key in filter(None, (unique_key(envelope.headers) for envelope in envelopes)):
+            id_ = self._store.unique.get(key, "")
+            for stored in self._store.queues.values():
+                held = stored.envelope(id_) if stored.is_held(id_) else None
+                if held is not None and waiting_key(held.headers) == key:
+                    del self._store.unique[key]
 
     def _put(self, envelopes: Sequence[Envelope]) -> None:
         for name in {envelope.queue for envelope in envelopes}:
@@ -932,3 +985,14 @@ class MemoryBroker:
         self._store.forget(envelope)
         known = self._store.statuses.get(envelope.id) or enqueued(envelope, now)
         self._statuses.note([cancelled_running(known, now)])
+
+
+def _newest(envelopes: Sequence[Envelope], later: Sequence[tuple[str, Envelope]]) -> list[Envelope]:
+    """Tasks with the arguments that later ones of the same call give them, by id."""
+    found = list(envelopes)
+    places = {envelope.id: place for place, envelope in enumerate(found)} if later else {}
+    for id_, one in later:
+        place = places.get(id_)
+        if place is not None and may_replace(found[place], one):
+            found[place] = replaced(found[place], one)
+    return found

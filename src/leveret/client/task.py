@@ -14,7 +14,7 @@ from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
 from leveret.client.limits import Limit, Limiting, limiting, limits_of
 from leveret.client.payload import Returns, Signature, makes_coroutines
-from leveret.client.unique import Unique, checked_policy, unique_of
+from leveret.client.unique import Unique, checked_policy, debounced, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
     ID_FOR,
@@ -91,6 +91,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.id is not None:
             check_id(self.id)
+        if self.unique is not None and self.unique.debounce is not None and (self.delay or self.at is not None):
+            raise ConfigurationError("debounce says when the task is due: give no delay or at with it")
 
     def ids(self, count: int) -> list[str]:
         return new_ids(count) if self.id is None else [self.id] * count
@@ -251,6 +253,8 @@ class Task(Generic[P, R]):
         unique: UniqueBy | Literal[False] | None = None,
         on_conflict: OnConflict | None = None,
         limits: LimitsGiven | None = None,
+        debounce: float | timedelta | None = None,
+        max_wait: float | timedelta | None = None,
     ) -> Self:
         """The same task, enqueued differently: ``task.options(delay=60).enqueue(...)``.
 
@@ -281,9 +285,11 @@ class Task(Generic[P, R]):
                 None; 32 KiB in all.
             unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
                 own: another task's key of the same text is another one. False: none.
-            on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore" or "raise": see
-                ``by``. None: what the unique key says; "raise" where there is none.
+            on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore", "raise" or
+                "replace": see ``by``. None: what the unique key says; "raise" where there is none.
             limits: The limits that the task waits for, in place of the decorator's. Empty: none.
+            debounce: How long after the last call with the unique key the task runs: see ``by``.
+            max_wait: How long after the first one it runs at the latest: see ``by``.
 
         Returns:
             The task with these options. The task itself is not changed.
@@ -292,8 +298,9 @@ class Task(Generic[P, R]):
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
                 printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key and an
-                id, a limit that is none of the application's, or a queue or a limit that parts its tasks by a parameter
-                which this one does not have.
+                id, "replace" or ``debounce`` of a task without a unique key, ``debounce`` with ``delay``, ``at`` or
+                what ``by`` does not take with it, a limit that is none of the application's, or a queue or a limit
+                that parts its tasks by a parameter which this one does not have.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -314,12 +321,15 @@ class Task(Generic[P, R]):
             enqueue["id"] = id
         if id_for is not None:
             enqueue["id_for"] = seconds("id_for", id_for, above_zero=True, most=MAX_TIMEOUT)
-        if unique is not None or on_conflict is not None:
+        policy: dict[str, Any] = {} if on_conflict is None else {"on_conflict": checked_policy(on_conflict)}
+        waits = zip(("debounce", "max_wait"), debounced(debounce, max_wait), strict=True)
+        policy |= {name: value for name, value in waits if value is not None}
+        if unique is not None or policy:
             before = self._enqueue
             has_id = any(one is not None for one in (id, id_for, before.id, before.id_for))
-            enqueue["unique"] = self._unique(unique, on_conflict, has_id=has_id)
+            enqueue["unique"] = self._unique(unique, policy, has_id=has_id)
         if on_conflict is not None:
-            enqueue["on_conflict"] = checked_policy(on_conflict)
+            enqueue["on_conflict"] = on_conflict
         options = msgspec.structs.replace(self._options, **chosen, **overrides)
         enqueue["limiting"] = self._limiting(limits, options)
         return self._with(options, msgspec.structs.replace(self._enqueue, **enqueue))
@@ -332,20 +342,21 @@ class Task(Generic[P, R]):
         return limiting(limits, queue, self.name, self.signature, options, self._producer)
 
     def _unique(
-        self, given: UniqueBy | Literal[False] | None, on_conflict: OnConflict | None, *, has_id: bool
+        self, given: UniqueBy | Literal[False] | None, policy: dict[str, Any], *, has_id: bool
     ) -> Unique | None:
         unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
         if unique is not None:
             unique.check(self.signature, self.name)
-        if on_conflict is None:
-            return unique
-        if unique is None and has_id:
-            return None
-        if unique is None:
-            raise ConfigurationError(
-                f"on_conflict is given, and task {self.name!r} has no unique key and no id: give unique=... or id=..."
-            )
-        return msgspec.structs.replace(unique, on_conflict=checked_policy(on_conflict))
+            return msgspec.structs.replace(unique, **policy) if policy else unique
+        for name, value in policy.items():
+            if name != "on_conflict" or value == "replace":
+                raise ConfigurationError(f"{name} is given, and task {self.name!r} has no unique key: give unique=...")
+            if not has_id:
+                raise ConfigurationError(
+                    f"on_conflict is given, and task {self.name!r} has no unique key and no id: "
+                    "give unique=... or id=..."
+                )
+        return None
 
     def for_message(self, headers: Mapping[str, Any]) -> Self:
         """The same task with the options that a message's headers carry. For Leveret itself."""
@@ -548,15 +559,16 @@ class Task(Generic[P, R]):
                     f"the arguments of task {name!r} are {len(body)} bytes, over the limit of {most}; store the "
                     "data elsewhere and pass a reference, or raise App(max_message_size=...)"
                 )
-            headers = enqueue.headers.copy()
+            headers, when = enqueue.headers.copy(), due
             if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
-                headers |= unique.headers(key)
+                headers |= unique.headers(key, now)
+                when = due if unique.debounce is None else now + unique.debounce
             if limiting is not None:
                 headers |= limiting.headers(self.signature, args, kwargs)
             if are_chosen:
                 headers |= enqueue.id_headers()
             envelopes.append(
-                Envelope(id_, queue, name, body, content_type, 1, now, None, due, expires_at, headers, priority)
+                Envelope(id_, queue, name, body, content_type, 1, now, None, when, expires_at, headers, priority)
             )
         return envelopes
 

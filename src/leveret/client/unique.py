@@ -13,9 +13,17 @@ import msgspec
 from leveret.brokers import OnConflict
 from leveret.client.payload import makes_coroutines
 from leveret.errors import ConfigurationError, NotSerializable
-from leveret.model import MAX_TIMEOUT, MAX_UNIQUE_KEY, UNIQUE_FOR, UNIQUE_KEY, UNIQUE_SCOPE
+from leveret.model import (
+    MAX_TIMEOUT,
+    MAX_UNIQUE_KEY,
+    UNIQUE_CONFLICT,
+    UNIQUE_FOR,
+    UNIQUE_KEY,
+    UNIQUE_LATEST,
+    UNIQUE_SCOPE,
+)
 from leveret.model.arguments import seconds_or_none
-from leveret.model.durations import show
+from leveret.model.durations import MAX_DELAY, show
 from leveret.model.names import fits
 from leveret.model.suggest import did_you_mean
 
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from leveret.model import KeyHolder
 
 _encode = msgspec.json.Encoder(order="sorted").encode
-_POLICIES = ("ignore", "raise")
+_POLICIES = ("ignore", "raise", "replace")
 _SCOPES = ("unfinished", "waiting")
 #: Until when a task has its key.
 Scope: TypeAlias = Literal["unfinished", "waiting"]
@@ -48,12 +56,42 @@ class Unique(msgspec.Struct, frozen=True):
     period: float | None = None
     #: "waiting": until a worker has taken it.
     scope: Scope = "unfinished"
+    #: So long after the last call it runs, and at the latest so long after the first (seconds; None: no such limit).
+    debounce: float | None = None
+    max_wait: float | None = None
 
-    def headers(self, key: str) -> dict[str, str | int]:
+    def __post_init__(self) -> None:
+        if self.on_conflict == "replace" and self.period is not None:
+            raise ConfigurationError(
+                "for_ keeps the key when there is nothing to replace any more: give no on_conflict='replace'"
+            )
+        if self.debounce is None:
+            if self.max_wait is not None:
+                raise ConfigurationError("max_wait says how long debounce may put a task off: give debounce, too")
+            return
+        if self.period is not None:
+            raise ConfigurationError("debounce and for_ are two answers to how long a key is taken: give one of them")
+        if self.on_conflict == "raise":
+            raise ConfigurationError("a debounced call replaces the one before: give no on_conflict='raise'")
+        if self.max_wait is not None and self.max_wait < self.debounce:
+            raise ConfigurationError(
+                f"max_wait is {self.max_wait:g} s, and must be at least debounce, {self.debounce:g} s"
+            )
+        msgspec.structs.force_setattr(self, "on_conflict", "replace")
+        msgspec.structs.force_setattr(self, "scope", "waiting")
+
+    def headers(self, key: str, now: float) -> dict[str, str | int]:
         """What carries the key of one call."""
+        headers: dict[str, str | int] = {UNIQUE_KEY: key}
         if self.scope == "waiting":
-            return {UNIQUE_KEY: key, UNIQUE_SCOPE: self.scope}
-        return {UNIQUE_KEY: key} if self.period is None else {UNIQUE_KEY: key, UNIQUE_FOR: ceil(self.period * 1000)}
+            headers[UNIQUE_SCOPE] = self.scope
+        if self.period is not None:
+            headers[UNIQUE_FOR] = ceil(self.period * 1000)
+        if self.on_conflict == "replace":
+            headers[UNIQUE_CONFLICT] = self.on_conflict
+        if self.max_wait is not None:
+            headers[UNIQUE_LATEST] = ceil((now + self.max_wait) * 1000)
+        return headers
 
     def check(self, signature: Signature, task: str) -> None:
         """Raises ConfigurationError for a parameter that the task does not have."""
@@ -92,6 +130,8 @@ def by(
     scope: Scope = "unfinished",
     for_: float | timedelta | None = None,
     on_conflict: OnConflict = "ignore",
+    debounce: float | timedelta | None = None,
+    max_wait: float | timedelta | None = None,
 ) -> Unique:
     """A unique key for ``@app.task(unique=by("customer"))``: the task's name and the arguments of these parameters.
 
@@ -103,16 +143,21 @@ def by(
         scope: How long a task has its key. "unfinished": until it has ended. "waiting": until a worker has taken it, so
             that what is enqueued while it runs is stored.
         on_conflict: "ignore": ``enqueue`` gives the handle of the task that is there, with ``existing``. "raise": it
-            raises DuplicateTask, which names that task.
+            raises DuplicateTask, which names that task. "replace": as "ignore", and while that task waits it gets this
+            call's arguments.
         for_: How long a task has its key from its enqueueing on (seconds, or a timedelta), whatever becomes of it: one
             such task in that time. None: until it has ended.
+        debounce: The task runs so long after the last call (seconds, or a timedelta), with that call's arguments: each
+            call while it waits replaces them and puts it off. It has its key until a worker has taken it.
+        max_wait: At most so long after the first call (seconds, or a timedelta). None: without such a limit.
 
     Returns:
         What ``unique=`` takes.
 
     Raises:
-        ConfigurationError: A parameter's name is no text, the scope or the conflict's policy is not known, ``for_``
-            is no duration, or both ``scope`` and ``for_`` are given.
+        ConfigurationError: A parameter's name is no text, the scope or the conflict's policy is not known, a duration
+            is none, ``for_`` is given with ``scope``, ``debounce`` or "replace", ``debounce`` with "raise",
+            ``max_wait`` without ``debounce``, or it is the shorter of them.
     """
     for name in parameters:
         if not isinstance(name, str):
@@ -124,7 +169,20 @@ def by(
         raise ConfigurationError(
             "scope='waiting' and for_ are two answers to how long a key is taken: give one of them"
         )
-    return Unique(tuple(dict.fromkeys(parameters)), None, None, checked_policy(on_conflict), period, scope)
+    return Unique(
+        *(tuple(dict.fromkeys(parameters)), None, None, checked_policy(on_conflict), period, scope),
+        *debounced(debounce, max_wait),
+    )
+
+
+def debounced(
+    debounce: float | timedelta | None, max_wait: float | timedelta | None
+) -> tuple[float | None, float | None]:
+    """Both in seconds. Raises ConfigurationError."""
+    return (
+        seconds_or_none("debounce", debounce, above_zero=True, most=MAX_DELAY, none="at once"),
+        seconds_or_none("max_wait", max_wait, above_zero=True, most=MAX_DELAY, none="no limit"),
+    )
 
 
 def unique_of(given: object) -> Unique:

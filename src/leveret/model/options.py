@@ -16,10 +16,10 @@ import msgspec
 
 from leveret.errors import ConfigurationError
 from leveret.model.arguments import count, flag, seconds, seconds_or_none
-from leveret.model.bounds import number
+from leveret.model.bounds import number, unix_time
 from leveret.model.durations import MAX_DELAY, show
 from leveret.model.limits import FAIR_KEY, LIMITS
-from leveret.model.messages import DEFAULT_QUEUE, Queue, check_priority
+from leveret.model.messages import DEFAULT_QUEUE, Envelope, Queue, check_priority
 from leveret.model.names import fits
 from leveret.model.retry import RetryPolicy, RetryRules
 from leveret.model.text import shorten
@@ -39,6 +39,10 @@ UNIQUE_KEY = f"{_PREFIX}unique-key"
 UNIQUE_FOR = f"{_PREFIX}unique-for"
 #: "waiting": a task has its key until a worker has taken it, and no longer.
 UNIQUE_SCOPE = f"{_PREFIX}unique-scope"
+#: "replace": a later call with the key may give the task its arguments.
+UNIQUE_CONFLICT = f"{_PREFIX}unique-conflict"
+#: Later than that no such call moves it: Unix time in whole milliseconds.
+UNIQUE_LATEST = f"{_PREFIX}unique-latest"
 #: The longest of them (bytes).
 MAX_UNIQUE_KEY = 255
 #: Of a task whose id its producer chose: what tells this enqueue from another one with the same id.
@@ -156,7 +160,10 @@ _OVERRIDES = {
 _SCHEDULED = (_PREFIX + "schedule", _PREFIX + "scheduled-for")
 _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 #: Those that are not the producer's own.
-_OURS = frozenset({*_HEADERS, *_SCHEDULED, UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, ID_TOKEN, ID_FOR, LIMITS, FAIR_KEY})
+_UNIQUE = (UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, UNIQUE_CONFLICT, UNIQUE_LATEST)
+#: What a task keeps when a later call gives it other arguments.
+_KEPT = (*_UNIQUE, ID_TOKEN, ID_FOR, LIMITS, FAIR_KEY)
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, *_KEPT})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,6 +232,44 @@ def waiting_key(headers: Mapping[str, Any]) -> str | None:
 def freed_key(headers: Mapping[str, Any]) -> str | None:
     """The unique key that the end of a task frees."""
     return None if UNIQUE_FOR in headers and unique_for(headers) is not None else unique_key(headers)
+
+
+def is_replaceable(headers: Mapping[str, Any]) -> bool:
+    """Whether a later call with its unique key may give a task its arguments."""
+    return headers.get(UNIQUE_CONFLICT) == "replace" and freed_key(headers) is not None
+
+
+def may_replace(held: Envelope, by: Envelope) -> bool:
+    """Whether a later call may give that task its arguments: an own id that both have is not enough."""
+    return is_replaceable(held.headers) and unique_key(held.headers) == unique_key(by.headers)
+
+
+def latest_due(headers: Mapping[str, Any]) -> float | None:
+    """Beyond which no later call moves a task (Unix time); None: as far as it says."""
+    return unix_time(_seconds(headers.get(UNIQUE_LATEST)))
+
+
+def replaced(held: Envelope, by: Envelope) -> Envelope:
+    """A task with the arguments of a later call. It stays the same one, in its place, unless the call is delayed; and
+    waits for the limits that it has waited for.
+    """
+    mine = {name: value for name, value in held.headers.items() if name in _KEPT}
+    theirs = {name: value for name, value in by.headers.items() if name not in _KEPT}
+    return msgspec.structs.replace(
+        held,
+        body=by.body,
+        content_type=by.content_type,
+        expires_at=by.expires_at,
+        headers=theirs | mine,
+        due=moved(held.due, by.due, latest_due(held.headers)),
+    )
+
+
+def moved(due: float | None, wanted: float | None, latest: float | None) -> float | None:
+    """When a task is due that a later call wants to be due then; None: that call does not mind."""
+    if wanted is None:
+        return due
+    return wanted if latest is None else min(wanted, latest)
 
 
 def check_headers(given: object, before: Mapping[str, Any] | None = None) -> dict[str, Header]:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -14,7 +15,17 @@ import msgspec
 from leveret.brokers import CancelRequests, Deliveries, Feed, Following, Paused, Watch
 from leveret.brokers.memory import MemoryBroker, MemorySchedules, MemoryStatuses, MemoryStore
 from leveret.errors import BrokerUnavailable, EnqueueTimeout
-from leveret.model import Delivery, Envelope, Outcome, Queue, Released, Settlement, limits_after
+from leveret.model import (
+    UNIQUE_LATEST,
+    Delivery,
+    Envelope,
+    Outcome,
+    Queue,
+    Released,
+    Settlement,
+    latest_due,
+    limits_after,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -208,11 +219,18 @@ class FaultyBroker(MemoryBroker):
             raise BrokerUnavailable("the broker is away: a fault that the test asked for (enqueue_fails)")
         inward = [self.inward(envelope) for envelope in envelopes]
         existing = await super().publish(inward, on_conflict=on_conflict)
+        if existing and on_conflict == "replace":
+            self._note_replaced(set(existing.values()))
         if self._goes_wrong("lost_confirm", envelopes):
             raise EnqueueTimeout(
                 "not confirmed in time: a fault that the test asked for (lost_confirm)", [e.id for e in envelopes]
             )
         return existing
+
+    def _note_replaced(self, ids: set[str]) -> None:
+        """Later calls gave these tasks other arguments."""
+        found = {id_: one for id_ in ids for queue in self._store.queues.values() if (one := queue.envelope(id_))}
+        self.published = [found.get(one.id, one) for one in self.published]
 
     def _put(self, envelopes: Sequence[Envelope]) -> None:
         super()._put(envelopes)
@@ -386,8 +404,10 @@ def _shifted(envelope: Envelope, seconds: float) -> Envelope:
     def shifted(moment: float | None) -> float | None:
         return None if moment is None else moment + seconds
 
+    latest = latest_due(envelope.headers)
+    changed = envelope if latest is None else envelope.with_headers({UNIQUE_LATEST: ceil((latest + seconds) * 1000)})
     return msgspec.structs.replace(
-        envelope,
+        changed,
         enqueued_at=shifted(envelope.enqueued_at),
         due=shifted(envelope.due),
         expires_at=shifted(envelope.expires_at),

@@ -13,6 +13,8 @@ from leveret.errors import LimitNotFound
 from leveret.model import (
     FAIR_KEY,
     LIMITS,
+    UNIQUE_CONFLICT,
+    UNIQUE_KEY,
     Cancelled,
     DeadLettered,
     DeclareLimits,
@@ -562,3 +564,51 @@ async def a_limit_is_shared_by_queues(bench: Bench) -> None:
     await one.nothing()
     await limited.settle(held)
     assert await limited.drained(one, 1, 1) == ["three"]
+
+
+def _replaceable(limited: Limited, said: str, **changes: object) -> Envelope:
+    task = limited.task(said, **changes)
+    return task.with_headers({UNIQUE_KEY: f"{limited.queue.name}:1", UNIQUE_CONFLICT: "replace"})
+
+
+@check
+async def what_waits_for_a_limit_gets_newer_arguments(bench: Bench) -> None:
+    """It stays where it waits, and counts once. Its key is free when it has ended."""
+    limited = await Limited.of(bench, limit=ONE)
+    first, second, third = limited.task("first"), _replaceable(limited, "second"), limited.task("third")
+    await limited.publish(first, second, third)
+    taken = await limited.consumer()
+    running = await taken.next()
+    newest = _replaceable(limited, "newest")
+    assert await limited.broker.publish([newest], on_conflict="replace") == {newest.id: second.id}
+    await limited.settle(running)
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (second.id, newest.body)
+    await limited.uses(admitted=1)
+    await limited.settle([delivery])
+    await limited.settle(await taken.next())
+    await limited.uses(admitted=0)
+    fresh = _replaceable(limited, "fresh")
+    assert await limited.broker.publish([fresh], on_conflict="replace") is None
+
+
+@check
+async def what_is_put_off_counts_for_no_limit(bench: Bench) -> None:
+    """A later call says when it is due: until then others run."""
+    limited = await Limited.of(bench, limit=ONE)
+    first, second = limited.task("first"), _replaceable(limited, "second")
+    await limited.publish(first, second)
+    taken = await limited.consumer()
+    running = await taken.next()
+    newest = _replaceable(limited, "newest", due=time.time() + 4)
+    assert await limited.broker.publish([newest], on_conflict="replace") == {newest.id: second.id}
+    third = limited.task("third")
+    await limited.publish(third)
+    await limited.settle(running)
+    (delivery,) = await taken.next()
+    assert delivery.envelope.id == third.id
+    await limited.settle([delivery])
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (second.id, newest.body)
+    await limited.settle([delivery])
+    await limited.uses(admitted=0)

@@ -10,8 +10,11 @@ from leveret.errors import DuplicateTask, QueueNotFound
 from leveret.model import (
     ID_FOR,
     ID_TOKEN,
+    UNIQUE_CONFLICT,
     UNIQUE_FOR,
     UNIQUE_KEY,
+    UNIQUE_LATEST,
+    UNIQUE_SCOPE,
     Cancelled,
     DeadLettered,
     KeyHolder,
@@ -425,3 +428,134 @@ async def an_id_that_is_taken_for_a_while_may_be_released(bench: Bench) -> None:
     assert mine == [first.id]
     assert await broker.unique.release(id_key(first.id)) == first.id
     await id_becomes_free(broker, own_id(bench, "next"))
+
+
+def replaceable(bench: Bench, text: str, key: str = "", **changes: object) -> Envelope:
+    """A task with a unique key, whose arguments a later one may replace."""
+    return keyed(bench, text, key, **changes).with_headers({UNIQUE_CONFLICT: "replace"})
+
+
+def debounced(bench: Bench, text: str, wait: float, latest: float) -> Envelope:
+    """One that runs ``wait`` seconds after the last call, at the latest at that time (Unix time)."""
+    own: dict[str, str | float | bool | None] = {UNIQUE_SCOPE: "waiting", UNIQUE_LATEST: int(latest * 1000)}
+    return replaceable(bench, text, due=time.time() + wait).with_headers(own)
+
+
+async def replacing(broker: Broker, *envelopes: Envelope) -> list[str]:
+    """The ids of the tasks that stand for these."""
+    existing = await broker.publish(envelopes, on_conflict="replace") or {}
+    return [existing.get(one.id, one.id) for one in envelopes]
+
+
+@check
+async def a_waiting_task_gets_newer_arguments(bench: Bench) -> None:
+    """All but the arguments stays as it was: the id, the priority, when it is due. The newest ones count."""
+    broker, other, worker = await bench.declared(), await bench.declared(), bench.broker()
+    first = replaceable(bench, "first", priority=3).with_headers({"mine": "first"})
+    delayed = replaceable(bench, "delayed", key="2", due=time.time() + 0.5)
+    plain = keyed(bench, "plain", key="3")
+    assert await replacing(broker, first, delayed) == [first.id, delayed.id]
+    await broker.publish([plain])
+    for text in "abc":
+        given = replaceable(bench, text, priority=5).with_headers({"mine": text})
+        later = [given, replaceable(bench, text, key="2"), replaceable(bench, text, key="3")]
+        assert await replacing(other, *later) == [first.id, delayed.id, plain.id]
+    taken = await bench.consumer(worker, credit=3)
+    found = {one.envelope.id: one.envelope for one in await taken.next(3)}
+    newest = found[first.id]
+    assert (newest.body, newest.headers["mine"], newest.priority) == (given.body, "c", 3)
+    assert newest.headers[UNIQUE_KEY] == first.headers[UNIQUE_KEY]
+    assert found[delayed.id].body == later[1].body
+    assert time.time() >= (delayed.due or 0.0)
+    # One that was not enqueued to be replaced keeps its own.
+    assert found[plain.id].body == plain.body
+
+
+@check
+async def a_call_that_is_delayed_delays_the_task(bench: Bench) -> None:
+    """One that is ready waits then, and one that waits becomes due at another time."""
+    broker, worker = await bench.declared(), bench.broker()
+    first = replaceable(bench, "first")
+    sooner, later = (replaceable(bench, text, due=time.time() + wait) for text, wait in (("a", 600), ("b", 1.5)))
+    for one in (first, sooner, later):
+        assert await replacing(broker, one) == [first.id]
+    taken = await bench.consumer(worker)
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (first.id, later.body)
+    assert time.time() >= (later.due or 0.0)
+
+
+@check
+async def a_task_that_runs_again_has_the_newest_arguments(bench: Bench) -> None:
+    """What comes while it runs counts if it is tried again; it is dropped when it succeeds, and the key is free."""
+    broker, worker = await bench.declared(), bench.broker()
+    first = replaceable(bench, "first")
+    await replacing(broker, first)
+    taken = await bench.consumer(worker)
+    for number in range(3):
+        (delivery,) = await taken.next()
+        newest = replaceable(bench, f"{number}")
+        assert await replacing(broker, newest) == [first.id]
+        await settle_all(worker, [delivery], Retrying("again") if number < 2 else Released())
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.body, delivery.envelope.attempt) == (newest.body, 3)
+    assert await replacing(broker, replaceable(bench, "too late")) == [first.id]
+    await settle_all(worker, [delivery], Succeeded())
+    fresh = replaceable(bench, "fresh")
+    await becomes_free(broker, fresh)
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (fresh.id, fresh.body)
+
+
+@check
+async def calls_are_debounced(bench: Bench) -> None:
+    """Each call puts the task off, but not beyond the first one's last moment. When it is taken its key is free."""
+    broker, worker = await bench.declared(), bench.broker()
+    taken = await bench.consumer(worker, credit=2)
+    latest = time.time() + 2.5
+    first = newest = debounced(bench, "first", 1.0, latest)
+    assert await replacing(broker, first) == [first.id]
+    calls = 0
+    while time.time() < latest - 0.8:
+        newest = debounced(bench, f"{calls}", 1.0, latest + 600)
+        assert await replacing(broker, newest) == [first.id]
+        calls += 1
+        await asyncio.sleep(0.05)  # a call that comes before the task is due
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (first.id, newest.body)
+    assert latest <= time.time() + 0.001
+    fresh = debounced(bench, "fresh", 0.1, time.time() + 600)
+    assert await replacing(broker, fresh) == [fresh.id]
+    await settle_all(worker, [delivery], Succeeded())
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (fresh.id, fresh.body)
+
+
+@check
+async def calls_of_one_batch_replace_each_other(bench: Bench) -> None:
+    """Of one call's tasks with the same key the first is stored, with the arguments of the last."""
+    broker, worker = await bench.declared(), bench.broker()
+    tasks = [replaceable(bench, text) for text in "abc"]
+    assert await replacing(broker, *tasks) == [tasks[0].id] * 3
+    taken = await bench.consumer(worker)
+    (delivery,) = await taken.next()
+    assert (delivery.envelope.id, delivery.envelope.body) == (tasks[0].id, tasks[2].body)
+
+
+@check
+async def a_worker_that_dies_leaves_the_newest_arguments(bench: Bench) -> None:
+    """The next one has them, whatever the first one did, also of a task whose key is free since it was taken."""
+    broker = await bench.declared()
+    first, latest = replaceable(bench, "first"), time.time() + 0.3
+    second = debounced(bench, "second", 0.2, latest).with_headers({UNIQUE_KEY: f"{bench.queue.name}:2"})
+    await replacing(broker, first, second)
+    newest = replaceable(bench, "newest")
+    newer = debounced(bench, "newer", 0.2, latest).with_headers({UNIQUE_KEY: f"{bench.queue.name}:2"})
+    assert await replacing(broker, newest, newer) == [first.id, second.id]
+    wanted = {first.id: newest.body, second.id: newer.body}
+    for _ in range(3):
+        worker = bench.broker()
+        async with worker.consume([bench.queue], credit=2) as consumer:
+            found = await Taken(consumer).next(2)
+            assert {one.envelope.id: one.envelope.body for one in found} == wanted
+        await worker.close()

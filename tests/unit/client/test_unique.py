@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from leveret import App, ConfigurationError, DuplicateTask, InvalidArguments, NotSerializable, by
+from leveret import App, ConfigurationError, DuplicateTask, InvalidArguments, NotSerializable, Queue, by
 from leveret.brokers.sqlite import SQLiteBroker
 from leveret.model import UNIQUE_KEY, Envelope
 from leveret.testing import under_test
+from leveret.testing.bench import batches_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,6 +156,126 @@ def test_without_an_event_loop(tmp_path: Path) -> None:
         app.close_sync()
 
 
+async def test_a_later_call_replaces_the_arguments() -> None:
+    app, seen = App("memory://"), []
+
+    @app.task(unique=by("customer", on_conflict="replace"))
+    async def sync(customer: int, trace: str = "") -> None:
+        seen.append((customer, trace))
+
+    with under_test(app) as test:
+        first = await sync.options(id="mine").enqueue(1, "a")
+        second = await sync.options(expires=60, headers={"tenant": "acme"}).enqueue(1, "b")
+        assert (second.id, second.existing, first.existing) == ("mine", True, False)
+        (noted,) = test.enqueued(sync)
+        assert (noted.arguments, noted.expires, noted.headers) == (
+            {"customer": 1, "trace": "b"},
+            60.0,
+            {"tenant": "acme"},
+        )
+        handles = await sync.enqueue_many([(2, "a"), (2, "b"), (3, "a")])
+        assert [one.existing for one in handles] == [False, True, False]
+        await test.drain()
+    assert seen == [(1, "b"), (2, "b"), (3, "a")]
+
+
+async def test_calls_are_debounced() -> None:
+    """By the test's clock: each call puts the task off, at most until the first one's max_wait."""
+    app, seen = App("memory://"), []
+
+    @app.task(unique=by("doc", debounce=dt.timedelta(seconds=5), max_wait=12))
+    async def index(doc: int, text: str) -> None:
+        seen.append((doc, text))
+
+    with under_test(app) as test:
+        for seconds, text in ((0, "a"), (4, "b"), (4, "c")):
+            test.clock.advance(seconds)
+            await test.drain()
+            handle = await index.enqueue(1, text)
+            assert handle.existing == (text != "a")
+        test.clock.advance(3.9)
+        await test.drain()
+        assert seen == []
+        test.clock.advance(0.2)
+        await test.drain()
+        assert seen == [(1, "c")]
+        assert not (await index.enqueue(1, "d")).existing
+        short = index.options(debounce=1, max_wait=1)
+        await short.enqueue(2, "a")
+        assert [one.delay for one in test.enqueued(index)] == pytest.approx([12.0, 5.0, 1.0], abs=0.01)
+
+
+def test_a_debounced_call_without_a_key_is_not_delayed() -> None:
+    app = App("memory://")
+
+    @app.task(unique=lambda number: None if number else "zero")
+    async def one(number: int) -> None: ...
+
+    debounced, at_once = one.options(debounce=5)._envelopes("ab", [call(0), call(1)])
+    assert debounced.due is not None
+    assert at_once.due is None
+
+
+@pytest.mark.parametrize("door", ["async", "sync"])
+async def test_on_sqlite_a_later_call_replaces_the_arguments(tmp_path: Path, door: str) -> None:
+    app = App(f"sqlite:///{tmp_path}/tasks.db")
+
+    @app.task(unique=by("number", on_conflict="replace"))
+    async def take(number: int, text: str) -> None: ...
+
+    def enqueue(text: str) -> Any:
+        return take.enqueue_sync(1, text)
+
+    if door == "sync":
+        handles = [await asyncio.to_thread(enqueue, text) for text in "abc"]
+        await asyncio.to_thread(app.close_sync)
+    else:
+        handles = [await take.enqueue(1, text) for text in "abc"]
+        await app.close()
+    assert [one.existing for one in handles] == [False, True, True]
+    broker = SQLiteBroker(tmp_path / "tasks.db", timeout=5.0)
+    async with broker.consume([Queue("default")], credit=2) as consumer:
+        (delivery,) = await anext(batches_of(consumer))
+    assert (delivery.envelope.id, b'"c"' in delivery.envelope.body) == (handles[0].id, True)
+    await broker.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"debounce": 0}, "above 0|more than 0|greater"),
+        ({"debounce": "soon"}, "debounce"),
+        ({"max_wait": 5}, "give debounce, too"),
+        ({"debounce": 5, "max_wait": 4.5}, "at least debounce"),
+        ({"debounce": 5, "for_": 60}, "give one of them"),
+        ({"debounce": 5, "on_conflict": "raise"}, "on_conflict='raise'"),
+        ({"for_": 5, "on_conflict": "replace"}, "nothing to replace"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_where_it_is_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        by("customer", **options)
+
+
+def test_what_an_enqueue_says_of_debouncing_is_checked() -> None:
+    app = App("memory://")
+
+    @app.task
+    async def plain(number: int) -> None: ...
+
+    keyed = plain.options(unique="key")
+    with pytest.raises(ConfigurationError, match="debounce is given, and task 'plain' has no unique key"):
+        plain.options(debounce=5)
+    with pytest.raises(ConfigurationError, match="no delay or at"):
+        keyed.options(debounce=5, delay=3)
+    with pytest.raises(ConfigurationError, match="no delay or at"):
+        keyed.options(delay=3).options(debounce=5)
+    with pytest.raises(ConfigurationError, match="give debounce, too"):
+        keyed.options(max_wait=5)
+    with pytest.raises(ConfigurationError, match="on_conflict='raise'"):
+        keyed.options(debounce=5).options(on_conflict="raise")
+
+
 @pytest.mark.parametrize(
     ("unique", "message"),
     [
@@ -183,8 +305,8 @@ def test_an_asynchronous_function_and_an_unknown_policy_are_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="asynchronous"):
         app.task(unique=key)
-    with pytest.raises(ConfigurationError, match="'ignore', 'raise'"):
-        by("customer", on_conflict="replace")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'ignore', 'raise', 'replace'"):
+        by("customer", on_conflict="rerun")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="names of parameters"):
         by(5)  # type: ignore[arg-type]
 

@@ -124,7 +124,7 @@ class RabbitMQBroker:
             return None
         if twice := repeated([one.id for one in envelopes if id_token(one.headers) is not None]):
             raise DuplicateTask(twice)
-        existing = await self._claims.publish(envelopes, may_ignore=on_conflict == "ignore")
+        existing = await self._claims.publish(envelopes, on_conflict=on_conflict)
         if existing and on_conflict == "raise":
             raise duplicates(existing)
         return existing or None
@@ -170,7 +170,8 @@ class RabbitMQBroker:
         notes = self._declarations.notes
         gating = Gating(queues, self.limits, self._postpone)
         consumer = RabbitMQConsumer(
-            self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe, gating
+            *(self._hosts, queues, credit, most, self._bus, notes, self._postpone, self._publisher, describe),
+            *(gating, self._claims.begin),
         )
         try:
             await consumer.start()
@@ -187,7 +188,7 @@ class RabbitMQBroker:
 
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         # Before anybody hears of the end, and may enqueue the next one.
-        await self._claims.free(*_freed(settlements))
+        await self._claims.ended(*_freed(settlements))
         await self.statuses.record(updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
@@ -210,6 +211,13 @@ class RabbitMQBroker:
         held = [one for one in deliveries if isinstance(one, RabbitMQDelivery) and one.permit and one.lease.held]
         if held:
             await self.limits.end([one.permit for one in held])
+
+    async def _end_permit_of_what_waits_anew(self, delivery: Delivery) -> None:
+        """A later call put an admitted task off. If nobody takes the permit back now, its leak is found."""
+        try:
+            await self._end_permits([delivery])
+        except LeveretError as error:
+            log.debug("the permit of task %s, which waits anew, is not given back: %s", delivery.envelope.id, error)
 
     def abandon(self) -> None:
         """The sockets went with their loop."""
@@ -264,6 +272,8 @@ class RabbitMQBroker:
             try:
                 if session.holds(delivery.tag):
                     await self._delayed.publish([message])
+                    if message.due is not None:
+                        await self._end_permit_of_what_waits_anew(delivery)
                     await session.acknowledge([delivery.tag])
             except LeveretError as error:
                 self._warnings.warning(

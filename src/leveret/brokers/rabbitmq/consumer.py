@@ -37,16 +37,18 @@ from leveret.brokers.rabbitmq.queues import (
     together,
     warn_of_priorities,
 )
+from leveret.brokers.rabbitmq.replacing import Replacing
 from leveret.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from leveret.brokers.inbox import Arrival
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming
     from leveret.brokers.rabbitmq.control import ControlBus, Listening, Signal
     from leveret.brokers.rabbitmq.gating import Gating
     from leveret.brokers.rabbitmq.queues import Declaration, Publisher
+    from leveret.brokers.rabbitmq.replacing import Begin
     from leveret.model import Delivery, Describe, Queue
 
 log = logging.getLogger("leveret.rabbitmq")
@@ -99,6 +101,7 @@ class RabbitMQConsumer:
         publisher: Publisher,
         describe: Describe | None,
         gating: Gating,
+        begin: Begin,
     ) -> None:
         self._hosts = hosts
         self._gating = gating
@@ -110,6 +113,7 @@ class RabbitMQConsumer:
         self._postpone = postpone
         self._describe = describe
         self._postponing: set[asyncio.Task[None]] = set()
+        self._replacing = Replacing(begin, self._hand_on)
         self._inbox = Inbox()
         self._cancel_log = CancelLog(publisher, notes, self._inbox.cancel)
         self._stopped = False
@@ -174,6 +178,7 @@ class RabbitMQConsumer:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._replacing.close()
         if self._postponing:
             await asyncio.wait(self._postponing, timeout=_PUTTING_OFF)
         for task in self._postponing:
@@ -231,25 +236,39 @@ class RabbitMQConsumer:
         return session
 
     def _deliver(self, deliveries: Sequence[Delivery]) -> None:
-        now = time.time()
-        ready, stopped = [], []
-        for delivery in deliveries:
-            due = delivery.envelope.due
-            if due is not None and due > now:
-                self._put_off(delivery, due - now)
-            elif self._gating.stops(delivery):
-                stopped.append(delivery)
-            else:
-                ready.append(delivery)
-        if ready:
-            self._inbox.deliver(ready)
+        admitted: list[Delivery] = []
+        stopped: list[Delivery] = []
+        for delivery in self._due(deliveries):
+            (stopped if self._gating.stops(delivery) else admitted).append(delivery)
+        self._let_begin(admitted)
         if stopped:
             self._start(self._pass_on(stopped))
 
     async def _pass_on(self, deliveries: Sequence[Delivery]) -> None:
         """What waits for its limits leaves this consumer."""
-        if passed := await self._gating.pass_on(deliveries):
-            self._inbox.deliver(passed)
+        self._let_begin(await self._gating.pass_on(deliveries))
+
+    def _let_begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Limits hold them up no more: what is asked of the claims log is asked as late as can be."""
+        if ready := self._replacing.without(deliveries):
+            self._inbox.deliver(ready)
+
+    def _hand_on(self, deliveries: Sequence[Delivery]) -> None:
+        ready = self._due(one for one in deliveries if one.lease.held)
+        if ready:
+            self._inbox.deliver(ready)
+
+    def _due(self, deliveries: Iterable[Delivery]) -> Sequence[Delivery]:
+        """Those that may run now; the others are put off."""
+        now = time.time()
+        ready = []
+        for delivery in deliveries:
+            due = delivery.envelope.due
+            if due is None or due <= now:
+                ready.append(delivery)
+            else:
+                self._put_off(delivery, due - now)
+        return ready
 
     def _put_off(self, delivery: Delivery, seconds: float) -> None:
         if delay_step(seconds) is None:

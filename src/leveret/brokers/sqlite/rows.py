@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, freed_key, is_flat, unix_time
+from leveret.model import LATEST, MAX_HEADERS_DEPTH, Envelope, freed_key, is_flat, unix_time, waiting_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,6 +74,11 @@ def _others(one: Envelope) -> tuple[Any, ...]:
         one.priority,
         freed_key(headers) if headers else None,
     )
+
+
+def replacement(one: Envelope) -> tuple[Any, ...]:
+    """The columns that a later call changes."""
+    return one.body, one.content_type, one.due, one.expires_at, _pack(one.headers)
 
 
 def read(row: Sequence[Any]) -> tuple[Envelope, str]:
@@ -173,6 +178,11 @@ def headers_in(packed: object) -> dict[str, Any]:
 def key_in(packed: object) -> str | None:
     """The unique key in a row's headers that its task has until it ends."""
     return freed_key(_headers(packed)[0]) if packed else None
+
+
+def waits_in(packed: object) -> bool:
+    """Whether a row's headers say that its task has its unique key until it is taken."""
+    return bool(packed) and waiting_key(_headers(packed)[0]) is not None
 
 
 def text(value: object) -> str:

@@ -21,7 +21,7 @@ from leveret.brokers.sqlite.questions import Questions
 from leveret.brokers.sqlite.queues import Queues
 from leveret.brokers.sqlite.recipients import Recipients
 from leveret.brokers.sqlite.registrations import Registrations
-from leveret.brokers.sqlite.rows import insertion, text
+from leveret.brokers.sqlite.rows import ENVELOPE, insertion, read, replacement, text, waits_in
 from leveret.brokers.sqlite.schedules import Schedules
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.brokers.sqlite.statuses import Records, Watches
@@ -44,7 +44,9 @@ from leveret.model import (
     id_for,
     id_key,
     id_token,
+    may_replace,
     repeated,
+    replaced,
     this_process,
     unique_for,
     unique_key,
@@ -101,13 +103,23 @@ class Store(Statements):
 
         The ids of those whose unique keys are taken, which are not stored, each with that of the one that is there.
         """
+        if on_conflict == "replace":
+            self._free_taken(envelopes)
         existing = self._existing(envelopes)
+        later: list[Envelope] = []
         if existing:
             if on_conflict == "raise":
                 raise duplicates(existing)
+            if on_conflict == "replace":
+                later = [one for one in envelopes if one.id in existing]
             envelopes = [one for one in envelopes if one.id not in existing]
-            if not envelopes:
-                return existing
+        if envelopes:
+            self._insert_all(envelopes)
+        for one in later:
+            self._replace(existing[one.id], one)
+        return existing or None
+
+    def _insert_all(self, envelopes: Sequence[Envelope]) -> None:
         by_queue: dict[str, int] = {}
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
@@ -119,7 +131,32 @@ class Store(Statements):
         if any(one.headers and (UNIQUE_FOR in one.headers or ID_FOR in one.headers) for one in envelopes):
             self._keep_keys(envelopes, time.time())
         self.dealing.deal(ids.values())
-        return existing or None
+
+    def _replace(self, id_: str, by: Envelope) -> None:
+        """Give a task the arguments of a later call, if it may have them. What runs has them when it runs again."""
+        row = self.execute(_ROW, id_).fetchone()
+        if row is None:
+            return
+        *columns, state, lane, queue = row
+        held, problem = read(columns)
+        if problem or not may_replace(held, by):
+            return
+        changed = replaced(held, by)
+        if state == "running":
+            changed = msgspec.structs.replace(changed, due=held.due)
+        elif changed.due is not None and changed.due > time.time():
+            if state == "ready" and lane is not None:
+                self.limits.ended([lane])
+            state = "delayed"
+        self.execute(_REPLACE, *replacement(changed), state, id_)
+        self.dealing.deal([queue])
+
+    def _free_taken(self, envelopes: Sequence[Envelope]) -> None:
+        """Tasks that have their keys until they are taken, and were: their workers are about to say so."""
+        wanted = array([key for one in envelopes if (key := unique_key(one.headers)) is not None])
+        for key, id_, headers in self.execute(_RUNNING_HOLDERS, wanted).fetchall():
+            if waits_in(headers):
+                self.free([(key, id_)])
 
     def _keep_keys(self, envelopes: Sequence[Envelope], now: float) -> None:
         """Keys and ids that their tasks have for a while; some that are free again are forgotten."""
@@ -260,6 +297,15 @@ _HOLDERS = (
     " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value"
 )
 _THERE = "SELECT task.id FROM json_each(?) AS wanted CROSS JOIN task ON task.id = wanted.value"
+_RUNNING_HOLDERS = (
+    "SELECT unique_key, task.id, headers FROM json_each(?) AS wanted"
+    " CROSS JOIN task ON unique_key IS NOT NULL AND unique_key = wanted.value WHERE state = 'running'"
+)
+_ROW = (
+    f"SELECT {ENVELOPE}, state, lane, queue.id FROM task JOIN queue ON queue.id = task.queue"  # noqa: S608 - a constant
+    " WHERE task.id = ? AND state <> 'dead'"
+)
+_REPLACE = "UPDATE task SET body = ?, content_type = ?, due = ?, expires_at = ?, headers = ?, state = ? WHERE id = ?"
 _KEPT = (
     "SELECT unique_hold.key, unique_hold.id FROM json_each(?) AS wanted"
     " CROSS JOIN unique_hold ON unique_hold.key = wanted.value WHERE until > ?"

@@ -6,6 +6,7 @@ here goes by a clock of the reader's.
 
 from __future__ import annotations
 
+import heapq
 import sys
 from contextlib import suppress
 from functools import partial
@@ -13,13 +14,30 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from leveret.model import MAX_UNIQUE_KEY, Envelope, decoded, is_name
+from leveret.model import MAX_UNIQUE_KEY, Envelope, decoded, is_name, moved
 from leveret.model.names import fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 VERSION = 1
+#: A task that has ended may come once more, if its worker died before it could say so to its queue: for so long it is
+#: known what had replaced its arguments (seconds).
+REMEMBERED = 300.0
+_NO_TASK = msgspec.Raw(b"null")
+_NO_TASKS = (_NO_TASK, msgspec.Raw())
+
+
+class Terms(msgspec.Struct, frozen=True, array_like=True):
+    """Of a claim whose task later claims of the key may replace."""
+
+    #: It replaces the task of the claim that is there, instead of giving way to it.
+    replaces: bool = False
+    #: When its task is due, and later than when no other claim makes it due (Unix time).
+    due: float | None = None
+    latest: float | None = None
+    #: The key is free when the task is taken.
+    until_taken: bool = False
 
 
 class AnotherKey(msgspec.Struct, frozen=True, array_like=True):
@@ -47,9 +65,10 @@ class NewClaim(msgspec.Struct, frozen=True, array_like=True):
     token: str = ""
     #: The key is not free before then, though the task has ended (Unix time).
     kept_until: float = 0.0
-    more: list[AnotherKey] = []
+    more: tuple[AnotherKey, ...] = ()
     #: The task is a dead letter, and has the key still.
     is_dead: bool = False
+    terms: Terms | None = None
 
 
 class Adopted(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +93,10 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 
     owner: str
     claim: NewClaim
+    #: What has replaced its task.
+    newest: msgspec.Raw = _NO_TASK
+    #: It has its key no more: its task was taken with what had replaced it, or has ended.
+    is_over: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -109,6 +132,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Claims whose tasks are stored.
     stored: list[tuple[str, str]] = []
     adopted: list[Adopted] = []
+    #: Claims whose tasks are about to begin, if they are due.
+    taken: list[tuple[str, str]] = []
     #: Who begins to read can begin at that offset: a snapshot of what was before comes behind it. 0: not known.
     base: int = 0
     snapshot: Snapshot | None = None
@@ -116,7 +141,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def weight(self) -> int:
         """How much it says."""
-        return 1 + len(self.freed) + len(self.claims) + len(self.stored)
+        return 1 + len(self.freed) + len(self.claims) + len(self.stored) + len(self.taken)
 
 
 encode = msgspec.json.Encoder().encode
@@ -135,10 +160,6 @@ def entry_of(body: bytes) -> Entry | None:
     if all(is_name(one.id) and is_name(one.queue) for one in claims) and all(fits(key, MAX_UNIQUE_KEY) for key in keys):
         return entry
     return None
-
-
-_NO_TASK = msgspec.Raw(b"null")
-_NO_TASKS = (_NO_TASK, msgspec.Raw())
 
 
 class Claim(msgspec.Struct, gc=False):
@@ -197,12 +218,48 @@ class Pending(msgspec.Struct, gc=False):
         return found if found is not None and (found.id, found.queue) == (claim.id, claim.queue) else None
 
 
+class Replaceable(msgspec.Struct, gc=False):
+    """What later claims have made of a claim's task."""
+
+    terms: Terms
+    due: float | None
+    #: None: nothing has replaced it.
+    newest: bytes | None = None
+
+
+class Over(msgspec.Struct, gc=False):
+    """A task that has its key no more, and runs, or may run, with what had replaced it."""
+
+    key: str
+    id: str
+    queue: str
+    until: float
+    newest: bytes
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What is to become of a task that is about to begin."""
+
+    #: It is to wait until then (Unix time).
+    due: float | None = None
+    #: What has replaced it.
+    newest: bytes | None = None
+
+    def replacement(self) -> Envelope | None:
+        return None if self.newest is None else decoded(_decode_task, self.newest)
+
+
 class Holders:
     """Who has which key."""
 
     def __init__(self) -> None:
         self._claims: dict[str, Claim] = {}
         self._pending: dict[str, Pending] = {}
+        self._replaceable: dict[str, Replaceable] = {}
+        #: By what tells the task from all others.
+        self._over: dict[str, Over] = {}
+        #: A heap: until when each of them is remembered.
+        self._forgotten: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -223,8 +280,35 @@ class Holders:
                 continue
             waiting = self._pending.get(key)
             task = _NO_TASK if waiting is None else msgspec.Raw(waiting.task)
-            new = NewClaim(key, one.id, one.queue, one.until, task, one.is_kept, one.token, one.kept_until)
-            yield Row(one.owner, msgspec.structs.replace(new, is_dead=True) if one.is_dead else new)
+            terms, newest = self._state(key)
+            new = NewClaim(key, one.id, one.queue, one.until, task, one.is_kept, one.token, one.kept_until, terms=terms)
+            yield Row(one.owner, msgspec.structs.replace(new, is_dead=True) if one.is_dead else new, newest)
+        for mark, over in self._over.items():
+            if over.until >= after:
+                token = "" if mark == over.id else mark
+                claim = NewClaim(over.key, over.id, over.queue, over.until, _NO_TASK, token=token)
+                yield Row("", claim, msgspec.Raw(over.newest), is_over=True)
+
+    def _state(self, key: str) -> tuple[Terms | None, msgspec.Raw]:
+        mine = self._replaceable.get(key)
+        if mine is None:
+            return None, _NO_TASK
+        newest = _NO_TASK if mine.newest is None else msgspec.Raw(mine.newest)
+        return msgspec.structs.replace(mine.terms, due=mine.due), newest
+
+    def turn(self, key: str, mark: str, at: float) -> Turn:
+        """What is to become of a task that is about to begin, as of that time (Unix time)."""
+        held, mine = self._claims.get(key), self._replaceable.get(key)
+        if held is not None and mine is not None and held.mark == mark and held.until > at:
+            if mine.due is not None and mine.due > at:
+                return Turn(due=mine.due)
+            return Turn(newest=mine.newest)
+        over = self._over.get(mark)
+        return Turn() if over is None else Turn(newest=over.newest)
+
+    def is_over(self, mark: str) -> bool:
+        """Whether it is a task that has its key no more, and something had replaced it."""
+        return mark in self._over
 
     def overdue(self, before: float) -> list[tuple[str, Pending]]:
         """The claims that have waited for their tasks since before that time."""
@@ -234,6 +318,7 @@ class Holders:
         """``now``: the reader's loop's time."""
         for key, id_ in entry.freed:
             self._free(key, id_)
+            self._remember_from(id_, entry.at)
         for key, mark, is_dead in entry.ended:
             self._ended(key, mark, entry.at, is_dead=is_dead)
         if entry.cancelled:
@@ -248,11 +333,20 @@ class Holders:
             pending = self._pending.get(one.key)
             if pending is not None and (pending.claim.id, pending.claim.owner) == (one.id, one.owner):
                 pending.claim.owner, pending.since = entry.by, now
+        for key, mark in entry.taken:
+            self._take(key, mark, entry.at)
 
     def restore(self, rows: Iterable[Row], now: float) -> None:
         """Begin with what a snapshot says."""
         for row in rows:
-            self._put(row.claim, row.owner, now)
+            one = row.claim
+            if row.is_over:
+                over = Over(one.key, one.id, sys.intern(one.queue), one.until, bytes(row.newest))
+                self._remember(one.token or one.id, over)
+                continue
+            self._put(one, row.owner, now)
+            if row.newest not in _NO_TASKS and one.key in self._replaceable:
+                self._replaceable[one.key].newest = bytes(row.newest)
 
     def _claim(self, new: NewClaim, entry: Entry, now: float) -> None:
         """All of its keys, or none. Those that it has already stay as they are."""
@@ -262,6 +356,8 @@ class Holders:
             held = self._claims.get(one.key)
             if held is None or held.mark != mark:
                 if held is not None and held.until > entry.at:
+                    if one is new:
+                        self._replace(new, held)
                     return
                 wanted.append(one)
             else:
@@ -270,18 +366,49 @@ class Holders:
             # The task is to be stored once.
             self._put(msgspec.structs.replace(one, task=_NO_TASK) if number else one, entry.by, now)
 
+    def _replace(self, new: NewClaim, held: Claim) -> None:
+        mine = self._replaceable.get(new.key)
+        if mine is not None and new.terms is not None and new.terms.replaces:
+            mine.newest = bytes(new.task)
+            mine.due = moved(mine.due, new.terms.due, mine.terms.latest)
+            held.until = max(held.until, new.until)
+
     def _put(self, new: NewClaim, owner: str, now: float) -> None:
         claim = self._claims[new.key] = Claim.of(new, owner)
         self._pending.pop(new.key, None)
         if new.task not in _NO_TASKS:
             self._pending[new.key] = Pending(claim, bytes(new.task), now)
+        self._replaceable.pop(new.key, None)
+        if new.terms is not None:
+            self._replaceable[new.key] = Replaceable(new.terms, new.terms.due)
+
+    def _take(self, key: str, mark: str, at: float) -> None:
+        held, mine = self._claims.get(key), self._replaceable.get(key)
+        if held is None or mine is None or held.mark != mark or not mine.terms.until_taken:
+            return
+        if self.turn(key, mark, at).due is None:
+            self._drop(key, held)
+
+    def _remember_from(self, mark: str, at: float) -> None:
+        """A task has ended: what had replaced it is known for a while from then on."""
+        over = self._over.get(mark)
+        if over is not None:
+            over.until = at + REMEMBERED
+            self._remember(mark, over)
+        while self._forgotten and self._forgotten[0][0] < at:
+            until, forgotten = heapq.heappop(self._forgotten)
+            if forgotten in self._over and self._over[forgotten].until == until:
+                del self._over[forgotten]
+
+    def _remember(self, mark: str, over: Over) -> None:
+        self._over[mark] = over
+        heapq.heappush(self._forgotten, (over.until, mark))
 
     def _free(self, key: str, id_: str) -> None:
         """``id_``: the task's, or its token; empty: whoever has the key."""
         held = self._claims.get(key)
         if held is not None and id_ in (held.id, held.token, ""):
-            del self._claims[key]
-            self._pending.pop(key, None)
+            self._drop(key, held)
 
     def _stored(self, key: str, mark: str) -> None:
         held = self._claims.get(key)
@@ -299,9 +426,17 @@ class Holders:
         """Its task has ended, which may not be all that there is to wait for."""
         if held.kept_until > at:
             held.until, held.is_kept = held.kept_until, True
+            self._pending.pop(key, None)
         else:
-            del self._claims[key]
+            self._drop(key, held)
+        self._remember_from(held.mark, at)
+
+    def _drop(self, key: str, held: Claim) -> None:
+        del self._claims[key]
         self._pending.pop(key, None)
+        mine = self._replaceable.pop(key, None)
+        if mine is not None and mine.newest is not None:
+            self._remember(held.mark, Over(key, held.id, held.queue, held.until, mine.newest))
 
     def _end_where(self, is_meant: Callable[[Claim], bool], at: float) -> None:
         for key, claim in [

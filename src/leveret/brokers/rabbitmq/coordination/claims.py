@@ -31,18 +31,33 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
     Pending,
     Row,
     Snapshot,
+    Terms,
+    Turn,
     encode,
     entry_of,
 )
 from leveret.brokers.rabbitmq.queues import Declaration, message_count
 from leveret.brokers.rabbitmq.statuses import Reading, StatusStream, last_offset
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueError, EnqueueTimeout, LeveretError, QueueNotFound
-from leveret.model import KeyHolder, id_for, id_key, id_token, this_process, unique_for, unique_key
+from leveret.model import (
+    KeyHolder,
+    id_for,
+    id_key,
+    id_token,
+    is_replaceable,
+    latest_due,
+    replaced,
+    this_process,
+    unique_for,
+    unique_key,
+    waiting_key,
+)
 from leveret.observe import LimitedLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from leveret.brokers.base import OnConflict
     from leveret.brokers.rabbitmq.amqp import Hosts
     from leveret.brokers.rabbitmq.queues import Publisher
     from leveret.brokers.rabbitmq.statuses import Place
@@ -106,11 +121,14 @@ _ITSELF: Final = _Itself.ITSELF
 class _Ask:
     """Who has the keys of a task, asked by that task. The answer: itself, or the id of another one that has one of
     them; None: nobody has, and they were not claimed.
+
+    ``replaces``: it gives its arguments to the task that has its unique key.
     """
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, *, replaces: bool = False) -> None:
         self.envelope = envelope
         self.keys = claimed_keys(envelope)
+        self.replaces = replaces and is_replaceable(envelope.headers)
         self.answer: asyncio.Future[str | _Itself | None] = asyncio.get_running_loop().create_future()
 
     def decide(self, holders: Holders) -> None:
@@ -127,11 +145,26 @@ class _Round:
         self.asks = asks
         self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def decide(self, holders: Holders) -> None:
+    def decide(self, holders: Holders, at: float) -> None:
+        """``at``: when its entry was written (Unix time)."""
+        del at
         for ask in self.asks:
             ask.decide(holders)
         if not self.came.done():
             self.came.set_result(None)
+
+
+class _Begin(_Round):
+    """Tasks that are about to begin, by their keys and ids, and what is to become of each."""
+
+    def __init__(self, tasks: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.turns: Sequence[Turn] = ()
+
+    def decide(self, holders: Holders, at: float) -> None:
+        self.turns = [holders.turn(key, id_, at) for key, id_ in self.tasks]
+        super().decide(holders, at)
 
 
 class Claims:
@@ -172,27 +205,30 @@ class Claims:
 
     # What a producer does.
 
-    async def publish(self, envelopes: Sequence[Envelope], *, may_ignore: bool) -> Mapping[str, str]:
+    async def publish(self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict) -> Mapping[str, str]:
         """Store tasks, those with keys only where no other has them. See `leveret.brokers.Broker.publish`.
 
-        Without ``may_ignore`` all are stored, or none: then what is given are the tasks that are in the way.
+        "raise": all are stored, or none: then what is given are the tasks that are in the way.
         """
         keyed = [one for one in envelopes if claimed_keys(one)]
-        existing = await self.claim(keyed)
-        if existing and not may_ignore:
-            await self.free([pair for one in keyed if one.id not in existing for pair in _pairs(one)])
+        existing = await self.claim(keyed, replaces=on_conflict == "replace")
+        if existing and on_conflict == "raise":
+            await self.ended([pair for one in keyed if one.id not in existing for pair in _pairs(one)])
             return existing
         admitted = [one for one in envelopes if one.id not in existing]
         if admitted:
             await self.storing(admitted, self._store)
         return existing
 
-    async def claim(self, envelopes: Sequence[Envelope], *, are_dead: bool = False) -> Mapping[str, str]:
+    async def claim(
+        self, envelopes: Sequence[Envelope], *, replaces: bool = False, are_dead: bool = False
+    ) -> Mapping[str, str]:
         """Claim the keys of tasks; the ids of those that did not get theirs, each with that of the one that has it.
 
-        ``are_dead``: they are dead letters, which have their own ids still. Raises BrokerError.
+        ``replaces``: that one gets its arguments, if both have the same unique key. ``are_dead``: they are dead
+        letters, which have their own ids still. Raises BrokerError.
         """
-        asks = [_Ask(one) for one in envelopes if claimed_keys(one)]
+        asks = [_Ask(one, replaces=replaces) for one in envelopes if claimed_keys(one)]
         self._storing.update(mark_of(ask.envelope) for ask in asks)
         existing: dict[str, str] = {}
         try:
@@ -204,7 +240,7 @@ class Claims:
                 found = dict(zip((ask.envelope.id for ask in wanted), answers, strict=True))
                 existing |= {id_: holder for id_, holder in found.items() if isinstance(holder, str)}
                 # Their holders' ends were read after the question was asked.
-                wanted = [_Ask(ask.envelope) for ask in wanted if found[ask.envelope.id] is None]
+                wanted = [_Ask(ask.envelope, replaces=replaces) for ask in wanted if found[ask.envelope.id] is None]
         except BaseException:
             self._storing.difference_update(mark_of(ask.envelope) for ask in asks)
             for ask in asks:
@@ -263,7 +299,7 @@ class Claims:
             asks = self._next_asks()
             if not asks:
                 return
-            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if self._are_free(ask)])
+            entry = Entry(claims=[_claim(ask, time.time()) for ask in asks if ask.replaces or self._are_free(ask)])
             try:
                 await self._decided(entry, _Round(asks))
             except BaseException as error:
@@ -294,27 +330,46 @@ class Claims:
 
     # What a worker does.
 
-    async def free(self, keys: Sequence[tuple[str, str]], ended: Sequence[tuple[str, str, bool]] = ()) -> None:
+    async def begin(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        """Ask before tasks run whose arguments later calls may have replaced: each as it is to run now.
+
+        One that is put off has a later ``due``, and is to be asked for again then. Raises BrokerError or TimeoutError.
+        """
+        found: list[Envelope] = []
+        for start in range(0, len(envelopes), _MOST_IN_ONE):
+            some = envelopes[start : start + _MOST_IN_ONE]
+            tasks = [(unique_key(one.headers) or "", mark_of(one)) for one in some]
+            round_ = _Begin(tasks)
+            await self._decided(Entry(taken=tasks), round_)
+            found += [_begun(one, turn) for one, turn in zip(some, round_.turns, strict=True)]
+        return found
+
+    async def free(self, keys: Sequence[tuple[str, str]]) -> None:
+        """See `leveret.brokers.UniqueKeys`. The key of a task that was replaced is free since it was taken."""
+        holders = self._history.holders
+        await self.ended([(key, id_) for key, id_ in keys if not holders.is_over(id_)])
+
+    async def ended(self, keys: Sequence[tuple[str, str]], own: Sequence[tuple[str, str, bool]] = ()) -> None:
         """The tasks with these keys, and ids or tokens, have ended. Told when it returns; later if nothing can be.
 
-        ``ended``: see `Entry.ended`.
+        ``own``: ids that producers chose, see `Entry.ended`.
         """
-        if not keys and not ended:
+        if not keys and not own:
             return
         self.look_after()
         if self._debts.is_behind:
-            self._debts.owe(freed=keys, ended=ended)
+            self._debts.owe(freed=keys, ended=own)
             return
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._append(Entry(freed=list(keys), ended=list(ended)))
+                await self._append(Entry(freed=list(keys), ended=list(own)))
         except (LeveretError, TimeoutError) as error:
             self._warnings.warning(
                 "that %d unique keys are free cannot be told now; it is tried again: %s",
-                len(keys) + len(ended),
+                len(keys) + len(own),
                 str(error) or "no answer",
             )
-            self._debts.owe(freed=keys, ended=ended)
+            self._debts.owe(freed=keys, ended=own)
 
     def look_after(self) -> None:
         """From now on, store the tasks of claims whose programs have died."""
@@ -482,7 +537,7 @@ class Claims:
 
     def _decide(self, entry: Entry) -> None:
         if entry.by == self._me and (round_ := self._rounds.get(entry.n)) is not None:
-            round_.decide(self._history.holders)
+            round_.decide(self._history.holders, entry.at)
 
 
 class _Reader:
@@ -724,8 +779,18 @@ def _claim(ask: _Ask, now: float) -> NewClaim:
         return NewClaim(first, one.id, one.queue, max(hold, kept), task, token=token, kept_until=kept)
     period = unique_for(one.headers)
     until = hold if period is None else now + period
-    more = [AnotherKey(key, max(hold, kept), kept) for key in ask.keys[1:]]
-    return NewClaim(first, one.id, one.queue, until, task, period is not None, token, more=more)
+    terms = None
+    if is_replaceable(one.headers):
+        terms = Terms(ask.replaces, one.due, latest_due(one.headers), waiting_key(one.headers) is not None)
+    more = tuple(AnotherKey(key, max(hold, kept), kept) for key in ask.keys[1:])
+    return NewClaim(first, one.id, one.queue, until, task, period is not None, token, more=more, terms=terms)
+
+
+def _begun(one: Envelope, turn: Turn) -> Envelope:
+    if turn.due is not None:
+        return msgspec.structs.replace(one, due=turn.due)
+    newest = turn.replacement()
+    return one if newest is None else msgspec.structs.replace(replaced(one, newest), due=one.due)
 
 
 def _parts(rows: Sequence[Row]) -> list[list[Row]]:
@@ -736,7 +801,7 @@ def _parts(rows: Sequence[Row]) -> list[list[Row]]:
             parts.append([])
             size = 0
         parts[-1].append(row)
-        size += len(bytes(row.claim.task))
+        size += len(bytes(row.claim.task)) + len(bytes(row.newest))
     return parts
 
 

@@ -148,6 +148,13 @@ class RabbitMQDelivery(Delivery, frozen=True, eq=False):
         return content_of(self.header)
 
 
+def changed(delivery: Delivery, envelope: Envelope) -> Delivery:
+    """The delivery as if its message had come as this envelope, so that its copies are of that."""
+    header = _NO_PROPERTIES[:_FLAGS] + marshal(_properties(envelope))
+    kept = {name: getattr(delivery, name) for name in delivery.__struct_fields__}
+    return RabbitMQDelivery(**(kept | {"envelope": envelope, "header": header}))
+
+
 def to_message(envelope: Envelope) -> Message:
     properties = _task_properties(envelope) or _properties(envelope)
     return Message(envelope.queue, envelope.body, properties, envelope.queue, envelope.due)

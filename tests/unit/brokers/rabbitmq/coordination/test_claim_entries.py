@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import tracemalloc
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from leveret.brokers.rabbitmq.coordination.claim_entries import (
+    REMEMBERED,
     Adopted,
     AnotherKey,
     Emptied,
@@ -18,6 +20,8 @@ from leveret.brokers.rabbitmq.coordination.claim_entries import (
     NewClaim,
     Row,
     Snapshot,
+    Terms,
+    Turn,
     encode,
     entry_of,
 )
@@ -142,6 +146,8 @@ def some_entry(choice: random.Random, number: int) -> Entry:
             claims=[of_an_id(f"{number}", kept_until=choice.choice([0.0, number + 9.0]), more=[AnotherKey(key, 99.0)])]
         ),
         Entry(ended=[("id=1", f"{number - 1}", choice.random() < 0.5)]),
+        Entry(by="a", claims=[replacing(key, f"{number}", number + 3.0, taken=choice.random() < 0.5)]),
+        Entry(by="b", claims=[replacing(key, f"{number}")], taken=[(key, id_)]),
     )
     return msgspec.structs.replace(choice.choice(kinds), at=float(number), n=number)
 
@@ -189,6 +195,11 @@ def test_what_is_kept_of_many_keys_fits_thirty_megabytes_for_a_hundred_thousand(
     assert peak / keys < 300
 
 
+def turns(history: History) -> list[Turn]:
+    tasks = itertools.product(range(6), range(120))
+    return [history.holders.turn(f"k{key}", f"{id_}", 60.0) for key, id_ in tasks]
+
+
 def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
     """Wherever its parts stand among the other entries, and however many snapshots there are."""
     for seed in range(200):
@@ -227,6 +238,7 @@ def test_who_begins_behind_a_snapshot_knows_what_all_know() -> None:
             fresh.read(offset, read, 0.0)
         assert fresh.is_complete
         assert summary(fresh) == summary(whole)
+        assert turns(fresh) == turns(whole)
         assert fresh.base == whole.base
         assert len(applied) == len(log) - whole.base
 
@@ -301,3 +313,57 @@ def test_all_keys_of_a_task_are_taken_or_none() -> None:
     )
     assert marks(table) == {"k": "a", "id=1": "a"}
     assert entry_of(encode(Entry(claims=[of_an_id("a", more=[AnotherKey("", 1.0)])]))) is None
+
+
+def replacing(
+    key: str, id_: str, due: float | None = None, *, latest: float | None = None, taken: bool = False
+) -> NewClaim:
+    task = msgspec.Raw(msgspec.json.encode(msgspec.structs.replace(TASK, id=id_)))
+    terms = Terms(replaces=True, due=due, latest=latest, until_taken=taken)
+    return NewClaim(key, id_, "work", 100.0, task, terms=terms)
+
+
+def newest(turn: Turn) -> str:
+    found = turn.replacement()
+    return "" if found is None else found.id
+
+
+def test_the_newest_claim_replaces_the_task_of_the_first() -> None:
+    """If that one may be replaced, by one that wants to."""
+    table = holders(
+        Entry(at=1.0, claims=[replacing("k", "1"), claim("l", "2")]),
+        Entry(at=2.0, claims=[replacing("k", "3"), replacing("l", "4"), claim("k", "5")]),
+        Entry(at=3.0, claims=[replacing("k", "6")]),
+    )
+    assert ids(table) == {"k": "1", "l": "2"}
+    assert newest(table.turn("k", "1", 4.0)) == "6"
+    assert table.turn("l", "2", 4.0) == table.turn("k", "3", 4.0) == Turn()
+
+
+def test_a_task_that_is_put_off_is_not_taken() -> None:
+    """As far as the first claim lets others put it off."""
+    began = Entry(at=1.0, claims=[replacing("k", "1", 5.0, latest=12.0, taken=True)])
+    later = [Entry(at=at, claims=[replacing("k", f"{at}", at + 5.0)]) for at in (4.0, 8.0)]
+    early = Entry(at=11.0, taken=[("k", "1")])
+    table = holders(began, *later, early)
+    assert table.turn("k", "1", 11.0) == Turn(due=12.0)
+    assert ids(table) == {"k": "1"}
+    table = holders(began, *later, early, Entry(at=12.5, taken=[("k", "1")], claims=[replacing("k", "9", 17.0)]))
+    assert (ids(table), newest(table.turn("k", "1", 12.5))) == ({}, "9")
+
+
+def test_what_has_replaced_a_task_is_known_until_it_can_come_no_more() -> None:
+    """Its key is the next one's, and its end is told again by whoever runs it again."""
+    entries = [
+        Entry(at=1.0, claims=[replacing("k", "1", taken=True), replacing("k", "2"), replacing("l", "5")]),
+        Entry(at=2.0, claims=[replacing("l", "6")], taken=[("k", "1"), ("l", "5")]),
+        Entry(at=3.0, claims=[replacing("k", "3", taken=True)]),
+        Entry(at=4.0, freed=[("k", "1"), ("l", "5")]),
+    ]
+    table = holders(*entries)
+    assert ids(table) == {"k": "3"}
+    assert (newest(table.turn("k", "1", 5.0)), newest(table.turn("l", "5", 5.0))) == ("2", "6")
+    assert table.is_over("1")
+    table = holders(*entries, Entry(at=5.0 + REMEMBERED, freed=[("m", "7")]))
+    assert table.turn("k", "1", 5.0) == table.turn("l", "5", 5.0) == Turn()
+    assert newest(holders(*entries[:3]).turn("l", "5", 5.0)) == "6"
