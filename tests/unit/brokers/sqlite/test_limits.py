@@ -77,6 +77,7 @@ def task(choose: random.Random) -> Envelope:
 def check_counts(path: Path) -> None:
     """What is admitted of each limit is what runs, or came back with its permit, and no more than is allowed."""
     with closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN")  # one look at all of it: a rate may let tasks go at any time
         used = {lane: msgspec.json.decode(uses) for lane, uses in database.execute("SELECT id, uses FROM lane")}
         counted: Counter[int] = Counter()
         for (lane,) in database.execute("SELECT lane FROM task WHERE lane NOT NULL AND state IN ('ready', 'running')"):
