@@ -112,7 +112,7 @@ def test_queues_are_purged_and_deleted(place: Place, ledger: Ledger, client: Cli
     client.wait_until_counts("work", ready=2)
     for act in ("purge", "delete"):
         said = leveret("queues", act, "work", "--url", place.url, fails=True)
-        assert "2 ready, 0 running, 0 delayed, 0 dead, 0 consumers" in said
+        assert "2 ready, 0 limited, 0 running, 0 delayed, 0 dead, 0 consumers" in said
         assert f"say --yes to {act} without being asked" in said
     said = leveret("queues", "purge", "work", "--yes", "--url", place.url)
     assert said == "queue 'work' is purged: 2 ready and 0 delayed tasks are gone\n"
