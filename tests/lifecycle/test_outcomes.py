@@ -148,10 +148,11 @@ def test_the_queues_command_counts(place: Place, client: Client, ledger: Ledger)
             "silent_consumers": 0,
             "paused": False,
             "missing": [],
+            "limited": 0,
         }
         table = leveret("queues", "--url", place.url).splitlines()
-        assert table[0].split() == ["name", "ready", "running", "delayed", "dead", "consumers"]
-        assert ["work", "3", "2", "0", "1", "1"] in [line.split() for line in table]
+        assert table[0].split() == ["name", "ready", "limited", "running", "delayed", "dead", "consumers"]
+        assert ["work", "3", "0", "2", "0", "1", "1"] in [line.split() for line in table]
     assert "gave up: x" in leveret("dead", "list", "work", "--url", place.url)
     (letter,) = json.loads(leveret("dead", "list", "work", "--json", "--url", place.url))
     assert (letter["task"], letter["reason"]) == ("give_up", "gave up: x")

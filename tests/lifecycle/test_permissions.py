@@ -63,7 +63,9 @@ def test_workers_and_producers_get_by(node: Node, ledger: Ledger) -> None:
             later = client.enqueue(ledger_app.say.options(delay=60), "later")
             assert "cancelled before it ran" in leveret("cancel", later, *url)
             assert "ermission" not in worker.output
-            assert "REFUSED" not in worker.output
+            # Other tests' queues have limits: it may not read what waits there, and says so.
+            refused = [line for line in worker.output.splitlines() if "REFUSED" in line and ".gate" not in line]
+            assert not refused
         assert Client(node.url).stats("work").dead == 1
     finally:
         for who in ("worker", "producer"):
