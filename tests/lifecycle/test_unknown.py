@@ -88,8 +88,6 @@ async def test_a_task_that_is_stored_while_others_wait_for_it(any_place: Place) 
     with app.client.enqueuing_to(producer), other.client.enqueuing_to(asker):
         worker = Worker(InProcessExecutor(app, concurrency=2), broker=producer)
         working = asyncio.create_task(worker.run())
-        # On RabbitMQ a program's first own id takes seconds, in which it begins to read who has which.
-        await double.options(id="order-0").enqueue(0)
         waiting = [asyncio.create_task(one.handle("order-1").result(LIMIT)) for one in (app, other)]
         listed = asyncio.create_task(gather_results([other.handle("order-1")], timeout=LIMIT))
         await asyncio.sleep(0)

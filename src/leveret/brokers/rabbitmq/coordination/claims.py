@@ -617,6 +617,8 @@ class _Reader:
 
     async def _base(self, line: amqp.Link) -> int:
         """Where the last entries say that one can begin; 0: with the first entry."""
+        # What is empty has no last entry, and says so by silence alone: seconds, at a program's first enqueue.
+        await self._stream.store(encode(Entry()))
         end = await self._stream.run(line, last_offset(line.connection, STREAM), _DOING)
         if not end:
             return 0
