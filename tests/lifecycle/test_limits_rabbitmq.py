@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support import limited_app
-from tests.support.limited_app import app, few, serve, step, tick
-from tests.support.waiting import until
+from tests.support.limited_app import app, few, free, serve, step, tick
+from tests.support.waiting import PATIENCE, until
 from tests.support.workers import READY, Ledger, Worker
 
 if TYPE_CHECKING:
@@ -89,6 +89,21 @@ async def test_never_more_than_allowed_whoever_is_killed(place: Place, ledger: L
         workers.close()
         await app.close()
     assert most_at_once(ledger) == MOST
+
+
+async def test_limits_that_only_the_producer_knows_of(place: Place, ledger: Ledger) -> None:
+    """Of a queue whose tasks have none in the code: before a worker is there, and when one is."""
+    app.client.connect_to(place.url)
+    limited = free.options(limits=few)
+    workers = Workers(place.url, ledger, 0)
+    try:
+        early = await limited.enqueue(1)
+        workers.add()
+        late = await limited.enqueue(2)
+        assert [await early.result(timeout=PATIENCE), await late.result(timeout=PATIENCE)] == [1, 2]
+    finally:
+        workers.close()
+        await app.close()
 
 
 async def test_a_rate_is_kept_whoever_is_killed(place: Place, ledger: Ledger) -> None:

@@ -271,6 +271,28 @@ async def test_an_operator_sees_and_frees_a_key(place: Place) -> None:
     await broker.close()
 
 
+async def test_what_is_called_while_it_runs_runs_once_more_after_it(place: Place, ledger: Ledger) -> None:
+    """With the arguments of the last call. The worker that runs it is killed once."""
+    unique_app.app.client.connect_to(place.url)
+    repo = fresh()
+    app = "tests.support.unique_app:app"
+    with Worker(place.url, ledger, app=app).ready() as worker:
+        first = await unique_app.build.enqueue(repo, "one")
+        await asyncio.to_thread(ledger.wait_for, "begun one")
+        second = await unique_app.build.enqueue(repo, "two")
+        third = await unique_app.build.enqueue(repo, "three")
+        assert not second.existing
+        assert (third.existing, third.id) == (True, second.id)
+        worker.kill_group()
+    with Worker(place.url, ledger, app=app):
+        await asyncio.to_thread(ledger.wait_for, "begun one", 2)
+        ledger.release(str(repo))
+        assert await second.result(timeout=PATIENCE) == "three"
+        assert await first.result(timeout=PATIENCE) == "one"
+    await unique_app.app.close()
+    assert ledger.lines() == ["begun one", "begun one", "ended one", "begun three", "ended three"]
+
+
 async def test_a_thousand_debounced_calls_run_once_with_the_last_arguments(place: Place, ledger: Ledger) -> None:
     """In five seconds. Others, whose ``max_wait`` is shorter than that, run meanwhile."""
     unique_app.app.client.connect_to(place.url)

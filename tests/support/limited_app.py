@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leveret import App, Queue, Rate
 
-app = App(queues=[Queue("limited"), Queue("fair", fair_by="tenant")])
+app = App(queues=[Queue("limited"), Queue("fair", fair_by="tenant"), Queue("other")])
 few = app.limit("few", concurrency=5)
 steady = app.limit("steady", rate=Rate(20, per=1.0, burst=1))
 
@@ -25,6 +25,12 @@ async def step(number: int, seconds: float = 0.01) -> None:
     note(f"began {number} {os.getpid()} {time.monotonic():.4f}")
     await asyncio.sleep(seconds)
     note(f"ended {number} {os.getpid()} {time.monotonic():.4f}")
+
+
+@app.task(queue="other")
+async def free(number: int) -> int:
+    """No task of its queue has limits, as far as the code says."""
+    return number
 
 
 @app.task(queue="limited", limits=[steady])

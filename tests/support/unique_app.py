@@ -33,6 +33,19 @@ def newest(key: int) -> int:
     return key
 
 
+@app.task(queue="unique", unique=by("repo", on_conflict="rerun"))
+def build(repo: int, commit: str) -> str:
+    """Runs until the test lets it end."""
+    ledger = Path(os.environ["LEDGER"])
+    with ledger.open("a") as file:
+        file.write(f"begun {commit}\n")
+    while not ledger.with_name(f"{ledger.name}.{repo}").exists():
+        time.sleep(0.05)
+    with ledger.open("a") as file:
+        file.write(f"ended {commit}\n")
+    return commit
+
+
 @app.task(queue="unique", unique=by("doc", debounce=1.0, max_wait=20.0))
 async def index(doc: int, number: int) -> tuple[int, float]:  # noqa: ARG001 - the key
     return number, time.time()

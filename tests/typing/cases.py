@@ -118,7 +118,7 @@ async def parameters_are_kept_by_options() -> None:
     assert_type(await once.enqueue(1), Handle[float])
     debounced = coroutine.options(unique=by("number", on_conflict="replace"), debounce=5, max_wait=timedelta(minutes=1))
     assert_type(await debounced.enqueue(1), Handle[float])
-    coroutine.options(on_conflict="rerun")  # type: ignore[arg-type]
+    coroutine.options(on_conflict="again")  # type: ignore[arg-type]
     coroutine.options(debounce="5")  # type: ignore[arg-type]
     coroutine.options(timeout="5")  # type: ignore[arg-type]
     coroutine.options(max_attempts="5")  # type: ignore[arg-type]

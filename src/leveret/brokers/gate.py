@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.model import LimitRef, LimitUse, queue_limit
+from leveret.model import BUILT_IN, LimitRef, LimitUse, queue_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Permits:
     def __init__(self, began: float | None = None, told: float = float("inf")) -> None:
         self._began = began
         self._told = told
-        self.rows: dict[str, LimitRow] = {}
+        self.rows: dict[str, LimitRow] = dict(BUILT_IN)
         #: Of the tasks that are admitted and have not ended, by id.
         self.held: dict[str, Permit] = {}
         self.admitted: Counter[LimitRef] = Counter()
@@ -60,6 +60,7 @@ class Permits:
     def define(self, rows: Mapping[str, LimitRow | None]) -> None:
         """Limits are so from now on; None: there is no such limit any more."""
         for name, row in rows.items():
+            row = BUILT_IN.get(name) if row is None else row
             if row is None:
                 self.rows.pop(name, None)
             else:
@@ -263,7 +264,8 @@ class Gate(Generic[T]):
             admitted[name] += count
             keys.setdefault(name, set()).add(key)
         rows = sorted(self.permits.rows.items())
-        return [LimitUse(row, admitted[name], waiting[name], len(keys.get(name, ()))) for name, row in rows]
+        uses = [LimitUse(row, admitted[name], waiting[name], len(keys.get(name, ()))) for name, row in rows]
+        return [use for use in uses if use.keys or use.row != BUILT_IN.get(use.row.name)]
 
     def _next(self, queue: str, now: float) -> _Lane[T] | None:
         """Take out the lane of a queue that goes next. Those that cannot are set aside."""

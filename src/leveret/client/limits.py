@@ -35,7 +35,7 @@ from leveret.model.suggest import did_you_mean
 if TYPE_CHECKING:
     from leveret.client.client import Client
     from leveret.client.payload import Signature
-    from leveret.model import LimitRequest, TaskOptions
+    from leveret.model import LimitRef, LimitRequest, TaskOptions
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -170,15 +170,22 @@ class Limiting(msgspec.Struct, frozen=True):
     #: The headers, where no argument is in them.
     same: Mapping[str, str] | None
 
-    def headers(self, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
-        """What one call's message says of them. Raises InvalidArguments."""
-        if self.same is not None:
+    def headers(
+        self,
+        signature: Signature,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        besides: Sequence[LimitRef] = (),
+    ) -> Mapping[str, str]:
+        """What one call's message says of them, and of those that it has ``besides``. Raises InvalidArguments."""
+        if self.same is not None and not besides:
             return self.same
         found = {}
-        if self.limits:
-            found[LIMITS] = limit_header(
-                [(one.name, _key(signature.canonical(args, kwargs, one.by)) if one.by else "") for one in self.limits]
+        if self.limits or besides:
+            named = (
+                (one.name, _key(signature.canonical(args, kwargs, one.by)) if one.by else "") for one in self.limits
             )
+            found[LIMITS] = limit_header([*besides, *named])
         if self.fair_by is not None:
             found[FAIR_KEY] = _key(signature.canonical(args, kwargs, (self.fair_by,)))
         return found

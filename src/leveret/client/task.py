@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Ty
 
 import msgspec
 
-from leveret.brokers import OnConflict
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
 from leveret.client.limits import Limit, Limiting, limiting, limits_of
 from leveret.client.payload import Returns, Signature, makes_coroutines
-from leveret.client.unique import Unique, checked_policy, debounced, unique_of
+from leveret.client.unique import Policy, Unique, checked_policy, debounced, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
     ID_FOR,
     ID_TOKEN,
+    LIMITS,
+    MAX_LIMITS,
     MAX_TIMEOUT,
     Envelope,
     Schedule,
@@ -28,6 +29,7 @@ from leveret.model import (
     check_id,
     check_overrides,
     check_schedule_name,
+    limit_header,
     new_id,
     new_ids,
     own_headers,
@@ -80,7 +82,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     id: str | None = None
     #: For how long such an id is taken, though its task has ended (seconds); and what becomes of one that is taken.
     id_for: float | None = None
-    on_conflict: OnConflict = "raise"
+    on_conflict: Policy = "raise"
     #: Those that carry options which are not what the decorator says are among them.
     headers: dict[str, Any] = {}
     #: How it gets its unique key; None: it has none.
@@ -88,11 +90,25 @@ class EnqueueOptions(msgspec.Struct, frozen=True):
     #: What it waits for; None: nothing.
     limiting: Limiting | None = None
 
+    def limits(
+        self, key: str | None, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Mapping[str, str]:
+        """What says what one call waits for. ``key``: its unique key. Raises InvalidArguments."""
+        own = self.unique.limits(key) if self.unique is not None and key is not None else []
+        if self.limiting is None:
+            return {LIMITS: limit_header(own)} if own else {}
+        return self.limiting.headers(signature, args, kwargs, own)
+
     def __post_init__(self) -> None:
         if self.id is not None:
             check_id(self.id)
         if self.unique is not None and self.unique.debounce is not None and (self.delay or self.at is not None):
             raise ConfigurationError("debounce says when the task is due: give no delay or at with it")
+        reruns = self.unique is not None and self.unique.on_conflict == "rerun"
+        if reruns and self.limiting is not None and len(self.limiting.limits) >= MAX_LIMITS:
+            raise ConfigurationError(
+                f"a task has at most {MAX_LIMITS} limits, and on_conflict='rerun' is one of them: give one less"
+            )
 
     def ids(self, count: int) -> list[str]:
         return new_ids(count) if self.id is None else [self.id] * count
@@ -180,7 +196,7 @@ class Task(Generic[P, R]):
         self._producer = producer
         self._enqueue = EnqueueOptions(unique=unique, limiting=self._limiting(limits, options))
         if unique is not None:
-            unique.check(self.signature, name)
+            unique.check(self.signature, name, options)
         self.__doc__ = function.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -251,7 +267,7 @@ class Task(Generic[P, R]):
         store_result: bool | None = None,
         headers: Mapping[str, Header] | None = None,
         unique: UniqueBy | Literal[False] | None = None,
-        on_conflict: OnConflict | None = None,
+        on_conflict: Policy | None = None,
         limits: LimitsGiven | None = None,
         debounce: float | timedelta | None = None,
         max_wait: float | timedelta | None = None,
@@ -285,8 +301,8 @@ class Task(Generic[P, R]):
                 None; 32 KiB in all.
             unique: A key for the next enqueue, as "repo:7", or what ``@app.task(unique=...)`` takes. It is the task's
                 own: another task's key of the same text is another one. False: none.
-            on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore", "raise" or
-                "replace": see ``by``. None: what the unique key says; "raise" where there is none.
+            on_conflict: What becomes of an enqueue whose unique key, or own id, is taken, "ignore", "raise",
+                "replace" or "rerun": see ``by``. None: what the unique key says; "raise" where there is none.
             limits: The limits that the task waits for, in place of the decorator's. Empty: none.
             debounce: How long after the last call with the unique key the task runs: see ``by``.
             max_wait: How long after the first one it runs at the latest: see ``by``.
@@ -298,9 +314,9 @@ class Task(Generic[P, R]):
             ConfigurationError: An option is not what it must be: a duration that is none, negative or too long, both
                 ``delay`` and ``at``, a datetime without a time zone, another priority, an id that is empty, not
                 printable or too long, headers that do not fit, ``on_conflict`` of a task without a unique key and an
-                id, "replace" or ``debounce`` of a task without a unique key, ``debounce`` with ``delay``, ``at`` or
-                what ``by`` does not take with it, a limit that is none of the application's, or a queue or a limit
-                that parts its tasks by a parameter which this one does not have.
+                id, "replace", "rerun" or ``debounce`` of a task without a unique key, ``debounce`` with ``delay``,
+                ``at`` or what ``by`` does not take with it, a limit that is none of the application's, or a queue or a
+                limit that parts its tasks by a parameter which this one does not have.
         """
         if delay is not None and at is not None:
             raise ConfigurationError("delay and at are two ways to say the same: give one of them")
@@ -346,10 +362,10 @@ class Task(Generic[P, R]):
     ) -> Unique | None:
         unique = self._enqueue.unique if given is None else None if given is False else unique_of(given)
         if unique is not None:
-            unique.check(self.signature, self.name)
+            unique.check(self.signature, self.name, self._options)
             return msgspec.structs.replace(unique, **policy) if policy else unique
         for name, value in policy.items():
-            if name != "on_conflict" or value == "replace":
+            if name != "on_conflict" or value in {"replace", "rerun"}:
                 raise ConfigurationError(f"{name} is given, and task {self.name!r} has no unique key: give unique=...")
             if not has_id:
                 raise ConfigurationError(
@@ -523,8 +539,8 @@ class Task(Generic[P, R]):
     def _conflicts(self) -> Conflicts | None:
         unique, policy = self._enqueue.unique, self._enqueue.on_conflict
         if unique is not None:
-            return Conflicts(unique.on_conflict)
-        return None if policy == "raise" else Conflicts(policy)
+            return Conflicts(unique.for_broker)
+        return None if policy == "raise" else Conflicts("replace" if policy == "rerun" else policy)
 
     def _handles(self, envelopes: Sequence[Envelope], conflicts: Conflicts | None = None) -> list[Handle[R]]:
         producer, name, stored = self._producer, self.name, self.store_result
@@ -545,7 +561,7 @@ class Task(Generic[P, R]):
         encode, most = self.signature.encode, self._producer.max_message_size
         name, queue, priority = self.name, self._options.queue, self._options.priority
         now, enqueue = time.time(), self._enqueue
-        unique, limiting = enqueue.unique, enqueue.limiting
+        unique, waits = enqueue.unique, enqueue.limiting is not None or enqueue.unique is not None
         are_chosen = are_chosen or enqueue.id is not None
         if enqueue.id_for is not None and not are_chosen:
             raise ConfigurationError(f"id_for is given, and task {name!r} is enqueued without an id: give id=...")
@@ -560,11 +576,12 @@ class Task(Generic[P, R]):
                     "data elsewhere and pass a reference, or raise App(max_message_size=...)"
                 )
             headers, when = enqueue.headers.copy(), due
-            if unique is not None and (key := unique.key_of(self.signature, name, args, kwargs)) is not None:
+            key = None if unique is None else unique.key_of(self.signature, name, args, kwargs)
+            if unique is not None and key is not None:
                 headers |= unique.headers(key, now)
                 when = due if unique.debounce is None else now + unique.debounce
-            if limiting is not None:
-                headers |= limiting.headers(self.signature, args, kwargs)
+            if waits:
+                headers |= enqueue.limits(key, self.signature, args, kwargs)
             if are_chosen:
                 headers |= enqueue.id_headers()
             envelopes.append(

@@ -16,6 +16,7 @@ from leveret.errors import ConfigurationError, NotSerializable
 from leveret.model import (
     MAX_TIMEOUT,
     MAX_UNIQUE_KEY,
+    RERUN,
     UNIQUE_CONFLICT,
     UNIQUE_FOR,
     UNIQUE_KEY,
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 
     from leveret.client.client import Client
     from leveret.client.payload import Signature
-    from leveret.model import KeyHolder
+    from leveret.model import KeyHolder, LimitRef, TaskOptions
 
 _encode = msgspec.json.Encoder(order="sorted").encode
-_POLICIES = ("ignore", "raise", "replace")
+_POLICIES = ("ignore", "raise", "replace", "rerun")
+#: What becomes of a call whose unique key is taken, as users say it.
+Policy: TypeAlias = OnConflict | Literal["rerun"]
 _SCOPES = ("unfinished", "waiting")
 #: Until when a task has its key.
 Scope: TypeAlias = Literal["unfinished", "waiting"]
@@ -51,7 +54,7 @@ class Unique(msgspec.Struct, frozen=True):
     function: Callable[..., Any] | None = None
     #: In their place: of the next enqueue.
     key: str | None = None
-    on_conflict: OnConflict = "ignore"
+    on_conflict: Policy = "ignore"
     #: For so long from the enqueueing on, whatever becomes of the task (seconds); None: until it has ended.
     period: float | None = None
     #: "waiting": until a worker has taken it.
@@ -61,10 +64,13 @@ class Unique(msgspec.Struct, frozen=True):
     max_wait: float | None = None
 
     def __post_init__(self) -> None:
-        if self.on_conflict == "replace" and self.period is not None:
+        if self.replaces and self.period is not None:
             raise ConfigurationError(
-                "for_ keeps the key when there is nothing to replace any more: give no on_conflict='replace'"
+                "for_ keeps the key when there is nothing to replace any more: "
+                f"give no on_conflict={self.on_conflict!r}"
             )
+        if self.on_conflict == "rerun":
+            msgspec.structs.force_setattr(self, "scope", "waiting")
         if self.debounce is None:
             if self.max_wait is not None:
                 raise ConfigurationError("max_wait says how long debounce may put a task off: give debounce, too")
@@ -77,8 +83,19 @@ class Unique(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 f"max_wait is {self.max_wait:g} s, and must be at least debounce, {self.debounce:g} s"
             )
-        msgspec.structs.force_setattr(self, "on_conflict", "replace")
+        if not self.replaces:
+            msgspec.structs.force_setattr(self, "on_conflict", "replace")
         msgspec.structs.force_setattr(self, "scope", "waiting")
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a later call's arguments are what runs, while its task waits."""
+        return self.on_conflict in {"replace", "rerun"}
+
+    @property
+    def for_broker(self) -> OnConflict:
+        """What a broker is told of it."""
+        return "replace" if self.on_conflict == "rerun" else self.on_conflict
 
     def headers(self, key: str, now: float) -> dict[str, str | int]:
         """What carries the key of one call."""
@@ -87,14 +104,23 @@ class Unique(msgspec.Struct, frozen=True):
             headers[UNIQUE_SCOPE] = self.scope
         if self.period is not None:
             headers[UNIQUE_FOR] = ceil(self.period * 1000)
-        if self.on_conflict == "replace":
-            headers[UNIQUE_CONFLICT] = self.on_conflict
+        if self.replaces:
+            headers[UNIQUE_CONFLICT] = "replace"
         if self.max_wait is not None:
             headers[UNIQUE_LATEST] = ceil((now + self.max_wait) * 1000)
         return headers
 
-    def check(self, signature: Signature, task: str) -> None:
-        """Raises ConfigurationError for a parameter that the task does not have."""
+    def limits(self, key: str) -> list[LimitRef]:
+        """Those of a task with that key: one that runs again does so after the one before."""
+        return [(RERUN, key)] if self.on_conflict == "rerun" else []
+
+    def check(self, signature: Signature, task: str, options: TaskOptions) -> None:
+        """Raises ConfigurationError for a parameter that the task does not have, and for what cannot be counted."""
+        if self.on_conflict == "rerun" and options.acknowledge == "before":
+            raise ConfigurationError(
+                f"task {task!r} has acknowledge='before', so the broker has forgotten it while it runs, and "
+                "on_conflict='rerun' cannot wait for its end; 'replace' with scope='waiting' does not wait"
+            )
         for name in self.parameters:
             if name not in signature.parameters:
                 known = ", ".join(signature.parameters) or "none"
@@ -129,7 +155,7 @@ def by(
     *parameters: str,
     scope: Scope = "unfinished",
     for_: float | timedelta | None = None,
-    on_conflict: OnConflict = "ignore",
+    on_conflict: Policy = "ignore",
     debounce: float | timedelta | None = None,
     max_wait: float | timedelta | None = None,
 ) -> Unique:
@@ -144,7 +170,8 @@ def by(
             that what is enqueued while it runs is stored.
         on_conflict: "ignore": ``enqueue`` gives the handle of the task that is there, with ``existing``. "raise": it
             raises DuplicateTask, which names that task. "replace": as "ignore", and while that task waits it gets this
-            call's arguments.
+            call's arguments. "rerun": as "replace", and a call that comes while the task runs is stored as one more
+            run, which begins when that one has ended, with the arguments of the last such call.
         for_: How long a task has its key from its enqueueing on (seconds, or a timedelta), whatever becomes of it: one
             such task in that time. None: until it has ended.
         debounce: The task runs so long after the last call (seconds, or a timedelta), with that call's arguments: each
@@ -156,7 +183,7 @@ def by(
 
     Raises:
         ConfigurationError: A parameter's name is no text, the scope or the conflict's policy is not known, a duration
-            is none, ``for_`` is given with ``scope``, ``debounce`` or "replace", ``debounce`` with "raise",
+            is none, ``for_`` is given with ``scope``, ``debounce``, "replace" or "rerun", ``debounce`` with "raise",
             ``max_wait`` without ``debounce``, or it is the shorter of them.
     """
     for name in parameters:
@@ -202,7 +229,7 @@ def unique_of(given: object) -> Unique:
     )
 
 
-def checked_policy(on_conflict: object) -> OnConflict:
+def checked_policy(on_conflict: object) -> Policy:
     """Raises ConfigurationError."""
     if on_conflict in _POLICIES:
         return on_conflict  # type: ignore[return-value]

@@ -12,10 +12,12 @@ from leveret.model.current import (
     current_task,
 )
 from leveret.model.limits import (
+    BUILT_IN,
     FAIR_KEY,
     LIMITS,
     MAX_LIMIT_KEY,
     MAX_LIMITS,
+    RERUN,
     DeclareLimits,
     LimitRef,
     LimitRequest,
@@ -181,6 +183,7 @@ from leveret.model.text import MAX_TRACEBACK, brief, shorten
 from leveret.model.timing import Cron, Every, Timing, cron, every
 
 __all__ = [
+    "BUILT_IN",
     "DEAD_SUFFIX",
     "DECLARED_FOR",
     "DEFAULT_QUEUE",
@@ -207,6 +210,7 @@ __all__ = [
     "NO_RESULT",
     "NO_RUNTIME",
     "PAUSED_SUFFIX",
+    "RERUN",
     "UNIQUE_CONFLICT",
     "UNIQUE_FOR",
     "UNIQUE_KEY",

@@ -6,7 +6,7 @@ A task names its limits in its headers, each with a key: `limit_refs`. It waits 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -18,7 +18,6 @@ from leveret.model.durations import MAX_DELAY, show, spell_seconds
 from leveret.model.names import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import timedelta
 
 #: A limit's name, and the key that parts it (a tenant, an account); "" for a limit without keys.
@@ -37,6 +36,8 @@ MAX_LIMIT_KEY = 255
 MAX_LIMITS = 8
 #: The limit of a whole queue has this and the queue's name.
 _QUEUE = "queue:"
+#: The limit of tasks that never run beside one with the same unique key: every broker has it, with that key.
+RERUN = "unique:rerun"
 _decode_refs = msgspec.json.Decoder(list[tuple[str, str]]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -154,6 +155,10 @@ class LimitRow(msgspec.Struct, frozen=True, omit_defaults=True):
         """Until when nothing of a key is admitted (Unix time); None: it does not rest."""
         until = self.resting.get(key)
         return until if until is not None and until > now else None
+
+
+#: Limits that are in force though nobody has declared them.
+BUILT_IN: Mapping[str, LimitRow] = {RERUN: LimitRow(RERUN, LimitRule(concurrency=1))}
 
 
 class LimitUse(msgspec.Struct, frozen=True):
@@ -293,6 +298,8 @@ def check_limit_name(name: object) -> None:
             f"limit name {show(name)} must be printable text of 1 to {MAX_LIMIT_NAME} bytes, without {_QUEUE!r}, which "
             "names the limits of queues"
         )
+    if name in BUILT_IN:
+        raise ConfigurationError(f"limit name {name!r} is Leveret's own: it is what on_conflict='rerun' rests on")
 
 
 def checked_rule(what: str, concurrency: object, rate: object) -> LimitRule:

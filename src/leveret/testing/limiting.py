@@ -13,8 +13,10 @@ from leveret.errors import LimitNotFound
 from leveret.model import (
     FAIR_KEY,
     LIMITS,
+    RERUN,
     UNIQUE_CONFLICT,
     UNIQUE_KEY,
+    UNIQUE_SCOPE,
     Cancelled,
     DeadLettered,
     DeclareLimits,
@@ -590,6 +592,39 @@ async def what_waits_for_a_limit_gets_newer_arguments(bench: Bench) -> None:
     await limited.uses(admitted=0)
     fresh = _replaceable(limited, "fresh")
     assert await limited.broker.publish([fresh], on_conflict="replace") is None
+
+
+@check
+async def what_runs_again_does_so_after_the_run_before(bench: Bench) -> None:
+    """`RERUN` is in force though nobody has declared it. Of the calls while a task runs the last one counts."""
+    broker = await bench.declared(bench.queue)
+    await bench.enter(bench.broker().limits.keep())
+    key = f"{bench.queue.name}:1"
+    headers = {
+        UNIQUE_KEY: key,
+        UNIQUE_SCOPE: "waiting",
+        UNIQUE_CONFLICT: "replace",
+        LIMITS: limit_header([(RERUN, key)]),
+    }
+
+    async def call(said: str) -> tuple[Envelope, str | None]:
+        task = bench.envelope(said, headers=headers)
+        existing = await broker.publish([task], on_conflict="replace")
+        return task, (existing or {}).get(task.id)
+
+    first, _ = await call("first")
+    taken = await bench.consumer(bench.broker(), bench.queue, credit=10)
+    running = await taken.next()
+    second, taken_by = await call("second")
+    assert taken_by is None
+    assert (await call("third"))[1] == second.id
+    await taken.nothing()
+    await settle_all(broker, running, Succeeded())
+    again = await taken.next()
+    assert [(one.envelope.id, text(one)) for one in [*running, *again]] == [(first.id, "first"), (second.id, "third")]
+    await taken.nothing()
+    await settle_all(broker, again, Succeeded())
+    await becomes(broker, bench.queue, ready=0, limited=0, running=0)
 
 
 @check

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from leveret.brokers import backoff
 from leveret.errors import BrokerRefused, BrokerUnavailable, LeveretError
-from leveret.model import LIMITS, limit_refs, queue_limit
+from leveret.model import BUILT_IN, LIMITS, limit_refs, queue_limit
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
 from leveret.worker.stopping import ended, first_of
@@ -42,7 +42,7 @@ class LimitKeeper:
         self._queues = queues
         self._warnings = LimitedLog(log)
         #: The limits that the broker has, as far as is known.
-        self._known: frozenset[str] = frozenset()
+        self._known: frozenset[str] = frozenset(BUILT_IN)
         self._declared: DeclareLimits | None = None
         #: What was said of limits, by name, and is said once.
         self._told: dict[str, str] = {}
@@ -85,9 +85,6 @@ class LimitKeeper:
         """Where workers decide which tasks go next, this one may have to."""
         pauses = backoff()
         while True:
-            if not (self._known or self._application.limits.queues):
-                await asyncio.sleep(_AGAIN)
-                continue
             try:
                 async with self._broker.limits.keep():
                     pauses = backoff()
@@ -118,7 +115,7 @@ class LimitKeeper:
         if _is_any(declaration):
             await self._broker.limits.ask(declaration)
         rows = {one.row.name: one.row for one in await self._broker.limits.read()}
-        self._known, self._declared = frozenset(rows), declaration
+        self._known, self._declared = frozenset(rows) | BUILT_IN.keys(), declaration
         strange, self._strange = self._strange, set()
         for name, text in [*self._notes(declaration, rows), *_unknown(strange - self._known)]:
             if self._told.get(name) != text:

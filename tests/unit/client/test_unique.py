@@ -11,7 +11,7 @@ import pytest
 
 from leveret import App, ConfigurationError, DuplicateTask, InvalidArguments, NotSerializable, Queue, by
 from leveret.brokers.sqlite import SQLiteBroker
-from leveret.model import UNIQUE_KEY, Envelope
+from leveret.model import RERUN, UNIQUE_KEY, Envelope, limit_refs
 from leveret.testing import under_test
 from leveret.testing.bench import batches_of
 
@@ -156,6 +156,44 @@ def test_without_an_event_loop(tmp_path: Path) -> None:
         app.close_sync()
 
 
+async def test_what_is_called_while_it_runs_runs_once_more() -> None:
+    app, seen = App("memory://"), []
+
+    @app.task(unique=by("repo", on_conflict="rerun"), limits=app.limit("builds", by="repo", concurrency=3))
+    async def build(repo: int, commit: str) -> None:
+        seen.append(commit)
+        if commit == "a":
+            assert not (await build.enqueue(repo, "b")).existing
+            assert (await build.enqueue(repo, "c")).existing
+
+    with under_test(app) as test:
+        assert not (await build.enqueue(1, "first")).existing
+        assert (await build.enqueue(1, "a")).existing
+        (envelope,) = build._envelopes(["1"], [((1, "first"), {})])
+        assert limit_refs(envelope.headers) == ((RERUN, "build:1"), ("builds", "1"))
+        await test.drain()
+    assert seen == ["a", "c"]
+
+
+def test_what_cannot_run_once_more_is_refused() -> None:
+    app = App("memory://")
+
+    @app.task(acknowledge="before")
+    async def forgotten(number: int) -> None: ...
+
+    @app.task(limits=[app.limit(f"limit{number}", concurrency=1) for number in range(8)])
+    async def limited(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="acknowledge='before'"):
+        forgotten.options(unique=by(on_conflict="rerun"))
+    with pytest.raises(ConfigurationError, match="acknowledge='before'"):
+        app.task(acknowledge="before", unique=by(on_conflict="rerun"), name="other")(forgotten.function)
+    with pytest.raises(ConfigurationError, match="at most 8 limits"):
+        limited.options(unique=by(on_conflict="rerun"))
+    with pytest.raises(ConfigurationError, match="Leveret's own"):
+        app.limit(RERUN, concurrency=1)
+
+
 async def test_a_later_call_replaces_the_arguments() -> None:
     app, seen = App("memory://"), []
 
@@ -250,6 +288,7 @@ async def test_on_sqlite_a_later_call_replaces_the_arguments(tmp_path: Path, doo
         ({"debounce": 5, "for_": 60}, "give one of them"),
         ({"debounce": 5, "on_conflict": "raise"}, "on_conflict='raise'"),
         ({"for_": 5, "on_conflict": "replace"}, "nothing to replace"),
+        ({"for_": 5, "on_conflict": "rerun"}, "nothing to replace .* on_conflict='rerun'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_where_it_is_written(options: dict[str, Any], message: str) -> None:
@@ -305,8 +344,8 @@ def test_an_asynchronous_function_and_an_unknown_policy_are_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="asynchronous"):
         app.task(unique=key)
-    with pytest.raises(ConfigurationError, match="'ignore', 'raise', 'replace'"):
-        by("customer", on_conflict="rerun")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'ignore', 'raise', 'replace', 'rerun'"):
+        by("customer", on_conflict="again")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="names of parameters"):
         by(5)  # type: ignore[arg-type]
 

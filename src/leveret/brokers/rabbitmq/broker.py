@@ -119,6 +119,8 @@ class RabbitMQBroker:
     async def publish(
         self, envelopes: Sequence[Envelope], *, on_conflict: OnConflict = "raise"
     ) -> Mapping[str, str] | None:
+        if limited := {one.queue for one in envelopes if one.due is None and self._declarations.waits(one)}:
+            await self.limits.tell(limited)
         if not [one for one in envelopes if claimed_keys(one)]:
             await self._publish(envelopes)
             return None
@@ -137,7 +139,9 @@ class RabbitMQBroker:
 
     def _message(self, envelope: Envelope) -> Message:
         message = to_message(self._declarations.ranked(envelope))
-        return to_wait(message) if envelope.due is None and self._declarations.waits(envelope) else message
+        # Where nobody is known to admit its tasks, a worker that is dealt it has it wait, and admits it.
+        waits = envelope.due is None and self._declarations.waits(envelope) and self.limits.are_served(envelope.queue)
+        return to_wait(message) if waits else message
 
     async def _store_one(self, message: Message) -> None:
         await self._store([message])

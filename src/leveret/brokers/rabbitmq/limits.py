@@ -46,6 +46,8 @@ _ANSWER = 3.0
 _TRIES = 4
 #: A program that would admit tasks looks so often whether there are limits at all; and tries again (seconds).
 _LOOK = 10.0
+#: Where nobody could be told that a queue has limited tasks, that is tried again after so long (seconds).
+_UNTOLD = 5.0
 #: A task that was cancelled and has not ended is cancelled again after so long (seconds).
 _CANCEL_AGAIN = 0.2
 _REFUSALS: dict[str, type[Exception]] = {one.__name__: one for one in (LimitNotFound, ConfigurationError)}
@@ -65,6 +67,8 @@ class RabbitMQLimits:
         self._made = asyncio.Event()
         #: Queues that whoever admits tasks knows of.
         self._served: set[str] = set()
+        #: Until then nobody is asked to admit tasks of the others (the loop's time).
+        self._untold_until = float("-inf")
 
     async def read(self) -> Sequence[LimitUse]:
         if not await self._table.exists():
@@ -88,6 +92,23 @@ class RabbitMQLimits:
         if unknown := [queue for queue in queues if queue not in self._served]:
             await self._ask(Serve(unknown))
             self._served.update(unknown)
+
+    async def tell(self, queues: Collection[str]) -> None:
+        """Have whoever admits tasks know of these queues. If nobody does, or may be asked, see `are_served`."""
+        now = asyncio.get_running_loop().time()
+        unknown = [queue for queue in queues if queue not in self._served]
+        if not unknown or now < self._untold_until:
+            return
+        with suppress(BrokerError):
+            answer = await self._table.ask(_pack(Serve(unknown)), _ANSWER)
+            if answer is not None and not _answer_of(answer).refusal:
+                self._served.update(unknown)
+                return
+        self._untold_until = now + _UNTOLD
+
+    def are_served(self, queue: str) -> bool:
+        """Whether tasks of a queue may be stored where they wait: somebody admits them, now or later."""
+        return queue in self._served
 
     async def end(self, permits: Sequence[str]) -> None:
         """Give permits back. Returned means durable. Raises BrokerError."""

@@ -17,6 +17,7 @@ from leveret.brokers.sqlite.admitting import Admitting
 from leveret.brokers.sqlite.rows import headers_in
 from leveret.brokers.sqlite.sql import Statements, array
 from leveret.model import (
+    BUILT_IN,
     FAIR_KEY,
     LIMITS,
     MIDDLE_PRIORITY,
@@ -213,6 +214,8 @@ class Limits(Statements):
         found = self.execute("SELECT id FROM limit_use WHERE name = ? AND key = ?", *ref).fetchone()
         if found is not None:
             return int(found[0])
+        if (row := BUILT_IN.get(ref[0])) is not None:
+            self.execute("INSERT OR IGNORE INTO limit_row (name, row) VALUES (?, ?)", row.name, _pack(row))
         return int(self.execute("INSERT INTO limit_use (name, key) VALUES (?, ?)", *ref).lastrowid or 0)
 
     def count(self, queue: int, most: int, *, may_go: bool = False) -> int:
