@@ -132,9 +132,14 @@ def check_there(path: Path) -> None:
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    version = _check_owner(database, path)
-    if version == SCHEMA_VERSION:
-        check_schema(database, path)
+    # In one transaction: another program may be making the tables in this moment.
+    database.execute("BEGIN")
+    try:
+        version = _check_owner(database, path)
+        if version == SCHEMA_VERSION:
+            check_schema(database, path)
+    finally:
+        database.execute("ROLLBACK")
     (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreError(

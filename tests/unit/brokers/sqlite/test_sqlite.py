@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -558,3 +559,26 @@ async def test_an_outcome_is_recorded_once(path: Path) -> None:
             await broker.settle([(first, Retrying("late")), (second, Succeeded())])
         assert caught.value.ids == (first.envelope.id,)
         assert await counts(broker) == (0, 0, 0)
+
+
+def test_a_file_that_another_program_makes_in_this_moment_is_its_file_too(path: Path) -> None:
+    """Several workers start beside a file that is not there yet: each looks at it while another makes the tables."""
+    others: list[threading.Thread] = []
+
+    def make() -> None:
+        open_database(path, timeout=20.0)[0].close()
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            if sql.startswith("PRAGMA user_version") and not others:
+                others.append(threading.Thread(target=make))
+                others[0].start()
+                others[0].join(0.5)  # by then it has made them, or waits for this one's transaction
+            return super().execute(sql, parameters)
+
+    connect = partial(sqlite3.connect, factory=Slow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leveret.brokers.sqlite.opening.sqlite3.connect", connect)
+        open_database(path, timeout=20.0)[0].close()
+    others[0].join()
+    assert len(others) == 1
