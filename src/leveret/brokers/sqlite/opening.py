@@ -134,12 +134,10 @@ def check_there(path: Path) -> None:
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
     # In one transaction: another program may be making the tables in this moment.
     database.execute("BEGIN")
-    try:
-        version = _check_owner(database, path)
-        if version == SCHEMA_VERSION:
-            check_schema(database, path)
-    finally:
-        database.execute("ROLLBACK")
+    version = _check_owner(database, path)
+    if version == SCHEMA_VERSION:
+        check_schema(database, path)
+    database.execute("COMMIT")
     (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreError(
