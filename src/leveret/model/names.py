@@ -25,7 +25,7 @@ MAX_QUEUE_NAME = 255 - len(DELAY_INFIX) - len("16777216000")
 def fits(name: str, limit: int) -> bool:
     """Whether a name is text of 1 to so many bytes."""
     try:
-        return 0 < len(str.encode(name)) <= limit
+        return 0 < (len(name) if str.isascii(name) else len(str.encode(name))) <= limit
     except (UnicodeEncodeError, TypeError):
         return False
 

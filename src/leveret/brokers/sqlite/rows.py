@@ -5,6 +5,8 @@ Other programs may write rows, and SQLite keeps any value in any column. So what
 
 from __future__ import annotations
 
+from functools import cache
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,19 +20,13 @@ ENVELOPE = (
     "task.id, queue.name, task.name, body, content_type, attempt, enqueued_at, last_error, due, expires_at, headers,"
     " priority"
 )
-_INSERT = (
-    "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
-#: Most tasks have nothing in the other columns, and what is not named costs nothing.
-_INSERT_ALL = (
-    "INSERT INTO task (id, queue, state, name, body, content_type, attempt, enqueued_at, last_error, due, expires_at,"
-    " headers, priority, unique_key, lane) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_NO_OTHERS = (None,) * 4
+_ALWAYS = ("id", "queue", "state", "name", "body", "content_type", "attempt", "enqueued_at")
+#: Most tasks have nothing in most of these, and what is not named costs nothing.
+_OTHERS = ("last_error", "due", "expires_at", "priority", "headers", "unique_key", "lane")
 #: Numbers that are counted up stay below it: beyond twice that, SQLite makes them floating.
 MOST_NUMBER = 2**62
 _MOST_ATTEMPTS = 2**31
+_NO_OTHERS = (None,) * 4
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -56,24 +52,28 @@ def insertion(
         for one in envelopes
     ]
     if not any(map(_has_others, envelopes)):
-        return _INSERT, rows
-    return _INSERT_ALL, [(*row, *_others(one), lanes.get(one.id)) for row, one in zip(rows, envelopes, strict=True)]
+        return _insert(_ALWAYS), rows
+    columns = list(zip(*(_others(one, lanes) for one in envelopes), strict=True))
+    used = [place for place, column in enumerate(columns) if column.count(None) < len(column)]
+    more = zip(*(columns[place] for place in used), strict=True)
+    return _insert((*_ALWAYS, *(_OTHERS[place] for place in used))), list(map(add, rows, more))
+
+
+@cache
+def _insert(columns: Sequence[str]) -> str:
+    return f"INSERT INTO task ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
 
 
 def _has_others(one: Envelope) -> bool:
     return bool(one.headers) or (one.last_error, one.due, one.expires_at, one.priority) != _NO_OTHERS
 
 
-def _others(one: Envelope) -> tuple[Any, ...]:
-    headers = one.headers
-    return (
-        one.last_error,
-        one.due,
-        one.expires_at,
-        _pack(headers) if headers else None,
-        one.priority,
-        freed_key(headers) if headers else None,
-    )
+def _others(one: Envelope, lanes: Mapping[str, int]) -> tuple[Any, ...]:
+    """In the order of `_OTHERS`."""
+    headers, plain = one.headers, (one.last_error, one.due, one.expires_at, one.priority)
+    if not headers:
+        return (*plain, None, None, lanes.get(one.id))
+    return (*plain, _pack(headers), freed_key(headers), lanes.get(one.id))
 
 
 def replacement(one: Envelope) -> tuple[Any, ...]:
