@@ -161,7 +161,7 @@ async def test_many_are_spread_over_a_time(place: Place) -> None:
             (delivery,) = await taken.next()
             assert delivery.envelope.id == handle.id
             due = delivery.envelope.due
-            assert due is None or 0 <= time.time() - due < 1.0
+            assert due is None or due <= time.time()
             await broker.settle([(delivery, Succeeded())])
         taken.abandon()
     await broker.close()
