@@ -71,6 +71,14 @@ OURS_UNSCHEDULED = replace(
     worker=("leveret", "worker", "benchmarks.scheduled:without", "--log-level", "WARNING"),
 )
 
+#: More than ever run at once.
+UNREACHED = 1_000
+#: Starts a second.
+RATE = 100
+#: Tenants with few tasks, and how many each has; all others are one tenant's.
+TENANTS, EACH = 100, 10
+KEYS = 10_000
+
 
 def _limited(name: str, settings: str, app: str, *options: str) -> Entrant:
     worker = ("leveret", "worker", f"benchmarks.limited:{app}", "--log-level", "INFO", *options)

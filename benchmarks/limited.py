@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.entrants import EACH, KEYS, RATE, TENANTS, UNREACHED
 from benchmarks.peers.ledger import note_run, own_ledger
 from benchmarks.peers.producing import Order, produce_batches, queue, url
 from leveret import App, Queue, Rate
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from leveret.client.limits import Limit
     from leveret.client.task import Task
 
-#: More than ever run at once.
-UNREACHED = 1_000
-#: Starts a second.
-RATE = 100
-#: Tenants with few tasks, and how many each has; all others are one tenant's.
-TENANTS, EACH = 100, 10
-KEYS = 10_000
 _BATCH = 1_000
 #: How long a task computes that does something (seconds).
 _COMPUTES = 1e-3

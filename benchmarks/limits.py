@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import entrants as e
 from benchmarks import processes
-from benchmarks.limited import EACH, KEYS, RATE, TENANTS
+from benchmarks.entrants import EACH, KEYS, RATE, TENANTS
 from benchmarks.measures import Incorrect, setting, throughput
 
 if TYPE_CHECKING:

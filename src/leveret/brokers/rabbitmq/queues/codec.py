@@ -253,6 +253,8 @@ class Waiting(NamedTuple):
     fair: str | None
     #: Its priority.
     rank: int
+    #: Its properties without its stay, as its copy may have them; None: they are not Leveret's own producers'.
+    rest: SplicedProperties | None = None
 
 
 def to_wait(message: Message) -> Message:
@@ -273,7 +275,7 @@ def waiting(message: Incoming) -> Waiting:
     if found is not None:
         properties, stay, (refs, fair) = found
         rank = MIDDLE_PRIORITY if properties.priority is None else properties.priority
-        return Waiting(properties.message_id, stay, refs, fair, rank)
+        return Waiting(properties.message_id, stay, refs, fair, rank, properties)
     return _waiting(message)
 
 
@@ -316,16 +318,16 @@ def _waiting(message: Incoming) -> Waiting:
     )
 
 
-def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
-    """A message that waited, for its task queue."""
-    if (found := _unstayed(message)) is not None:
-        one = found[0]
+def admitted(message: Incoming, queue: str, found: Waiting, permit: str) -> Message:
+    """A message that waited, for its task queue. ``found``: what `waiting` says of it."""
+    if (one := found.rest) is not None:
         table = one.table + text_field(_PERMIT_BYTES, permit.encode())
-        return Message(queue, message.body, SplicedProperties(id_, one.priority, one.before, table, one.after), queue)
+        properties = SplicedProperties(found.id, one.priority, one.before, table, one.after)
+        return Message(queue, message.body, properties, queue)
     delivery = _delivery(message, queue, _NoLease())
-    properties = _copied(delivery, {PERMIT: permit})
-    properties.message_id = id_
-    return Message(queue, message.body, properties, queue)
+    copied = _copied(delivery, {PERMIT: permit})
+    copied.message_id = found.id
+    return Message(queue, message.body, copied, queue)
 
 
 def put_off_message(delivery: Delivery, again: Envelope) -> Message:

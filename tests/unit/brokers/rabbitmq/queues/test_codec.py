@@ -755,7 +755,7 @@ def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps(stay: str, more
     message = delivered(properties, b"body")
     found = waiting(message)
     assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", stay, (("few", "a"),), "acme", 4)
-    copy = admitted(message, "work", found.id, "7.12")
+    copy = admitted(message, "work", found, "7.12")
     assert (copy.queue, copy.body) == ("work", b"body")
     is_spliced = isinstance(copy.properties, SplicedProperties)
     assert is_spliced == (len(stay) == 16 and not more)
