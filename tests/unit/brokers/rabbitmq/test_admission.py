@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from leveret.brokers.rabbitmq.admission import Admission, AskAlive, Clear, Emptied
-from leveret.brokers.rabbitmq.amqp import Incoming
+from leveret.brokers.rabbitmq.amqp import Incoming, Properties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues import to_message, to_wait
 from leveret.errors import QueueFull
@@ -100,8 +100,9 @@ class Driven:
 
 def task(id_: str, tag: int) -> Incoming:
     envelope = Envelope(id_, "work", "resize", b"{}", headers={LIMITS: '[["few",""]]'}, enqueued_at=1.0)
-    properties: Any = to_wait(to_message(envelope)).properties
-    return Incoming(b"c", tag, redelivered=False, header=b"\x00\x3c" + bytes(10) + marshal(properties), body=b"{}")
+    properties = to_wait(to_message(envelope)).properties
+    encoded = marshal(properties) if isinstance(properties, Properties) else properties.encode()
+    return Incoming(b"c", tag, redelivered=False, header=b"\x00\x3c" + bytes(10) + encoded, body=b"{}")
 
 
 async def held(*rows: Paper) -> Driven:
