@@ -70,6 +70,32 @@ OURS_UNSCHEDULED = replace(
     name="leveret, no schedules",
     worker=("leveret", "worker", "benchmarks.scheduled:without", "--log-level", "WARNING"),
 )
+
+#: More than ever run at once.
+UNREACHED = 1_000
+#: Starts a second.
+RATE = 100
+#: Tenants with few tasks, and how many each has; all others are one tenant's.
+TENANTS, EACH = 100, 10
+KEYS = 10_000
+
+
+def _limited(name: str, settings: str, app: str, *options: str) -> Entrant:
+    worker = ("leveret", "worker", f"benchmarks.limited:{app}", "--log-level", "INFO", *options)
+    return Entrant(f"leveret, {name}", settings, ("benchmarks.limited", app), worker, is_ours=True)
+
+
+LIMITED, UNLIMITED = (
+    _limited(name, "enqueue_many; one child, --concurrency 256, --prefetch 1000", app, *_PREFETCH)
+    for name, app in (("a limit that is not reached", "limited"), ("no limit", "without"))
+)
+COMPUTING_LIMITED, COMPUTING = (
+    _limited(name, "enqueue_many; no option of the worker given", app)
+    for name, app in (("1 ms with such a limit", "computing_limited"), ("1 ms without", "computing"))
+)
+RATED = _limited("100 starts a second", "enqueue_many; no option of the worker given", "rated")
+FAIR = _limited("tenants in turn", "enqueue_many; no option of the worker given", "fair")
+KEYED = replace(_limited("a limit by key", "enqueue_many; two workers, no option given", "keyed"), workers=2)
 OURS_ONE_BY_ONE = replace(OURS, name="leveret, one by one", settings="one enqueue after the other", outstanding=1)
 OURS_SYNC = _ours("leveret, enqueue_sync", "one after the other, without an event loop", "sync", *_PREFETCH)
 

@@ -156,6 +156,33 @@ SCHEDULES: dict[str, tuple[Goal, ...]] = {
     )
     for kind, name in (("rabbitmq", "RabbitMQ"), ("sqlite", "SQLite"))
 }
+#: A limit that is not reached beside none, a rate, tenants in turn, and on RabbitMQ many keys and what one gate lets
+#: through.
+LIMITS: dict[str, tuple[Goal, ...]] = {
+    kind: (
+        Goal(f"{name}, a limit that is not reached, 1 ms of work: processor time", "1 ms", 1.1, at_least=False),
+        Goal(f"{name}, Rate(100): starts in 60 s, off 6,000", "off", 100, at_least=False, unit="tasks"),
+        Goal(f"{name}, Rate(100): most starts in a second", "most", 110, at_least=False, unit="tasks"),
+        Goal(f"{name}, 100 tenants with ten tasks behind 100,000 of one, to alone", "fair", 2, at_least=False),
+        *more,
+    )
+    for kind, name, more in (
+        (
+            "rabbitmq",
+            "RabbitMQ",
+            (
+                Goal("RabbitMQ, through one gate", "through", 5_000, unit="/s"),
+                Goal("RabbitMQ, 10,000 keys: takeover", "takeover", 3, at_least=False, unit="s"),
+                Goal("RabbitMQ, 10,000 keys: memory more", "MB more", 100, at_least=False, unit="MB"),
+            ),
+        ),
+        (
+            "sqlite",
+            "SQLite",
+            (Goal("SQLite, a limit that is not reached, no-ops: processor time", "no-op", 1.3, at_least=False),),
+        ),
+    )
+}
 FOOTPRINT: dict[str, tuple[Goal, ...]] = {
     kind: (
         Goal(f"{name}, idle worker and child, share of a core", "idle", 0.5, at_least=False, unit="%"),

@@ -74,7 +74,7 @@ class RabbitMQ:
 
     async def _delete(self, queue: str) -> None:
         async with await aio_pika.connect(self._node.url) as connection:
-            for name in (queue, f"{queue}.dead", f"{queue}.DQ", f"{queue}.XQ"):
+            for name in (queue, f"{queue}.gate", f"{queue}.dead", f"{queue}.DQ", f"{queue}.XQ"):
                 await (await connection.channel()).queue_delete(name)
 
 

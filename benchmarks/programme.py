@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import entrants as e
-from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, RESULTS, SCHEDULES, STARTUP, UNIQUE
+from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, LIMITS, RESULTS, SCHEDULES, STARTUP, UNIQUE
+from benchmarks.limits import many_keys, rated, tenants, through, unreached
 from benchmarks.measures import (
     Incorrect,
     beside_others,
@@ -70,6 +71,8 @@ class Size:
     starts: int = 15
     #: Unique tasks that are there, and those that have ended before, for a program that begins.
     keys: tuple[int, int] = (100_000, 1_000_000)
+    #: Tasks of one tenant before those of others.
+    tenant: int = 100_000
     #: Of `SUBJECTS`, what alone is measured; empty: all of the programme.
     about: tuple[str, ...] = ()
 
@@ -211,6 +214,16 @@ def _schedules_goals(results: Results, place: Place, size: Size) -> None:
         results.judge(goal, [numbers[goal.figure]])
 
 
+def _limits_goals(results: Results, place: Place, size: Size) -> None:
+    numbers = unreached(place, tasks=size.tasks, rounds=min(3, size.rounds)) | rated(place)
+    numbers |= tenants(place, size.tenant)
+    if place.kind == "rabbitmq":
+        numbers |= through(place, tasks=3 * size.tasks, rounds=min(3, size.rounds)) | many_keys(place)
+    log.info("%s: limits, %s", place.name, ", ".join(f"{name} {value:,.2f}" for name, value in numbers.items()))
+    for goal in LIMITS[place.kind]:
+        results.judge(goal, [numbers[goal.figure]])
+
+
 def _footprint_goals(results: Results, place: Place, size: Size) -> None:
     numbers = footprint(e.OURS_MANY, place, tasks=size.growth, idle=size.idle)
     log.info("%s: footprint %s", place.name, _words(numbers))
@@ -250,6 +263,7 @@ _BEHIND = 500.0
 
 #: What is measured of ours alone, by itself if it is asked for.
 SUBJECTS: dict[str, Callable[[Results, Place, Size], None]] = {
+    "limits": _limits_goals,
     "schedules": _schedules_goals,
     "unique": _unique_goals,
 }

@@ -14,7 +14,7 @@ import pika.exceptions
 
 from chaos.app import QUEUE
 from chaos.stage import Hung, NotPossible, Profile, Result, Stage, Target
-from leveret.brokers.rabbitmq.queues.topology import dead_queue
+from leveret.brokers.rabbitmq.queues.topology import dead_queue, gate_queue
 from tests.support.nodes import MissingServer, Node
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ FULL = Profile(
     traffic=5_000,
     scheduled=120.0,
     kills=200,
+    limited=10_000,
+    limited_workers=8,
     patience=90.0,
 )
 QUICK = Profile(
@@ -46,6 +48,8 @@ QUICK = Profile(
     traffic=1_000,
     scheduled=12.0,
     kills=12,
+    limited=400,
+    limited_workers=3,
     patience=60.0,
 )
 
@@ -118,7 +122,7 @@ def _played(fault: Fault, stage: Stage) -> Result:
 def _purge(node: Node) -> None:
     """What another fault left behind: unknown tasks, dead letters."""
     connection = pika.BlockingConnection(pika.URLParameters(node.url))
-    for queue in (QUEUE, dead_queue(QUEUE)):
+    for queue in (QUEUE, dead_queue(QUEUE), gate_queue(QUEUE)):
         channel = connection.channel()
         try:
             channel.queue_purge(queue)

@@ -71,6 +71,9 @@ class Profile(msgspec.Struct, frozen=True):
     scheduled: float
     #: Producers of unique tasks that are killed.
     kills: int
+    #: Tasks with a limit, and the workers that have them.
+    limited: int
+    limited_workers: int
     #: How long nothing at all may happen before what is missing is lost.
     patience: float
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.faults import backlog, cluster, poison, processes, rabbitmq, schedules, sqlite, unique
+from chaos.faults import backlog, cluster, limits, poison, processes, rabbitmq, schedules, sqlite, unique
 
 if TYPE_CHECKING:
     from chaos.faults.fault import Fault
@@ -18,4 +18,6 @@ FAULTS: tuple[Fault, ...] = (
     *rabbitmq.FAULTS,
     *cluster.FAULTS,
     *backlog.FAULTS,
+    # Last: each fault of a quick run has its broker by its place.
+    *limits.FAULTS,
 )

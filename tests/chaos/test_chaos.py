@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chaos.faults import FAULTS
+from chaos.faults.limits import most_at_once
 from chaos.run import QUICK, Theatre
 from chaos.stage import Stage, Target
 
@@ -39,3 +40,9 @@ def test_a_loss_is_seen(tmp_path: Path) -> None:
     result = stage.result("none")
     assert (result.tasks, result.lost, result.doubled, result.dead, result.unknown) == (4, 2, 1, 1, 1)
     assert result.longest == 3.0
+
+
+def test_a_task_whose_worker_was_killed_counts_until_it_has_run_again() -> None:
+    lines = ["start a 1 7", "start b 1 7", "end b 2 7", "start c 2 8", "start a 3 8", "end a 4 8", "start d 5 8"]
+    assert most_at_once(lines) == 2
+    assert most_at_once([*lines, "start e 6 8"]) == 3

@@ -17,7 +17,7 @@ import msgspec
 from leveret.model import BUILT_IN, LimitRef, LimitUse, queue_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from leveret.model import LimitRow
 
@@ -140,13 +140,11 @@ class _Lane(Generic[T]):
 _Entry: TypeAlias = "tuple[int, int, int, _Lane[T]]"
 
 
-class Gate(Generic[T]):
-    """The tasks that wait, in turn. ``T``: what stands for a task."""
+class _Lanes(Generic[T]):
+    """Where lanes stand: among those of their queue that may go, or with the limit that holds them up."""
 
-    def __init__(self, permits: Permits) -> None:
-        self.permits = permits
-        self._lanes: dict[_Key, _Lane[T]] = {}
-        self._lane_of: dict[str, _Lane[T]] = {}
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
         #: The lanes that may go, by queue.
         self._ready: dict[str, list[_Entry[T]]] = {}
         #: Those that a limit holds up, by limit and queue: each queue is asked for by itself.
@@ -155,34 +153,130 @@ class Gate(Generic[T]):
         self._alarms: list[tuple[float, LimitRef]] = []
         self._alarm_of: dict[LimitRef, float] = {}
         self._turns: dict[_Group, int] = {}
+        self._by_key: dict[_Key, _Lane[T]] = {}
+
+    def __iter__(self) -> Iterator[_Lane[T]]:
+        return iter(self._by_key.values())
+
+    def of(self, key: _Key) -> _Lane[T]:
+        """The lane of such tasks."""
+        lane = self._by_key.get(key)
+        if lane is None:
+            lane = self._by_key[key] = _Lane(key)
+        return lane
+
+    def remove(self, lane: _Lane[T]) -> None:
+        """An empty lane."""
+        self._by_key.pop(lane.key, None)
+
+    def holds(self, ref: LimitRef) -> bool:
+        """Whether a limit holds lanes up."""
+        return ref in self._held
+
+    def held_by(self, names: Container[str]) -> list[LimitRef]:
+        """Those of these limits that hold lanes up."""
+        return [ref for ref in self._held if ref[0] in names]
+
+    def queues(self) -> list[str]:
+        """The queues that have lanes which may go, as far as is known."""
+        return [queue for queue, lanes in self._ready.items() if lanes]
+
+    def next_time(self) -> float | None:
+        """See `Gate.next_time`."""
+        return self._alarms[0][0] if self._alarms else None
+
+    def served(self, lane: _Lane[T]) -> None:
+        """It comes after all others now."""
+        self._turns[lane.group] = next(self._numbers)
+        if len(self._turns) > 2 * _MANY:
+            # Who has not been served for long goes first, known or not.
+            self._turns = dict(sorted(self._turns.items(), key=lambda item: item[1])[_MANY:])
+
+    def next(self, queue: str) -> _Lane[T] | None:
+        """Take out the lane of a queue that is next, which may be empty."""
+        return self._first(self._ready.get(queue, []))
+
+    def put_back(self, lane: _Lane[T]) -> None:
+        """A lane that `next` gave goes on standing where it stood."""
+        heapq.heappush(self._ready[lane.queue], (*self._place(lane), lane.entry, lane))
+
+    def stand(self, lane: _Lane[T]) -> None:
+        """Among those that may go, or that its limit holds up."""
+        queues = self._ready if lane.held_by is None else self._held.setdefault(lane.held_by, {})
+        lane.entry = next(self._numbers)
+        heapq.heappush(queues.setdefault(lane.queue, []), (*self._place(lane), lane.entry, lane))
+
+    def wake(self, ref: LimitRef) -> None:
+        """The first lane of each queue that a limit holds up may try."""
+        queues = self._held.get(ref, {})
+        for queue, heap in list(queues.items()):
+            while (lane := self._first(heap)) is not None:
+                if lane.tasks:
+                    lane.held_by = None
+                    self.stand(lane)
+                    break
+                self.remove(lane)
+            if not heap:
+                del queues[queue]
+        if not queues:
+            self._held.pop(ref, None)
+
+    def set_alarm(self, ref: LimitRef, until: float) -> None:
+        """A limit has room at a time (Unix time; 0: that does not depend on the time)."""
+        if until and until < self._alarm_of.get(ref, float("inf")):
+            self._alarm_of[ref] = until
+            heapq.heappush(self._alarms, (until, ref))
+
+    def ring(self, now: float) -> None:
+        """Lanes that were held up until now may try."""
+        while self._alarms and self._alarms[0][0] <= now:
+            when, ref = heapq.heappop(self._alarms)
+            if self._alarm_of.get(ref) == when:
+                del self._alarm_of[ref]
+                self.wake(ref)
+
+    def _first(self, heap: list[_Entry[T]]) -> _Lane[T] | None:
+        """Take out the first lane, which may be empty."""
+        while heap:
+            rank, turn, entry, lane = heapq.heappop(heap)
+            if entry == lane.entry:
+                if not lane.tasks or (rank, turn) == self._place(lane):
+                    return lane
+                self.stand(lane)
+        return None
+
+    def _place(self, lane: _Lane[T]) -> tuple[int, int]:
+        return lane.tasks[0][0], self._turns.get(lane.group, 0)
+
+
+class Gate(Generic[T]):
+    """The tasks that wait, in turn. ``T``: what stands for a task."""
+
+    def __init__(self, permits: Permits) -> None:
+        self.permits = permits
         self._numbers = itertools.count(1)
+        self._lanes: _Lanes[T] = _Lanes(self._numbers)
+        self._lane_of: dict[str, _Lane[T]] = {}
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._lane_of)
 
-    def __contains__(self, id_: str) -> bool:
-        """Whether a task waits."""
-        return id_ in self._lane_of
-
     def define(self, rows: Mapping[str, LimitRow | None]) -> None:
         """Limits are so from now on; None: there is no such limit any more."""
         self.permits.define(rows)
-        for ref in [ref for ref in self._held if ref[0] in rows]:
-            self._wake(ref)
+        for ref in self._lanes.held_by(rows):
+            self._lanes.wake(ref)
 
     def add(self, id_: str, queue: str, refs: tuple[LimitRef, ...], fair: str | None, rank: int, task: T) -> None:
         """A task waits. ``rank``: its priority, the higher first. One that waits already stays as it is."""
         if id_ in self._lane_of:
             return
-        key = (queue, refs, fair)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane(key)
+        lane = self._lanes.of((queue, refs, fair))
         heapq.heappush(lane.tasks, (-rank, next(self._numbers), id_, task))
         self._lane_of[id_] = lane
         if lane.tasks[0][2] == id_:
-            self._stand(lane)
+            self._lanes.stand(lane)
 
     def remove(self, id_: str) -> T | None:
         """A task waits no more; what stands for it."""
@@ -202,7 +296,7 @@ class Gate(Generic[T]):
 
     def clear(self, queue: str) -> list[T]:
         """Nothing of a queue waits any more; what stood for that, in order."""
-        lanes = [lane for lane in self._lanes.values() if lane.queue == queue]
+        lanes = [lane for lane in self._lanes if lane.queue == queue]
         entries = sorted((entry for lane in lanes for entry in lane.tasks), key=lambda entry: entry[1])
         for lane in lanes:
             lane.tasks.clear()
@@ -212,14 +306,14 @@ class Gate(Generic[T]):
 
     def waiting(self, queue: str) -> list[T]:
         """What stands for the tasks of a queue that wait, in order."""
-        entries = [entry for lane in self._lanes.values() if lane.queue == queue for entry in lane.tasks]
+        entries = [entry for lane in self._lanes if lane.queue == queue for entry in lane.tasks]
         return [task for _, _, _, task in sorted(entries, key=lambda entry: entry[:2])]
 
     def end(self, id_: str) -> bool:
         """A task gives its permit back; whether it had one."""
         permit = self.permits.end(id_)
         for ref in () if permit is None else permit.refs:
-            self._wake(ref)
+            self._lanes.wake(ref)
         return permit is not None
 
     def admit(self, queue: str, most: int, now: float) -> list[tuple[str, T]]:
@@ -236,26 +330,30 @@ class Gate(Generic[T]):
         lane = self._next(queue, now)
         if lane is None:
             return None
-        heapq.heappush(self._ready[queue], (*self._place(lane), lane.entry, lane))
+        self._lanes.put_back(lane)
         return lane.tasks[0][3]
 
     def queues(self) -> list[str]:
         """The queues that have lanes which may go, as far as is known."""
-        return [queue for queue, lanes in self._ready.items() if lanes]
+        return self._lanes.queues()
 
     def may_go(self, queue: str) -> int:
         """How many tasks of a queue wait, and are not known to be held up by a limit."""
-        return sum(len(lane.tasks) for lane in self._lanes.values() if lane.queue == queue and lane.held_by is None)
+        return sum(len(lane.tasks) for lane in self._lanes if lane.queue == queue and lane.held_by is None)
 
     def next_time(self) -> float | None:
         """When a limit that holds tasks up has room by the clock alone (Unix time); None: none is known to."""
-        return self._alarms[0][0] if self._alarms else None
+        return self._lanes.next_time()
+
+    def ring(self, now: float) -> None:
+        """Lanes that were held up until now may try."""
+        self._lanes.ring(now)
 
     def uses(self) -> list[LimitUse]:
         """Each limit with what it does now, by name."""
         keys: dict[str, set[str]] = {}
         waiting: Counter[str] = Counter()
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             for name, key in lane.permit.refs if lane.tasks else ():
                 waiting[name] += len(lane.tasks)
                 keys.setdefault(name, set()).add(key)
@@ -269,9 +367,9 @@ class Gate(Generic[T]):
 
     def _next(self, queue: str, now: float) -> _Lane[T] | None:
         """Take out the lane of a queue that goes next. Those that cannot are set aside."""
-        while (lane := self._first(self._ready.get(queue, []))) is not None:
+        while (lane := self._lanes.next(queue)) is not None:
             if not lane.tasks:
-                self._lanes.pop(lane.key, None)
+                self._lanes.remove(lane)
                 self._pass_on(lane, now)
             elif not self._is_held(lane, now):
                 return lane
@@ -281,14 +379,11 @@ class Gate(Generic[T]):
         _, _, id_, task = heapq.heappop(lane.tasks)
         del self._lane_of[id_]
         self.permits.take(id_, lane.permit, now)
-        self._turns[lane.group] = next(self._numbers)
-        if len(self._turns) > 2 * _MANY:
-            # Who has not been served for long goes first, known or not.
-            self._turns = dict(sorted(self._turns.items(), key=lambda item: item[1])[_MANY:])
+        self._lanes.served(lane)
         if lane.tasks:
-            self._stand(lane)
+            self._lanes.stand(lane)
         else:
-            self._lanes.pop(lane.key, None)
+            self._lanes.remove(lane)
         self._pass_on(lane, now)
         return id_, task
 
@@ -298,8 +393,8 @@ class Gate(Generic[T]):
             until = self.permits.held_until(ref, now)
             if until is not None:
                 lane.held_by = ref
-                self._stand(lane)
-                self._set_alarm(ref, until)
+                self._lanes.stand(lane)
+                self._lanes.set_alarm(ref, until)
                 self._pass_on(lane, now)
                 return True
         return False
@@ -307,56 +402,9 @@ class Gate(Generic[T]):
     def _pass_on(self, lane: _Lane[T], now: float) -> None:
         """What it has left of its limits, or cannot use, others may."""
         for ref in lane.permit.refs:
-            if ref != lane.held_by and ref in self._held:
+            if ref != lane.held_by and self._lanes.holds(ref):
                 until = self.permits.held_until(ref, now)
                 if until is None:
-                    self._wake(ref)
+                    self._lanes.wake(ref)
                 else:
-                    self._set_alarm(ref, until)
-
-    def _first(self, heap: list[_Entry[T]]) -> _Lane[T] | None:
-        """Take out the first lane, which may be empty."""
-        while heap:
-            rank, turn, entry, lane = heapq.heappop(heap)
-            if entry == lane.entry:
-                if not lane.tasks or (rank, turn) == self._place(lane):
-                    return lane
-                self._stand(lane)
-        return None
-
-    def _wake(self, ref: LimitRef) -> None:
-        """The first lane of each queue that a limit holds up may try."""
-        queues = self._held.get(ref, {})
-        for queue, heap in list(queues.items()):
-            while (lane := self._first(heap)) is not None:
-                if lane.tasks:
-                    lane.held_by = None
-                    self._stand(lane)
-                    break
-                self._lanes.pop(lane.key, None)
-            if not heap:
-                del queues[queue]
-        if not queues:
-            self._held.pop(ref, None)
-
-    def _set_alarm(self, ref: LimitRef, until: float) -> None:
-        if until and until < self._alarm_of.get(ref, float("inf")):
-            self._alarm_of[ref] = until
-            heapq.heappush(self._alarms, (until, ref))
-
-    def ring(self, now: float) -> None:
-        """Lanes that were held up until now may try."""
-        while self._alarms and self._alarms[0][0] <= now:
-            when, ref = heapq.heappop(self._alarms)
-            if self._alarm_of.get(ref) == when:
-                del self._alarm_of[ref]
-                self._wake(ref)
-
-    def _stand(self, lane: _Lane[T]) -> None:
-        """Among those that may go, or that its limit holds up."""
-        queues = self._ready if lane.held_by is None else self._held.setdefault(lane.held_by, {})
-        lane.entry = next(self._numbers)
-        heapq.heappush(queues.setdefault(lane.queue, []), (*self._place(lane), lane.entry, lane))
-
-    def _place(self, lane: _Lane[T]) -> tuple[int, int]:
-        return lane.tasks[0][0], self._turns.get(lane.group, 0)
+                    self._lanes.set_alarm(ref, until)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from leveret.brokers.rabbitmq.admission import Admission, AskAlive, Clear, Emptied
-from leveret.brokers.rabbitmq.amqp import Incoming
+from leveret.brokers.rabbitmq.amqp import Incoming, Properties
 from leveret.brokers.rabbitmq.amqp.sanitize import marshal
 from leveret.brokers.rabbitmq.queues import to_message, to_wait
 from leveret.errors import QueueFull
@@ -75,14 +75,14 @@ class Driven:
 
     async def begin(self) -> None:
         await self.admission.do(DeclareLimits(1.0, {"few": LimitRule(concurrency=2)}, ["work"]))
-        await self.admission._open("work")
-        window = self.admission._windows["work"]
+        await self.admission.admitting.windows.open("work")
+        window = self.admission.admitting.windows.get("work")
         assert window is not None
         window.is_taken = True
 
     async def admit(self) -> list[str]:
         """The ids of what is on the way now."""
-        await self.admission._admit_some("work", 2.0)
+        await self.admission.admitting.admit("work", 2.0)
         return [ride.message.id for ride in self.paper.rides]
 
     def deliver(self, *messages: Incoming) -> None:
@@ -100,8 +100,9 @@ class Driven:
 
 def task(id_: str, tag: int) -> Incoming:
     envelope = Envelope(id_, "work", "resize", b"{}", headers={LIMITS: '[["few",""]]'}, enqueued_at=1.0)
-    properties: Any = to_wait(to_message(envelope)).properties
-    return Incoming(b"c", tag, redelivered=False, header=b"\x00\x3c" + bytes(10) + marshal(properties), body=b"{}")
+    properties = to_wait(to_message(envelope)).properties
+    encoded = marshal(properties) if isinstance(properties, Properties) else properties.encode()
+    return Incoming(b"c", tag, redelivered=False, header=b"\x00\x3c" + bytes(10) + encoded, body=b"{}")
 
 
 async def held(*rows: Paper) -> Driven:
@@ -118,7 +119,7 @@ async def test_what_is_stored_leaves_the_gate_and_its_end_lets_the_next_one_go()
     one.paper.store()
     assert await one.settled() == [1, 2]
     assert await one.admit() == []
-    one.admission._end(one.permits[:1])
+    one.admission.admitting.end(one.permits[:1])
     assert await one.admit() == ["c"]
     assert len(one.permits) == 1
 
@@ -128,7 +129,7 @@ async def test_an_end_may_come_before_it_is_known_that_the_task_is_stored() -> N
     one.deliver(task("a", 1))
     await one.admit()
     (permit,) = [ride.key[1:] for ride in one.paper.rides]
-    one.admission._end([permit])
+    one.admission.admitting.end([permit])
     assert await one.settled() == [1]
     one.paper.store()
     assert (await one.admission.answer(AskAlive([permit]))).alive == []
@@ -156,7 +157,7 @@ async def test_the_next_one_counts_what_was_admitted_and_keeps_its_messages_unti
     other.deliver(a, b, c)
     assert await other.admit() == []
     assert await other.settled() == []
-    other.admission._end(other.permits[:1])
+    other.admission.admitting.end(other.permits[:1])
     assert await other.settled() == [1]
     assert await other.admit() == ["c"]
 
@@ -169,9 +170,9 @@ async def test_a_task_that_was_admitted_and_is_nowhere_waits_anew() -> None:
     first.paper.store()
     other = await held(Paper(2, first.paper.rows))
     other.deliver(a)
-    gone = other.admission._missing(other.permits, Emptied("work", 0, []))
+    gone = other.admission.admitting.admitted.missing(other.permits, Emptied("work", 0, []))
     assert len(gone) == 1
-    other.admission._lose("work", gone)
+    other.admission.admitting.lose("work", gone)
     assert await other.admit() == ["a"]
     assert other.permits == []
 
@@ -186,8 +187,8 @@ async def test_a_permit_is_missing_only_where_nothing_else_can_be_meant(
     one.deliver(task("a", 1), task("b", 2))
     await one.admit()
     one.paper.store()
-    assert len(one.admission._missing(one.permits, Emptied("work", taken, running))) == gone
-    assert one.admission._missing(one.permits, None) == frozenset()
+    assert len(one.admission.admitting.admitted.missing(one.permits, Emptied("work", taken, running))) == gone
+    assert one.admission.admitting.admitted.missing(one.permits, None) == frozenset()
 
 
 async def test_what_is_cleared_leaves_the_gate() -> None:
@@ -203,10 +204,10 @@ async def test_tasks_with_a_rate_are_not_admitted_to_stand_in_their_queue() -> N
     one = await held()
     slow = {"few": LimitRule(rate=Rate(10, per=1.0, burst=100)), "other": LimitRule(rate=Rate(1))}
     await one.admission.do(DeclareLimits(2.0, slow, ["work"]))
-    window = one.admission._windows["work"]
+    window = one.admission.admitting.windows.get("work")
     assert window is not None
     one.deliver(*(task(f"{number}", number) for number in range(1, 60)))
     window.ready = 15
-    assert one.admission._room("work") == 5
+    assert one.admission.admitting.room("work") == 5
     await one.admission.do(DeclareLimits(3.0, {"few": LimitRule(concurrency=100)}, ["work"]))
-    assert one.admission._room("work") == 2_000
+    assert one.admission.admitting.room("work") == 2_000

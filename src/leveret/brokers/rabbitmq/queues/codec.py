@@ -7,7 +7,7 @@ import hashlib
 import math
 import secrets
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -128,6 +128,16 @@ _MOST_PRIORITY = 255
 _CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _MESSAGE_ID, _TIMESTAMP, _TYPE = (1 << bit for bit in (15, 12, 11, 7, 6, 5))
 _COMMON = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _MESSAGE_ID | _TIMESTAMP | _TYPE
 _TABLE = 1 << 13
+#: Properties that a new task has none of.
+_RARE = (
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "user_id",
+    "app_id",
+    "cluster_id",
+)
 #: Headers of ours that say something of the envelope.
 _TOLD = _OURS - {PERMIT, STAY, TABLE_ROW}
 #: Where the flags of a content header are, and where its properties begin.
@@ -253,14 +263,52 @@ class Waiting(NamedTuple):
     fair: str | None
     #: Its priority.
     rank: int
+    #: Its properties without its stay, as its copy may have them; None: they are not Leveret's own producers'.
+    rest: SplicedProperties | None = None
 
 
 def to_wait(message: Message) -> Message:
     """The message for where its task waits for its limits."""
-    properties = writable(message.properties)
-    # The last of the headers, as `_unstayed` wants it.
-    properties.headers = {**(properties.headers or {}), STAY: secrets.token_hex(_STAY_SIZE // 2)}
-    return msgspec.structs.replace(message, queue=gate_queue(message.home), properties=properties)
+    # The stay is the last of the headers, as `_unstayed` wants it.
+    stay = secrets.token_hex(_STAY_SIZE // 2)
+    properties = _in_pieces(message.properties)
+    if properties is not None:
+        one, table = properties, properties.table + _STAY_BEGINS + stay.encode()
+        waits: Properties | SplicedProperties = SplicedProperties(
+            one.message_id, one.priority, one.before, table, one.after
+        )
+    else:
+        waits = writable(message.properties)
+        waits.headers = {**(waits.headers or {}), STAY: stay}
+    return msgspec.structs.replace(message, queue=gate_queue(message.home), properties=waits)
+
+
+def _in_pieces(one: Properties | TaskProperties | SplicedProperties) -> SplicedProperties | None:
+    """The properties of a new task whose headers are short texts, encoded in a tenth of pamqp's time; None for
+    others."""
+    if isinstance(one, SplicedProperties):
+        return None
+    if isinstance(one, TaskProperties):
+        headers, id_, task, content_type, sent = {}, one.message_id, one.message_type, one.content_type, one.timestamp
+    else:
+        if any(map(partial(getattr, one), _RARE)) or one.delivery_mode != PERSISTENT:
+            return None
+        if one.timestamp is None or not one.message_id:
+            return None
+        headers, id_, task, content_type = one.headers or {}, one.message_id, one.message_type, one.content_type
+        sent = int(one.timestamp.timestamp())
+    try:
+        texts = [(name, text) for name, text in headers.items() if isinstance(text, str)]
+        table = b"".join([text_field(name.encode(), text.encode()) for name, text in texts])
+        plain = TaskProperties(id_, task, content_type, one.priority, sent).encode()
+    except ValueError:
+        return None
+    if len(texts) < len(headers) or len(table) > _MOST_SPLICED:
+        return None
+    # The headers come behind the content type, which is the first of all.
+    at = 2 + (1 + len(content_type.encode()) if content_type else 0)
+    flags = int.from_bytes(plain[:2], "big") | _TABLE
+    return SplicedProperties(id_, one.priority, flags.to_bytes(2, "big") + plain[2:at], table, plain[at:])
 
 
 def regated(delivery: Delivery) -> Message:
@@ -273,7 +321,7 @@ def waiting(message: Incoming) -> Waiting:
     if found is not None:
         properties, stay, (refs, fair) = found
         rank = MIDDLE_PRIORITY if properties.priority is None else properties.priority
-        return Waiting(properties.message_id, stay, refs, fair, rank)
+        return Waiting(properties.message_id, stay, refs, fair, rank, properties)
     return _waiting(message)
 
 
@@ -316,16 +364,16 @@ def _waiting(message: Incoming) -> Waiting:
     )
 
 
-def admitted(message: Incoming, queue: str, id_: str, permit: str) -> Message:
-    """A message that waited, for its task queue."""
-    if (found := _unstayed(message)) is not None:
-        one = found[0]
+def admitted(message: Incoming, queue: str, found: Waiting, permit: str) -> Message:
+    """A message that waited, for its task queue. ``found``: what `waiting` says of it."""
+    if (one := found.rest) is not None:
         table = one.table + text_field(_PERMIT_BYTES, permit.encode())
-        return Message(queue, message.body, SplicedProperties(id_, one.priority, one.before, table, one.after), queue)
+        properties = SplicedProperties(found.id, one.priority, one.before, table, one.after)
+        return Message(queue, message.body, properties, queue)
     delivery = _delivery(message, queue, _NoLease())
-    properties = _copied(delivery, {PERMIT: permit})
-    properties.message_id = id_
-    return Message(queue, message.body, properties, queue)
+    copied = _copied(delivery, {PERMIT: permit})
+    copied.message_id = found.id
+    return Message(queue, message.body, copied, queue)
 
 
 def put_off_message(delivery: Delivery, again: Envelope) -> Message:

@@ -39,6 +39,7 @@ from leveret.brokers.rabbitmq.queues.codec import (
     to_wait,
     unranked,
     waiting,
+    writable,
 )
 from leveret.model import FAIR_KEY, LIMITS, MAX_TRACEBACK, DeadLettered, Envelope, Retrying
 from tests.support.foreign import WIRE_VALUES, Raw, number, short, table, time
@@ -733,7 +734,7 @@ LIMITED = {LIMITS: '[["few","a"]]', FAIR_KEY: "acme"}
 
 def test_each_stay_of_a_task_that_waits_is_marked() -> None:
     message = to_message(Envelope("m-1", "work", "resize", b"{}", headers=LIMITED, enqueued_at=NOW))
-    stays = [headers_of(to_wait(message))[STAY] for _ in range(2)]
+    stays = [(as_sent(to_wait(message)).headers or {})[STAY] for _ in range(2)]
     assert stays[0] != stays[1]
     assert to_wait(message).queue == "work.gate"
     assert STAY not in headers_of(message)
@@ -741,8 +742,39 @@ def test_each_stay_of_a_task_that_waits_is_marked() -> None:
 
 def test_a_plain_task_of_a_queue_with_a_limit_waits_as_it_is() -> None:
     message = to_message(Envelope("m-1", "work", "resize", b"{}", enqueued_at=NOW, priority=3))
-    found = waiting(delivered(own(to_wait(message))))
+    found = waiting(delivered(as_sent(to_wait(message))))
     assert (found.id, found.refs, found.fair, found.rank) == ("m-1", (), None, 3)
+
+
+def as_sent(message: Message) -> Properties:
+    """The properties of a message as another client reads them."""
+    if isinstance(message.properties, SplicedProperties):
+        return message.properties.decoded()
+    return through_the_wire(own(message))
+
+
+@pytest.mark.parametrize(
+    ("envelope", "is_spliced"),
+    [
+        (Envelope("m-1", "work", "resize", b"{}", headers=LIMITED, enqueued_at=NOW), True),
+        (Envelope("m-1", "work", "ä" * 100, b"{}", headers={**LIMITED, "ü": "é"}, enqueued_at=NOW, priority=0), True),
+        (Envelope("m-1", "work", "resize", b"{}", content_type="", enqueued_at=NOW, priority=9), True),
+        (Envelope("m-1", "work", "resize", b"{}", headers={**LIMITED, "count": 7}, enqueued_at=NOW), False),
+        (Envelope("m-1", "work", "resize", b"{}", headers={"tenant": "a" * 3_000}, enqueued_at=NOW), False),
+        (Envelope("m-1", "work", "resize", b"{}", headers=LIMITED), False),
+    ],
+)
+def test_a_task_that_waits_is_the_same_message_whether_pamqp_encodes_it_or_not(
+    envelope: Envelope, is_spliced: bool
+) -> None:
+    waits = to_wait(to_message(envelope))
+    assert isinstance(waits.properties, SplicedProperties) == is_spliced
+    found = as_sent(waits)
+    wanted = through_the_wire(writable(to_message(envelope).properties))
+    assert (found.headers or {}).pop(STAY)
+    assert found.headers == (wanted.headers or {})
+    names = [name for name in Properties.flags if name != "headers"]
+    assert {name: getattr(found, name) for name in names} == {name: getattr(wanted, name) for name in names}
 
 
 @pytest.mark.parametrize("stay", ["s", "0123456789abcdef"])
@@ -755,7 +787,7 @@ def test_what_waits_is_admitted_with_a_permit_that_no_copy_keeps(stay: str, more
     message = delivered(properties, b"body")
     found = waiting(message)
     assert (found.id, found.stay, found.refs, found.fair, found.rank) == ("m-1", stay, (("few", "a"),), "acme", 4)
-    copy = admitted(message, "work", found.id, "7.12")
+    copy = admitted(message, "work", found, "7.12")
     assert (copy.queue, copy.body) == ("work", b"body")
     is_spliced = isinstance(copy.properties, SplicedProperties)
     assert is_spliced == (len(stay) == 16 and not more)
