@@ -47,16 +47,19 @@ from leveret.model import (
     Cancelled,
     DeadLettered,
     PutOff,
+    Queue,
     Released,
     RestLimit,
     Retrying,
     Succeeded,
+    following,
     freed_key,
     id_key,
     id_token,
     log_fields,
     put_off,
     repeated,
+    told_of,
 )
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
@@ -66,7 +69,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.base import OnConflict
     from leveret.brokers.rabbitmq.amqp import Message
-    from leveret.model import Delivery, Describe, Envelope, Outcome, Queue, Settlement, Status
+    from leveret.model import Delivery, Describe, Envelope, Outcome, Settlement, Status
 
 #: How many tasks a line of the log names.
 _MOST_NAMED = 20
@@ -189,11 +192,11 @@ class RabbitMQBroker:
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         # Before anybody hears of the end, and may enqueue the next one.
         await self._claims.ended(*_freed(settlements))
-        await self.statuses.record(updates)
+        held_back = await self._record(settlements, updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
         for delivery, outcome in settlements:
-            if isinstance(outcome, Succeeded) and isinstance(delivery.lease, Session):
+            if isinstance(outcome, Succeeded) and isinstance(delivery.lease, Session) and not held_back:
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
                 others.append((delivery, outcome))
@@ -205,6 +208,35 @@ class RabbitMQBroker:
             lost += [delivery.envelope.id for (delivery, _), is_kept in zip(others, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
+
+    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status]) -> bool:
+        """Store what becomes of tasks, and what follows them; True: what follows is still to be stored."""
+        if not (follow_ups := following([one for one in settlements if one[0].lease.held])):
+            await self.statuses.record(updates)
+            return False
+        told = [*updates, *told_of(follow_ups, time.time())]
+        stored, _ = await asyncio.gather(self._stores(follow_ups), self.statuses.record(told))
+        return not stored
+
+    async def _stores(self, envelopes: Sequence[Envelope]) -> bool:
+        """Store tasks; False when some were refused, and may not be there."""
+        try:
+            await self._publish(envelopes)
+        except LeveretError as error:
+            log.debug("what follows some tasks is refused for now: %s", error)
+            return False
+        return True
+
+    async def _follow_up(self, session: Session, delivery: Delivery, outcome: Succeeded) -> None:
+        """Store what follows a task, however long that takes: its queue is missing, full, or refuses."""
+        for one in outcome.follow_ups:
+            try:
+                await self._publish([one])
+            except LeveretError as error:
+                if isinstance(error, QueueNotFound) and not self._declarations.knows(one.queue):
+                    with suppress(LeveretError):
+                        await self._declarations.declare([Queue(one.queue)])
+                await self._holding.store(session, delivery, self._message(one))
 
     async def _end_permits(self, deliveries: Sequence[Delivery]) -> None:
         """What is not the caller's any more keeps its permit for whoever has it now."""
@@ -245,6 +277,8 @@ class RabbitMQBroker:
                 await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
+            elif isinstance(outcome, Succeeded):
+                await self._follow_up(session, delivery, outcome)
             elif isinstance(outcome, PutOff):
                 await self._holding.store(session, delivery, await self._put_off(delivery, outcome))
             await self._end_permits([delivery])
