@@ -8,6 +8,8 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from leveret.brokers.base import Capabilities, duplicates
 from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
@@ -37,6 +39,7 @@ from leveret.brokers.rabbitmq.statuses import StatusLog
 from leveret.errors import (
     BrokerUnavailable,
     DuplicateTask,
+    EnqueueError,
     LeaseLost,
     LeveretError,
     LimitNotFound,
@@ -192,14 +195,16 @@ class RabbitMQBroker:
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         # Before anybody hears of the end, and may enqueue the next one.
         await self._claims.ended(*_freed(settlements))
-        held_back = await self._record(settlements, updates)
+        refused = await self._record(settlements, updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
         for delivery, outcome in settlements:
-            if isinstance(outcome, Succeeded) and isinstance(delivery.lease, Session) and not held_back:
+            left = _left(outcome, refused) if refused else outcome
+            is_done = isinstance(left, Succeeded) and (not refused or not left.follow_ups)
+            if is_done and isinstance(delivery.lease, Session):
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
-                others.append((delivery, outcome))
+                others.append((delivery, left))
         # Before the deliveries are gone: what comes back is asked whether it has its permit still.
         await self._end_permits([delivery for delivery, outcome in settlements if isinstance(outcome, Succeeded)])
         lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
@@ -209,23 +214,24 @@ class RabbitMQBroker:
         if lost:
             raise LeaseLost(lost)
 
-    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status]) -> bool:
-        """Store what becomes of tasks, and what follows them; True: what follows is still to be stored."""
+    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status]) -> frozenset[str]:
+        """Store what becomes of tasks, and what follows them; the ids of those that are refused for now."""
         if not (follow_ups := following([one for one in settlements if one[0].lease.held])):
             await self.statuses.record(updates)
-            return False
+            return frozenset()
         told = [*updates, *told_of(follow_ups, time.time())]
-        stored, _ = await asyncio.gather(self._stores(follow_ups), self.statuses.record(told))
-        return not stored
+        refused, _ = await asyncio.gather(self._refused(follow_ups), self.statuses.record(told))
+        return refused
 
-    async def _stores(self, envelopes: Sequence[Envelope]) -> bool:
-        """Store tasks; False when some were refused, and may not be there."""
+    async def _refused(self, envelopes: Sequence[Envelope]) -> frozenset[str]:
+        """Store tasks; the ids of those that are not known to be stored."""
         try:
             await self._publish(envelopes)
         except LeveretError as error:
             log.debug("what follows some tasks is refused for now: %s", error)
-            return False
-        return True
+            ids = error.ids if isinstance(error, EnqueueError) else ()
+            return frozenset(ids or [one.id for one in envelopes])
+        return frozenset()
 
     async def _follow_up(self, session: Session, delivery: Delivery, outcome: Succeeded) -> None:
         """Store what follows a task, however long that takes: its queue is missing, full, or refuses."""
@@ -318,6 +324,13 @@ class RabbitMQBroker:
                 )
                 return False
         return True
+
+
+def _left(outcome: Outcome, refused: frozenset[str]) -> Outcome:
+    """An outcome with what is still to be stored behind it."""
+    if not isinstance(outcome, Succeeded):
+        return outcome
+    return msgspec.structs.replace(outcome, follow_ups=tuple(one for one in outcome.follow_ups if one.id in refused))
 
 
 def _freed(settlements: Sequence[Settlement]) -> tuple[list[tuple[str, str]], list[tuple[str, str, bool]]]:
