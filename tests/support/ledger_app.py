@@ -56,7 +56,7 @@ def spell_elsewhere(word: str, letter: str) -> str:
 
 
 @app.task(queue="work", max_attempts=1)
-async def spell_when_released(word: str, letter: str) -> str:
+def spell_when_released(word: str, letter: str) -> str:
     """Dead, until its file is there."""
     if not Path(f"{os.environ['LEDGER']}.released").exists():
         raise Dead(f"not yet: {word}")
