@@ -532,7 +532,7 @@ class Task(Generic[P, R]):
         self._check_step()
         (envelope,) = self._envelopes([id_], [(args, kwargs)])
         slip = {} if steps is None else {STEPS: steps}
-        return envelope.with_headers({FLOW: flow, STEP: 1, **slip})
+        return envelope.with_headers({FLOW: flow, STEP: "1", **slip})
 
     def following(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, immutable: bool) -> SlipStep:
         """The task as a later step of a chain. For Leveret itself.

@@ -28,7 +28,7 @@ def test_the_result_comes_before_the_other_arguments() -> None:
     envelope = following(done([{"task": "second", "queue": "there", "args": [2, {"a": "é"}], "kwargs": {"k": [3]}}]))
     assert json.loads(envelope.body) == {"args": [1, 2, {"a": "é"}], "kwargs": {"k": [3]}}
     assert (envelope.id, envelope.task, envelope.queue, envelope.enqueued_at) == ("abc.2", "second", "there", NOW)
-    assert envelope.headers == {FLOW: "abc", STEP: 2}
+    assert envelope.headers == {FLOW: "abc", STEP: "2"}
 
 
 def test_an_immutable_step_has_its_own_arguments_alone() -> None:
@@ -56,7 +56,7 @@ def test_a_step_has_its_own_options_and_the_trace_of_the_one_before() -> None:
     step = {"task": "b", "queue": "q", "priority": 7, "delay": 60, "expires": 90.5, "headers": {"tenant": "a", "n": 1}}
     envelope = following(done([step], traceparent="00-1", tenant="other"))
     assert (envelope.priority, envelope.due, envelope.expires_at) == (7, NOW + 60, NOW + 90.5)
-    assert envelope.headers == {"traceparent": "00-1", "tenant": "a", "n": 1, FLOW: "abc", STEP: 2}
+    assert envelope.headers == {"traceparent": "00-1", "tenant": "a", "n": 1, FLOW: "abc", STEP: "2"}
     assert following(done([{"task": "b", "queue": "q", "at": NOW + 5}])).due == NOW + 5
 
 
