@@ -60,6 +60,11 @@ OURS_KEPT = Entrant(
     ("leveret", "worker", "benchmarks.kept:app", "--log-level", "WARNING", *_PREFETCH),
     is_ours=True,
 )
+OURS_CHAINED = replace(
+    OURS_KEPT,
+    name="leveret, chains",
+    worker=("leveret", "worker", "benchmarks.chained:app", "--log-level", "WARNING", *_PREFETCH),
+)
 OURS_SCHEDULED = replace(
     OURS_KEPT,
     name="leveret, a hundred schedules",

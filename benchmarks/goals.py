@@ -148,6 +148,14 @@ UNIQUE: dict[str, tuple[Goal, ...]] = {
         Goal("SQLite, enqueue_many of unique tasks to plain ones", "unique many to plain many", 0.7),
     ),
 }
+#: Chains of ten no-op steps beside the same tasks, each enqueued by itself.
+CHAINS: dict[str, tuple[Goal, ...]] = {
+    kind: (
+        Goal(f"{name}, a chain's step to a plain enqueue and run", "step to plain", 1.3, at_least=False),
+        Goal(f"{name}, steps of chains", "steps", least, unit="/s"),
+    )
+    for kind, name, least in (("rabbitmq", "RabbitMQ", 2_000), ("sqlite", "SQLite", 2_000))
+}
 #: A worker with a hundred schedules, of which none falls due, to one without.
 SCHEDULES: dict[str, tuple[Goal, ...]] = {
     kind: (

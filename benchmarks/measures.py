@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import processes
-from benchmarks.entrants import OURS, OURS_KEPT, OURS_SCHEDULED, OURS_UNSCHEDULED, WIRE
+from benchmarks.entrants import OURS, OURS_CHAINED, OURS_KEPT, OURS_SCHEDULED, OURS_UNSCHEDULED, WIRE
 from benchmarks.peers.ledger import Ledger
 from benchmarks.places import RabbitMQ
 from benchmarks.programs import Programs, Worker, environment
@@ -195,6 +195,44 @@ def first_unique(place: Place, live: int, ended: int) -> dict[str, float]:
         here.programs.ask(("benchmarks.unique", "fill"), {"live": live, "ended": ended})
         found = [here.programs.ask(("benchmarks.unique", "begin"), {}) for _ in range(_BEGINNINGS)]
         return {name: statistics.median(numbers[name] for numbers in found) for name in found[0]}
+
+
+def chain_rates(place: Place, *, chains: int, length: int, rounds: int) -> dict[str, float]:
+    """Steps a second of chains that are enqueued while a worker runs, microseconds of the worker's processor time that
+    each takes, and both to those of the same tasks enqueued one by one.
+    """
+    tasks = chains * length
+    found: dict[str, list[float]] = {}
+    with setting(OURS_CHAINED, place, _PROBES + 2 * tasks * rounds) as here, here.programs.working() as workers:
+        here.programs.ask(("benchmarks.chained",), _chains(0, _PROBES, 1))
+        here.wait_for_all(workers, _PROBES)
+        first = _PROBES
+        for turn in range(rounds):
+            took: dict[int, tuple[float, float]] = {}
+            for each in (length, 1) if turn % 2 else (1, length):
+                before = _cpu_seconds(workers)
+                here.programs.ask(("benchmarks.chained",), _chains(first, tasks // each, each))
+                here.wait_for_all(workers, first + tasks)
+                used = _cpu_seconds(workers) - before
+                sent = [moment for moment in here.ledger.sent[first : first + tasks] if moment]
+                seconds = (max(here.ledger.started[first : first + tasks]) - min(sent)) / 1e9
+                took[each] = tasks / seconds, used * 1e6 / tasks
+                first += tasks
+            numbers = {
+                "steps": took[length][0],
+                "step cpu": took[length][1],
+                "plain": took[1][0],
+                "plain cpu": took[1][1],
+                "step to plain": took[1][0] / took[length][0],
+                "step cpu to plain cpu": took[length][1] / took[1][1],
+            }
+            for name, value in numbers.items():
+                found.setdefault(name, []).append(value)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _chains(first: int, chains: int, length: int) -> dict[str, int]:
+    return {"first": first, "chains": chains, "length": length, "outstanding": _CALLS}
 
 
 def schedules_idle(place: Place, *, idle: float, rounds: int) -> dict[str, float]:

@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import entrants as e
-from benchmarks.goals import CLAIM, DUELS, FOOTPRINT, LATENCY, LIMITS, RESULTS, SCHEDULES, STARTUP, UNIQUE
+from benchmarks.goals import CHAINS, CLAIM, DUELS, FOOTPRINT, LATENCY, LIMITS, RESULTS, SCHEDULES, STARTUP, UNIQUE
 from benchmarks.limits import many_keys, rated, tenants, through, unreached
 from benchmarks.measures import (
     Incorrect,
     beside_others,
+    chain_rates,
     claim_cost,
     first_unique,
     footprint,
@@ -42,6 +43,8 @@ _RATE = 200.0
 _OTHERS = 5_000.0
 _ASKS = 60
 _OPEN = 256
+#: Of a chain.
+_STEPS = 10
 #: So often a pair is measured again, because its peer failed.
 _REPEATS = 3
 
@@ -207,6 +210,13 @@ def _unique_goals(results: Results, place: Place, size: Size) -> None:
         results.judge(goal, [numbers[goal.figure]])
 
 
+def _chains_goals(results: Results, place: Place, size: Size) -> None:
+    numbers = chain_rates(place, chains=size.tasks // _STEPS, length=_STEPS, rounds=size.rounds)
+    log.info("%s: chains, %s", place.name, _words(numbers))
+    for goal in CHAINS[place.kind]:
+        results.judge(goal, [numbers[goal.figure]])
+
+
 def _schedules_goals(results: Results, place: Place, size: Size) -> None:
     numbers = schedules_idle(place, idle=size.idle, rounds=min(2, size.rounds))
     log.info("%s: schedules, %s", place.name, ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
@@ -264,6 +274,7 @@ _BEHIND = 500.0
 #: What is measured of ours alone, by itself if it is asked for.
 SUBJECTS: dict[str, Callable[[Results, Place, Size], None]] = {
     "limits": _limits_goals,
+    "chains": _chains_goals,
     "schedules": _schedules_goals,
     "unique": _unique_goals,
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from leveret.client import App, Handle, Limit, Task, as_finished, by, gather_results
+    from leveret.client import App, Chain, ChainHandle, Handle, Limit, Step, Task, as_finished, by, gather_results
     from leveret.errors import (
         AppNotLoaded,
         BrokerBlocked,
@@ -69,6 +69,8 @@ __all__ = [
     "BrokerError",
     "BrokerRefused",
     "BrokerUnavailable",
+    "Chain",
+    "ChainHandle",
     "ConfigurationError",
     "CurrentTask",
     "Dead",
@@ -99,6 +101,7 @@ __all__ = [
     "Retry",
     "ScheduleNotFound",
     "Status",
+    "Step",
     "StoreError",
     "Task",
     "TaskCancelled",
@@ -118,8 +121,11 @@ __all__ = [
 #: Where the names are that are not errors.
 _HOMES = {
     "App": "leveret.client",
+    "Chain": "leveret.client",
+    "ChainHandle": "leveret.client",
     "Handle": "leveret.client",
     "Limit": "leveret.client",
+    "Step": "leveret.client",
     "Task": "leveret.client",
     "as_finished": "leveret.client",
     "by": "leveret.client",

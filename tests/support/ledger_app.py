@@ -41,6 +41,28 @@ async def announce(kind: str, number: str) -> None:
     print(kind, number, "is on its way")
 
 
+@app.task(queue="work")
+async def spell(word: str, letter: str) -> str:
+    """A step of a chain: the word so far, and one more letter."""
+    task = current_task()
+    note(f"spelt {word}{letter} {task.id} {os.getpid()}")
+    return word + letter
+
+
+@app.task(queue="other")
+def spell_elsewhere(word: str, letter: str) -> str:
+    note(f"spelt {word}{letter} {current_task().id} {os.getpid()}")
+    return word + letter
+
+
+@app.task(queue="work", max_attempts=1)
+def spell_when_released(word: str, letter: str) -> str:
+    """Dead, until its file is there."""
+    if not Path(f"{os.environ['LEDGER']}.released").exists():
+        raise Dead(f"not yet: {word}")
+    return word + letter
+
+
 @app.task(queue="other")
 async def say_elsewhere(text: str) -> None:
     note(f"said {text}")

@@ -350,7 +350,9 @@ class Broker(Protocol):
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = (), /) -> None:
         """Record outcomes. Raises LeaseLost for deliveries that are no longer the caller's; the others are done.
 
-        ``updates``: of tasks whose results are kept; durable before their deliveries are gone.
+        ``updates``: of tasks whose results are kept; durable before their deliveries are gone. So is what
+        `leveret.model.Succeeded.follow_ups` says, in whatever queue: one that is missing is made, and `max_length`
+        is no limit where the broker can have it so. What has the id of a task that is there is that task.
         """
 
     def abandon(self) -> None:

@@ -51,6 +51,7 @@ from leveret.model import (
     ScheduleRow,
     Settlement,
     Status,
+    Succeeded,
     advance,
     asked,
     buried,
@@ -951,8 +952,21 @@ class MemoryBroker:
             else:
                 self._settle(waiting, outcome)
         self._store.deal({delivery.envelope.queue for delivery, _ in settlements})
+        self._follow_up([one for _, outcome in kept if isinstance(outcome, Succeeded) for one in outcome.follow_ups])
         if lost:
             raise LeaseLost(lost)
+
+    def _follow_up(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        """Store what outcomes set going, unless it is there; what was stored."""
+        envelopes = [one for one in envelopes if one.id not in self._store.ids]
+        for one in envelopes:
+            self._store.queues.setdefault(one.queue, _Stored(Queue(one.queue), self._store))
+            self._store.ids.add(one.id)
+            self._store.queues[one.queue].put(one, self._store.tokens)
+        if envelopes:
+            self._statuses.note(told_of(envelopes, self._store.clock.time()))
+            self._store.deal({one.queue for one in envelopes})
+        return envelopes
 
     def abandon(self) -> None:
         """Nothing is open."""

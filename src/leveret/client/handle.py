@@ -118,7 +118,7 @@ class Handle(msgspec.Struct, Generic[R], eq=False, weakref=True):
             BrokerError: The broker cannot be asked.
         """
         seconds = arguments.timeout(timeout)
-        self._check_stored()
+        self.check_stored()
         status: Status | None = None
         try:
             async with asyncio.timeout(seconds) as limit, aclosing(self.updates()) as updates:
@@ -150,7 +150,7 @@ class Handle(msgspec.Struct, Generic[R], eq=False, weakref=True):
             ConfigurationError: The task has ``store_result=False``.
             BrokerError: The broker cannot be asked.
         """
-        self._check_stored()
+        self.check_stored()
         if self._last is not None and self._last.is_final:
             known = await self.status()
             if known.is_final:
@@ -235,7 +235,8 @@ class Handle(msgspec.Struct, Generic[R], eq=False, weakref=True):
         is_certain = self._stored_at is not None and time.time() - self._stored_at < self._source.keep_results
         return [] if is_certain else [self.id]
 
-    def _check_stored(self) -> None:
+    def check_stored(self) -> None:
+        """Raises ConfigurationError: nobody can ask what became of the task. For Leveret itself."""
         if not self._stored:
             raise ConfigurationError(f"task {self.task!r} has store_result=False: nobody can ask what became of it")
 
@@ -263,7 +264,7 @@ async def as_finished(
     by_source: dict[Source, list[str]] = {}
     doubtful: list[str] = []
     for handle in handles:
-        handle._check_stored()  # noqa: SLF001 - one class in two parts
+        handle.check_stored()
         if handle.id not in waiting:
             by_source.setdefault(handle._source, []).append(handle.id)  # noqa: SLF001
             doubtful += handle._doubtful_ids()  # noqa: SLF001

@@ -191,6 +191,28 @@ class Limiting(msgspec.Struct, frozen=True):
         return found
 
 
+def headers_of_step(
+    limiting: Limiting, task: str, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, str]:
+    """What a step's message says of them; its first argument is the result of the step before.
+
+    Raises ConfigurationError where that argument is asked for.
+    """
+    first = next(iter(signature.parameters), None)
+    for limit in limiting.limits:
+        if first in limit.by:
+            raise ConfigurationError(
+                f"limit {limit.name!r} is by {first!r}, which step {task!r} gets as the result of the step before; "
+                "make it another parameter, or have a task without the limit enqueue it"
+            )
+    if limiting.fair_by == first:
+        raise ConfigurationError(
+            f"the queue of step {task!r} has fair_by={first!r}, which the step gets as the result of the step before; "
+            "make it another parameter, or give the step another queue"
+        )
+    return limiting.headers(signature, (None, *args), kwargs)
+
+
 def limiting(
     limits: tuple[Limit, ...],
     queue: Queue | None,

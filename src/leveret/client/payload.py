@@ -66,6 +66,10 @@ _encode = msgspec.json.Encoder().encode
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
+#: Stands for an argument that is not known yet.
+_LATER = object()
+
+
 class Signature:
     """A function's parameters, as the wire sees them.
 
@@ -106,6 +110,18 @@ class Signature:
                 raise NotSerializable(f"the keyword {keyword!r} of task {self._name!r} holds a lone surrogate")
         self._apply(bound, self._sent)
         return _encode({"args": bound.args, "kwargs": bound.kwargs}), JSON
+
+    def encode_after(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[msgspec.Raw], Any]:
+        """The arguments of a call behind the first one, which comes later. Raises as `encode` does."""
+        try:
+            bound = self._bind((_LATER, *args), kwargs)
+        except InvalidArguments as error:
+            raise InvalidArguments(
+                f"{error}. The result of the step before is its first argument; 'immutable()' leaves that out"
+            ) from None
+        self._apply(bound, lambda name, value, to: value if value is _LATER else self._sent(name, value, to))
+        rest = [msgspec.Raw(_encode(value)) for value in bound.args[1:]]
+        return rest, {name: msgspec.Raw(_encode(value)) for name, value in bound.kwargs.items()}
 
     def _positional_sent(self, args: tuple[Any, ...]) -> Sequence[Any]:
         """Most calls need no binding: each argument belongs to the parameter at its place, and travels as it is."""

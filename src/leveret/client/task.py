@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Ty
 
 import msgspec
 
+from leveret.client.chains import Step
 from leveret.client.client import Conflicts
 from leveret.client.handle import Handle, Source
-from leveret.client.limits import Limit, Limiting, limiting, limits_of
+from leveret.client.limits import Limit, Limiting, headers_of_step, limiting, limits_of
 from leveret.client.payload import Returns, Signature, makes_coroutines
 from leveret.client.unique import Policy, Unique, checked_policy, debounced, unique_of
 from leveret.errors import ConfigurationError, DuplicateTask, InvalidArguments, TaskTooLarge
 from leveret.model import (
+    FLOW,
     ID_FOR,
     ID_TOKEN,
     LIMITS,
     MAX_LIMITS,
     MAX_TIMEOUT,
+    STEP,
+    STEPS,
     Envelope,
     Schedule,
     TaskOptions,
@@ -35,11 +39,12 @@ from leveret.model import (
     own_headers,
     repeated,
 )
+from leveret.model import Step as SlipStep
 from leveret.model.arguments import moment, seconds
 from leveret.model.durations import MAX_DELAY, show
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
     from typing import Self
 
@@ -64,10 +69,19 @@ class Producer(Source, Protocol):
     def publish_sync(
         self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
     ) -> None: ...
+    async def require(self, queues: Collection[str], /) -> None: ...
+    def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
 #: No task is kept for a hundred years (seconds).
 _MAX_EXPIRES = 100 * MAX_DELAY
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """The arguments of a step."""
+
+    args: list[msgspec.Raw]
+    kwargs: dict[str, msgspec.Raw]
 
 
 class EnqueueOptions(msgspec.Struct, frozen=True):
@@ -508,6 +522,67 @@ class Task(Generic[P, R]):
         conflicts = self._conflicts()
         self._producer.publish_sync(envelopes, notify=self.store_result, conflicts=conflicts)
         return self._handles(envelopes, conflicts)[0]
+
+    def step(self, *args: Any, **kwargs: Any) -> Step[R]:
+        """This task as a step of a chain: ``await (fetch.step(url) | parse.step()).enqueue()``.
+
+        Args:
+            *args: The task's arguments. A step behind another one gets that one's result before them, unless it is
+                ``immutable()``.
+            **kwargs: The same, by name.
+
+        Returns:
+            The step. Its arguments are checked when the chain is enqueued.
+        """
+        return Step(self, args, kwargs)
+
+    @property
+    def producer(self) -> Producer:
+        """What enqueues it. For Leveret itself."""
+        return self._producer
+
+    def beginning(
+        self, id_: str, args: tuple[Any, ...], kwargs: dict[str, Any], flow: str, steps: str | None
+    ) -> Envelope:
+        """The task as the first step of a chain. ``steps``: those that follow. For Leveret itself."""
+        self._check_step()
+        (envelope,) = self._envelopes([id_], [(args, kwargs)])
+        slip = {} if steps is None else {STEPS: steps}
+        return envelope.with_headers({FLOW: flow, STEP: "1", **slip})
+
+    def following(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, immutable: bool) -> SlipStep:
+        """The task as a later step of a chain. For Leveret itself.
+
+        Raises InvalidArguments, NotSerializable or ConfigurationError.
+        """
+        self._check_step()
+        if self.signature.raw:
+            raise ConfigurationError(
+                f"task {self.name!r} takes the raw body, so it can be the first step of a chain alone"
+            )
+        enqueue, headers = self._enqueue, self._enqueue.headers.copy()
+        if immutable:
+            body, _ = self.signature.encode(args, kwargs)
+            given = msgspec.json.decode(body, type=_Given)
+            if enqueue.limiting is not None:
+                headers |= enqueue.limiting.headers(self.signature, args, kwargs)
+        else:
+            given = _Given(*self.signature.encode_after(args, kwargs))
+            if enqueue.limiting is not None:
+                headers |= headers_of_step(enqueue.limiting, self.name, self.signature, args, kwargs)
+        if not self.store_result:
+            headers |= carrying({"store_result": False})  # whoever stores it does not know the decorator
+        return SlipStep(
+            *(self.name, self.queue, given.args, given.kwargs, immutable, self._options.priority),
+            *(enqueue.delay, enqueue.at, enqueue.expires, headers),
+        )
+
+    def _check_step(self) -> None:
+        if self._enqueue.unique is not None or self._enqueue.id is not None or self._enqueue.id_for is not None:
+            raise ConfigurationError(
+                f"task {self.name!r} has an id or a unique key, and a step has none of its own: "
+                "say options(unique=False), and give no id"
+            )
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.

@@ -43,15 +43,20 @@ from leveret.model import (
     Retrying,
     RetryRules,
     Succeeded,
+    UnreadableSteps,
     leaves,
     limit_refs,
     log_fields,
+    next_step,
     own_headers,
     queue_limit,
     run_within,
     scheduled_for,
     shorten,
+    steps_in,
+    takes_result,
     within_thread,
+    wrong_steps,
 )
 from leveret.model.durations import MAX_DELAY, parse_seconds
 from leveret.model.failures import summary, traceback_of, words
@@ -63,7 +68,7 @@ if TYPE_CHECKING:
 
     from leveret.client import App, Task
     from leveret.errors import LeveretError
-    from leveret.model import Attempt, RunningTask, Runtime
+    from leveret.model import Attempt, RunningTask, Runtime, Step
 
 log = logging.getLogger("leveret.execution")
 
@@ -294,6 +299,10 @@ class Runner:
         except UnknownTask as error:
             return Attempted(_unfit(error, "" if envelope.task is None else _FOREIGN), error)
         try:
+            steps = steps_in(envelope.headers) if envelope.headers else ()
+        except UnreadableSteps:
+            return Attempted(DeadLettered(wrong_steps(envelope.headers)))
+        try:
             args, kwargs = task.signature.decode(envelope.body, envelope.content_encoding)
         except (UnreadableBody, InvalidArguments) as error:
             return Attempted(_unfit(error), error)
@@ -307,6 +316,8 @@ class Runner:
             return _failed(error, envelope, task, link)
         finally:
             link.interruptible = False
+        if steps:
+            return Attempted(self._followed(task, envelope, value, steps))
         return Attempted(self._succeeded(task, envelope, value)) if task.store_result else _SUCCEEDED
 
     def classify(self, error: BaseException, envelope: Envelope) -> Outcome:
@@ -344,6 +355,16 @@ class Runner:
                 extra=log_fields(envelope),
             )
         return Succeeded(problem=shorten(problem, 1_000))
+
+    def _followed(self, task: Task[..., Any], envelope: Envelope, value: Any, steps: Sequence[Step]) -> Outcome:
+        """The outcome of a task that others follow. Dead if the next one cannot have what it returned."""
+        is_wanted = task.store_result or takes_result(steps)
+        outcome = self._succeeded(task, envelope, value) if is_wanted else Succeeded()
+        if outcome.problem and takes_result(steps):
+            return DeadLettered(f"it succeeded, and the next step, {steps[0].task}, cannot have it: {outcome.problem}")
+        following = next_step(envelope, steps, outcome.result, time.time())
+        result = outcome.result if task.store_result else None
+        return Succeeded(result, outcome.problem, (following,))
 
     def close(self) -> None:
         """Let go of the threads; one that still runs a task is not waited for."""

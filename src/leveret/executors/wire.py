@@ -349,7 +349,7 @@ def _weight(message: Message) -> int:
     if isinstance(message, Run):
         return PIECE
     if isinstance(message, Finished) and isinstance(message.outcome, Succeeded):
-        return len(message.outcome.result or b"")
+        return len(message.outcome.result or b"") + sum(len(one.body) for one in message.outcome.follow_ups)
     return 0
 
 

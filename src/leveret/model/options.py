@@ -49,6 +49,10 @@ MAX_UNIQUE_KEY = 255
 ID_TOKEN = f"{_PREFIX}id-token"
 #: For how long such an id is taken from the enqueueing on, in whole milliseconds, though its task has ended.
 ID_FOR = f"{_PREFIX}id-for"
+#: The steps that follow a task, as JSON; the id of its chain, and its number there: `leveret.model.chains`.
+STEPS = f"{_PREFIX}steps"
+FLOW = f"{_PREFIX}flow"
+STEP = f"{_PREFIX}step"
 #: How much of a wrong value a reason shows (characters).
 _MAX_SHOWN = 100
 _ACKNOWLEDGE = ("after", "before")
@@ -163,7 +167,8 @@ _HEADERS = {_PREFIX + name.replace("_", "-"): name for name in _OVERRIDES}
 _UNIQUE = (UNIQUE_KEY, UNIQUE_FOR, UNIQUE_SCOPE, UNIQUE_CONFLICT, UNIQUE_LATEST)
 #: What a task keeps when a later call gives it other arguments.
 _KEPT = (*_UNIQUE, ID_TOKEN, ID_FOR, LIMITS, FAIR_KEY)
-_OURS = frozenset({*_HEADERS, *_SCHEDULED, *_KEPT})
+_CHAINED = (STEPS, FLOW, STEP)
+_OURS = frozenset({*_HEADERS, *_SCHEDULED, *_KEPT, *_CHAINED})
 
 
 def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:

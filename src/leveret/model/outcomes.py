@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from leveret.model.limits import limit_refs, queue_limit
 from leveret.model.messages import Delivery, Envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -17,6 +20,8 @@ class Succeeded(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False
     result: bytes | None = None
     #: Why the result cannot be kept.
     problem: str = ""
+    #: What it sets going: durable before its delivery is gone.
+    follow_ups: tuple[Envelope, ...] = ()
 
 
 class Retrying(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -51,6 +56,11 @@ class PutOff(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     key: str
     #: How long (seconds).
     delay: float
+
+
+def following(settlements: Iterable[Settlement]) -> list[Envelope]:
+    """What outcomes set going."""
+    return [one for _, outcome in settlements if isinstance(outcome, Succeeded) for one in outcome.follow_ups]
 
 
 Outcome: TypeAlias = Succeeded | Retrying | DeadLettered | Released | Cancelled | PutOff

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from leveret.errors import DuplicateTask, LeaseLost, QueueFull, QueueMismatch, QueueNotFound
 from leveret.model import DeadLettered, Queue, Released, Retrying, Succeeded
 from leveret.testing import (
+    chaining,
     following,
     inspecting,
     limiting,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKS",
     "Check",
+    "chaining",
     "following",
     "inspecting",
     "limiting",

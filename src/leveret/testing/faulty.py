@@ -236,6 +236,11 @@ class FaultyBroker(MemoryBroker):
         super()._put(envelopes)
         self.published.extend(envelopes)
 
+    def _follow_up(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        stored = super()._follow_up([self.inward(envelope) for envelope in envelopes])
+        self.published.extend(stored)
+        return stored
+
     @property
     def store(self) -> MemoryStore:
         return self._store

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from leveret.executors import Awaits, Blocks, Died, Finished, Overran, Progressed, Returned, RunRequest, Started
-from leveret.model import DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers
+from leveret.model import STEPS, DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers, wrong_steps
 from leveret.observe import ChildReplaced, TaskBlocks, TaskFinished, TaskStarted
 from leveret.worker.job import NOT_RUN, LeaseCheck, State, attempt_of
 from leveret.worker.settler import Redelivery
@@ -206,7 +206,7 @@ class Dispatcher:
             if not is_held(job):
                 jobs.end(job)  # the broker has given it to another consumer, or will give it to this one again
                 continue
-            verdict = dead_already(job.delivery, now)
+            verdict = dead_already(job.delivery, now) or self._cannot_be_followed(job.delivery.envelope)
             if verdict is not None:
                 jobs.settle(job, verdict)
                 dead.append(job)
@@ -223,6 +223,15 @@ class Dispatcher:
         if jobs.begun and self._credit is not None:
             self._credit.decide_soon()
         self._settler.settle(dead)
+
+    def _cannot_be_followed(self, envelope: Envelope) -> Outcome | None:
+        """Nothing would be left of a chain whose step is acknowledged, and then lost."""
+        if STEPS not in envelope.headers or not self._application.is_at_most_once(envelope):
+            return None
+        return DeadLettered(
+            f"task {envelope.task!r} has acknowledge='before', so it may be lost, and the steps after it with it: it "
+            "can be the last step of a chain alone"
+        )
 
     def on_events(self, events: Sequence[ExecutorEvent]) -> None:
         """The executor tells something: what has ended is settled, its slots are filled again, the rest is told."""
@@ -314,7 +323,7 @@ def dead_already(delivery: Delivery, now: float) -> Outcome | None:
     if delivery.defect:
         return DeadLettered(delivery.defect)
     envelope = delivery.envelope
-    if envelope.headers and (wrong := wrong_headers(envelope.headers)):
+    if envelope.headers and (wrong := wrong_headers(envelope.headers) or wrong_steps(envelope.headers)):
         return DeadLettered(wrong)
     expires_at = envelope.expires_at
     if expires_at is not None and expires_at < now:

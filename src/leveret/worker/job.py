@@ -21,6 +21,7 @@ Attempt: TypeAlias = tuple[str, str, int, "float | None", "str | None", int, str
 
 NOT_RUN = Cancelled("cancelled before it ran")
 _CANCELLED = Cancelled("cancelled while it ran")
+_STOPPED = Cancelled("cancelled while it ran; it succeeded, and the steps after it do not run")
 
 
 class State(IntEnum):
@@ -106,7 +107,12 @@ class Job(msgspec.Struct, eq=False):
         return is_first
 
     def judged(self, outcome: Outcome) -> Outcome:
-        """Its outcome after a run: a job that was to end, and did not succeed in spite of it, is cancelled."""
+        """Its outcome after a run: a job that was to end, and did not succeed in spite of it, is cancelled.
+
+        So is one that succeeded, if others would follow it.
+        """
+        if self.is_cancelled and isinstance(outcome, Succeeded) and outcome.follow_ups:
+            return _STOPPED
         if not self.is_cancelled or isinstance(outcome, (Succeeded, Cancelled)):
             return outcome
         return _CANCELLED

@@ -8,6 +8,8 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from leveret.brokers.base import Capabilities, duplicates
 from leveret.brokers.rabbitmq.amqp import Hosts
 from leveret.brokers.rabbitmq.amqp import connections as amqp
@@ -37,6 +39,7 @@ from leveret.brokers.rabbitmq.statuses import StatusLog
 from leveret.errors import (
     BrokerUnavailable,
     DuplicateTask,
+    EnqueueError,
     LeaseLost,
     LeveretError,
     LimitNotFound,
@@ -47,16 +50,19 @@ from leveret.model import (
     Cancelled,
     DeadLettered,
     PutOff,
+    Queue,
     Released,
     RestLimit,
     Retrying,
     Succeeded,
+    following,
     freed_key,
     id_key,
     id_token,
     log_fields,
     put_off,
     repeated,
+    told_of,
 )
 from leveret.model.printable import in_line
 from leveret.observe import LimitedLog
@@ -66,7 +72,7 @@ if TYPE_CHECKING:
 
     from leveret.brokers.base import OnConflict
     from leveret.brokers.rabbitmq.amqp import Message
-    from leveret.model import Delivery, Describe, Envelope, Outcome, Queue, Settlement, Status
+    from leveret.model import Delivery, Describe, Envelope, Outcome, Settlement, Status
 
 #: How many tasks a line of the log names.
 _MOST_NAMED = 20
@@ -193,14 +199,16 @@ class RabbitMQBroker:
     async def settle(self, settlements: Sequence[Settlement], updates: Sequence[Status] = ()) -> None:
         # Before anybody hears of the end, and may enqueue the next one.
         await self._claims.ended(*_freed(settlements))
-        await self.statuses.record(updates)
+        refused = await self._record(settlements, updates)
         done: dict[Session, dict[int, str]] = {}
         others: list[Settlement] = []
         for delivery, outcome in settlements:
-            if isinstance(outcome, Succeeded) and isinstance(delivery.lease, Session):
+            left = _left(outcome, refused) if refused else outcome
+            is_done = isinstance(left, Succeeded) and (not refused or not left.follow_ups)
+            if is_done and isinstance(delivery.lease, Session):
                 done.setdefault(delivery.lease, {})[delivery.tag] = delivery.envelope.id
             else:
-                others.append((delivery, outcome))
+                others.append((delivery, left))
         # Before the deliveries are gone: what comes back is asked whether it has its permit still.
         await self._end_permits([delivery for delivery, outcome in settlements if isinstance(outcome, Succeeded)])
         lost = [id_ for session, ids in done.items() for id_ in await _acknowledge(session, ids)]
@@ -209,6 +217,36 @@ class RabbitMQBroker:
             lost += [delivery.envelope.id for (delivery, _), is_kept in zip(others, kept, strict=True) if not is_kept]
         if lost:
             raise LeaseLost(lost)
+
+    async def _record(self, settlements: Sequence[Settlement], updates: Sequence[Status]) -> frozenset[str]:
+        """Store what becomes of tasks, and what follows them; the ids of those that are refused for now."""
+        if not (follow_ups := following([one for one in settlements if one[0].lease.held])):
+            await self.statuses.record(updates)
+            return frozenset()
+        told = [*updates, *told_of(follow_ups, time.time())]
+        refused, _ = await asyncio.gather(self._refused(follow_ups), self.statuses.record(told))
+        return refused
+
+    async def _refused(self, envelopes: Sequence[Envelope]) -> frozenset[str]:
+        """Store tasks; the ids of those that are not known to be stored."""
+        try:
+            await self._publish(envelopes)
+        except LeveretError as error:
+            log.debug("what follows some tasks is refused for now: %s", error)
+            ids = error.ids if isinstance(error, EnqueueError) else ()
+            return frozenset(ids or [one.id for one in envelopes])
+        return frozenset()
+
+    async def _follow_up(self, session: Session, delivery: Delivery, outcome: Succeeded) -> None:
+        """Store what follows a task, however long that takes: its queue is missing, full, or refuses."""
+        for one in outcome.follow_ups:
+            try:
+                await self._publish([one])
+            except LeveretError as error:
+                if isinstance(error, QueueNotFound) and not self._declarations.knows(one.queue):
+                    with suppress(LeveretError):
+                        await self._declarations.declare([Queue(one.queue)])
+                await self._holding.store(session, delivery, self._message(one))
 
     async def _end_permits(self, deliveries: Sequence[Delivery]) -> None:
         """What is not the caller's any more keeps its permit for whoever has it now."""
@@ -249,6 +287,8 @@ class RabbitMQBroker:
                 await self._holding.store(session, delivery, retry_message(delivery, outcome, time.time()))
             elif isinstance(outcome, DeadLettered):
                 await self._holding.store(session, delivery, buried(delivery, outcome, time.time()))
+            elif isinstance(outcome, Succeeded):
+                await self._follow_up(session, delivery, outcome)
             elif isinstance(outcome, PutOff):
                 await self._holding.store(session, delivery, await self._put_off(delivery, outcome))
             await self._end_permits([delivery])
@@ -288,6 +328,13 @@ class RabbitMQBroker:
                 )
                 return False
         return True
+
+
+def _left(outcome: Outcome, refused: frozenset[str]) -> Outcome:
+    """An outcome with what is still to be stored behind it."""
+    if not isinstance(outcome, Succeeded):
+        return outcome
+    return msgspec.structs.replace(outcome, follow_ups=tuple(one for one in outcome.follow_ups if one.id in refused))
 
 
 def _freed(settlements: Sequence[Settlement]) -> tuple[list[tuple[str, str]], list[tuple[str, str, bool]]]:

@@ -75,6 +75,14 @@ class Queues(Statements):
     def id_of(self, name: str) -> int:
         return self._find(name)[0]
 
+    def made(self, name: str) -> int:
+        """The number of a queue, which is made if it is missing."""
+        try:
+            return self.id_of(name)
+        except QueueNotFound:
+            self.database.execute("INSERT INTO queue (name) VALUES (?)", (name,))
+            return self.id_of(name)
+
     def _find(self, name: str, wanted: Sequence[Envelope] = ()) -> tuple[int, int | None]:
         """Its number, and how many ready tasks it may hold. ``wanted``: what is to be stored."""
         # Asked each time: another program may have deleted it, or made it again under another number.

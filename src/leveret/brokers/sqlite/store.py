@@ -48,6 +48,7 @@ from leveret.model import (
     repeated,
     replaced,
     this_process,
+    told_of,
     unique_for,
     unique_key,
 )
@@ -119,11 +120,15 @@ class Store(Statements):
             self._replace(existing[one.id], one)
         return existing or None
 
-    def _insert_all(self, envelopes: Sequence[Envelope]) -> None:
+    def _insert_all(self, envelopes: Sequence[Envelope], *, is_bound: bool = True) -> None:
+        """``is_bound``: to a queue's limit, and to the queues that there are."""
         by_queue: dict[str, int] = {}
         for envelope in envelopes:
             by_queue[envelope.queue] = by_queue.get(envelope.queue, 0) + 1
-        ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
+        if is_bound:
+            ids = {name: self.queues.room_for(name, count, envelopes) for name, count in by_queue.items()}
+        else:
+            ids = {name: self.queues.made(name) for name in by_queue}
         lanes = self.limits.lanes_of(envelopes, ids)
         self._insert(*insertion(envelopes, ids, time.time(), lanes))
         if lanes:
@@ -266,11 +271,29 @@ class Store(Statements):
         if updates:
             # By the workers alone: how long is their application's to say, and others may not know it.
             self.records.purge(self._keep, len(updates))
+        self._follow_up(settled, kept)
         freed = Counter(queue for queue, _ in ended)
         for queue, more in freed.items():
             self.execute("UPDATE taker SET free = free + ? WHERE queue = ? AND consumer = ?", more, queue, consumer)
         self.dealing.deal(freed)
         return kept
+
+    def _follow_up(self, settled: Sequence[Settled], kept: set[int]) -> None:
+        """Store what outcomes set going, unless it is there."""
+        following = [
+            one
+            for item in settled
+            if isinstance(item.outcome, Succeeded) and item.outcome.follow_ups and item.token in kept
+            for one in item.outcome.follow_ups
+        ]
+        if not following:
+            return
+        there = {text(id_) for (id_,) in self.execute(_THERE, array([one.id for one in following]))}
+        fresh = {one.id: one for one in following if one.id not in there}
+        if fresh:
+            self._insert_all(list(fresh.values()), is_bound=False)
+            if self.watches.is_watched():
+                self.records.note(told_of(list(fresh.values()), time.time()))
 
     def _end(self, consumer: int, item: Settled) -> list[tuple[int, int]]:
         """Apply one outcome; the queue's number and the token, or nothing when the task has another token by now."""

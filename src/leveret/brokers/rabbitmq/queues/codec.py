@@ -32,6 +32,7 @@ from leveret.model import (
     FAIR_KEY,
     LIMITS,
     MIDDLE_PRIORITY,
+    STEPS,
     DeadLetter,
     DeadLettered,
     Delivery,
@@ -495,10 +496,11 @@ def fitted(message: Message, frame_max: int) -> Message:
     sizes = {name: len(field(name, value)) for name, value in headers.items()}
     rest = len(marshal(properties))
     left_out: list[str] = []
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+    # Without the steps that follow, nothing may run: they are left out last, and named first.
+    for name in sorted(sizes, key=lambda name: (name == STEPS, -sizes[name], name)):
         del headers[name]
         rest -= sizes[name]
-        left_out.append(name)
+        left_out.insert(0 if name == STEPS else len(left_out), name)
         headers[LEFT_OUT] = shorten(", ".join(left_out), _MAX_LEFT_OUT)
         if rest + len(field(LEFT_OUT, headers[LEFT_OUT])) <= room:
             break
@@ -593,6 +595,8 @@ class _OwnHeaders:
     def defect(self) -> str:
         """Why the message cannot run; empty if it can."""
         unreadable = self.text(UNREADABLE)
+        if (self.text(LEFT_OUT) or "").partition(", ")[0] == STEPS:
+            self._wrong.append(f"its header {STEPS}, with the steps that follow, did not fit a frame of this RabbitMQ")
         return "; ".join([unreadable, *self._wrong] if unreadable else self._wrong)
 
     def others(self) -> dict[str, Any]:
