@@ -123,8 +123,8 @@ def run_worker(
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),
-            nullcontext() if relay is None else relaying(app, url, relay),
-            reaping(lambda: [child.pid for child in executor.children()]),
+            nullcontext(()) if relay is None else relaying(app, url, relay) as relays,
+            reaping(lambda: [*(child.pid for child in executor.children()), *relays]),
         ):
             await worker.run()
 

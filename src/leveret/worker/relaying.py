@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from leveret.brokers import backoff
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
 log = logging.getLogger("leveret.worker")
 
@@ -21,17 +21,21 @@ _FAREWELL = 10.0
 
 
 @asynccontextmanager
-async def relaying(app: str, url: str | None, database: str) -> AsyncGenerator[None]:
-    """Keep a relay of the application running inside the block. It ends with this process, however that ends."""
-    keeping = asyncio.create_task(_keep(app, url, database))
+async def relaying(app: str, url: str | None, database: str) -> AsyncGenerator[Sequence[int]]:
+    """Keep a relay of the application running inside the block; its process id, when there is one.
+
+    It ends with this process, however that ends.
+    """
+    pids: list[int] = []
+    keeping = asyncio.create_task(_keep(app, url, database, pids))
     try:
-        yield
+        yield pids
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
 
-async def _keep(app: str, url: str | None, database: str) -> None:
+async def _keep(app: str, url: str | None, database: str, pids: list[int]) -> None:
     for pause in backoff():
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "leveret", "relay", app, "--until-eof", *(() if url is None else ("--url", url))),
@@ -39,6 +43,7 @@ async def _keep(app: str, url: str | None, database: str) -> None:
             env={**os.environ, "LEVERET_DATABASE": database},  # arguments are seen by everybody
             start_new_session=True,
         )
+        pids[:] = [process.pid]
         try:
             code = await process.wait()
         except asyncio.CancelledError:
