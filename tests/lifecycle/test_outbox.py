@@ -27,7 +27,7 @@ from tests.support.workers import Ledger, Program, Worker, leveret
 SHOP_APP = f"{Path(__file__).parents[1] / 'support' / 'shop_app.py'}"
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from tests.conftest import Place
     from tests.support.databases import Databases
@@ -43,20 +43,17 @@ def application(folder: Path) -> App:
     return app
 
 
-def make_table(url: str, statements: str) -> None:
+def make_table(url: str, statements: Sequence[str]) -> None:
     """As a migration does it."""
-    dialect = make_url(url).get_backend_name()
-    if dialect == "postgresql":
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(statements.encode())
-    elif dialect == "sqlite":
-        with closing(sqlite3.connect(make_url(url).database or "")) as connection:
-            connection.executescript(statements)
-    else:
-        with mysql(url) as connection:
-            for statement in statements.split(";\n"):
-                if statement.strip():
-                    connection.cursor().execute(statement)
+    with engine_of(url).begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def engine_of(url: str) -> sqlalchemy.Engine:
+    drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "sqlite": "sqlite"}
+    whole = make_url(url).set(drivername=drivers[make_url(url).get_backend_name()])
+    return sqlalchemy.create_engine(whole, poolclass=sqlalchemy.NullPool)
 
 
 def mysql(url: str) -> pymysql.Connection[Any]:
@@ -222,19 +219,13 @@ async def counted(url: str) -> int:
 
 def make_shop(url: str) -> None:
     kind = make_url(url).get_backend_name()
-    orders = "CREATE TABLE orders (number INTEGER PRIMARY KEY);\nCREATE TABLE effect (number INTEGER NOT NULL);\n"
-    make_table(url, create_outbox(kind) + create_inbox(kind) + orders)
+    orders = ("CREATE TABLE orders (number INTEGER PRIMARY KEY)", "CREATE TABLE effect (number INTEGER NOT NULL)")
+    make_table(url, (*create_outbox(kind), *create_inbox(kind), *orders))
 
 
 def numbers(url: str, table: str) -> list[int]:
-    driver = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "sqlite": "sqlite"}
-    parsed = make_url(url)
-    engine = sqlalchemy.create_engine(parsed.set(drivername=driver[parsed.get_backend_name()]))
-    try:
-        with engine.connect() as connection:
-            return sorted(row[0] for row in connection.exec_driver_sql(f"SELECT number FROM {table}"))
-    finally:
-        engine.dispose()
+    with engine_of(url).connect() as connection:
+        return sorted(row[0] for row in connection.exec_driver_sql(f"SELECT number FROM {table}"))
 
 
 def produce(shop: str, folder: Path, start: int, count: int, deadly: float = 0.0) -> Program:
@@ -315,7 +306,7 @@ async def test_what_cannot_be_published_is_kept_with_its_reason(tmp_path: Path, 
 def test_a_missing_table_is_told_with_its_statements(tmp_path: Path) -> None:
     said = leveret("outbox", "list", "--database", f"sqlite:///{tmp_path / 'shop.db'}", fails=True)
     assert "leveret outbox sql sqlite" in said
-    assert leveret("outbox", "sql", "sqlite") == create_outbox("sqlite")
+    assert leveret("outbox", "sql", "sqlite") == f"{create_outbox('sqlite')[0]};\n"
 
 
 @pytest.mark.parametrize("way", ["sqlite3", "aiosqlite", "core-sqlite", "sqlalchemy-aiosqlite"])
@@ -346,7 +337,7 @@ async def test_djangos_connection_is_known(tmp_path: Path) -> None:
         "@app.task\n"
         "def say(text: str) -> None: ...\n"
         "with connection.cursor() as cursor:\n"
-        "    cursor.execute(create_outbox('sqlite'))\n"
+        "    cursor.execute(create_outbox('sqlite')[0])\n"
         "with transaction.atomic():\n"
         "    say.enqueue_in_sync(connection, 'kept')\n"
         "try:\n"

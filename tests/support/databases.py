@@ -94,13 +94,14 @@ class PostgreSQL(Server):
 
     end_signal = signal.SIGQUIT
 
-    def __init__(self) -> None:
+    def __init__(self, *, fsync: bool = False) -> None:
+        """``fsync``: commits are on the disk, as where it matters how long they take."""
         super().__init__()
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         assert found, f"PostgreSQL is not installed: {_INSTALL}"
         data = str(self.folder / "data")
         self._run(str(found[-1] / "initdb"), "-D", data, "-U", "tests", "--auth=trust", "--no-sync", "-E", "UTF8")
-        options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": fsync}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         self._start(str(found[-1] / "postgres"), "-D", data, *settings)
 

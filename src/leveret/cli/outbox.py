@@ -56,7 +56,8 @@ def sql(dialect: str, inbox: bool, no_notify: bool) -> None:
       leveret outbox sql postgresql | psql shop
       leveret outbox sql sqlite --inbox
     """
-    click.echo(create_inbox(dialect) if inbox else create_outbox(dialect, notify=not no_notify), nl=False)
+    statements = create_inbox(dialect) if inbox else create_outbox(dialect, notify=not no_notify)
+    click.echo("".join(f"{statement};\n" for statement in statements), nl=False)
 
 
 @command.command("list")

@@ -6,7 +6,6 @@ from leveret.errors import ConfigurationError
 from leveret.model.suggest import did_you_mean
 
 TABLE = "leveret_outbox"
-INBOX = "leveret_inbox"
 #: Where PostgreSQL tells relays that there are new rows.
 CHANNEL = "leveret_outbox"
 #: After so many tries a row that cannot be published is left alone, until somebody retries it.
@@ -27,8 +26,7 @@ CREATE TABLE leveret_outbox (
     tries    SMALLINT NOT NULL DEFAULT 0,
     next_try DOUBLE PRECISION NOT NULL DEFAULT 0,
     error    TEXT
-);
-""",
+)""",
     "mysql": """\
 CREATE TABLE leveret_outbox (
     number   BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
@@ -40,8 +38,7 @@ CREATE TABLE leveret_outbox (
     tries    SMALLINT NOT NULL DEFAULT 0,
     next_try DOUBLE NOT NULL DEFAULT 0,
     error    TEXT
-) ENGINE = InnoDB CHARACTER SET utf8mb4;
-""",
+) ENGINE = InnoDB CHARACTER SET utf8mb4""",
     "sqlite": """\
 CREATE TABLE leveret_outbox (
     number   INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -53,45 +50,42 @@ CREATE TABLE leveret_outbox (
     tries    INTEGER NOT NULL DEFAULT 0,
     next_try REAL NOT NULL DEFAULT 0,
     error    TEXT
-);
-""",
+)""",
 }
-#: One for each statement: rows of one statement are one wake-up, and PostgreSQL sends it when they are committed.
-_NOTIFY = """\
+#: Once for each statement: all of a transaction are one notification, which PostgreSQL sends at its commit.
+_NOTIFY = (
+    """\
 CREATE FUNCTION leveret_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS
-    'BEGIN PERFORM pg_notify(''leveret_outbox'', ''''); RETURN NULL; END';
+    'BEGIN PERFORM pg_notify(''leveret_outbox'', ''''); RETURN NULL; END'""",
+    """\
 CREATE TRIGGER leveret_outbox_notify AFTER INSERT ON leveret_outbox
-    FOR EACH STATEMENT EXECUTE FUNCTION leveret_outbox_notify();
-"""
+    FOR EACH STATEMENT EXECUTE FUNCTION leveret_outbox_notify()""",
+)
 _INBOX = {
     "postgresql": """\
 CREATE TABLE leveret_inbox (
     id   VARCHAR(255) NOT NULL PRIMARY KEY,
     task TEXT NOT NULL,
     done DOUBLE PRECISION NOT NULL
-);
-CREATE INDEX leveret_inbox_done ON leveret_inbox (done);
-""",
+)""",
     "mysql": """\
 CREATE TABLE leveret_inbox (
     id   VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL PRIMARY KEY,
     task TEXT NOT NULL,
-    done DOUBLE NOT NULL,
-    INDEX leveret_inbox_done (done)
-) ENGINE = InnoDB;
-""",
+    done DOUBLE NOT NULL
+) ENGINE = InnoDB""",
     "sqlite": """\
 CREATE TABLE leveret_inbox (
     id   TEXT NOT NULL PRIMARY KEY,
     task TEXT NOT NULL,
     done REAL NOT NULL
-);
-CREATE INDEX leveret_inbox_done ON leveret_inbox (done);
-""",
+)""",
 }
+#: Old marks are deleted by their time.
+_INBOX_INDEX = "CREATE INDEX leveret_inbox_done ON leveret_inbox (done)"
 #: What databases have tables.
 DIALECTS = tuple(_OUTBOX)
-#: A row that is there already is no error, and none was inserted.
+#: A mark that is there already is no error, and none was inserted.
 _MARKS = {
     "postgresql": ("INSERT", "ON CONFLICT (id) DO NOTHING"),
     "mysql": ("INSERT IGNORE", ""),
@@ -99,18 +93,36 @@ _MARKS = {
 }
 
 
-def create_outbox(dialect: str, *, notify: bool = True) -> str:
-    """The statements that make the table. Raises ConfigurationError for an unknown database.
+def create_outbox(dialect: str, *, notify: bool = True) -> tuple[str, ...]:
+    """The statements that make the outbox's table, for a migration.
 
-    ``notify``: with the trigger that wakes the relay at each commit, where the database can.
+    Args:
+        dialect: "postgresql", "mysql" (MariaDB's, too) or "sqlite".
+        notify: On PostgreSQL, make a trigger that wakes the relay at each commit.
+
+    Returns:
+        The statements, to be executed one after the other.
+
+    Raises:
+        ConfigurationError: There is no table for such a database.
     """
     known = known_dialect(dialect)
-    return _OUTBOX[known] + (_NOTIFY if notify and known == "postgresql" else "")
+    return _OUTBOX[known], *(_NOTIFY if notify and known == "postgresql" else ())
 
 
-def create_inbox(dialect: str) -> str:
-    """The statements that make the inbox's table. Raises ConfigurationError for an unknown database."""
-    return _INBOX[known_dialect(dialect)]
+def create_inbox(dialect: str) -> tuple[str, ...]:
+    """The statements that make the inbox's table, for a migration.
+
+    Args:
+        dialect: "postgresql", "mysql" (MariaDB's, too) or "sqlite".
+
+    Returns:
+        The statements, to be executed one after the other.
+
+    Raises:
+        ConfigurationError: There is no table for such a database.
+    """
+    return _INBOX[known_dialect(dialect)], _INBOX_INDEX
 
 
 def mark(dialect: str) -> tuple[str, str]:
