@@ -48,8 +48,9 @@ docs: $(VENV)/dev ## The documentation site, into site/; a warning is an error
 chaos: $(VENV)/dev servers ## The fault run: is a task lost? CHAOS="--seed 7 --on sqlite --fault disk-full"
 	$(BIN)/python -m chaos $(CHAOS)
 
-servers: ## Install the RabbitMQ servers that the tests start nodes of
+servers: ## Install the RabbitMQ servers and the databases that the tests start their own of
 	scripts/install-rabbitmq
+	scripts/install-databases
 
 browser: ## Install the browser that the tests look at the dashboard with
 	scripts/install-browser

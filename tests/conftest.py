@@ -22,6 +22,7 @@ from leveret.brokers.rabbitmq.queues.topology import DELAY_STEPS, dead_queue, de
 from leveret.executors import loops
 from tests.support import surroundings
 from tests.support.client import Client
+from tests.support.databases import Databases
 from tests.support.nodes import TREES, Node
 from tests.support.reaper import MARK, Reaper
 from tests.support.workers import Ledger
@@ -111,6 +112,13 @@ def nodes() -> Iterator[Nodes]:
     nodes = Nodes()
     yield nodes
     nodes.close()
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    databases = Databases()
+    yield databases
+    databases.close()
 
 
 class Place:

@@ -36,6 +36,8 @@ _COMMANDS = {
     "top": ("leveret.cli.top", "command", "Watch queues, workers and failures, and steer them."),
     "dead": ("leveret.cli.dead", "command", "Look at tasks that cannot or shall not run again."),
     "unique": ("leveret.cli.unique", "command", "See which unique keys are taken, and free one."),
+    "relay": ("leveret.cli.outbox", "relay", "Publish the tasks that wait in a database's outbox."),
+    "outbox": ("leveret.cli.outbox", "command", "Make a database's outbox, look at it, retry what is in it."),
     "dashboard": ("leveret.cli.dashboard", "command", "See and steer all of it in a browser."),
     "demo": ("leveret.cli.demo", "command", "See two workers share five tasks, one of them killed."),
 }

@@ -155,6 +155,12 @@ class _ProcessesType(click.ParamType[Processes]):
     help="Serve /metrics for Prometheus, /live and /ready there; needs leveret[prometheus].",
 )
 @click.option(
+    "--relay",
+    envvar="LEVERET_RELAY",
+    metavar="URL",
+    help="Publish what waits in the outbox of this database, too: leveret relay, in a process of its own.",
+)
+@click.option(
     "--loop",
     type=click.Choice(["auto", "asyncio", "uvloop"]),
     default="auto",
@@ -178,6 +184,7 @@ def command(
     log_level: str | None,
     log_format: Format,
     metrics: str | None,
+    relay: str | None,
     loop: Loop,
     url: str | None,
 ) -> None:
@@ -211,5 +218,6 @@ def command(
         log_level=log_level,
         log_format=log_format,
         metrics=metrics,
+        relay=relay,
         loop=loop,
     )

@@ -15,7 +15,8 @@ from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
 from leveret.client.limits import limit_of, limits_of, module_name
 from leveret.client.middleware import functions, storing_within, thread_functions
-from leveret.client.registration import Registry, module_run, task_function
+from leveret.client.payload import makes_coroutines
+from leveret.client.registration import Registry, TaskFunction, module_run, task_function
 from leveret.client.schedules import Schedules
 from leveret.client.settings import number
 from leveret.client.unique import UniqueKeys, unique_of
@@ -24,6 +25,7 @@ from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.model.durations import show
 from leveret.observe import attempting_within, sending_within
+from leveret.outbox import within_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
@@ -265,6 +267,7 @@ class App:
         schedule: Scheduling = ...,
         unique: UniqueBy | None = ...,
         limits: LimitsGiven = ...,
+        inbox: object = ...,
     ) -> _Decorator: ...
 
     def task(
@@ -288,6 +291,7 @@ class App:
         schedule: Scheduling = None,
         unique: UniqueBy | None = None,
         limits: LimitsGiven = (),
+        inbox: object = None,
     ) -> Any:
         """Register a function as a task: ``@app.task``, or ``@app.task(queue="mail")``.
 
@@ -330,6 +334,9 @@ class App:
                 and returns the key (None: none). While a task with the key has not ended, no other is stored.
             limits: The limits that the task waits for, made by `limit`: one, or several in a list, all of which must
                 let it go.
+            inbox: The task runs in a transaction of this database, which also holds the mark that it was done, so its
+                effects there are exactly once: an engine or a sessionmaker of SQLAlchemy, or a function that gives the
+                context manager of a transaction. ``leveret.outbox.current_transaction()`` is its connection or session.
 
         Returns:
             The task in place of the function; with options, the decorator that makes it.
@@ -359,6 +366,9 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
+            if inbox is not None:
+                within = within_inbox(found.function, inbox, is_async=makes_coroutines(found.function))
+                found = TaskFunction(within, found.name)
             return self.registry.register(
                 found, options, run, self.client, default=default, schedule=schedule, unique=key, limits=waits_for
             )

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from leveret.brokers import Broker, Deadlines, Flights, absolute, connect
+from leveret.brokers import Broker, Deadlines, Flights, absolute, connect, file_of
 from leveret.client.settings import resolve_url
 from leveret.client.sync_bridge import SyncBridge
 from leveret.errors import BrokerError, BrokerUnavailable, EnqueueTimeout, UnknownTask
 from leveret.model import Queue, awaited, enqueued
 from leveret.model.suggest import did_you_mean
 from leveret.observe import LimitedLog
+from leveret.outbox import SameFile, StoredTask, insert, insert_sync
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
@@ -129,10 +130,12 @@ class Client:
 
         ``conflicts``: of tasks with unique keys.
         """
-        store: Store = partial(self._publish, notify=notify, conflicts=conflicts)
+        return self._within_layers(partial(self._publish, notify=notify, conflicts=conflicts))(envelopes)
+
+    def _within_layers(self, store: Store) -> Store:
         for layer in reversed(self._layers):
             store = layer(store)
-        return store(envelopes)
+        return store
 
     def publish_sync(
         self, envelopes: Sequence[Envelope], /, *, notify: bool, conflicts: Conflicts | None = None
@@ -154,6 +157,34 @@ class Client:
                 raise
             # Another thread has closed it meanwhile.
             self.wait(self.publish(envelopes, notify=notify, conflicts=conflicts))
+
+    async def publish_stored(self, envelopes: Sequence[Envelope], /, *, notify: bool, on_conflict: OnConflict) -> None:
+        """`publish` for tasks that have been through what is around an enqueue: the relay's."""
+        await self._publish(envelopes, notify=notify, conflicts=Conflicts(on_conflict))
+
+    async def store_within(self, connection: object, task: StoredTask, /) -> None:
+        """Store a task in the transaction of a user's connection, with what is around each enqueue."""
+
+        async def store(envelopes: Sequence[Envelope]) -> None:
+            tasks = [msgspec.structs.replace(task, envelope=one) for one in envelopes]
+            await insert(connection, tasks, self._same_file())
+
+        await self._within_layers(store)([task.envelope])
+
+    def store_within_sync(self, connection: object, task: StoredTask, /) -> None:
+        """`store_within` in the calling thread, whose connection no other thread may use."""
+        stored = [task.envelope]
+        if self._layers:
+
+            async def store(envelopes: Sequence[Envelope]) -> None:
+                stored[:] = envelopes
+
+            self.wait(self._within_layers(store)([task.envelope]))
+        tasks = [msgspec.structs.replace(task, envelope=one) for one in stored]
+        insert_sync(connection, tasks, self._same_file())
+
+    def _same_file(self) -> SameFile:
+        return SameFile(file_of(self.url), self._registry.queues, self.keep_results)
 
     async def _publish(self, envelopes: Sequence[Envelope], *, notify: bool, conflicts: Conflicts | None) -> None:
         try:

@@ -42,6 +42,7 @@ from leveret.model import (
 from leveret.model import Step as SlipStep
 from leveret.model.arguments import moment, seconds
 from leveret.model.durations import MAX_DELAY, show
+from leveret.outbox import StoredTask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
@@ -71,6 +72,8 @@ class Producer(Source, Protocol):
     ) -> None: ...
     async def require(self, queues: Collection[str], /) -> None: ...
     def wait(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+    async def store_within(self, connection: object, task: StoredTask, /) -> None: ...
+    def store_within_sync(self, connection: object, task: StoredTask, /) -> None: ...
 
 
 #: No task is kept for a hundred years (seconds).
@@ -138,9 +141,7 @@ _ENQUEUE = "'await {task}.enqueue(...)' enqueues it, '{task}.enqueue_sync(...)' 
 _LATER = "'await {task}.options(delay=60).enqueue(...)' enqueues it for later (also: at=, expires=, priority=, queue=)"
 _ELSEWHERE = {
     **dict.fromkeys(("delay", "kiq", "send", "submit", "defer", "defer_async", "push", "enqueue_async"), _ENQUEUE),
-    **dict.fromkeys(
-        ("apply_async", "send_with_options", "schedule", "configure", "kicker", "enqueue_in", "enqueue_at"), _LATER
-    ),
+    **dict.fromkeys(("apply_async", "send_with_options", "schedule", "configure", "kicker", "enqueue_at"), _LATER),
     **dict.fromkeys(("apply", "run", "call_local"), "calling it, '{task}(...)', runs it here and now"),
     **dict.fromkeys(("map", "starmap", "chunks"), "'await {task}.enqueue_many([(1,), (2,)])' enqueues many"),
     "AsyncResult": "'{task}.handle(id)' is the handle of a task by its id",
@@ -583,6 +584,57 @@ class Task(Generic[P, R]):
                 f"task {self.name!r} has an id or a unique key, and a step has none of its own: "
                 "say options(unique=False), and give no id"
             )
+
+    async def enqueue_in(self, connection: object, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Store the task with your own database's transaction: it is enqueued if that commits, else never was.
+
+        No broker is waited for: a row is inserted into the table ``leveret_outbox``, and ``leveret relay`` publishes it
+        after the commit. A connection to the file of an SQLite broker needs neither: the task is there at the commit.
+
+        Args:
+            connection: A session or connection with the transaction: SQLAlchemy's, psycopg's, asyncpg's, aiosqlite's,
+                or one that is not asynchronous (see ``enqueue_in_sync``).
+            *args: The task's arguments.
+            **kwargs: The same, by name.
+
+        Returns:
+            The handle of the task.
+
+        Raises:
+            InvalidArguments: The arguments do not fit the task.
+            NotSerializable: An argument is not JSON, and its annotation does not carry it either.
+            TaskTooLarge: The encoded arguments are over ``max_message_size``.
+            ConfigurationError: What is given is no connection that is known here.
+            Exception: What the database's driver raises, as if there is no table ``leveret_outbox``.
+        """
+        stored = self._stored_task(args, kwargs)
+        await self._producer.store_within(connection, stored)
+        return self._handles([stored.envelope])[0]
+
+    def enqueue_in_sync(self, connection: object, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """``enqueue_in`` for connections and sessions that are not asynchronous, in the calling thread.
+
+        Args:
+            connection: A session or connection with the transaction: SQLAlchemy's, psycopg's, sqlite3's, PyMySQL's or
+                another DB-API driver's, or ``django.db.connection``.
+            *args: The task's arguments.
+            **kwargs: The same, by name.
+
+        Returns:
+            The handle of the task.
+
+        Raises:
+            LeveretError: As with ``enqueue_in``.
+            Exception: What the database's driver raises.
+        """
+        stored = self._stored_task(args, kwargs)
+        self._producer.store_within_sync(connection, stored)
+        return self._handles([stored.envelope])[0]
+
+    def _stored_task(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StoredTask:
+        (envelope,) = self._envelopes(self._enqueue.ids(1), [(args, kwargs)])
+        conflicts = self._conflicts()
+        return StoredTask(envelope, "raise" if conflicts is None else conflicts.policy, self.store_result)
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.

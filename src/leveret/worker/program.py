@@ -13,6 +13,7 @@ from leveret.model import arguments
 from leveret.observe import Format, Logging
 from leveret.observe.metrics import exporting
 from leveret.worker.autoscale import Bounds, Processes, Scaler
+from leveret.worker.relaying import relaying
 from leveret.worker.reload import reloading
 from leveret.worker.worker import DEFAULT_GRACE, Worker
 
@@ -48,6 +49,7 @@ def run_worker(
     log_level: str | None = None,
     log_format: Format = "text",
     metrics: str | None = None,
+    relay: str | None = None,
     loop: Loop = "auto",
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; what ``leveret worker`` calls.
@@ -77,6 +79,8 @@ def run_worker(
         log_format: "text" or "json". It holds where neither the program nor the application sets logging up.
         metrics: ``HOST:PORT`` where ``/metrics`` for Prometheus, ``/live`` and ``/ready`` are served. It needs
             ``leveret[prometheus]``. None: nothing is served.
+        relay: The URL of a database whose outbox is published while the worker runs, by a process of its own. None: no
+            outbox.
         loop: The event loop of the worker and its tasks; "uvloop" needs ``leveret[uvloop]``. "auto": the one of the
             policy that this program sets, and for the tasks the application, else asyncio's.
 
@@ -119,7 +123,8 @@ def run_worker(
         async with (
             nullcontext() if exporter is None else exporter.serve(worker),
             reloading(executor, worker, watch=reload),
-            reaping(lambda: [child.pid for child in executor.children()]),
+            nullcontext(()) if relay is None else relaying(app, url, relay) as relays,
+            reaping(lambda: [*(child.pid for child in executor.children()), *relays]),
         ):
             await worker.run()
 
