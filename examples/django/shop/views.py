@@ -21,7 +21,7 @@ def order(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"order": stored.pk, "task": handle.id}, status=202)
 
 
-def state(request: HttpRequest, task: str) -> JsonResponse:
+def state(_: HttpRequest, task: str) -> JsonResponse:
     try:
         status = app.wait(app.handle(task).status())
     except TaskNotFound:
