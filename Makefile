@@ -14,7 +14,7 @@ NEWEST = UV=$(abspath $(BIN))/uv TESTS_AT_ONCE=$(TESTS_AT_ONCE) scripts/test-new
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-newest check fast docs chaos servers browser bench bench-quick clean
+.PHONY: help demo test test-newest check fast docs chaos servers browser dist bench bench-quick clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ servers: ## Install the RabbitMQ servers and the databases that the tests start 
 browser: ## Install the browser that the tests look at the dashboard with
 	scripts/install-browser
 
+dist: $(BIN)/uv ## Wheel and sdist, into dist/; each is installed into an empty environment, and runs the demo
+	UV=$(abspath $(BIN))/uv PYTHON=$(PYTHON) scripts/check-dist
+
 bench: $(VENV)/dev $(PEERS)/installed servers ## Measure Leveret beside its peers and write benchmarks/RESULTS.md (BENCH="--on 4")
 	$(BIN)/python -m benchmarks $(BENCH)
 
@@ -62,7 +65,7 @@ bench-quick: $(VENV)/dev $(PEERS)/installed servers ## The same in three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 clean: ## Remove what was built here
-	rm -rf $(VENV) $(PEERS) site .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist site .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The standard library's venv is a package of its own on Debian.
 $(BIN)/uv:
