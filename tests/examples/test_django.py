@@ -76,8 +76,8 @@ def test_an_order_is_confirmed_after_its_commit_and_the_staff_sees_it(
 
 
 def ended(client: httpx.Client, task: str) -> dict[str, Any]:
-    def ask() -> dict[str, Any] | None:
+    def ask() -> dict[str, Any]:
         answer: dict[str, Any] = client.get(f"/tasks/{task}").json()
-        return answer if answer.get("state") in ("succeeded", "dead") else None
+        return answer if answer.get("state") in ("succeeded", "dead") else {}
 
     return wait_until(ask, "the task has ended")
