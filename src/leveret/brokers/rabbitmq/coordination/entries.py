@@ -14,6 +14,7 @@ from leveret.brokers.rabbitmq.amqp import (
     SplicedProperties,
     content_of,
     field,
+    fields_of,
     text_field,
 )
 from leveret.brokers.rabbitmq.queues import TABLE_ROW, Declaration, writable
@@ -175,7 +176,7 @@ def _route(queue: str) -> bytes:
 
 
 def _riding_row(header: bytes) -> Row | None:
-    """A row that comes with a task, where it is the first of the headers."""
+    """A row that comes with a task, without decoding all of its properties."""
     flags = int.from_bytes(header[_AT_FLAGS : _AT_FLAGS + 2], "big")
     if not flags & _HEADERS or flags & _ENCODING:
         return None
@@ -183,10 +184,14 @@ def _riding_row(header: bytes) -> Row | None:
     if flags & _CONTENT_TYPE and len(header) > at:
         at += 1 + header[at]
     at += 4
-    if not header.startswith(_BEGINS, at):
-        return None
-    text = at + len(_BEGINS) + 4
-    found = decoded(_decode_row, header[text : text + int.from_bytes(header[text - 4 : text], "big")])
+    if header.startswith(_BEGINS, at):
+        text = at + len(_BEGINS) + 4
+        encoded = header[text : text + int.from_bytes(header[text - 4 : text], "big")]
+    else:
+        # RabbitMQ 4 does not keep their order.
+        fields = fields_of(header[at : at + int.from_bytes(header[at - 4 : at], "big")])
+        encoded = ((fields or {}).get(_ROW_NAME) or "").encode()
+    found = decoded(_decode_row, encoded)
     if found is None or found.v != VERSION or found.removed:
         return None
     return Row(found.key, Version(found.epoch, found.number, found.by), found.value, rides=True)
