@@ -10,7 +10,23 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_type
 
-from leveret import App, CurrentTask, Handle, Limit, Limited, Queue, Rate, Retry, by, cron, current_task, every
+from leveret import (
+    App,
+    Chain,
+    ChainHandle,
+    CurrentTask,
+    Handle,
+    Limit,
+    Limited,
+    Queue,
+    Rate,
+    Retry,
+    Step,
+    by,
+    cron,
+    current_task,
+    every,
+)
 from leveret.testing import AppUnderTest, Enqueued, Run
 
 if TYPE_CHECKING:
@@ -347,3 +363,16 @@ async def limits() -> None:
     app.limit("other", rate=5)  # type: ignore[arg-type]
     app.limit("other", concurrency="5")  # type: ignore[arg-type]
     raise Limited(stripe)  # type: ignore[call-arg]
+
+
+async def chains_are_typed() -> None:
+    step = plain.step(1, exact=True)
+    assert_type(step, Step[list[str]])
+    chain = coroutine.step(1) | plain.step(exact=True) | coroutine.step("a").immutable()
+    assert_type(chain, Chain[float])
+    handle = await chain.enqueue()
+    assert_type(handle, ChainHandle[float])
+    assert_type(await handle.result(), float)
+    assert_type((chain | step).enqueue_sync(), ChainHandle[list[str]])
+    await (chain | coroutine).enqueue()  # type: ignore[operator]
+    await (step | 5).enqueue()  # type: ignore[operator]

@@ -572,7 +572,8 @@ class Task(Generic[P, R]):
             if enqueue.limiting is not None:
                 headers |= headers_of_step(enqueue.limiting, self.name, self.signature, args, kwargs)
         if not self.store_result:
-            headers |= carrying({"store_result": False})  # whoever stores it does not know the decorator
+            # Whoever stores it does not know the decorator. As text, which is read fastest.
+            headers |= dict.fromkeys(carrying({"store_result": False}), "false")
         return SlipStep(
             *(self.name, self.queue, given.args, given.kwargs, immutable, self._options.priority),
             *(enqueue.delay, enqueue.at, enqueue.expires, headers),

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from leveret.executors import Awaits, Blocks, Died, Finished, Overran, Progressed, Returned, RunRequest, Started
-from leveret.model import STEPS, DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers, wrong_steps
+from leveret.model import STEPS, DeadLettered, Delivery, Outcome, Released, Retrying, wrong_headers
 from leveret.observe import ChildReplaced, TaskBlocks, TaskFinished, TaskStarted
 from leveret.worker.job import NOT_RUN, LeaseCheck, State, attempt_of
 from leveret.worker.settler import Redelivery
@@ -323,7 +323,7 @@ def dead_already(delivery: Delivery, now: float) -> Outcome | None:
     if delivery.defect:
         return DeadLettered(delivery.defect)
     envelope = delivery.envelope
-    if envelope.headers and (wrong := wrong_headers(envelope.headers) or wrong_steps(envelope.headers)):
+    if envelope.headers and (wrong := wrong_headers(envelope.headers)):
         return DeadLettered(wrong)
     expires_at = envelope.expires_at
     if expires_at is not None and expires_at < now:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from leveret import App, ConfigurationError, Dead, InvalidArguments, Queue, ResultTimeout, TaskFailed, current_task
+from leveret.model import STEPS, Envelope
 from leveret.testing import AppUnderTest, under_test
 
 if TYPE_CHECKING:
@@ -231,3 +232,15 @@ async def test_a_chain_may_be_stopped_while_a_step_runs(kit: AppUnderTest) -> No
         await draining
         assert [one.task for one in mine.enqueued()] == ["stubborn"]
     assert kit.enqueued() == []
+
+
+async def test_a_foreign_chain_through_a_task_that_may_be_lost(kit: AppUnderTest) -> None:
+    """It does not run: what follows could be lost with it."""
+    steps = f'[{{"task": "{add.name}", "queue": "default"}}]'
+    await app.client.require({"default"})
+    await app.client.broker.publish(
+        [Envelope("one", "default", at_most_once.name, b'{"args":[1]}', headers={STEPS: steps})]
+    )
+    await kit.drain(expect=Dead)
+    (letter,) = await kit.dead_letters()
+    assert "acknowledge='before'" in letter.reason

@@ -41,7 +41,7 @@ from leveret.brokers.rabbitmq.queues.codec import (
     waiting,
     writable,
 )
-from leveret.model import FAIR_KEY, LIMITS, MAX_TRACEBACK, DeadLettered, Envelope, Retrying
+from leveret.model import FAIR_KEY, LIMITS, MAX_STEPS, MAX_TRACEBACK, STEPS, DeadLettered, Envelope, Retrying
 from tests.support.foreign import WIRE_VALUES, Raw, number, short, table, time
 
 if TYPE_CHECKING:
@@ -697,6 +697,22 @@ def test_a_copy_fits_its_frame(frame_max: int, size: int) -> None:
         assert all(name in kept[LEFT_OUT] for name in gone)
         assert headers_of(message) == before
         assert gone or LEFT_OUT not in kept
+
+
+def test_the_steps_that_follow_are_left_out_last() -> None:
+    """The largest slip stays in a dead letter beside the largest headers; what lost it does not run."""
+    steps = "[" + " " * (MAX_STEPS - 2) + "]"
+    headers: dict[str, Any] = {STEPS: steps, "large": "é" * 16_000, "leveret-error": "x" * 999}
+    delivery = delivery_of(with_headers(**headers))
+    kept: dict[str, Any] = headers_of(fitted(buried(delivery, DeadLettered("é" * 9_999, "é" * 99_999), NOW), 131_072))
+    assert kept.keys() >= headers.keys()
+    assert kept[STEPS] == headers[STEPS]
+    small = fitted(retry(delivery), 8_192)
+    kept = headers_of(small)
+    assert STEPS not in kept
+    assert kept[LEFT_OUT].startswith(f"{STEPS}, ")
+    lost = delivery_of(with_headers(**kept))
+    assert "did not fit" in lost.defect
 
 
 def test_a_message_that_fits_is_left_alone() -> None:
