@@ -28,7 +28,7 @@ _TRANSACTIONS, _ROWS, _MANY, _STARTS = 3_000, 30_000, 100_000, 200
 
 
 @app.task(queue="work", store_result=False)
-async def note(sent: float) -> None:
+def note(sent: float) -> None:
     """Tell how long ago its transaction was about to commit."""
     with Path(os.environ["STARTS"]).open("a") as file:
         file.write(f"{time.time() - sent}\n")
@@ -70,6 +70,11 @@ def _relay(database: str, broker: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, "--url", broker], stderr=subprocess.DEVNULL)
 
 
+def _worker(database: str, broker: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "leveret", "worker", "benchmarks/outbox.py:app", "--url", broker]
+    return subprocess.Popen([*command, "--relay", database], stderr=subprocess.DEVNULL)
+
+
 def _processor(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
@@ -105,8 +110,7 @@ def _relayed(database: str, broker: str, count: int) -> dict[str, float]:
 async def _starts(database: str, broker: str, folder: Path) -> dict[str, float]:
     """How long after its transaction's commit a task starts (ms)."""
     os.environ["STARTS"] = str(folder / "starts")
-    command = [sys.executable, "-m", "leveret", "worker", "benchmarks/outbox.py:app", "--url", broker]
-    worker = subprocess.Popen([*command, "--relay", database], stderr=subprocess.DEVNULL)
+    worker = _worker(database, broker)
     try:
         connection = await asyncpg.connect(database)
         await asyncio.sleep(8)
