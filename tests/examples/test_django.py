@@ -28,7 +28,10 @@ USER = {"DJANGO_SUPERUSER_PASSWORD": "of this test", "DJANGO_SUPERUSER_EMAIL": "
 
 
 def manage(*arguments: str) -> None:
-    subprocess.run([sys.executable, MANAGE, *arguments], check=True, capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, MANAGE, *arguments], cwd=FOLDER, capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_an_order_is_confirmed_after_its_commit_and_the_staff_sees_it(
@@ -73,6 +76,11 @@ def test_an_order_is_confirmed_after_its_commit_and_the_staff_sees_it(
                 headers={"Origin": address[1].rstrip("/")},
             )
             assert paused.status_code == 200, paused.text
+
+
+def test_its_own_tests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_FOLDER", str(tmp_path))
+    manage("test", "shop")
 
 
 def ended(client: httpx.Client, task: str) -> dict[str, Any]:
