@@ -128,9 +128,9 @@ def test_the_files_of_a_guide_are_programs(page: str, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{page}, {name}: {done.stderr}"
 
 
-def test_the_guide_to_testing(tmp_path: Path) -> None:
-    """Its tests pass, in a project that is configured as it says."""
-    page = "guides/testing.md"
+@pytest.mark.parametrize(("page", "passed"), [("guides/testing.md", 7), ("guides/ten-minutes.md", 1)])
+def test_the_tests_of_a_guide(tmp_path: Path, page: str, passed: int) -> None:
+    """They pass, in a project that is configured as the page says."""
     tests = [name for name in write(page, tmp_path) if name.startswith("test_")]
     (configuration,) = [block for block in blocks(DOCS / page) if block.title == "pyproject.toml"]
     (tmp_path / "pyproject.toml").write_text(configuration.text)
@@ -143,7 +143,7 @@ def test_the_guide_to_testing(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stdout
-    assert "7 passed" in done.stdout
+    assert f"{passed} passed" in done.stdout
 
 
 @pytest.mark.skipif(SYSTEMD is None, reason="systemd is not installed")
