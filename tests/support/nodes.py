@@ -97,6 +97,9 @@ class Node:
         self._inside = Path("/") / self.folder.relative_to(self.tree)
         self._write_config(config or {}, advanced)
         self._server: subprocess.Popen[bytes] | None = None
+        self._is_starting = True
+        #: When it was last seen to accept connections after a start (the monotonic clock).
+        self.started_at = 0.0
 
     @property
     def url(self) -> str:
@@ -108,6 +111,7 @@ class Node:
 
     def start(self) -> None:
         """Start the server without waiting for it."""
+        self._is_starting = True
         console = (self.folder / "console.log").open("ab")
         self._server = subprocess.Popen(
             self._command("rabbitmq-server"),
@@ -121,6 +125,11 @@ class Node:
 
     def wait(self) -> None:
         """Wait until it accepts AMQP connections."""
+        self._wait()
+        if self._is_starting:
+            self.started_at, self._is_starting = time.monotonic(), False
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._server is None or self._server.poll() is not None:
