@@ -23,7 +23,7 @@ demo: $(VENV)/runtime ## Two workers share five tasks, one worker is killed, not
 	$(BIN)/leveret demo
 
 test: check docs servers browser ## Everything CI runs: linters, types, all tests on real brokers, some on the newest Python
-	$(NEWEST) -q -n $(TESTS_AT_ONCE) tests/unit tests/conformance
+	$(NEWEST) -q -n $(TESTS_AT_ONCE) tests/unit tests/conformance tests/lifecycle/test_django.py
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -n $(TESTS_AT_ONCE) --maxschedchunk 1
 	$(BIN)/coverage combine -q
