@@ -243,6 +243,9 @@ class _Lanes(Generic[T]):
                 if not lane.tasks or (rank, turn) == self._place(lane):
                     return lane
                 self.stand(lane)
+                # Its group was served elsewhere: another lane that its limits hold up may come before it by now.
+                for ref in lane.permit.refs if lane.held_by is None else ():
+                    self.wake(ref)
         return None
 
     def _place(self, lane: _Lane[T]) -> tuple[int, int]:

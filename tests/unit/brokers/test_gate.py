@@ -282,6 +282,18 @@ _STEPS = st.lists(
 )
 
 
+def test_who_was_woken_first_gives_way_when_its_group_was_served() -> None:
+    """The limit has room for one, and its first lane is woken; then another lane of that lane's group is served."""
+    it = gate(one=LimitRule(1))
+    add(it, "a0", "a1", refs=ref("one"))
+    it.add("b", "q", ref("one"), "y", 4, "")
+    assert admitted(it) == ["a0"]
+    it.add("c", "q", (), "y", 4, "")
+    it.end("a0")
+    assert admitted(it, 1) == ["c"]
+    assert admitted(it, 1) == ["a1"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(_STEPS)
 def test_it_does_as_one_that_looks_at_all_that_waits(steps: list[tuple[object, ...]]) -> None:
