@@ -214,7 +214,9 @@ class Admitting(Statements):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
             elif (now := self._place(lane)) != place:
+                # Its group was served elsewhere: another that its limits hold up may come before it by now.
                 heapq.heapreplace(self._line, now)
+                self._pass_on(lane)
             elif self._is_held(lane):
                 heapq.heappop(self._line)
                 self._pass_on(lane)
