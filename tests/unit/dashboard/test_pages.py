@@ -71,6 +71,16 @@ async def test_the_overview_shows_the_queues(app: App) -> None:
         assert all(one["aria-label"] for one in page.all("svg"))
 
 
+async def test_a_phone_too_shows_how_many_are_delayed(app: App) -> None:
+    """What has the class ``wide`` is not shown there."""
+    async with visiting(app) as visitor:
+        await app.client.broker.declare([Queue("work")])
+        page = await until(lambda: _source_with(visitor, "/", "queue?name=work"), "the queue is known")
+        hidden = re.findall(r'<th scope="col" class="number wide">(?:<a[^>]*>)?(\w+)', page)
+        assert "Limited" in hidden
+        assert "Delayed" not in hidden
+
+
 async def _source_with(visitor: Visitor, path: str, words: str) -> str:
     """The page, when those words are in it; else nothing."""
     page = await visitor.get(path)
