@@ -19,6 +19,7 @@ from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, M
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
 from leveret.model import Envelope, Queue, Succeeded, new_id
+from leveret.model.reports import ChildReport, RunningTask, WorkerReport
 from leveret.model.status import Status
 from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
@@ -162,6 +163,15 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
         assert "&#34;w&#34;: 80" in page
         assert "photo.jpg" in page, "what it was called with stays when it has ended"
         assert '<progress max="100" value="25"' in page
+
+
+async def test_equal_tasks_that_run_are_told_apart(app: App) -> None:
+    ids = [f"{number:032x}" for number in range(3)]
+    running = [RunningTask(one, "resize", "work", 1, time.time()) for one in ids]
+    report = WorkerReport("here:1", time.time(), ["work"], [ChildReport(7, running, 0, 0)], 0, 0, 0)
+    async with visiting(app) as visitor, app.client.broker.consume([Queue("work")], credit=1, describe=lambda: report):
+        page = await until(lambda: _source_with(visitor, "/workers", "here:1"), "the worker is known")
+        assert [f'href="task?id={one}"' in page and f">{one}</bdi>" in page for one in ids] == [True] * 3
 
 
 async def test_a_task_that_nobody_knows(app: App) -> None:
