@@ -20,6 +20,7 @@ from leveret.model import (
     ScheduleState,
     Status,
 )
+from leveret.model.status import MOST_MOMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,10 @@ def timeline(status: Status) -> list[Step]:
     began = status.started_at if status.state == "running" and status.started_at else status.at
     now = Moment(began, status.state, status.attempt)
     moments = [*status.history, now]
-    if not status.history and status.enqueued_at and status.state not in ("queued", "delayed"):
-        moments.insert(0, Moment(status.enqueued_at, "queued", 1))
+    first = moments[0]
+    if status.enqueued_at and first.state not in ("queued", "delayed") and len(status.history) < MOST_MOMENTS:
+        # Of a task that began soon nobody was told that it waited. Of a long past the beginning is not kept.
+        moments.insert(0, Moment(min(status.enqueued_at, first.at), "queued", 1))
     if status.is_final and status.started_at and all(one.state != "running" for one in moments):
         # A short task tells of its start and its end in one.
         moments.insert(-1, Moment(status.started_at, "running", status.attempt))

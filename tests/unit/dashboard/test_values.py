@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 
+import msgspec
 import pytest
 
 from leveret import App
@@ -267,6 +268,21 @@ def test_a_short_tasks_timeline_has_its_start() -> None:
         ("running", 10.0),
         ("succeeded", 10.5),
     ]
+
+
+def test_the_timeline_of_a_task_that_began_at_once_has_its_wait() -> None:
+    past = [Moment(9.0, "running", 1), Moment(12.0, "retrying", 2, "not yet")]
+    status = Status("1", "running", 14.0, "work", "sign_up", 2, enqueued_at=8.5, started_at=14.0, history=past)
+    assert [(one.state, one.at) for one in views.timeline(status)] == [
+        ("queued", 8.5),
+        ("running", 9.0),
+        ("retrying", 12.0),
+        ("running", 14.0),
+    ]
+    cut = msgspec.structs.replace(status, history=past * 15)
+    assert views.timeline(cut)[0].at == 9.0, "the beginning is not kept"
+    unknown = msgspec.structs.replace(status, enqueued_at=None)
+    assert views.timeline(unknown)[0].at == 9.0
 
 
 @pytest.mark.parametrize(
