@@ -189,6 +189,16 @@ async def test_a_waiting_task_is_cancelled(app: App) -> None:
         assert (await handle.status()).state == "cancelled"
 
 
+async def test_a_cancelled_task_is_no_error(app: App) -> None:
+    async with visiting(app) as visitor:
+        cancelled = Status("one", "cancelled", time.time(), "work", "resize", error="cancelled by hand")
+        await app.client.broker.declare([Queue("work")])
+        await app.client.broker.statuses.notify([cancelled])
+        assert '<section class="card ended"' in await visitor.get("/task?id=one")
+        page = await until(lambda: _source_with(visitor, "/tasks", "cancelled by hand"), "it is listed")
+        assert '<bdi class="error neutral">cancelled by hand' in page
+
+
 async def test_dead_letters_are_searched(app: App) -> None:
     letters = [dead(1), dead(2, "mail"), dead(3, "mail")]
     async with visiting(app) as visitor:
