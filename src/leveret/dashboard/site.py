@@ -47,6 +47,7 @@ _SAID = {
     "back": "The task is back in its queue.",
     "gone": "The task is not among the dead letters any more.",
     "cancelled": "The task is cancelled.",
+    "again": "The task is enqueued again, as a new one.",
     "asked": "The task was told to end; it still runs.",
     "late": "It was too late to cancel: the task has ended.",
     "unknown": "Nothing is known of that task. If it waits, it will not run.",

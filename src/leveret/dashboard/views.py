@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.dashboard import text
-from leveret.dashboard.redaction import Argument, arguments, result
+from leveret.dashboard.redaction import Argument, arguments, known_task, result
 from leveret.model import (
     DeadLetter,
     Envelope,
@@ -126,15 +126,15 @@ class TaskView(msgspec.Struct, frozen=True):
     #: Seconds that its last attempt ran, or has run so far.
     ran: float | None
     letter: DeadLetter | None
+    #: Whether it can be enqueued from here once more.
+    repeatable: bool
 
 
 def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redact | None) -> TaskView:
     ran = None
     if status.started_at is not None and (status.state == "running" or status.is_final):
         ran = (status.at if status.is_final else time.time()) - status.started_at
-    call = None if letter is None else letter.envelope
-    if call is None and status.body is not None:
-        call = Envelope(status.id, status.queue, status.task, status.body)
+    call = known_call(status, letter)
     return TaskView(
         status,
         timeline(status),
@@ -143,7 +143,17 @@ def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redac
         result(status.task, bytes(status.encoded_result), redact) if status.has_result else None,
         ran,
         letter,
+        status.is_final and letter is None and call is not None and known_task(app, call) is not None,
     )
+
+
+def known_call(status: Status | None, letter: DeadLetter | None) -> Envelope | None:
+    """With the arguments of a task, where they are known."""
+    if letter is not None:
+        return letter.envelope
+    if status is None or status.body is None:
+        return None
+    return Envelope(status.id, status.queue, status.task, status.body)
 
 
 class ScheduleView(msgspec.Struct, frozen=True):

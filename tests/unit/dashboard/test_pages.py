@@ -184,9 +184,43 @@ async def test_a_task_that_nobody_knows(app: App) -> None:
 async def test_a_waiting_task_is_cancelled(app: App) -> None:
     async with visiting(app) as visitor:
         handle = await app.tasks[0].enqueue("cat.png", 80)
-        answer = await visitor.post(f"/task?id={handle.id}", [("id", handle.id)])
+        answer = await visitor.post(f"/task?id={handle.id}", [("id", handle.id), ("action", "cancel")])
         assert "The task is cancelled." in answer.text
         assert (await handle.status()).state == "cancelled"
+
+
+async def test_a_task_is_run_again_as_a_new_one(app: App) -> None:
+    async with visiting(app) as visitor:
+        await take(app.client.broker, [dead()], lambda _: Succeeded(b'"done"'))
+        assert 'id="again"' in await visitor.get(f"/task?id={dead().id}")
+        answer = await visitor.post(f"/task?id={dead().id}", [("id", dead().id), ("action", "again")])
+        assert "The task is enqueued again, as a new one." in answer.text
+        assert dead().id not in str(answer.url)
+        (new,) = await app.client.broker.queues.peek("work", "ready", limit=9)
+        assert (new.task, msgspec.json.decode(new.body)) == ("resize", {"args": ["cat.png", 80], "kwargs": {}})
+        assert new.id in str(answer.url)
+        answer = await visitor.post(f"/task?id={new.id}", [("id", new.id)])
+        assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "says"),
+    [
+        ("resize", None, "not known any more"),
+        ("resize", b'{"args": ["cat.png", "wide"], "kwargs": {}}', "width"),
+        ("other", b"{}", "other"),
+    ],
+)
+async def test_a_task_that_cannot_be_run_again(app: App, task: str, body: bytes | None, says: str) -> None:
+    async with visiting(app) as visitor:
+        await app.client.broker.declare([Queue("work")])
+        await app.client.broker.statuses.notify([Status("one", "succeeded", time.time(), "work", task, body=body)])
+        is_offered = 'id="again"' in await visitor.get("/task?id=one")
+        assert is_offered == (task == "resize" and body is not None)
+        answer = await visitor.post("/task?id=one", [("id", "one"), ("action", "again")])
+        assert answer.status_code == 409
+        assert says in answer.text
+        assert [one.ready for one in await app.client.broker.queues.stats()] == [0]
 
 
 async def test_a_cancelled_task_is_no_error(app: App) -> None:
@@ -327,7 +361,8 @@ async def test_a_change_from_elsewhere_is_refused(
         for path, change in (
             ("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")]),
             ("/queue", [("queue", "work"), ("action", "pause")]),
-            ("/task", [("id", dead().id)]),
+            ("/task", [("id", dead().id), ("action", "cancel")]),
+            ("/task", [("id", "done"), ("action", "again")]),
         ):
             answer = await visitor.post(path, [*change, *fields], **headers)
             assert answer.status_code == 403
