@@ -40,10 +40,22 @@ class Actions:
         elif form.get("action") == "resume":
             await self._site.app.client.broker.queues.resume(queue)
             said = "resumed"
+        elif form.get("action") == "purge" and not form.get("sure"):
+            return await self._ask_to_purge(request, queue)
+        elif form.get("action") == "purge":
+            await self._site.app.client.broker.queues.purge(queue, force=bool(form.get("force")))
+            said = "purged"
         else:
             raise HTTPException(400, "The form does not say what to do.")
         await self._site.observer.refresh()
         return RedirectResponse(f"queue?name={text.packed(queue)}&said={said}", 303)
+
+    async def _ask_to_purge(self, request: Request, queue: str) -> Response:
+        await self._site.observer.refresh()
+        stats = views.stats_of(queue, self._site.observer.stats)
+        if stats is None:
+            raise HTTPException(404, f"No queue {text.short(queue)!r} is known here.")
+        return self._site.page(request, "purge.html", queue=stats)
 
     async def change_schedule(self, request: Request) -> Response:
         form = await read_form(request)

@@ -36,6 +36,7 @@ _FORM_WITHIN = 10.0
 _SAID = {
     "paused": "The queue is paused: workers start nothing more of it.",
     "resumed": "The queue goes on.",
+    "purged": "All that waited in the queue is deleted.",
     "schedule-paused": "The schedule is paused: it enqueues nothing.",
     "schedule-resumed": "The schedule goes on with its next instant.",
     "triggered": "A task of the schedule is enqueued.",

@@ -119,11 +119,44 @@ async def test_a_queue_is_paused_and_resumed(app: App) -> None:
         assert [one.paused for one in await app.client.broker.queues.stats()] == [False]
 
 
+async def test_a_queue_is_purged_after_a_question(app: App) -> None:
+    async with visiting(app) as visitor:
+        await app.tasks[0].enqueue("cat.png", 80)
+        await app.tasks[0].options(delay=500).enqueue("dog.png", 80)
+        await until(lambda: _source_with(visitor, "/queue?name=work", 'id="purge"'), "the queue is known")
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge")])
+        assert "Purge queue" in answer.text
+        (stats,) = await app.client.broker.queues.stats()
+        assert (stats.ready, stats.delayed) == (1, 1), "nothing is done yet"
+        fields = [(one["name"] or "", one["value"] or "") for one in Page(answer.text).all("input")]
+        sent = [(name, value) for name, value in fields if name != "form"]
+        assert ("force", "yes") not in sent, "nobody consumes it"
+        answer = await visitor.post("/queue?name=work", [*sent, ("action", "purge")])
+        assert "All that waited in the queue is deleted." in answer.text
+        (stats,) = await app.client.broker.queues.stats()
+        assert (stats.ready, stats.delayed) == (0, 0)
+
+
+async def test_a_queue_in_use_is_purged_when_the_question_said_so(app: App) -> None:
+    async with visiting(app) as visitor, app.client.broker.consume([Queue("work")], credit=1):
+        await until(lambda: _source_with(visitor, "/queue?name=work", "<dt>Consumers</dt><dd>1<"), "it is consumed")
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge"), ("sure", "yes")])
+        assert answer.status_code == 503
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge")])
+        assert "Workers consume it" in answer.text
+        sent = [(one["name"] or "", one["value"] or "") for one in Page(answer.text).all("input")][1:]
+        assert ("force", "yes") in sent
+        answer = await visitor.post("/queue?name=work", [*sent, ("action", "purge")])
+        assert "All that waited in the queue is deleted." in answer.text
+
+
 async def test_a_queue_that_is_not_there(app: App) -> None:
     async with visiting(app) as visitor:
         answer = await visitor.client.get("/queue?name=nothing")
         assert answer.status_code == 404
         assert "No queue" in answer.text
+        answer = await visitor.post("/queue", [("queue", "nothing"), ("action", "purge")])
+        assert answer.status_code == 404
         answer = await visitor.post("/queue", [("queue", "nothing"), ("action", "pause")])
         assert answer.status_code == 503
         assert "nothing" in answer.text
@@ -361,6 +394,7 @@ async def test_a_change_from_elsewhere_is_refused(
         for path, change in (
             ("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")]),
             ("/queue", [("queue", "work"), ("action", "pause")]),
+            ("/queue", [("queue", "work"), ("action", "purge"), ("sure", "yes"), ("force", "yes")]),
             ("/task", [("id", dead().id), ("action", "cancel")]),
             ("/task", [("id", "done"), ("action", "again")]),
         ):
