@@ -91,6 +91,15 @@ def test_the_cursor_goes_through_running_tasks() -> None:
     assert len(text.rstrip().splitlines()) <= 20
 
 
+def test_equal_tasks_that_run_are_told_apart_at_80_columns() -> None:
+    running = [RunningTask(f"{number:032x}", "resize", "work", 1, 0.0) for number in range(3)]
+    workers = [WorkerReport("here:1", 0.0, ["work"], [ChildReport(7, running, 0, 0)], 0, 0, 0)]
+    drawn = Console(width=80, record=True, file=StringIO())
+    drawn.print(picture(Figures(1.0, [], {}, workers, []), None, "", width=80, height=20, shows_help=False))
+    text = drawn.export_text()
+    assert all(one.id in text for one in running)
+
+
 def test_the_schedules_are_in_one_line() -> None:
     """How many there are, which comes next, and what does not go on."""
 

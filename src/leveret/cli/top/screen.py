@@ -254,6 +254,7 @@ def _worker_cells(row: _WorkerRow, now: float, *, is_wide: bool) -> list[Text]:
     runs = Text(in_line(row.task), "dim" if row.since is None else "green")
     since = Text("" if row.since is None else length(now - row.since))
     if not is_wide:
+        runs.append(f"  {in_line(row.id)}" if row.id else "", "dim")  # behind, where it is cut if there is no room
         return [pid, runs, since]
     memory = Text(f"{row.rss / _MEBIBYTE:.0f} MiB" if row.rss else "")
     attempt = Text(str(row.attempt) if row.attempt else "")
