@@ -39,6 +39,7 @@ BROWSER = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 SHOP = f"{Path(shop.__file__)}:app"
 DESKTOP = {"width": 1280, "height": 900}
+TABLET = {"width": 820, "height": 1180}
 PHONE = {"width": 390, "height": 844}
 TOKEN = "the token of the test"
 
@@ -194,7 +195,7 @@ async def _tab_to(page: Tab, selector: str, *, keys: str = "Tab") -> None:
 
 
 async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, done: str, kind: str) -> None:
-    """Screenshots; and that nothing is wider than a phone."""
+    """Screenshots; and that nothing is wider than a phone, or a tablet."""
     pages = {
         "overview": "",
         "queue": "queue?name=work",
@@ -213,6 +214,7 @@ async def _look_at_all(browser: Browser, page: Tab, address: str, dead: str, don
     dark = ("overview", "task-dead")
     for look_like, size, scheme, names in (
         ("phone", PHONE, "light", tuple(pages)),
+        ("tablet", TABLET, "light", ("overview", "queue")),
         ("phone-dark", PHONE, "dark", dark),
         ("dark", DESKTOP, "dark", dark),
     ):

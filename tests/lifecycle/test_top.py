@@ -32,7 +32,7 @@ async def test_it_is_steered_by_keys(place: Place, ledger: Ledger) -> None:
         Terminal("top", "--app", LEDGER_APP, "--url", place.url, "--interval", "0.2", width=160, height=40) as top,
     ):
         ledger_app.app.client.connect_to(place.url)
-        await ledger_app.pause.enqueue("long", 600.0)
+        long = await ledger_app.pause.enqueue("long", 600.0)
         dead = await ledger_app.give_up.enqueue(HOSTILE)
         frame = top.shows(rf"dead +{dead.id}")
         assert r"gave up: [red]so[/red]\x1b[2J\u202e[/]" in frame
@@ -49,6 +49,11 @@ async def test_it_is_steered_by_keys(place: Place, ledger: Ledger) -> None:
         top.press("r")
         top.shows("queue 'work' goes on")
         assert not await is_paused()
+        top.press("c")
+        top.shows("move to a task that runs, or is to be tried again, first")
+        top.press("\tc")
+        top.shows(f"task {long.id} is (told to end|cancelled)")  # as quick as its worker is
+        top.shows("1 worker, 0 running")
         top.press("\tt")
         top.shows(f"task {dead.id} is back in its queue")
         top.press("kkkkkkkkt")

@@ -21,6 +21,8 @@ from leveret.model.suggest import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from rich.text import Text
+
     from leveret.brokers import Broker, DeadLetters
     from leveret.model import DeadLetter
 
@@ -345,11 +347,20 @@ def _show(letters: Sequence[DeadLetter], *, with_queue: bool) -> None:
             all_of_it.add_row(*row)
         show_table(all_of_it)
         return
-    shown.print(
-        Text("  ").join([Text(heading, "bold") for heading in headings[:-1]]), Text("  reason", "bold"), sep="\n"
-    )
-    for *cells, reason in rows:
+    head = [Text(heading, "bold") for heading in headings]
+    _align([one[:-1] for one in (head, *rows)], shown.width)
+    for *cells, reason in (head, *rows):
         shown.print(Text("  ").join(cells), Padding(reason, (0, 0, 0, 2)), sep="\n")
+
+
+def _align(rows: Sequence[Sequence[Text]], width: int) -> None:
+    """Have the cells stand below each other, where the terminal has room for that."""
+    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) > width:
+        return
+    for row in rows:
+        for cell, wanted in zip(row, widths, strict=True):
+            cell.align("left", wanted)
 
 
 def _cells(letter: DeadLetter, headings: Sequence[str]) -> list[str]:

@@ -124,7 +124,7 @@ class Dashboard:
             Route("/waiting", within(pages.waiting)),
             Route("/tasks", within(pages.tasks)),
             Route("/task", within(pages.task)),
-            Route("/task", within(actions.cancel), methods=["POST"]),
+            Route("/task", within(actions.change_task), methods=["POST"]),
             Route("/schedules", within(pages.schedules)),
             Route("/schedules", within(actions.change_schedule), methods=["POST"]),
             Route("/limits", within(pages.limits)),

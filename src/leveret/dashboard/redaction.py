@@ -76,7 +76,7 @@ def _folded(name: object) -> str:
 
 def arguments(app: App, envelope: Envelope, redact: Redact | None) -> list[Argument]:
     """What the task was called with, by the names of its parameters where they are known; else the body."""
-    task = _task(app, envelope)
+    task = known_task(app, envelope)
     call = None if task is not None and task.signature.raw else _call(envelope.body, _Call if task else _CallOnly)
     if call is None:
         size = len(envelope.body)
@@ -123,7 +123,8 @@ def _call(body: bytes, form: type[_Call]) -> _Call | None:
     return decoded(lambda one: msgspec.json.decode(one, type=form), body)
 
 
-def _task(app: App, envelope: Envelope) -> Task[..., Any] | None:
+def known_task(app: App, envelope: Envelope) -> Task[..., Any] | None:
+    """The application's own, if it has it."""
     try:
         return app.registry.find(envelope.task, envelope.queue)
     except UnknownTask:

@@ -36,6 +36,7 @@ _FORM_WITHIN = 10.0
 _SAID = {
     "paused": "The queue is paused: workers start nothing more of it.",
     "resumed": "The queue goes on.",
+    "purged": "All that waited in the queue is deleted.",
     "schedule-paused": "The schedule is paused: it enqueues nothing.",
     "schedule-resumed": "The schedule goes on with its next instant.",
     "triggered": "A task of the schedule is enqueued.",
@@ -47,6 +48,7 @@ _SAID = {
     "back": "The task is back in its queue.",
     "gone": "The task is not among the dead letters any more.",
     "cancelled": "The task is cancelled.",
+    "again": "The task is enqueued again, as a new one.",
     "asked": "The task was told to end; it still runs.",
     "late": "It was too late to cancel: the task has ended.",
     "unknown": "Nothing is known of that task. If it waits, it will not run.",

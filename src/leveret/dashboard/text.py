@@ -42,6 +42,18 @@ def lasted(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def mark(seconds: float) -> str:
+    """A length of time beside a line that stands for exactly that: to a tenth of its unit."""
+    if seconds < 1:
+        return f"{_tenths(seconds * 1000)} ms"
+    length, unit = next((one for one in _UNITS if seconds >= one[0]), (1, "s"))
+    return f"{_tenths(seconds / length)} {unit}"
+
+
+def _tenths(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
+
+
 def ago(seconds: float) -> str:
     """How long since; coarse, since pages are not drawn anew for each second."""
     return "now" if seconds < 1 else f"{lasted(round(seconds))} ago".replace(".0 s", " s")
@@ -65,13 +77,13 @@ def clock(seconds: float) -> str:
 
 def count(number: float) -> str:
     """1234567 as 1 234 567, with a narrow space that does not break."""
-    return f"{number:,.0f}".replace(",", "\u202f")
+    return f"{number:,.1f}".removesuffix(".0").replace(",", "\u202f")
 
 
 def rate(per_second: float | None) -> str:
     if per_second is None:
         return UNKNOWN
-    return f"{per_second:.1f}".removesuffix(".0") if per_second < 100 else count(per_second)
+    return _tenths(per_second) if per_second < 100 else count(round(per_second))
 
 
 def size(octets: int) -> str:

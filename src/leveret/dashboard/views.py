@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leveret.dashboard import text
-from leveret.dashboard.redaction import Argument, arguments, result
+from leveret.dashboard.redaction import Argument, arguments, known_task, result
 from leveret.model import (
     DeadLetter,
     Envelope,
@@ -20,6 +20,7 @@ from leveret.model import (
     ScheduleState,
     Status,
 )
+from leveret.model.status import MOST_MOMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,10 @@ def timeline(status: Status) -> list[Step]:
     began = status.started_at if status.state == "running" and status.started_at else status.at
     now = Moment(began, status.state, status.attempt)
     moments = [*status.history, now]
-    if not status.history and status.enqueued_at and status.state not in ("queued", "delayed"):
-        moments.insert(0, Moment(status.enqueued_at, "queued", 1))
+    first = moments[0]
+    if status.enqueued_at and first.state not in ("queued", "delayed") and len(status.history) < MOST_MOMENTS:
+        # Of a task that began soon nobody was told that it waited. Of a long past the beginning is not kept.
+        moments.insert(0, Moment(min(status.enqueued_at, first.at), "queued", 1))
     if status.is_final and status.started_at and all(one.state != "running" for one in moments):
         # A short task tells of its start and its end in one.
         moments.insert(-1, Moment(status.started_at, "running", status.attempt))
@@ -123,15 +126,15 @@ class TaskView(msgspec.Struct, frozen=True):
     #: Seconds that its last attempt ran, or has run so far.
     ran: float | None
     letter: DeadLetter | None
+    #: Whether it can be enqueued from here once more.
+    repeatable: bool
 
 
 def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redact | None) -> TaskView:
     ran = None
     if status.started_at is not None and (status.state == "running" or status.is_final):
         ran = (status.at if status.is_final else time.time()) - status.started_at
-    call = None if letter is None else letter.envelope
-    if call is None and status.body is not None:
-        call = Envelope(status.id, status.queue, status.task, status.body)
+    call = known_call(status, letter)
     return TaskView(
         status,
         timeline(status),
@@ -140,7 +143,17 @@ def task_view(app: App, status: Status, letter: DeadLetter | None, redact: Redac
         result(status.task, bytes(status.encoded_result), redact) if status.has_result else None,
         ran,
         letter,
+        status.is_final and letter is None and call is not None and known_task(app, call) is not None,
     )
+
+
+def known_call(status: Status | None, letter: DeadLetter | None) -> Envelope | None:
+    """With the arguments of a task, where they are known."""
+    if letter is not None:
+        return letter.envelope
+    if status is None or status.body is None:
+        return None
+    return Envelope(status.id, status.queue, status.task, status.body)
 
 
 class ScheduleView(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ State: TypeAlias = Literal["queued", "delayed", "running", "retrying", "succeede
 FINAL: frozenset[State] = frozenset({"succeeded", "dead", "cancelled"})
 _WAITING: frozenset[State] = frozenset({"queued", "delayed", "retrying"})
 #: So much is kept of a task's past (moments), and of an error there (characters).
-_MOST_MOMENTS = 30
+MOST_MOMENTS = 30
 _MAX_ERROR = 200
 #: A message's body that is longer is not kept with the status (bytes).
 MOST_BODY = 2_048
@@ -300,7 +300,7 @@ def _continued(known: Status, update: Status) -> list[Moment]:
         return known.history
     error = shorten(known.error or "", _MAX_ERROR) if known.state in ("retrying", "dead", "cancelled") else ""
     since = known.started_at if known.state == "running" and known.started_at else known.at
-    return [*known.history, Moment(since, known.state, known.attempt, error)][-_MOST_MOMENTS:]
+    return [*known.history, Moment(since, known.state, known.attempt, error)][-MOST_MOMENTS:]
 
 
 def _later(one: Status, other: Status) -> bool:

@@ -152,6 +152,13 @@ def test_a_reason_is_shown_whole_however_narrow_the_terminal(monkeypatch: pytest
     assert max(map(len, shown.splitlines())) <= columns
 
 
+def test_in_a_narrow_terminal_the_columns_stand_below_their_headings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leveret.cli.dead.console", lambda: Console(width=80, file=sys.stdout))
+    letters = letter("0" * 32, 1.0, "first"), letter("invoice-42", 1.0, "second")
+    head, _, first, _, second, _ = run(monkeypatch, Letters(*letters), "list", "work").splitlines()
+    assert head.index("task") == first.index("say") == second.index("say")
+
+
 def test_off_a_terminal_each_letter_is_one_line_below_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment says of columns: other programs read it."""
     monkeypatch.setenv("COLUMNS", "80")

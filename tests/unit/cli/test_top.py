@@ -13,9 +13,10 @@ from leveret.brokers.memory import MemoryBroker
 from leveret.cli.top.figures import Collector, Figures
 from leveret.cli.top.keys import keys_of
 from leveret.cli.top.plain import block, length
-from leveret.cli.top.screen import Cursor, moved, picture
+from leveret.cli.top.screen import Cursor, jumped, moved, picture
 from leveret.model import Envelope, Put, Queue, QueueStats, Schedule, ScheduleRow
 from leveret.model.printable import in_line
+from leveret.model.reports import ChildReport, RunningTask, WorkerReport
 from leveret.model.status import State, Status
 from tests.support.waiting import until
 
@@ -65,6 +66,38 @@ def test_the_cursor_stays_with_its_row() -> None:
     assert moved(cursor, few, -5) == Cursor("queue", "a")
     assert moved(Cursor("failure", "gone"), few, 0) == Cursor("queue", "a")
     assert moved(cursor, Figures(0.0, [], {}, [], []), 1) is None
+
+
+def test_the_cursor_goes_through_running_tasks() -> None:
+    """Tab leads to the next list that has rows; a running task that is far down is seen when the cursor is on it."""
+    running = [RunningTask(f"{number:032x}", "resize", "work", 1, 0.0) for number in range(30)]
+    workers = [WorkerReport("here:1", 0.0, ["work"], [ChildReport(7, running, 0, 0)], 0, 0, 0)]
+    figures = Figures(1.0, [stats("a", 0)], {}, workers, [Status("1", "dead", 1.0, "work")])
+    cursor = jumped(None, figures)
+    seen = []
+    for _ in range(3):
+        seen.append(cursor)
+        cursor = jumped(cursor, figures)
+    assert seen == [Cursor("queue", "a"), Cursor("run", running[0].id), Cursor("failure", "1")]
+    assert cursor == Cursor("queue", "a")
+    assert jumped(cursor, Figures(1.0, [stats("a", 0)], {}, [], [])) == cursor
+    last = moved(Cursor("failure", "1"), figures, -1)
+    assert last == Cursor("run", running[-1].id)
+    drawn = Console(width=120, record=True, file=StringIO())
+    drawn.print(picture(figures, last, "", width=120, height=20, shows_help=False))
+    text = drawn.export_text()
+    assert running[-1].id in text
+    assert running[0].id not in text
+    assert len(text.rstrip().splitlines()) <= 20
+
+
+def test_equal_tasks_that_run_are_told_apart_at_80_columns() -> None:
+    running = [RunningTask(f"{number:032x}", "resize", "work", 1, 0.0) for number in range(3)]
+    workers = [WorkerReport("here:1", 0.0, ["work"], [ChildReport(7, running, 0, 0)], 0, 0, 0)]
+    drawn = Console(width=80, record=True, file=StringIO())
+    drawn.print(picture(Figures(1.0, [], {}, workers, []), None, "", width=80, height=20, shows_help=False))
+    text = drawn.export_text()
+    assert all(one.id in text for one in running)
 
 
 def test_the_schedules_are_in_one_line() -> None:

@@ -19,6 +19,7 @@ from leveret.brokers.memory import MemoryBroker, MemoryQueues, MemoryStatuses, M
 from leveret.dashboard import by_name, dashboard, text
 from leveret.dashboard.observer import Observer
 from leveret.model import Envelope, Queue, Succeeded, new_id
+from leveret.model.reports import ChildReport, RunningTask, WorkerReport
 from leveret.model.status import Status
 from tests.support.dashboard import ADDRESS, Page, Visitor, bury, take, visiting
 from tests.support.waiting import until
@@ -71,6 +72,16 @@ async def test_the_overview_shows_the_queues(app: App) -> None:
         assert all(one["aria-label"] for one in page.all("svg"))
 
 
+async def test_a_phone_too_shows_how_many_are_delayed(app: App) -> None:
+    """What has the class ``wide`` is not shown there."""
+    async with visiting(app) as visitor:
+        await app.client.broker.declare([Queue("work")])
+        page = await until(lambda: _source_with(visitor, "/", "queue?name=work"), "the queue is known")
+        hidden = re.findall(r'<th scope="col" class="number wide">(?:<a[^>]*>)?(\w+)', page)
+        assert "Limited" in hidden
+        assert "Delayed" not in hidden
+
+
 async def _source_with(visitor: Visitor, path: str, words: str) -> str:
     """The page, when those words are in it; else nothing."""
     page = await visitor.get(path)
@@ -108,11 +119,44 @@ async def test_a_queue_is_paused_and_resumed(app: App) -> None:
         assert [one.paused for one in await app.client.broker.queues.stats()] == [False]
 
 
+async def test_a_queue_is_purged_after_a_question(app: App) -> None:
+    async with visiting(app) as visitor:
+        await app.tasks[0].enqueue("cat.png", 80)
+        await app.tasks[0].options(delay=500).enqueue("dog.png", 80)
+        await until(lambda: _source_with(visitor, "/queue?name=work", 'id="purge"'), "the queue is known")
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge")])
+        assert "Purge queue" in answer.text
+        (stats,) = await app.client.broker.queues.stats()
+        assert (stats.ready, stats.delayed) == (1, 1), "nothing is done yet"
+        fields = [(one["name"] or "", one["value"] or "") for one in Page(answer.text).all("input")]
+        sent = [(name, value) for name, value in fields if name != "form"]
+        assert ("force", "yes") not in sent, "nobody consumes it"
+        answer = await visitor.post("/queue?name=work", [*sent, ("action", "purge")])
+        assert "All that waited in the queue is deleted." in answer.text
+        (stats,) = await app.client.broker.queues.stats()
+        assert (stats.ready, stats.delayed) == (0, 0)
+
+
+async def test_a_queue_in_use_is_purged_when_the_question_said_so(app: App) -> None:
+    async with visiting(app) as visitor, app.client.broker.consume([Queue("work")], credit=1):
+        await until(lambda: _source_with(visitor, "/queue?name=work", "<dt>Consumers</dt><dd>1<"), "it is consumed")
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge"), ("sure", "yes")])
+        assert answer.status_code == 503
+        answer = await visitor.post("/queue?name=work", [("queue", "work"), ("action", "purge")])
+        assert "Workers consume it" in answer.text
+        sent = [(one["name"] or "", one["value"] or "") for one in Page(answer.text).all("input")][1:]
+        assert ("force", "yes") in sent
+        answer = await visitor.post("/queue?name=work", [*sent, ("action", "purge")])
+        assert "All that waited in the queue is deleted." in answer.text
+
+
 async def test_a_queue_that_is_not_there(app: App) -> None:
     async with visiting(app) as visitor:
         answer = await visitor.client.get("/queue?name=nothing")
         assert answer.status_code == 404
         assert "No queue" in answer.text
+        answer = await visitor.post("/queue", [("queue", "nothing"), ("action", "purge")])
+        assert answer.status_code == 404
         answer = await visitor.post("/queue", [("queue", "nothing"), ("action", "pause")])
         assert answer.status_code == 503
         assert "nothing" in answer.text
@@ -154,6 +198,15 @@ async def test_a_task_that_runs_and_ends(app: App) -> None:
         assert '<progress max="100" value="25"' in page
 
 
+async def test_equal_tasks_that_run_are_told_apart(app: App) -> None:
+    ids = [f"{number:032x}" for number in range(3)]
+    running = [RunningTask(one, "resize", "work", 1, time.time()) for one in ids]
+    report = WorkerReport("here:1", time.time(), ["work"], [ChildReport(7, running, 0, 0)], 0, 0, 0)
+    async with visiting(app) as visitor, app.client.broker.consume([Queue("work")], credit=1, describe=lambda: report):
+        page = await until(lambda: _source_with(visitor, "/workers", "here:1"), "the worker is known")
+        assert [f'href="task?id={one}"' in page and f">{one}</bdi>" in page for one in ids] == [True] * 3
+
+
 async def test_a_task_that_nobody_knows(app: App) -> None:
     async with visiting(app) as visitor:
         answer = await visitor.client.get("/task", params={"id": "<b>nothing</b>"})
@@ -164,9 +217,53 @@ async def test_a_task_that_nobody_knows(app: App) -> None:
 async def test_a_waiting_task_is_cancelled(app: App) -> None:
     async with visiting(app) as visitor:
         handle = await app.tasks[0].enqueue("cat.png", 80)
-        answer = await visitor.post(f"/task?id={handle.id}", [("id", handle.id)])
+        answer = await visitor.post(f"/task?id={handle.id}", [("id", handle.id), ("action", "cancel")])
         assert "The task is cancelled." in answer.text
         assert (await handle.status()).state == "cancelled"
+
+
+async def test_a_task_is_run_again_as_a_new_one(app: App) -> None:
+    async with visiting(app) as visitor:
+        await take(app.client.broker, [dead()], lambda _: Succeeded(b'"done"'))
+        assert 'id="again"' in await visitor.get(f"/task?id={dead().id}")
+        answer = await visitor.post(f"/task?id={dead().id}", [("id", dead().id), ("action", "again")])
+        assert "The task is enqueued again, as a new one." in answer.text
+        assert dead().id not in str(answer.url)
+        (new,) = await app.client.broker.queues.peek("work", "ready", limit=9)
+        assert (new.task, msgspec.json.decode(new.body)) == ("resize", {"args": ["cat.png", 80], "kwargs": {}})
+        assert new.id in str(answer.url)
+        answer = await visitor.post(f"/task?id={new.id}", [("id", new.id)])
+        assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "says"),
+    [
+        ("resize", None, "not known any more"),
+        ("resize", b'{"args": ["cat.png", "wide"], "kwargs": {}}', "width"),
+        ("other", b"{}", "other"),
+    ],
+)
+async def test_a_task_that_cannot_be_run_again(app: App, task: str, body: bytes | None, says: str) -> None:
+    async with visiting(app) as visitor:
+        await app.client.broker.declare([Queue("work")])
+        await app.client.broker.statuses.notify([Status("one", "succeeded", time.time(), "work", task, body=body)])
+        is_offered = 'id="again"' in await visitor.get("/task?id=one")
+        assert is_offered == (task == "resize" and body is not None)
+        answer = await visitor.post("/task?id=one", [("id", "one"), ("action", "again")])
+        assert answer.status_code == 409
+        assert says in answer.text
+        assert [one.ready for one in await app.client.broker.queues.stats()] == [0]
+
+
+async def test_a_cancelled_task_is_no_error(app: App) -> None:
+    async with visiting(app) as visitor:
+        cancelled = Status("one", "cancelled", time.time(), "work", "resize", error="cancelled by hand")
+        await app.client.broker.declare([Queue("work")])
+        await app.client.broker.statuses.notify([cancelled])
+        assert '<section class="card ended"' in await visitor.get("/task?id=one")
+        page = await until(lambda: _source_with(visitor, "/tasks", "cancelled by hand"), "it is listed")
+        assert '<bdi class="error neutral">cancelled by hand' in page
 
 
 async def test_dead_letters_are_searched(app: App) -> None:
@@ -297,7 +394,9 @@ async def test_a_change_from_elsewhere_is_refused(
         for path, change in (
             ("/dead", [("queue", "work"), ("action", "retry"), ("all", "yes")]),
             ("/queue", [("queue", "work"), ("action", "pause")]),
-            ("/task", [("id", dead().id)]),
+            ("/queue", [("queue", "work"), ("action", "purge"), ("sure", "yes"), ("force", "yes")]),
+            ("/task", [("id", dead().id), ("action", "cancel")]),
+            ("/task", [("id", "done"), ("action", "again")]),
         ):
             answer = await visitor.post(path, [*change, *fields], **headers)
             assert answer.status_code == 403

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 
+import msgspec
 import pytest
 
 from leveret import App
@@ -203,6 +204,34 @@ def test_a_chart_is_drawn_to_scale() -> None:
     assert "ready 10" in chart.summary
 
 
+def test_the_lines_of_a_scale_are_named_exactly() -> None:
+    samples = [Sample(0.0, {"work": stats(ready=5)[0]}, median=0.0042, slow=0.0042)]
+    assert (charts.depth(samples).top, charts.depth(samples).middle) == ("5", "2.5")
+    assert (charts.run_time(samples).top, charts.run_time(samples).middle) == ("5 ms", "2.5 ms")
+    assert charts.run_time([]).middle == "0.5 ms"
+    assert [text.mark(seconds) for seconds in (2.5, 25, 500, 5_000)] == ["2.5 s", "25 s", "8.3 min", "1.4 h"]
+    assert text.rate(123.4) == "123"
+
+
+def test_lines_in_the_same_place_are_all_seen() -> None:
+    """Each step is drawn by one of them, and each of them draws some."""
+    chart = charts.throughput([Sample(0.0, {}, 1.0, 1.0 if number < 30 else 0.0) for number in range(60)])
+    drawn = [_steps(line.path) for line in chart.lines]
+    shared = [{step for step in steps if step < 30} for steps in drawn]
+    assert not shared[0] & shared[1]
+    assert shared[0] | shared[1] == set(range(1, 30))
+    assert min(map(len, shared)) >= 12
+    assert all(set(range(30, 60)) <= steps for steps in drawn), "apart they are whole"
+
+
+def _steps(path: str) -> set[int]:
+    """Up to which steps of 60 a line is drawn."""
+    width = charts.WIDTH / (KEPT - 1)
+    begin = charts.WIDTH - width * 59
+    pieces = [re.findall(r"([\d.]+),", piece) for piece in path.split("M")]
+    return {round((float(x) - begin) / width) for piece in pieces for x in piece[1:]}
+
+
 def test_a_chart_has_gaps_where_nothing_is_known() -> None:
     chart = charts.throughput([Sample(0.0, {}, value, value) for value in (1.0, None, 3.0)])
     assert chart.lines[0].path.count("M") == 2
@@ -239,6 +268,21 @@ def test_a_short_tasks_timeline_has_its_start() -> None:
         ("running", 10.0),
         ("succeeded", 10.5),
     ]
+
+
+def test_the_timeline_of_a_task_that_began_at_once_has_its_wait() -> None:
+    past = [Moment(9.0, "running", 1), Moment(12.0, "retrying", 2, "not yet")]
+    status = Status("1", "running", 14.0, "work", "sign_up", 2, enqueued_at=8.5, started_at=14.0, history=past)
+    assert [(one.state, one.at) for one in views.timeline(status)] == [
+        ("queued", 8.5),
+        ("running", 9.0),
+        ("retrying", 12.0),
+        ("running", 14.0),
+    ]
+    cut = msgspec.structs.replace(status, history=past * 15)
+    assert views.timeline(cut)[0].at == 9.0, "the beginning is not kept"
+    unknown = msgspec.structs.replace(status, enqueued_at=None)
+    assert views.timeline(unknown)[0].at == 9.0
 
 
 @pytest.mark.parametrize(

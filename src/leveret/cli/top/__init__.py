@@ -14,7 +14,7 @@ from leveret.cli.options import app_option, target, url_option
 from leveret.cli.top.figures import Collector, Figures
 from leveret.cli.top.keys import keyboard
 from leveret.cli.top.plain import block
-from leveret.cli.top.screen import Cursor, moved, picture
+from leveret.cli.top.screen import jumped, moved, picture
 from leveret.errors import LeveretError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Print what there is now, and end.")
 def command(app: str | None, url: str | None, interval: float, *, once: bool) -> None:
-    """Watch queues, workers and failures; pause and resume queues, put dead letters back. ? shows the keys.
+    """Watch queues, workers and failures; pause and resume queues, cancel tasks, retry dead ones. ? shows the keys.
 
     Where standard output is not a terminal, plain lines are printed, a block each interval.
 
@@ -133,6 +133,7 @@ class _Top:
             "p": self._pause,
             "r": self._resume,
             "t": self._retry,
+            "c": self._cancel,
         }
         while True:
             key = await keys.get()
@@ -149,11 +150,8 @@ class _Top:
         self._cursor = moved(self._cursor, self._figures, steps)
 
     def _jump(self) -> None:
-        """To the first row of the other list."""
-        other = "failure" if self._cursor and self._cursor.kind == "queue" else "queue"
-        rows = [row for row in self._figures.rows if row[0] == other]
-        if rows:
-            self._cursor = Cursor(*rows[0])
+        """To the first row of the next list that has any."""
+        self._cursor = jumped(self._cursor, self._figures)
 
     def _pause(self) -> None:
         self._change_queue(self._broker.queues.pause, "is paused")
@@ -183,6 +181,22 @@ class _Top:
         async def act() -> str:
             found = await self._broker.dead_letters.retry(queue, [id_])
             return f"task {id_} is {'back in its queue' if found else 'no dead letter any more'}"
+
+        self._begin(act)
+
+    def _cancel(self) -> None:
+        failure = self._figures.failure(self._cursor.key) if self._cursor and self._cursor.kind == "failure" else None
+        is_waiting = failure is not None and failure.state == "retrying"
+        if self._cursor is None or not (self._cursor.kind == "run" or is_waiting):
+            self._message = "move to a task that runs, or is to be tried again, first"
+            return
+        id_ = self._cursor.key
+
+        async def act() -> str:
+            status = await self._broker.control.cancel(id_)
+            if status is None or not status.is_final:
+                return f"task {id_} is told to end"
+            return f"task {id_} {'is cancelled' if status.state == 'cancelled' else 'has ended already'}"
 
         self._begin(act)
 

@@ -43,7 +43,9 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> list[tuple[str, str]]:
         """What the cursor can be on: kind and key, from top to bottom."""
-        return [("queue", one.name) for one in self.queues] + [("failure", one.id) for one in self.failures]
+        runs = [("run", run.id) for one in self.workers for child in one.children for run in child.running]
+        rows = [("queue", one.name) for one in self.queues] + runs + [("failure", one.id) for one in self.failures]
+        return list(dict.fromkeys(rows))  # a task may run twice, where a worker was thought to be gone
 
     def failure(self, id_: str) -> Status | None:
         return next((one for one in self.failures if one.id == id_), None)

@@ -29,19 +29,22 @@ if TYPE_CHECKING:
 _WIDE = 100
 _MEBIBYTE = 1024 * 1024
 _CHOSEN = "reverse"
+#: What the cursor can be on, from top to bottom.
+_LISTS = ("queue", "run", "failure")
 _KEYS = (
     ("up, down, k, j", "move"),
-    ("tab", "between queues and failures"),
+    ("tab", "to the next list: queues, running tasks, failures"),
     ("p", "pause the queue: workers start nothing more of it"),
     ("r", "resume the queue"),
     ("t", "put the dead task back into its queue"),
+    ("c", "cancel the task that runs, or is to be tried again"),
     ("?", "this help, and back"),
     ("q", "quit"),
 )
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """The row that the keys act on: ``queue`` and a name, or ``failure`` and a task's id."""
+    """The row that the keys act on: ``queue`` and a name, or ``run`` or ``failure`` and a task's id."""
 
     kind: str
     key: str
@@ -67,6 +70,14 @@ def moved(cursor: Cursor | None, figures: Figures, steps: int) -> Cursor | None:
     return Cursor(*rows[min(max(0, at + steps), len(rows) - 1)])
 
 
+def jumped(cursor: Cursor | None, figures: Figures) -> Cursor | None:
+    """The cursor on the first row of the next list that has any."""
+    place = -1 if cursor is None else _LISTS.index(cursor.kind)
+    wanted = (*_LISTS[place + 1 :], *_LISTS[: place + 1])
+    first = {kind: Cursor(kind, key) for kind, key in reversed(figures.rows)}
+    return next((first[kind] for kind in wanted if kind in first), None)
+
+
 def picture(
     figures: Figures, cursor: Cursor | None, message: str, *, width: int, height: int, shows_help: bool
 ) -> RenderableType:
@@ -82,7 +93,7 @@ def picture(
     if shows_help:
         return Group(head, Text(), _help())
     foot = Text(in_line(message), no_wrap=True, overflow="ellipsis", style="yellow")
-    keys = Text("p pause  r resume  t retry  ? help  q quit", "dim", no_wrap=True, overflow="ellipsis")
+    keys = Text("p pause  r resume  t retry  c cancel  ? help  q quit", "dim", no_wrap=True, overflow="ellipsis")
     room = height - 9  # the head, the foot's two, and a heading with a blank line for each of three lists
     worker_rows = _worker_rows(figures)
     heights = _share(room, [len(figures.queues), len(worker_rows), len(figures.failures)])
@@ -91,7 +102,7 @@ def picture(
         head,
         _queues(figures, cursor, heights[0], is_wide=is_wide),
         Text(),
-        _workers(worker_rows, figures.at, heights[1], is_wide=is_wide),
+        _workers(worker_rows, figures.at, cursor, heights[1], is_wide=is_wide),
         Text(),
         _failures(figures, cursor, heights[2], is_wide=is_wide),
         foot,
@@ -214,16 +225,19 @@ def _worker_rows(figures: Figures) -> list[_WorkerRow]:
     return rows
 
 
-def _workers(rows: Sequence[_WorkerRow], now: float, room: int, *, is_wide: bool) -> Table:
+def _workers(rows: Sequence[_WorkerRow], now: float, cursor: Cursor | None, room: int, *, is_wide: bool) -> Table:
     table = _table()
     headings = [("worker, child", "l"), ("runs", "l"), ("for", "r")]
     if is_wide:
         headings = [("worker, child", "l"), ("memory", "r"), ("runs", "l"), ("id", "l"), ("queue", "l")]
         headings += [("attempt", "r"), ("for", "r")]
     _cells(table, headings, "runs")
-    shown = rows[:room] if len(rows) <= room else rows[: max(0, room - 1)]
-    for row in shown:
-        table.add_row(*_worker_cells(row, now, is_wide=is_wide))
+    ids = [row.id for row in rows]
+    chosen = ids.index(cursor.key) if cursor and cursor.kind == "run" and cursor.key in ids else None
+    shown = _window(chosen, len(rows), room if len(rows) <= room else max(0, room - 1))
+    for number in shown:
+        style = _CHOSEN if number == chosen else ""
+        table.add_row(*_worker_cells(rows[number], now, is_wide=is_wide), style=style)
     if len(shown) < len(rows) and room:
         table.add_row(Text(f"  {len(rows) - len(shown)} more", "dim"))
     return table
@@ -240,6 +254,7 @@ def _worker_cells(row: _WorkerRow, now: float, *, is_wide: bool) -> list[Text]:
     runs = Text(in_line(row.task), "dim" if row.since is None else "green")
     since = Text("" if row.since is None else length(now - row.since))
     if not is_wide:
+        runs.append(f"  {in_line(row.id)}" if row.id else "", "dim")  # behind, where it is cut if there is no room
         return [pid, runs, since]
     memory = Text(f"{row.rss / _MEBIBYTE:.0f} MiB" if row.rss else "")
     attempt = Text(str(row.attempt) if row.attempt else "")
