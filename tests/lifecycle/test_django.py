@@ -34,7 +34,12 @@ TASKS = {
         "BACKEND": "leveret.contrib.django.backend.LeveretBackend",
         "QUEUES": ["default", "mail"],
         "OPTIONS": {"MAX_ATTEMPTS": 2},
-    }
+    },
+    "now": {
+        "BACKEND": "leveret.contrib.django.backend.LeveretBackend",
+        "QUEUES": ["default", "bulk"],
+        "OPTIONS": {"ENQUEUE_ON_COMMIT": False, "TIMEOUT": 0.5},
+    },
 }
 """
 TASKS = """
@@ -85,6 +90,29 @@ if django.VERSION >= (6, 0):
     @task
     def unserializable():
         return object()
+
+    @task(backend="now")
+    async def wait_for_ever():
+        import asyncio
+        await asyncio.Event().wait()
+
+    @task(backend="now")
+    def leave(how):
+        raise {"exit": SystemExit, "interrupt": KeyboardInterrupt}[how]
+
+    @task(backend="now")
+    async def leave_loop():
+        raise SystemExit(3)
+"""
+#: Added to the tasks: the worker tells what it told of the end of each run.
+ENDS = """
+from django.dispatch import receiver
+from django.tasks.signals import task_finished
+
+@receiver(task_finished)
+def note(task_result, **kwargs):
+    with open("ends", "a") as file:
+        file.write(f"{task_result.id} {task_result.status}\\n")
 """
 #: What each program of a test begins with; it prints what it has found as JSON.
 PROGRAM = """
@@ -157,6 +185,31 @@ except ZeroDivisionError:
 print(json.dumps([*states, known(enqueue_on_commit(tasks.plain))]))
 """)
     assert found == [None, "refused at once", "queued", None, "queued"]
+
+
+def test_no_connection_is_opened_to_find_that_there_is_no_transaction(
+    project: Callable[[str], Any], tmp_path: Path
+) -> None:
+    program = """
+from django.db import connection
+states = []
+def store():
+    states.append(app.wait(enqueue_on_commit(tasks.plain).status()).state)
+store()
+states.append(connection.connection is None)
+if connection.settings_dict["NAME"]:
+    connection.ensure_connection()
+    store()
+    transaction.set_autocommit(False)
+    try:
+        store()
+    except transaction.TransactionManagementError:
+        states.append("refused")
+print(json.dumps(states))
+"""
+    assert project(program) == ["queued", True, "queued", "refused"]
+    (tmp_path / "settings.py").write_text(SETTINGS + "DATABASES = {}")
+    assert project(program) == ["queued", True]
 
 
 def test_manage_py_hands_its_options_on(project: Callable[[str], Any], tmp_path: Path) -> None:
@@ -251,3 +304,68 @@ print(json.dumps([before, result.status, result.enqueued_at is not None, refused
     [_priority(one) for one in (-100, -1, 0, 1, 100)]]))
 """)
     assert found == [["READY", None], "READY", True, [True] * 4, True, [0, 3, None, 5, 9]]
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="django.tasks came with Django 6")
+def test_a_task_of_django_is_known_as_its_enqueue_has_told_it(project: Callable[[str], Any]) -> None:
+    found = project("""
+from django.tasks.exceptions import TaskResultDoesNotExist
+kept = []
+try:
+    with transaction.atomic():
+        now, later = tasks.add.using(backend="now").enqueue(1, b=[2]), tasks.add.enqueue(1)
+        kept.append(now == tasks.add.using(backend="now").get_result(now.id))
+        1 / 0
+except ZeroDivisionError:
+    pass
+now.refresh()
+try:
+    later.refresh()
+except TaskResultDoesNotExist:
+    kept.append("rolled back")
+with transaction.atomic():
+    later = tasks.add.enqueue(1)
+    own = []
+    transaction.on_commit(lambda: own.append(tasks.add.enqueue(1)))  # as Django's guide says
+kept.append(own[0] == tasks.add.get_result(own[0].id))
+print(json.dumps([*kept, now.enqueued_at is not None, later == tasks.add.get_result(later.id)]))
+""")
+    assert found == [True, "rolled back", True, True, True]
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="django.tasks came with Django 6")
+def test_priorities_timeouts_and_ends_of_tasks_of_django(project: Callable[[str], Any], tmp_path: Path) -> None:
+    (tmp_path / "shop" / "tasks.py").write_text(TASKS + ENDS)
+    project("""
+ids = {str(rank): tasks.add.using(priority=rank).enqueue(rank).id for rank in (0, -100, 50, -1, 100, 1)}
+ids["wait"] = tasks.wait_for_ever.enqueue().id
+ids["exit"], ids["interrupt"] = [tasks.leave.enqueue(how).id for how in ("exit", "interrupt")]
+ids["loop"] = tasks.leave_loop.enqueue().id
+ids["bulk"] = tasks.add.using(backend="now", queue_name="bulk").enqueue(1).id  # add's own backend has no such queue
+open("ids", "w").write(json.dumps(ids))
+print(1)
+""")
+    worker = ("manage.py", "leveret", "worker", "--concurrency", "1")
+    with running(*worker, folder=tmp_path, url=f"sqlite:///{tmp_path / 'leveret.db'}"):
+        results = project("""
+import time
+from django.tasks import task_backends
+results = {}
+for name, id_ in json.load(open("ids")).items():
+    until = time.monotonic() + 60
+    while not (result := task_backends["now"].get_result(id_)).is_finished:
+        assert time.monotonic() < until, result
+        time.sleep(0.02)
+    error = result.errors[0].exception_class_path if result.errors else None
+    results[name] = [id_, result.started_at.timestamp(), result.status, error]
+print(json.dumps(results))
+""")
+    ranks = ["100", "50", "1", "0", "-1", "-100"]
+    assert sorted(ranks, key=lambda rank: results[rank][1]) == ranks
+    assert results["wait"][2:] == ["FAILED", "leveret.errors.TimedOut"]
+    assert results["exit"][2:] == results["loop"][2:] == ["FAILED", "builtins.SystemExit"]
+    assert results["interrupt"][2] == "FAILED"
+    assert results["bulk"][2:] == ["SUCCESSFUL", None]
+    told = dict(line.split() for line in (tmp_path / "ends").read_text().splitlines())
+    # An attempt that is cut off tells nothing.
+    assert told == {results[name][0]: results[name][2] for name in results if name != "wait"}

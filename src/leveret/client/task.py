@@ -637,8 +637,8 @@ class Task(Generic[P, R]):
         conflicts = self._conflicts()
         return StoredTask(envelope, "raise" if conflicts is None else conflicts.policy, self.store_result)
 
-    def prepared(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, Callable[[], None]]:
-        """The id of a task, and what stores it as ``enqueue_sync`` does, to be called later. For Leveret itself.
+    def prepared(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Envelope, Callable[[], None]]:
+        """The message of a task, and what stores it as ``enqueue_sync`` does, to be called later. For Leveret itself.
 
         Raises InvalidArguments, NotSerializable, TaskTooLarge or ConfigurationError.
         """
@@ -647,7 +647,7 @@ class Task(Generic[P, R]):
         def store() -> None:
             self._producer.publish_sync(envelopes, notify=self.store_result, conflicts=self._conflicts())
 
-        return envelopes[0].id, store
+        return envelopes[0], store
 
     def handle(self, id_: str, /) -> Handle[R]:
         """The handle of a task of this kind that any program enqueued.

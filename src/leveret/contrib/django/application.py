@@ -74,6 +74,16 @@ def enqueue_on_commit(task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) ->
     Raises:
         LeveretError: As with ``enqueue_sync``, now or at the commit.
     """
-    id_, store = task.prepared(*args, **kwargs)
-    transaction.on_commit(store)
-    return task.handle(id_)
+    envelope, store = task.prepared(*args, **kwargs)
+    at_commit(store)
+    return task.handle(envelope.id)
+
+
+def at_commit(store: Callable[[], None]) -> None:
+    """Call it when the transaction of this thread is committed; at once if there is none."""
+    connection = transaction.get_connection()
+    if connection.connection is None and not connection.in_atomic_block and connection.settings_dict["AUTOCOMMIT"]:
+        # on_commit would open a connection to find that it has no transaction.
+        store()
+    else:
+        connection.on_commit(store)

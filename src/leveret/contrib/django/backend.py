@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import re
+from dataclasses import fields
 from functools import partial
 from math import ceil
 from traceback import format_exception
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from django.conf import settings
-from django.db import transaction
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import Task, TaskContext, TaskError, TaskResult, TaskResultStatus
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
@@ -21,7 +21,7 @@ from django.utils import timezone
 from django.utils.json import normalize_json
 from django.utils.module_loading import autodiscover_modules
 
-from leveret.contrib.django.application import app
+from leveret.contrib.django.application import app, at_commit
 from leveret.errors import ConfigurationError, TaskNotFound
 from leveret.model import MAX_PRIORITY, MIDDLE_PRIORITY, current_task
 
@@ -40,6 +40,8 @@ _STATES = {
 }
 #: The line of a traceback that names the exception.
 _RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
+#: What ends an attempt of itself: each of these fails a task. A cancelled run is not ended by its task.
+_ENDED = (Exception, SystemExit, KeyboardInterrupt)
 #: Django's task behind each of the application's that is one.
 _known: dict[str, Task] = {}
 
@@ -78,18 +80,18 @@ class LeveretBackend(BaseTaskBackend):
         result = partial(_result, task, args=list(args), kwargs=dict(kwargs), backend=self.alias)
         checked = result("")  # its arguments are plain JSON now
         try:
-            id_, store = self._chosen(task).prepared(*checked.args, **checked.kwargs)
+            envelope, store = self._chosen(task).prepared(*checked.args, **checked.kwargs)
         except ConfigurationError as error:
             raise InvalidTask(str(error)) from error
-        enqueued = result(id_)
+        enqueued = result(envelope.id)
 
         def store_and_tell() -> None:
             store()
-            object.__setattr__(enqueued, "enqueued_at", timezone.now())
+            object.__setattr__(enqueued, "enqueued_at", _moment(envelope.enqueued_at or 0.0))
             task_enqueued.send(type(self), task_result=enqueued)
 
         if self.options.get("ENQUEUE_ON_COMMIT", True):
-            transaction.on_commit(store_and_tell)
+            at_commit(store_and_tell)
         else:
             store_and_tell()
         return enqueued
@@ -130,7 +132,7 @@ class LeveretBackend(BaseTaskBackend):
         attempts = status.attempt - (started is None or status.state == "retrying")
         state = _STATES.get(status.state, TaskResultStatus.READY)
         result = _result(
-            task.using(queue_name=status.queue),
+            _as_enqueued(task, status.queue, self.alias),
             status.id,
             args=arguments.get("args", []),
             kwargs=arguments.get("kwargs", {}),
@@ -151,6 +153,15 @@ def _result(task: Task, id_: str, **values: Any) -> TaskResult:
     empty: dict[str, Any] = {"status": TaskResultStatus.READY, "errors": [], "worker_ids": []}
     times = dict.fromkeys(("enqueued_at", "started_at", "finished_at", "last_attempted_at"))
     return TaskResult(task=task, id=id_, **{**empty, **times, **values})
+
+
+def _as_enqueued(task: Task, queue: str, backend: str) -> Task:
+    """The declared task with these two, which ``using`` would hold against the settings of the declared backend."""
+    given = {"queue_name": queue, "backend": backend}
+    made: Task = object.__new__(type(task))
+    for one in fields(task):
+        object.__setattr__(made, one.name, given.get(one.name, getattr(task, one.name)))
+    return made
 
 
 def _priority(priority: int) -> int | None:
@@ -210,7 +221,7 @@ def _run(task: Task, args: Any, kwargs: Any) -> Any:
     task_started.send(LeveretBackend, task_result=running)
     try:
         value = normalize_json(task.func(*_with_context(running), *args, **kwargs))
-    except Exception as error:
+    except _ENDED as error:
         task_finished.send(LeveretBackend, task_result=_finished(running, error))
         raise
     task_finished.send(LeveretBackend, task_result=_finished(running, value=value))
@@ -222,7 +233,7 @@ async def _run_async(task: Task, args: Any, kwargs: Any) -> Any:
     await task_started.asend(LeveretBackend, task_result=running)
     try:
         value = normalize_json(await task.func(*_with_context(running), *args, **kwargs))
-    except Exception as error:
+    except _ENDED as error:
         await task_finished.asend(LeveretBackend, task_result=_finished(running, error))
         raise
     await task_finished.asend(LeveretBackend, task_result=_finished(running, value=value))
@@ -236,7 +247,7 @@ def _with_context(running: TaskResult) -> tuple[TaskContext, ...]:
 def _started(task: Task, args: Any, kwargs: Any) -> TaskResult:
     current, now = current_task(), timezone.now()
     return _result(
-        task.using(queue_name=current.queue),
+        _as_enqueued(task, current.queue, task.backend),
         current.id,
         args=list(args),
         kwargs=kwargs,
@@ -249,7 +260,7 @@ def _started(task: Task, args: Any, kwargs: Any) -> TaskResult:
     )
 
 
-def _finished(running: TaskResult, error: Exception | None = None, value: Any = None) -> TaskResult:
+def _finished(running: TaskResult, error: BaseException | None = None, value: Any = None) -> TaskResult:
     state = TaskResultStatus.SUCCESSFUL if error is None else TaskResultStatus.FAILED
     object.__setattr__(running, "status", state)
     object.__setattr__(running, "finished_at", timezone.now())
