@@ -117,16 +117,20 @@ class RabbitMQQueues:
             raise QueueNotFound(f"queue {queue!r} does not exist")
         consumers = count[1]
         if consumers and not force:
-            raise in_use(queue, consumers=consumers, running=(await self._stats([queue]))[0].running)
+            raise in_use(queue, consumers=consumers, running=await self._taken(queue))
         cleared = await self._limits.clear(queue)
         removed = await (delete_queue if whole else purge_queue)(connection, queue)
         cleared += await self._limits.clear(queue)  # what was on the way to whoever admits tasks
         running = await self._running(connection) if consumers else ()
-        taken = (await self._stats([queue]))[0].running if consumers else 0
+        taken = await self._taken(queue) if consumers else 0
         await self._limits.emptied(queue, taken, running)
         if await self._claims.exists():
             await self._claims.emptied(queue, running, with_dead=whole)
         return msgspec.structs.replace(removed, ready=removed.ready + cleared, kept=whole and bool(consumers))
+
+    async def _taken(self, queue: str) -> int:
+        """How many of its tasks workers have; the queue may be gone, and they with it."""
+        return sum(found.running for found in await self._stats([queue]) if found.name == queue)
 
     async def look_into(self, queue: str) -> Emptied | None:
         """What workers have of an empty queue; None: it is not empty, or there are consumers that do not tell."""
