@@ -187,10 +187,9 @@ def delete_queues(node: Node) -> None:
         async with connection:
             channel = await connection.channel()
             for name in ("work", "other", "raw", "default", "task_queue", "thumbnails", "leveret-demo", *OTHERS):
-                for one in (name, dead_queue(name), gate_queue(name)):
+                for one in (name, dead_queue(name), gate_queue(name), pause_marker(name).name):
                     await channel.queue_delete(one)
-            await channel.queue_delete(pause_marker("work").name)
-            await channel.exchange_delete(pause_marker("work").name)
+                await channel.exchange_delete(pause_marker(name).name)
             for table in ("schedules", "limits"):
                 await channel.queue_delete(table_queue(table))
                 await channel.queue_delete(requests_queue(table))
