@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 import asyncpg
+import msgspec
 import psycopg
 import pymysql
 import pytest
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from leveret import App, Queue
 from leveret.errors import StoreError
+from leveret.model.current import CurrentTask, running
 from leveret.outbox import Relay, create_inbox, create_outbox, open_database
 from tests.support.waiting import until, wait_until
 from tests.support.workers import Ledger, Program, Worker, leveret
@@ -279,8 +281,60 @@ async def test_a_second_delivery_finds_the_mark(kind: str, tmp_path: Path, datab
     environment = {"SHOP": url, "LEDGER": str(tmp_path / "ledger")}
     with Program(["-c", script], tmp_path / "out", environment) as program:
         assert program.exit_code() == 0, program.output
-    assert program.output.split() == ["returned", "7", "returned", "None"]
+    assert program.output.split() == ["returned", "7", "returned", "7"]
     assert numbers(url, "effect") == [7]
+
+
+class Charged(msgspec.Struct):
+    number: int
+
+
+@pytest.mark.parametrize("way", ["asyncpg", "aiosqlite", "sqlalchemy"])
+async def test_a_second_delivery_gives_the_first_ones_result(way: str, tmp_path: Path, databases: Databases) -> None:
+    """Of its type; and where the first one cannot be kept, none."""
+    kind = "postgresql" if way == "asyncpg" else "sqlite"
+    url = databases.new(kind, tmp_path)
+    make_shop(url)
+    runs: list[int] = []
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[Any]:
+        if way == "asyncpg":
+            connection = await asyncpg.connect(url)
+            async with connection.transaction():
+                yield connection
+            await connection.close()
+        elif way == "aiosqlite":
+            async with aiosqlite.connect(make_url(url).database or "") as lite:
+                yield lite
+                await lite.commit()
+        else:
+            engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
+            async with AsyncSession(engine) as session, session.begin():
+                yield session
+            await engine.dispose()
+
+    app = App("memory://")
+
+    @app.task(inbox=begin)
+    async def charge(number: int) -> Charged:
+        runs.append(number)
+        return Charged(number)
+
+    @app.task(inbox=begin)
+    async def strange(number: int) -> object:
+        runs.append(number)
+        return object()
+
+    async def twice(id_: str, task: Any) -> Any:
+        token = running.set(CurrentTask(id_, task.name, "work", 1, None, None, None, {}))
+        await task(7)
+        again = await task(7)
+        running.reset(token)
+        return again
+
+    assert [await twice("a", charge), await twice("b", strange)] == [Charged(7), None]
+    assert runs == [7, 7]
 
 
 async def test_what_cannot_be_published_is_kept_with_its_reason(tmp_path: Path, databases: Databases) -> None:

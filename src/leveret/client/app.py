@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
+import msgspec
+
 from leveret.brokers import DEFAULT_TIMEOUT, absolute
 from leveret.client.client import Client, ClientSettings
 from leveret.client.handle import Handle
 from leveret.client.limits import limit_of, limits_of, module_name
 from leveret.client.middleware import functions, storing_within, thread_functions
-from leveret.client.payload import makes_coroutines
+from leveret.client.payload import Returns, makes_coroutines
 from leveret.client.registration import Registry, TaskFunction, module_run, task_function
 from leveret.client.schedules import Schedules
 from leveret.client.settings import number
@@ -25,7 +27,7 @@ from leveret.model import DEFAULT_QUEUE, KEEP, Queue, TaskOptions
 from leveret.model.arguments import count, exceptions, seconds, seconds_or_none
 from leveret.model.durations import show
 from leveret.observe import attempting_within, sending_within
-from leveret.outbox import within_inbox
+from leveret.outbox import Results, within_inbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
@@ -367,8 +369,13 @@ class App:
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             found = task_function(function, name)
             if inbox is not None:
-                within = within_inbox(found.function, inbox, is_async=makes_coroutines(found.function))
-                found = TaskFunction(within, found.name)
+                returns = Returns(found.function, found.name)
+                results = Results(
+                    lambda value: returns.encode(value, self.max_result_size),
+                    lambda kept: returns.decode(msgspec.Raw(kept)),
+                )
+                is_async = makes_coroutines(found.function)
+                found = TaskFunction(within_inbox(found.function, inbox, results, is_async=is_async), found.name)
             return self.registry.register(
                 found, options, run, self.client, default=default, schedule=schedule, unique=key, limits=waits_for
             )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from leveret.outbox.connections import SameFile, insert, insert_sync
-from leveret.outbox.inbox import current_transaction, within_inbox
+from leveret.outbox.inbox import Results, current_transaction, within_inbox
 from leveret.outbox.message import StoredTask
 from leveret.outbox.relay import BATCH, Publisher, Relay, open_database
 from leveret.outbox.statements import DIALECTS, MOST_TRIES, create_inbox, create_outbox
@@ -17,6 +17,7 @@ __all__ = [
     "MOST_TRIES",
     "Publisher",
     "Relay",
+    "Results",
     "SameFile",
     "StoredTask",
     "create_inbox",

@@ -72,7 +72,7 @@ class Given(msgspec.Struct, frozen=True):
     dialect: str
     #: Runs a statement with such placeholders; where ``is_async``, it gives what is to be awaited.
     run: Callable[[str, Sequence[Any]], Any]
-    placeholders: Callable[[int], str]
+    places: Callable[[int], Sequence[str]]
     is_async: bool = False
     #: Calls a function with the sqlite3.Connection below it, in the thread that may use it; None: there is none.
     raw: Callable[[Callable[[Any], Any]], Any] | None = None
@@ -144,20 +144,20 @@ def _leads_to(files: Sequence[Sequence[Any]], path: Path) -> bool:
 
 
 def _inserts(found: Given, tasks: Sequence[StoredTask]) -> list[tuple[str, Sequence[Any]]]:
-    sql = f"{INSERT} ({found.placeholders(5)})"
+    sql = f"{INSERT} ({', '.join(found.places(5))})"
     return [(sql, one.row()) for one in tasks]
 
 
-def _marks(placeholder: str) -> Callable[[int], str]:
-    return lambda count: ", ".join([placeholder] * count)
+def _marks(placeholder: str) -> Callable[[int], Sequence[str]]:
+    return lambda count: [placeholder] * count
 
 
-def _numbered(count: int) -> str:
-    return ", ".join(f"${number}" for number in range(1, count + 1))
+def _numbered(count: int) -> Sequence[str]:
+    return [f"${number}" for number in range(1, count + 1)]
 
 
-def _named(count: int) -> str:
-    return ", ".join(f":p{number}" for number in range(count))
+def _named(count: int) -> Sequence[str]:
+    return [f":p{number}" for number in range(count)]
 
 
 def _sqlalchemy(connection: Any) -> Given:
@@ -235,7 +235,9 @@ def _with_cursor(connection: Any, sql: str, values: Sequence[Any]) -> Answer:
 
 
 async def _asyncpg(connection: Any, sql: str, values: Sequence[Any]) -> Answer:
-    """asyncpg tells the rows in a text: ``INSERT 0 1``."""
+    """asyncpg tells how many rows a statement changed in a text: ``INSERT 0 1``."""
+    if sql.startswith("SELECT"):
+        return 0, await connection.fetch(sql, *values)
     told: str = await connection.execute(sql, *values)
     return int(told.rpartition(" ")[2]), ()
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from leveret.errors import ConfigurationError
 from leveret.model.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TABLE = "leveret_outbox"
 #: Where PostgreSQL tells relays that there are new rows.
@@ -64,21 +69,24 @@ CREATE TRIGGER leveret_outbox_notify AFTER INSERT ON leveret_outbox
 _INBOX = {
     "postgresql": """\
 CREATE TABLE leveret_inbox (
-    id   VARCHAR(255) NOT NULL PRIMARY KEY,
-    task TEXT NOT NULL,
-    done DOUBLE PRECISION NOT NULL
+    id     VARCHAR(255) NOT NULL PRIMARY KEY,
+    task   TEXT NOT NULL,
+    done   DOUBLE PRECISION NOT NULL,
+    result TEXT
 )""",
     "mysql": """\
 CREATE TABLE leveret_inbox (
-    id   VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL PRIMARY KEY,
-    task TEXT NOT NULL,
-    done DOUBLE NOT NULL
-) ENGINE = InnoDB""",
+    id     VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL PRIMARY KEY,
+    task   TEXT NOT NULL,
+    done   DOUBLE NOT NULL,
+    result LONGTEXT
+) ENGINE = InnoDB CHARACTER SET utf8mb4""",
     "sqlite": """\
 CREATE TABLE leveret_inbox (
-    id   TEXT NOT NULL PRIMARY KEY,
-    task TEXT NOT NULL,
-    done REAL NOT NULL
+    id     TEXT NOT NULL PRIMARY KEY,
+    task   TEXT NOT NULL,
+    done   REAL NOT NULL,
+    result TEXT
 )""",
 }
 #: Old marks are deleted by their time.
@@ -129,6 +137,16 @@ def mark(dialect: str) -> tuple[str, str]:
     """What stands before and after the values of a mark in the inbox."""
     verb, ending = _MARKS[known_dialect(dialect)]
     return f"{verb} {_MARK}", ending
+
+
+def keep_result(places: Sequence[str]) -> str:
+    """Sets a mark's result. ``places``: the placeholders of the result and of the id."""
+    return "UPDATE leveret_inbox SET result = {} WHERE id = {}".format(*places)  # noqa: S608 - placeholders
+
+
+def kept_result(place: str) -> str:
+    """A mark's result. ``place``: the placeholder of the id."""
+    return f"SELECT result FROM leveret_inbox WHERE id = {place}"  # noqa: S608 - a placeholder
 
 
 def known_dialect(name: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leveret.brokers.rabbitmq.amqp import connections as amqp
 from leveret.brokers.rabbitmq.queues import (
@@ -23,7 +23,7 @@ from leveret.errors import EnqueueError, LeveretError
 from leveret.model import freed_key, id_token, revived, revived_again, still
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from leveret.brokers.base import Select
     from leveret.brokers.rabbitmq.amqp import Hosts, Incoming, Message
@@ -81,35 +81,25 @@ class RabbitMQDeadLetters:
     async def retry(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
         # A timeout for each batch: thousands may take long, and those that are put back stay so.
         limit = max(_LOOKING, self._requester.timeout * (1 + len(ids) / _BATCH))
-        decided = _Decided()
-        await self._decide(
-            ids,
-            decided,
-            lambda some: self._requester.ask(
-                "reviving dead letters", lambda: self._retry(queue, some, decided), limit=limit
-            ),
-        )
-        return decided.done
+        return await self._decide("reviving dead letters", partial(self._retry, queue), ids, limit)
 
     async def drop(self, queue: str, ids: Sequence[str]) -> Sequence[str]:
-        decided = _Decided()
-        await self._decide(
-            ids,
-            decided,
-            lambda some: self._requester.ask(
-                "discarding dead letters", lambda: self._drop(queue, some, decided), limit=_LOOKING
-            ),
-        )
-        return decided.done
+        return await self._decide("discarding dead letters", partial(self._drop, queue), ids, _LOOKING)
 
     async def _decide(
-        self, ids: Sequence[str], decided: _Decided, decide: Callable[[Sequence[str]], Awaitable[None]]
-    ) -> None:
-        """Decide about dead letters, and later about those that are on their way to the queue."""
-        await decide(ids)
+        self,
+        doing: str,
+        decide: Callable[[Sequence[str], _Decided], Coroutine[Any, Any, None]],
+        ids: Sequence[str],
+        limit: float,
+    ) -> Sequence[str]:
+        """Decide about dead letters, and later about those that are on their way to the queue. See `Requester.ask`."""
+        decided = _Decided()
+        await self._requester.ask(doing, partial(decide, ids, decided), limit=limit)
         while missing := await self._just_died([id_ for id_ in ids if id_ not in decided.seen]):
             await asyncio.sleep(_AGAIN)
-            await decide(missing)
+            await self._requester.ask(doing, partial(decide, missing, decided), limit=limit)
+        return decided.done
 
     async def _just_died(self, ids: Sequence[str]) -> list[str]:
         if not ids:
